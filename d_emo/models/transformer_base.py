@@ -1,0 +1,183 @@
+"""The frame that D-EMOv2 and the DiT baseline share: everything around the blocks.
+
+Source: "Scalable Diffusion Models with Transformers" (DiT), arXiv 2212.09748, section 3.2.
+
+Shapes: B batch, C latent or image channels, H x W input in pixels (of the image or of the latent), p patch side,
+        h x w = H/p x W/p token grid, D hidden size, O output channels (2C with learned variance, otherwise C).
+"""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import CacheMixin, ConfigMixin, ModelMixin
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import nn
+
+from .checkpointing import checkpoint_block
+from .layers import AdaLayerNormOut, sincos_positions
+
+# Channels of the sinusoidal timestep encoding, as in DiT.
+TIMESTEP_CHANNELS = 256
+
+PREDICTION_TYPES = ("epsilon", "flow_prediction")
+
+
+class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
+    """Patch embedding, positions, timestep and label conditioning, blocks, modulated output.
+
+    A subclass registers its configuration in its own `__init__`, then calls `build` with a function that makes one
+    block. Blocks map (B, h, w, D) tokens and (B, D) conditioning to (B, h, w, D) tokens.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ["pos_embed", "norm", "label_embed"]
+    _keep_in_fp32_modules = ["pos_embed", "conv_norm"]
+
+    def build(self, make_block: Callable[[], nn.Module], output_norm_affine: bool) -> None:
+        """Create every submodule from `self.config` and initialise it as DiT does.
+
+        Raises:
+            ValueError: a configuration value is out of range; the message states the rule.
+        """
+        config = self.config
+        height, width = self.sample_shape
+        if height % config.patch_size or width % config.patch_size:
+            raise ValueError(
+                f"sample_size={config.sample_size} is not a multiple of patch_size={config.patch_size}; "
+                f"use {height - height % config.patch_size} x {width - width % config.patch_size}, or another patch."
+            )
+        if config.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"prediction_type={config.prediction_type!r} is unknown; use one of {', '.join(PREDICTION_TYPES)}."
+            )
+        if config.learn_sigma and config.prediction_type == "flow_prediction":
+            raise ValueError("learn_sigma=True belongs to prediction_type='epsilon'; set learn_sigma=False for flows.")
+        if config.num_classes < 0:
+            raise ValueError(f"num_classes={config.num_classes} is negative; use 0 for an unconditional model.")
+
+        dim, patch = config.hidden_size, config.patch_size
+        self.patch_embed = nn.Conv2d(config.in_channels, dim, kernel_size=patch, stride=patch)
+        # Not trained, yet a parameter: the published counts include it, and it travels with the weights.
+        self.pos_embed = nn.Parameter(sincos_positions(height // patch, width // patch, dim), requires_grad=False)
+        self.time_proj = Timesteps(TIMESTEP_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embed = TimestepEmbedding(TIMESTEP_CHANNELS, dim)
+        self.label_embed = nn.Embedding(config.num_classes + 1, dim)
+        self.blocks = nn.ModuleList(make_block() for _ in range(config.num_layers))
+        self.norm_out = AdaLayerNormOut(dim, eps=config.norm_eps, elementwise_affine=output_norm_affine)
+        self.proj_out = nn.Linear(dim, patch * patch * self.out_channels)
+        self.gradient_checkpointing = False
+        self.initialize_weights()
+
+    @property
+    def sample_shape(self) -> tuple[int, int]:
+        """Height and width that the model was configured for; `forward` takes any other that the patch divides."""
+        size = self.config.sample_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def out_channels(self) -> int:
+        """Output channels: twice the input's with learned variance (prediction first, then variance)."""
+        return self.config.in_channels * (2 if self.config.learn_sigma else 1)
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no class": what label dropout and guidance use."""
+        return self.config.num_classes
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """DiT's initialisation: Xavier for products, 0.02 for embeddings, zeros for modulation and output."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embed.weight.flatten(1))
+        nn.init.zeros_(self.patch_embed.bias)
+        for weight in (self.label_embed.weight, self.time_embed.linear_1.weight, self.time_embed.linear_2.weight):
+            nn.init.normal_(weight, std=0.02)
+        for layer in (*(block.modulation for block in self.blocks), self.norm_out.modulation, self.proj_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
+        """Trade compute for memory: blocks recompute their activations in the backward pass.
+
+        The default function keeps BatchNorm statistics exact; `torch.utils.checkpoint` alone updates them twice.
+        """
+        super().enable_gradient_checkpointing(gradient_checkpointing_func or checkpoint_block)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """Predict noise (and variance) or velocity.
+
+        Args:
+            hidden_states: (B, C, H, W) noisy images or latents; the patch divides H and W, which need not be equal.
+            timestep: (B,) or one value for all, in [0, 1000): 0 is clean data, the end is pure noise.
+            class_labels: (B,) integers in [0, num_classes]; num_classes itself is "no class". May be left out by
+                unconditional models only. Nothing is dropped at random here, in training mode either: the trainer
+                replaces labels, once per sample.
+            return_dict: return a `Transformer2DModelOutput` instead of a tuple.
+
+        Returns:
+            `sample`: (B, O, H, W).
+
+        Raises:
+            ValueError: wrong number of channels, a size that the patch does not divide, or missing labels.
+        """
+        batch, channels, height, width = hidden_states.shape
+        patch = self.config.patch_size
+        self._check_input(channels, height, width, class_labels)
+        if class_labels is None:
+            class_labels = torch.full((batch,), self.null_label, device=hidden_states.device)
+        timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch)
+
+        tokens = self.patch_embed(hidden_states).permute(0, 2, 3, 1)         # (B, C, H, W) -> (B, h, w, D)
+        tokens = tokens + self._positions(height // patch, width // patch).to(tokens.dtype)
+        time = self.time_proj(timestep).to(self.label_embed.weight.dtype)    # (B, 256), computed in float32
+        conditioning = self.time_embed(time) + self.label_embed(class_labels)  # (B, D)
+
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, conditioning)
+            else:
+                tokens = block(tokens, conditioning)                         # (B, h, w, D)
+
+        tokens = self.proj_out(self.norm_out(tokens, conditioning))          # (B, h, w, p * p * O)
+        sample = self._unpatchify(tokens)                                    # (B, O, H, W)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _check_input(self, channels: int, height: int, width: int, class_labels: torch.Tensor | None) -> None:
+        patch = self.config.patch_size
+        if channels != self.config.in_channels:
+            raise ValueError(f"the input has {channels} channels, the model takes in_channels={self.config.in_channels}.")
+        for name, size in (("height", height), ("width", width)):
+            if size % patch or size < patch:
+                raise ValueError(
+                    f"{name}={size} is not a positive multiple of patch_size={patch}; "
+                    f"use {max(patch, size - size % patch)}."
+                )
+        if class_labels is None and self.config.num_classes:
+            raise ValueError(
+                f"class_labels is missing and the model has {self.config.num_classes} classes; "
+                f"pass ids, or {self.null_label} for every sample without a class."
+            )
+
+    def _positions(self, rows: int, columns: int) -> torch.Tensor:
+        if self.pos_embed.shape[:2] == (rows, columns):
+            return self.pos_embed
+        return sincos_positions(rows, columns, self.config.hidden_size, self.pos_embed.device)
+
+    def _unpatchify(self, tokens: torch.Tensor) -> torch.Tensor:
+        batch, rows, columns, _ = tokens.shape
+        patch = self.config.patch_size
+        tokens = tokens.view(batch, rows, columns, patch, patch, self.out_channels)
+        tokens = tokens.permute(0, 5, 1, 3, 2, 4)                            # (B, O, h, p, w, p)
+        return tokens.reshape(batch, self.out_channels, rows * patch, columns * patch)

@@ -1,0 +1,84 @@
+"""The DiT network, the baseline of the same trainer (SiT is this network with the flow objective).
+
+Source: "Scalable Diffusion Models with Transformers", arXiv 2212.09748, and its definition of the adaLN-Zero block.
+Diffusers' own `DiTTransformer2DModel` differs: one label embedder a block, each dropping labels on its own.
+
+Shapes: B batch, h x w token grid, L = h w tokens, D hidden size, n heads, d = D / n.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from .transformer_base import ClassConditionalTransformer2DModel
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and MLP, each modulated and gated by the conditioning (adaLN-Zero)."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_eps: float):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_attention_heads={num_heads} does not divide hidden_size={dim}.")
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps, elementwise_affine=False)
+        self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.to_out = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, elementwise_affine=False)
+        self.mlp_in = nn.Linear(dim, int(dim * mlp_ratio))
+        self.mlp_out = nn.Linear(int(dim * mlp_ratio), dim)
+        self.modulation = nn.Linear(dim, 6 * dim)
+
+    def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
+        """(B, h, w, D) and (B, D) -> (B, h, w, D)."""
+        modulation = self.modulation(F.silu(conditioning))[:, None, None]    # (B, 1, 1, 6D)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=-1)
+        normed = self.norm1(hidden_states) * (1 + scale_attn) + shift_attn   # (B, h, w, D)
+        hidden_states = hidden_states + gate_attn * self._attend(normed)     # (B, h, w, D)
+        normed = self.norm2(hidden_states) * (1 + scale_mlp) + shift_mlp     # (B, h, w, D)
+        mlp = self.mlp_out(F.gelu(self.mlp_in(normed), approximate="tanh"))  # (B, h, w, D)
+        return hidden_states + gate_mlp * mlp                                # (B, h, w, D)
+
+    def _attend(self, tokens: torch.Tensor) -> torch.Tensor:
+        batch, rows, columns, dim = tokens.shape
+        qkv = self.to_qkv(tokens).view(batch, rows * columns, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)             # (B, n, L, d) each
+        attended = F.scaled_dot_product_attention(query, key, value)         # (B, n, L, d)
+        attended = attended.transpose(1, 2).reshape(batch, rows, columns, dim)
+        return self.to_out(attended)                                         # (B, h, w, D)
+
+
+class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
+    """DiT, in the frame and with the interface of `DEMOTransformer2DModel`.
+
+    `d_emo.create_model("DiT-S-2")` builds the published sizes. Arguments not listed: see `DEMOTransformer2DModel`.
+
+    Args:
+        mlp_ratio: hidden channels of the MLP over D.
+    """
+
+    _no_split_modules = ["DiTBlock"]
+    _repeated_blocks = ["DiTBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 384,
+        num_layers: int = 12,
+        num_attention_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+        prediction_type: str = "epsilon",
+        norm_eps: float = 1e-6,
+    ):
+        super().__init__()
+
+        def make_block() -> DiTBlock:
+            return DiTBlock(hidden_size, num_attention_heads, mlp_ratio, norm_eps)
+
+        self.build(make_block, output_norm_affine=False)

@@ -1,0 +1,84 @@
+"""Names and sizes of the models, and the function that builds one by name."""
+
+import difflib
+import fnmatch
+from typing import Any, NamedTuple
+
+from .transformer_base import ClassConditionalTransformer2DModel
+from .transformer_demo import DEMOTransformer2DModel
+from .transformer_dit import DiTBaselineTransformer2DModel
+
+PATCH_SIZES = (2, 4, 8)
+
+
+class Size(NamedTuple):
+    """Blocks, channels and heads of a model; `published` is False for sizes that are not in the paper."""
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    published: bool = True
+
+
+SIZES: dict[str, Size] = {
+    "N": Size(6, 128, 2, published=False),  # nano, for a laptop: the README's digits
+    "Ti": Size(12, 192, 3, published=False),  # tiny, DeiT-Tiny's depth and width
+    "S": Size(12, 384, 6),
+    "B": Size(12, 768, 12),
+    "L": Size(24, 1024, 16),
+    "XL": Size(28, 1152, 16),
+}
+
+FAMILIES: dict[str, type[ClassConditionalTransformer2DModel]] = {
+    "D-EMOv2": DEMOTransformer2DModel,
+    "DiT": DiTBaselineTransformer2DModel,
+}
+
+MODELS: dict[str, tuple[type[ClassConditionalTransformer2DModel], Size, int]] = {
+    f"{family}-{name}-{patch}": (model_class, size, patch)
+    for family, model_class in FAMILIES.items()
+    for name, size in SIZES.items()
+    for patch in PATCH_SIZES
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create_model` takes, optionally those matching a shell pattern such as `"D-EMOv2-*-2"`."""
+    return fnmatch.filter(MODELS, pattern)
+
+
+def model_spec(name: str) -> tuple[type[ClassConditionalTransformer2DModel], Size, int]:
+    """Class, size and patch of a model name.
+
+    Raises:
+        ValueError: the name is unknown; the message offers the nearest names.
+    """
+    if name not in MODELS:
+        lower = {known.casefold(): known for known in MODELS}
+        folded = name.casefold().replace("/", "-")
+        close = [lower[match] for match in difflib.get_close_matches(folded, lower, n=4)]
+        hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(MODELS)}."
+        raise ValueError(f"model {name!r} is unknown; {hint} d_emo.list_models() shows all names.")
+    return MODELS[name]
+
+
+def create_model(name: str, **config_overrides: Any) -> ClassConditionalTransformer2DModel:
+    """Build a model with fresh weights.
+
+    Args:
+        name: one of `list_models()`, family-size-patch, such as "D-EMOv2-B-2" or "DiT-XL-4".
+        **config_overrides: constructor arguments of the model class, such as `num_classes=10`, `in_channels=3`,
+            `sample_size=64` or, for the flow objective, `learn_sigma=False, prediction_type="flow_prediction"`.
+
+    Raises:
+        ValueError: unknown name, or a configuration out of range.
+        TypeError: an override that the model class does not have.
+    """
+    model_class, size, patch = model_spec(name)
+    config = {
+        "patch_size": patch,
+        "num_layers": size.num_layers,
+        "hidden_size": size.hidden_size,
+        "num_attention_heads": size.num_attention_heads,
+    }
+    return model_class(**{**config, **config_overrides})

@@ -1,0 +1,1 @@
+"""Measuring. Installed as `d_emo.eval`."""

@@ -1,0 +1,1 @@
+"""Learning. Installed as `d_emo.train`."""

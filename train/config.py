@@ -1,0 +1,178 @@
+"""Every option of the trainer, once: the command line and the YAML file are derived from these dataclasses.
+
+A YAML file holds the same names (`learning_rate: 1e-4`); the command line overrides it.
+"""
+
+import difflib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def option(default: Any, help_text: str) -> Any:
+    """A dataclass field with its line in --help."""
+    return field(default=default, metadata={"help": help_text})
+
+
+def _require(condition: bool, name: str, value: Any, rule: str) -> None:
+    if not condition:
+        raise ValueError(f"--{name.replace('_', '-')} {value}: {rule}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What is trained, and on which space."""
+
+    model: str = option("D-EMOv2-S-2", "Model name, see d_emo.list_models().")
+    resolution: int | None = option(None, "Image side in pixels. Default: 16 for the digits, 32 to 256 for others.")
+    vae: str = option(
+        "auto",
+        "Folder or Hub id of an SD-type VAE, or 'none' to train on pixels. 'auto' is stabilityai/sd-vae-ft-ema at 128 "
+        "pixels and more, pixels below.",
+    )
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    compile: bool = option(False, "torch.compile the repeated block.")
+
+    def __post_init__(self):
+        _require(self.resolution is None or self.resolution > 0, "resolution", self.resolution, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What it is trained on; without a source, scikit-learn's handwritten digits."""
+
+    dataset: str | None = option(None, "Hub id of a dataset, a local dataset folder, or a .parquet file.")
+    dataset_config: str | None = option(None, "Configuration name of a Hub dataset.")
+    dataset_split: str = option("train", "Split of the dataset.")
+    image_column: str = option("image", "Column that holds the images.")
+    label_column: str = option("label", "Column that holds the classes.")
+    train_data_dir: str | None = option(None, "Folder with one sub-folder of images a class.")
+    unconditional: bool = option(False, "Ignore the labels and train a model without classes.")
+    random_flip: bool | None = option(None, "Mirror images at random (true/false). Default: true, but not for digits.")
+    on_bad_image: Literal["stop", "skip"] = option("stop", "An unreadable image stops the run, or is skipped aloud.")
+    num_workers: int | None = option(None, "Loader processes. Default: 0 for the digits, 4 for others.")
+
+    def __post_init__(self):
+        if self.dataset and self.train_data_dir:
+            raise ValueError("--dataset and --train-data-dir are both given; choose one source.")
+        _require(self.num_workers is None or self.num_workers >= 0, "num_workers", self.num_workers, "must not be < 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationOptions:
+    """Objective and optimizer. The defaults are the paper's, which are DiT's."""
+
+    objective: Literal["dit", "sit"] = option("dit", "dit: noise and learned variance. sit: flow matching.")
+    class_dropout_prob: float = option(0.1, "Share of samples that train without their label.")
+    learning_rate: float = option(1e-4, "AdamW's learning rate.")
+    weight_decay: float = option(0.0, "AdamW's decay.")
+    adam_beta1: float = option(0.9, "AdamW's first beta.")
+    adam_beta2: float = option(0.999, "AdamW's second beta.")
+    lr_scheduler: str = option("constant", "Name of a Diffusers schedule, such as constant_with_warmup or cosine.")
+    lr_warmup_steps: int = option(0, "Warm-up of that schedule in optimizer steps.")
+    max_grad_norm: float | None = option(None, "Clip the gradient's norm to this. Default: no clipping.")
+    ema_decay: float = option(0.9999, "Decay of the averaged weights and buffers, once an optimizer step.")
+    ema_warmup: bool = option(False, "Let the decay grow as (1 + n) / (10 + n) up to --ema-decay; for short runs.")
+    mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
+
+    def __post_init__(self):
+        _require(0 <= self.class_dropout_prob < 1, "class_dropout_prob", self.class_dropout_prob, "must be in [0, 1)")
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
+        _require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm,
+                 "must be positive; leave it out for no clipping")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Length, batch, output, and what happens on the way."""
+
+    output_dir: str | None = option(None, "Where everything is written. Default: runs/MODEL-DATA.")
+    max_train_steps: int = option(400_000, "Optimizer steps in all.")
+    global_batch_size: int = option(256, "Images an optimizer step, over all processes.")
+    micro_batch_size: int | None = option(
+        None,
+        "Images a process computes at once; gradients are accumulated over the rest of its share. Default: its whole "
+        "share on a GPU, at most 32 on a CPU. BatchNorm sees one micro batch at a time.",
+    )
+    seed: int = option(0, "Seed of weights, order, noise, times, flips and label dropout.")
+    log_every: int = option(100, "Steps between two log lines.")
+    checkpoint_every: int = option(10_000, "Steps between two checkpoints.")
+    sample_every: int = option(10_000, "Steps between two sample grids; 0 for none.")
+    sample_steps: int = option(50, "Sampler steps of a grid.")
+    sample_guidance_scale: float = option(1.5, "Guidance scale of a grid; 1.0 is off.")
+    samples_per_class: int = option(8, "Images a class in a grid, for at most ten classes.")
+    report_to: str = option("tensorboard", "Tracker: tensorboard, wandb, another that Accelerate knows, or none.")
+    resume_from: str | None = option(None, "A checkpoint folder, or 'latest': the newest whole one in the output folder.")
+    cpu_threads: int | None = option(None, "Threads a process on a CPU. Default: the cores shared by the processes.")
+    dry_run: bool = option(False, "Print what would run, and stop.")
+
+    def __post_init__(self):
+        positive = ("max_train_steps", "global_batch_size", "log_every", "checkpoint_every", "sample_steps",
+                    "samples_per_class")
+        for name in positive:
+            _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        _require(self.micro_batch_size is None or self.micro_batch_size > 0, "micro_batch_size", self.micro_batch_size,
+                 "must be positive")
+        _require(self.cpu_threads is None or self.cpu_threads > 0, "cpu_threads", self.cpu_threads, "must be positive")
+        _require(self.sample_every >= 0, "sample_every", self.sample_every, "must be 0 (no grids) or more")
+        _require(self.sample_guidance_scale >= 1, "sample_guidance_scale", self.sample_guidance_scale,
+                 "must be 1 (off) or more")
+        _require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
+
+
+OPTION_GROUPS = (ModelOptions, DataOptions, OptimizationOptions, RunOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All options of a run, by group."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def flat(self) -> dict[str, Any]:
+        """Every option by name, as a YAML file would hold them."""
+        return {name: value for group in asdict(self).values() for name, value in group.items()}
+
+
+def parse_config(arguments: list[str]) -> TrainConfig:
+    """Read the command line and, under it, the YAML file that --config names.
+
+    Raises:
+        ValueError: the file is missing or not a mapping, names an unknown option, or a value breaks its rule.
+        SystemExit: argparse's, for unknown flags, wrong types and --help.
+    """
+    parser = HfArgumentParser(OPTION_GROUPS, description="Train D-EMOv2, DiT or SiT on class-labelled images.",
+                              allow_abbrev=False)
+    parser.add_argument("--config", default=None, help="YAML file of the same options; the command line overrides it.")
+    path = parser.parse_known_args(arguments)[0].config
+    from_file = _yaml_arguments(Path(path)) if path else []
+    model, data, optimization, run, _ = parser.parse_args_into_dataclasses(
+        [*from_file, *arguments], look_for_args_file=False
+    )
+    return TrainConfig(model=model, data=data, optimization=optimization, run=run)
+
+
+def _yaml_arguments(path: Path) -> list[str]:
+    """Turn the file into arguments, so that both are checked and converted in one place."""
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file.")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: expected `option: value` lines.")
+    known = [f.name for group in OPTION_GROUPS for f in fields(group)]
+    arguments = []
+    for name, value in values.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else "see --help for the options."
+            raise ValueError(f"--config {path}: option {name!r} is unknown; {hint}")
+        if value is not None:
+            arguments += [f"--{name}", str(value)]
+    return arguments

@@ -1,0 +1,85 @@
+"""What a run shows: a grid of samples class by class, and the loss curve."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+import torch
+
+from d_emo.pipelines import DEMOPipeline
+
+MAX_CLASSES = 10
+# Images smaller than this are enlarged, by whole factors, so that a person sees them.
+MIN_SIDE = 48
+CAPTION_HEIGHT = 16
+
+
+def classes_to_show(num_classes: int) -> list[int]:
+    """At most ten classes, evenly spread over the ids."""
+    count = min(MAX_CLASSES, num_classes)
+    return [index * num_classes // count for index in range(count)]
+
+
+def draw_samples(
+    pipeline: DEMOPipeline, per_class: int, steps: int, guidance_scale: float, seed: int
+) -> tuple[list[list[PIL.Image.Image]], list[str]]:
+    """Sample rows of images, one row a class, and their captions. The same seed gives the same noise every time."""
+    classes = classes_to_show(pipeline.transformer.config.num_classes)
+    count = per_class * max(1, len(classes))
+    generators = [torch.Generator().manual_seed(seed + index) for index in range(count)]
+    images = pipeline(
+        classes or None,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        num_images_per_label=per_class,
+        generator=generators,
+    ).images
+    rows = [images[start : start + per_class] for start in range(0, count, per_class)]
+    return rows, [pipeline.id2label.get(label, str(label)) for label in classes] or ["unconditional"]
+
+
+def caption_grid(rows: Sequence[Sequence[PIL.Image.Image]], captions: Sequence[str]) -> PIL.Image.Image:
+    """Lay rows of equal images out as one picture, each row under its caption."""
+    width, height = rows[0][0].size
+    zoom = max(1, -(-MIN_SIDE // max(width, height)))
+    width, height, gap = width * zoom, height * zoom, 2
+    columns = max(len(row) for row in rows)
+    grid = PIL.Image.new("RGB", (columns * (width + gap), len(rows) * (height + CAPTION_HEIGHT + gap)), "white")
+    draw = PIL.ImageDraw.Draw(grid)
+    font = PIL.ImageFont.load_default(size=12)
+    for row_index, (row, caption) in enumerate(zip(rows, captions, strict=True)):
+        top = row_index * (height + CAPTION_HEIGHT + gap)
+        draw.text((2, top), caption, fill="black", font=font)
+        for column, image in enumerate(row):
+            enlarged = image.convert("RGB").resize((width, height), PIL.Image.Resampling.NEAREST)
+            grid.paste(enlarged, (column * (width + gap), top + CAPTION_HEIGHT))
+    return grid
+
+
+def save_image(image: PIL.Image.Image, path: Path) -> None:
+    """Write a PNG by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    image.save(partial, format="PNG")
+    partial.replace(path)
+
+
+def plot_loss(log: Path, path: Path, title: str) -> None:
+    """Draw the loss column of a training log against its step column."""
+    from matplotlib.figure import Figure
+
+    with log.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=1)
+    axes.set(xlabel="optimizer step", ylabel="training loss", title=title)
+    axes.grid(alpha=0.3)
+    partial = path.with_name(f".partial-{path.name}")
+    figure.savefig(partial, format="png", dpi=120)
+    partial.replace(path)

@@ -1,0 +1,171 @@
+"""The two training objectives, each with the Diffusers scheduler that samples its models.
+
+DiT: epsilon and learned range variance with the hybrid loss, from "Improved Denoising Diffusion Probabilistic Models"
+(arXiv 2102.09672, equations 14 to 16) as in DiT and ADM. SiT: flow matching on the linear path (arXiv 2401.08740).
+
+Shapes: B samples, C channels, H x W; losses are means over (C, H, W), one a sample.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+
+# model(noisy, timestep, labels) -> prediction
+Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+class Objective(Protocol):
+    """What the trainer needs of an objective."""
+
+    prediction_type: str
+    learn_sigma: bool
+
+    def losses(
+        self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Per-sample losses (B,); "loss" is the one to minimise.
+
+        Args:
+            network: the model.
+            data: (B, C, H, W) clean images or latents.
+            labels: (B,) class ids.
+            noise: (B, C, H, W) standard normal.
+            time: (B,) uniform in [0, 1).
+        """
+
+    def make_scheduler(self) -> SchedulerMixin:
+        """The scheduler to save with models of this objective."""
+
+
+class DiTObjective:
+    """1000 steps, linear betas, epsilon and learned range variance, hybrid loss."""
+
+    prediction_type = "epsilon"
+    learn_sigma = True
+
+    def __init__(self) -> None:
+        alphas = 1.0 - torch.linspace(1e-4, 0.02, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
+        self.betas = 1.0 - alphas
+        self.alphas_cumprod = alphas.cumprod(0)
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+        variance = self.betas * (1.0 - previous) / (1.0 - self.alphas_cumprod)
+        # The true posterior's variance is 0 at t = 0; ADM takes the next one there.
+        self.log_variance_min = torch.cat([variance[1:2], variance[1:]]).log()
+        self.log_variance_max = self.betas.log()
+        self.mean_of_data = self.betas * previous.sqrt() / (1.0 - self.alphas_cumprod)
+        self.mean_of_noisy = (1.0 - previous) * alphas.sqrt() / (1.0 - self.alphas_cumprod)
+
+    def make_scheduler(self) -> SchedulerMixin:
+        """DiT's ancestral sampler; the wrong spacing or clipping would change every sample."""
+        return DDPMScheduler(
+            num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+            beta_schedule="linear",
+            beta_start=1e-4,
+            beta_end=0.02,
+            variance_type="learned_range",
+            clip_sample=False,
+            timestep_spacing="linspace",
+        )
+
+    def losses(
+        self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """See `Objective.losses`; "mse" on epsilon and "vb" in bits, whose sum is "loss"."""
+        steps = (time * NUM_TRAIN_TIMESTEPS).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)       # (B,)
+        noisy = self._at(self.alphas_cumprod.sqrt(), steps) * data
+        noisy = noisy + self._at((1.0 - self.alphas_cumprod).sqrt(), steps) * noise          # (B, C, H, W)
+        epsilon, variance = network(noisy, steps, labels).float().chunk(2, dim=1)
+        mse = (epsilon - noise).square().flatten(1).mean(1)                                  # (B,)
+        # The bound trains the variance only: epsilon is detached, as in the hybrid loss's stop-gradient.
+        vb = self._variational_bound(data, noisy, steps, epsilon.detach(), variance)
+        return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+    def _variational_bound(
+        self,
+        data: torch.Tensor,
+        noisy: torch.Tensor,
+        steps: torch.Tensor,
+        epsilon: torch.Tensor,
+        variance: torch.Tensor,
+    ) -> torch.Tensor:
+        """KL of the predicted to the true posterior, or the decoder's likelihood at t = 0; bits a dimension, (B,)."""
+        at = self._at
+        fraction = (variance + 1) / 2
+        log_variance = fraction * at(self.log_variance_max, steps) + (1 - fraction) * at(self.log_variance_min, steps)
+        predicted_data = at((1 / self.alphas_cumprod).sqrt(), steps) * noisy
+        predicted_data = predicted_data - at((1 / self.alphas_cumprod - 1).sqrt(), steps) * epsilon
+        noisy_part = at(self.mean_of_noisy, steps) * noisy
+        mean = at(self.mean_of_data, steps) * predicted_data + noisy_part
+        true_mean = at(self.mean_of_data, steps) * data + noisy_part
+        true_log_variance = at(self.log_variance_min, steps)
+
+        kl = 0.5 * (
+            log_variance
+            - true_log_variance
+            - 1
+            + (true_log_variance - log_variance).exp()
+            + (true_mean - mean).square() * (-log_variance).exp()
+        )
+        likelihood = discretized_gaussian_log_likelihood(data, mean, 0.5 * log_variance)
+        nats = torch.where((steps == 0)[:, None, None, None], -likelihood, kl)
+        return nats.flatten(1).mean(1) / math.log(2.0)
+
+    @staticmethod
+    def _at(table: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Values of a float64 table at (B,) steps, as float32 (B, 1, 1, 1)."""
+        return table.to(steps.device)[steps].float()[:, None, None, None]
+
+
+def discretized_gaussian_log_likelihood(
+    data: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor
+) -> torch.Tensor:
+    """Log-likelihood of 8-bit data scaled to [-1, 1] under a Gaussian, elementwise, in nats.
+
+    The mass of the bin of half width 1/255 around each value; the outer bins are open. ADM's tanh form of the normal
+    distribution function is kept, so that losses compare.
+    """
+
+    def distribution(x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+    floor = 1e-12
+    centered, inverse_scale = data - mean, (-log_scale).exp()
+    upper = distribution(inverse_scale * (centered + 1.0 / 255.0))
+    lower = distribution(inverse_scale * (centered - 1.0 / 255.0))
+    inside = (upper - lower).clamp(min=floor).log()
+    lowest = upper.clamp(min=floor).log()
+    highest = (1.0 - lower).clamp(min=floor).log()
+    return torch.where(data < -0.999, lowest, torch.where(data > 0.999, highest, inside))
+
+
+class FlowObjective:
+    """Velocity on the linear path in Diffusers' convention: sigma = 1 is noise, the target is noise - data."""
+
+    prediction_type = "flow_prediction"
+    learn_sigma = False
+
+    def make_scheduler(self) -> SchedulerMixin:
+        """Euler on sigma from 1 to 0."""
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS)
+
+    def losses(
+        self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """See `Objective.losses`."""
+        sigma = time[:, None, None, None]
+        noisy = (1 - sigma) * data + sigma * noise                                           # (B, C, H, W)
+        velocity = network(noisy, NUM_TRAIN_TIMESTEPS * time, labels).float()
+        return {"loss": (velocity - (noise - data)).square().flatten(1).mean(1)}
+
+
+OBJECTIVES: dict[str, type[DiTObjective] | type[FlowObjective]] = {"dit": DiTObjective, "sit": FlowObjective}
+
+
+def make_objective(name: str) -> Objective:
+    """The objective of --objective."""
+    return OBJECTIVES[name]()

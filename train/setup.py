@@ -1,0 +1,257 @@
+"""From options to everything a run needs: data, batch layout, model, averaged copy, optimizer, pipeline."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from diffusers.optimization import get_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from d_emo.flops import count_macs, count_parameters
+from d_emo.latents import vae_scale_factor
+from d_emo.models import ClassConditionalTransformer2DModel, create_model
+from d_emo.pipelines import DEMOPipeline
+from d_emo.train.config import OptimizationOptions, TrainConfig
+from d_emo.train.data import ImageSource
+from d_emo.train.objectives import Objective, make_objective
+
+AUTO_VAE = "stabilityai/sd-vae-ft-ema"
+# From this side on, --vae auto trains on latents.
+AUTO_VAE_RESOLUTION = 128
+# Default cap on a CPU, where a whole global batch rarely fits in memory.
+CPU_MICRO_BATCH = 32
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How a global batch is split: world_size x accumulation x micro_batch_size images an optimizer step."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    world_size: int
+
+
+def batch_layout(global_batch_size: int, micro_batch_size: int | None, world_size: int, on_cpu: bool) -> BatchLayout:
+    """Split a global batch evenly.
+
+    Raises:
+        ValueError: it cannot be split evenly; the message gives the nearest sizes that can.
+    """
+    if global_batch_size % world_size:
+        raise ValueError(
+            f"--global-batch-size {global_batch_size} cannot be shared by {world_size} processes; "
+            f"use {_nearest_multiple(global_batch_size, world_size)}."
+        )
+    share = global_batch_size // world_size
+    if micro_batch_size is None:
+        cap = CPU_MICRO_BATCH if on_cpu else share
+        micro_batch_size = max(size for size in range(1, min(cap, share) + 1) if share % size == 0)
+    if share % micro_batch_size:
+        raise ValueError(
+            f"--micro-batch-size {micro_batch_size} does not divide the {share} images that each of {world_size} "
+            f"process(es) takes of --global-batch-size {global_batch_size}."
+        )
+    return BatchLayout(global_batch_size, micro_batch_size, share // micro_batch_size, world_size)
+
+
+def _nearest_multiple(value: int, factor: int) -> int:
+    return max(factor, round(value / factor) * factor)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, resolved: no option is left at "default".
+
+    Attributes:
+        resolution: image side in pixels.
+        vae: Hub id or folder of the VAE, or None for pixels.
+        flip: whether images are mirrored at random.
+        model_config: overrides for `create_model`.
+        latent_shape: (C, H, W) of what the model sees.
+    """
+
+    config: TrainConfig
+    source: ImageSource
+    objective: Objective
+    layout: BatchLayout
+    resolution: int
+    vae: AutoencoderKL | None
+    flip: bool
+    output_dir: Path
+    model_config: dict[str, Any]
+    latent_shape: tuple[int, int, int]
+
+    def build_model(self) -> ClassConditionalTransformer2DModel:
+        """The model with fresh weights."""
+        return create_model(self.config.model.model, **self.model_config)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's results: its options with defaults resolved, and its data."""
+        return {
+            **self.config.flat(),
+            "resolution": self.resolution,
+            "random_flip": self.flip,
+            "data": self.source.name,
+            "data_size": self.source.size,
+            "data_fingerprint": self.source.fingerprint,
+        }
+
+    def describe(self) -> str:
+        """What would run, for people."""
+        with torch.device("meta"):
+            model = self.build_model()
+        options, layout = self.config, self.layout
+        classes = len(self.source.id2label)
+        space = "pixels" if self.vae is None else f"latents of {options.model.vae}"
+        shape = " x ".join(map(str, self.latent_shape))
+        epochs = options.run.max_train_steps * layout.global_batch_size / self.source.size
+        lines = {
+            "model": f"{options.model.model}: {count_parameters(model):,} parameters, "
+            f"{count_macs(model) / 1e9:.3f} GMACs an image (forward)",
+            "data": f"{self.source.name}: {self.source.size:,} images, {classes or 'no'} classes, "
+            f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
+            "space": f"{space}, {shape}",
+            "objective": f"{options.optimization.objective} ({self.objective.prediction_type}), label dropout "
+            f"{options.optimization.class_dropout_prob if classes else 0}",
+            "optimizer": f"AdamW, learning rate {options.optimization.learning_rate:g} "
+            f"({options.optimization.lr_scheduler}), averaging {options.optimization.ema_decay}",
+            "batch": f"{layout.global_batch_size} = {layout.world_size} process(es) x {layout.accumulation} "
+            f"accumulated x {layout.micro_batch_size}",
+            "length": f"{options.run.max_train_steps:,} steps, {epochs:,.1f} epochs",
+            "output": str(self.output_dir),
+        }
+        return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+
+def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator) -> Plan:
+    """Resolve every default and check that the parts fit.
+
+    Raises:
+        ValueError: they do not; the message names the option and the remedy.
+    """
+    objective = make_objective(config.optimization.objective)
+    resolution = config.model.resolution or source.resolution
+    vae = load_vae(config.model.vae, resolution)
+    factor = 1 if vae is None else vae_scale_factor(vae)
+    if resolution % factor:
+        raise ValueError(
+            f"--resolution {resolution} is not a multiple of the VAE's factor {factor}; use "
+            f"{_nearest_multiple(resolution, factor)}."
+        )
+    if vae is not None and vae.config.in_channels != source.channels:
+        raise ValueError(
+            f"--vae {config.model.vae} takes {vae.config.in_channels} channels, {source.name} has {source.channels}; "
+            "use --vae none."
+        )
+    channels = source.channels if vae is None else vae.config.latent_channels
+    side = resolution // factor
+    model_config = {
+        "sample_size": side,
+        "in_channels": channels,
+        "num_classes": len(source.id2label),
+        "learn_sigma": objective.learn_sigma,
+        "prediction_type": objective.prediction_type,
+    }
+    return Plan(
+        config=config,
+        source=source,
+        objective=objective,
+        layout=batch_layout(
+            config.run.global_batch_size,
+            config.run.micro_batch_size,
+            accelerator.num_processes,
+            accelerator.device.type == "cpu",
+        ),
+        resolution=resolution,
+        vae=vae,
+        flip=source.flip if config.data.random_flip is None else config.data.random_flip,
+        output_dir=Path(config.run.output_dir or default_output_dir(config.model.model, source.name)),
+        model_config=model_config,
+        latent_shape=(channels, side, side),
+    )
+
+
+def default_output_dir(model: str, data: str) -> str:
+    """runs/MODEL-DATA, with the data's name made fit for a folder."""
+    return f"runs/{model}-{re.sub(r'[^A-Za-z0-9._-]+', '-', data)}"
+
+
+def load_vae(name: str, resolution: int) -> AutoencoderKL | None:
+    """The VAE of --vae, frozen; None for pixels.
+
+    Raises:
+        ValueError: it is neither a local folder nor reachable.
+    """
+    if name == "auto":
+        name = AUTO_VAE if resolution >= AUTO_VAE_RESOLUTION else "none"
+    if name == "none":
+        return None
+    subfolder = "vae" if (Path(name) / "vae" / "config.json").is_file() else None
+    try:
+        vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"--vae {name}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there is a network "
+            f"(hf download {name}) and pass its folder, or train on pixels with --vae none."
+        ) from error
+    return vae.requires_grad_(False).eval()
+
+
+def make_average(model: torch.nn.Module, options: OptimizationOptions) -> AveragedModel:
+    """An exponential moving average of parameters and buffers, starting at the model's own values.
+
+    Buffers count: with averaged weights and unaveraged BatchNorm statistics the result draws noise.
+    """
+    average = AveragedModel(model, multi_avg_fn=_average_function(options), use_buffers=True)
+    # Marks the copy as the first term; otherwise the first update would copy instead of averaging.
+    average.n_averaged.fill_(1)
+    return average.requires_grad_(False).eval()
+
+
+def _average_function(options: OptimizationOptions) -> Any:
+    if not options.ema_warmup:
+        return get_ema_multi_avg_fn(options.ema_decay)
+
+    def warmed_up(averages: Any, values: Any, count: torch.Tensor) -> None:
+        decay = min(options.ema_decay, (1 + count.item()) / (10 + count.item()))
+        get_ema_multi_avg_fn(decay)(averages, values, count)
+
+    return warmed_up
+
+
+def make_optimizer(model: torch.nn.Module, options: OptimizationOptions) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters."""
+    return torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        weight_decay=options.weight_decay,
+    )
+
+
+def make_lr_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    """A Diffusers schedule that counts optimizer steps, whatever the number of processes."""
+    try:
+        return get_scheduler(
+            config.optimization.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.optimization.lr_warmup_steps,
+            num_training_steps=config.run.max_train_steps,
+        )
+    except ValueError as error:
+        raise ValueError(f"--lr-scheduler {config.optimization.lr_scheduler}: {error}.") from error
+
+
+def make_pipeline(average: AveragedModel, plan: Plan) -> DEMOPipeline:
+    """The averaged model with what it takes to sample from it and to save it."""
+    pipeline = DEMOPipeline(
+        transformer=average.module, scheduler=plan.objective.make_scheduler(), vae=plan.vae, id2label=plan.source.id2label
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

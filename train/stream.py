@@ -1,0 +1,90 @@
+"""Randomness and order as pure functions of (seed, position in the stream of samples).
+
+Nothing here has a state to save: sample number `position` of a run is the same image with the same noise, time, flip
+and label dropout after a resume, at any batch split and on any number of processes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+# One independent Philox stream a purpose. The numbers are part of what a seed means: append, never renumber.
+PURPOSES = {"order": 0, "noise": 1, "time": 2, "label_dropout": 3, "flip": 4, "vae": 5}
+Purpose = Literal["order", "noise", "time", "label_dropout", "flip", "vae"]
+
+
+def generator(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
+    """A counter-based generator for one purpose and position (Philox, doi:10.1145/2063384.2063405)."""
+    key = np.array([seed, PURPOSES[purpose]], dtype=np.uint64)
+    counter = np.array([0, 0, 0, position], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def normal(seed: int, purpose: Purpose, positions: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    """Standard-normal float32 tensor of (len(positions), *shape)."""
+    draws = [generator(seed, purpose, p).standard_normal(tuple(shape), dtype=np.float32) for p in positions]
+    return torch.from_numpy(np.stack(draws))
+
+
+def uniform(seed: int, purpose: Purpose, positions: Sequence[int]) -> torch.Tensor:
+    """Uniform float32 tensor of (len(positions),) in [0, 1)."""
+    draws = [generator(seed, purpose, p).random(dtype=np.float32) for p in positions]
+    return torch.tensor(draws, dtype=torch.float32)
+
+
+class StreamSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (position, sample index) of one process, from any optimizer step on.
+
+    The stream is one permutation of the data set an epoch, without gaps between epochs. Optimizer step s takes
+    positions s * global_batch_size onwards; micro batches are dealt to the processes in turn.
+
+    Args:
+        num_samples: size of the data set.
+        seed: seed of the permutations.
+        global_batch_size, micro_batch_size, rank, world_size: the batch layout; the first is a multiple of
+            micro_batch_size * world_size.
+        first_step, last_step: the optimizer steps to deal, the last one excluded.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        seed: int,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        first_step: int,
+        last_step: int,
+    ):
+        self.num_samples = num_samples
+        self.seed = seed
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.first_step = first_step
+        self.last_step = last_step
+        self._epoch = -1
+        self._permutation = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        per_step = self.global_batch_size // (self.micro_batch_size * self.world_size)
+        return max(0, self.last_step - self.first_step) * per_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        stride = self.micro_batch_size * self.world_size
+        for start in range(self.first_step * self.global_batch_size, self.last_step * self.global_batch_size, stride):
+            first = start + self.rank * self.micro_batch_size
+            yield [(position, self._index(position)) for position in range(first, first + self.micro_batch_size)]
+
+    def _index(self, position: int) -> int:
+        epoch, offset = divmod(position, self.num_samples)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._permutation = generator(self.seed, "order", epoch).permutation(self.num_samples)
+        return int(self._permutation[offset])
