@@ -23,16 +23,16 @@ def imagenet_wnid_to_name() -> dict[str, str]:
 def english_names(folder_names: Iterable[str]) -> list[str]:
     """Replace ImageNet's WordNet ids ("n02099601") by English names; other names pass through.
 
-    Two classes are called "crane" and two "maillot": these keep their WordNet id as a synonym ("crane, n02012849"), so
-    that full names are unique and the bare name is reported as ambiguous.
+    Two classes are called "crane", two "maillot" and, but for the case, two "cardigan": these keep their WordNet id as
+    a synonym ("crane, n02012849"), so that full names are unique and the bare name is reported as ambiguous.
     """
     table = imagenet_wnid_to_name()
-    counts = collections.Counter(table.values())
+    counts = collections.Counter(map(_fold, table.values()))
 
     def english(name: str) -> str:
         if name not in table:
             return name
-        return table[name] if counts[table[name]] == 1 else f"{table[name]}, {name}"
+        return table[name] if counts[_fold(table[name])] == 1 else f"{table[name]}, {name}"
 
     return [english(name) for name in folder_names]
 
@@ -76,7 +76,8 @@ class LabelResolver:
     def resolve(self, label: LabelLike) -> int:
         """Return the id of a name or id.
 
-        A name matches by its full string first, then as a synonym; case and outer spaces are ignored.
+        A name matches by its exact full string first, then by its full string and then as a synonym with case and
+        spacing ignored.
 
         Raises:
             ValueError: unknown id; unknown name (close matches are listed); a name that several classes share.
@@ -95,8 +96,9 @@ class LabelResolver:
         if not self.id2label:
             raise ValueError(f"label {name!r} is a name, but this model carries no class names (id2label); pass an id.")
         folded = _fold(name)
-        for table in (self._by_full_name, self._by_synonym):
-            matches = sorted(table.get(folded, ()))
+        exact = {label_id for label_id, full_name in self.id2label.items() if full_name == name}
+        for found in (exact, self._by_full_name.get(folded, ()), self._by_synonym.get(folded, ())):
+            matches = sorted(found)
             if len(matches) == 1:
                 return matches[0]
             if matches:

@@ -9,9 +9,9 @@ import diffusers
 from diffusers.hooks import _helpers as block_registry
 from diffusers.pipelines import pipeline_loading_utils
 
-from .models import DEMOBlock, DiTBlock
+from .models import DEMOBlock, DEMOTransformer2DModel, DiTBaselineTransformer2DModel, DiTBlock
 
-MODEL_CLASSES = ("DEMOTransformer2DModel", "DiTBaselineTransformer2DModel")
+MODEL_CLASSES = (DEMOTransformer2DModel, DiTBaselineTransformer2DModel)
 
 
 def register_with_diffusers(pipeline_class: type) -> None:
@@ -26,8 +26,9 @@ def register_with_diffusers(pipeline_class: type) -> None:
             f"diffusers {diffusers.__version__} moved a table that d_emo registers its classes in ({error}); "
             "use diffusers>=0.40,<0.43 or a newer d_emo."
         ) from error
-    loadable["d_emo"] = {name: ["save_pretrained", "from_pretrained"] for name in MODEL_CLASSES}
+    loadable["d_emo"] = {model.__name__: ["save_pretrained", "from_pretrained"] for model in MODEL_CLASSES}
     importable.update(loadable["d_emo"])
     for block_class in (DEMOBlock, DiTBlock):
         register_block(block_class, metadata_class(return_hidden_states_index=0))
-    setattr(diffusers, pipeline_class.__name__, pipeline_class)
+    for named_class in (pipeline_class, *MODEL_CLASSES):
+        setattr(diffusers, named_class.__name__, named_class)

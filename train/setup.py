@@ -170,15 +170,16 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         resolution=resolution,
         vae=vae,
         flip=source.flip if config.data.random_flip is None else config.data.random_flip,
-        output_dir=Path(config.run.output_dir or default_output_dir(config.model.model, source.name)),
+        output_dir=output_dir(config, source),
         model_config=model_config,
         latent_shape=(channels, side, side),
     )
 
 
-def default_output_dir(model: str, data: str) -> str:
-    """runs/MODEL-DATA, with the data's name made fit for a folder."""
-    return f"runs/{model}-{re.sub(r'[^A-Za-z0-9._-]+', '-', data)}"
+def output_dir(config: TrainConfig, source: ImageSource) -> Path:
+    """--output-dir, or runs/MODEL-DATA with the data's name made fit for a folder."""
+    default = f"runs/{config.model.model}-{re.sub(r'[^A-Za-z0-9._-]+', '-', source.name)}"
+    return Path(config.run.output_dir or default)
 
 
 def load_vae(name: str, resolution: int) -> AutoencoderKL | None:

@@ -21,7 +21,7 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -31,7 +31,15 @@ from d_emo.pipelines import DEMOPipeline
 from d_emo.train import checkpoints, figures, stream
 from d_emo.train.config import TrainConfig, parse_config
 from d_emo.train.data import Batch, TrainingImages, UnreadableImageError, collate, load_source
-from d_emo.train.setup import Plan, make_average, make_lr_schedule, make_optimizer, make_pipeline, make_plan
+from d_emo.train.setup import (
+    Plan,
+    make_average,
+    make_lr_schedule,
+    make_optimizer,
+    make_pipeline,
+    make_plan,
+    output_dir,
+)
 
 LOG_FILE = "train_log.csv"
 LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second")
@@ -69,8 +77,8 @@ def main(arguments: list[str]) -> None:
     """Set up, train, save."""
     try:
         config = parse_config(arguments)
-        accelerator = make_accelerator(config)
         source = load_source(config.data)
+        accelerator = make_accelerator(config, output_dir(config, source))
         plan = make_plan(config, source, accelerator)
         if accelerator.is_main_process:
             print(announcement(plan), flush=True)
@@ -84,14 +92,14 @@ def main(arguments: list[str]) -> None:
     accelerator.end_training()
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The Accelerator of the run: precision and trackers."""
+def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+    """The Accelerator of the run: precision, threads and trackers."""
     report_to = None if config.run.report_to == "none" else config.run.report_to
     try:
         accelerator = Accelerator(
             mixed_precision=config.optimization.mixed_precision,
             log_with=report_to,
-            project_dir=config.run.output_dir,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
             step_scheduler_with_optimizer=False,
         )
     except (ValueError, ImportError) as error:

@@ -13,17 +13,20 @@ from torch.utils.checkpoint import checkpoint
 
 @contextlib.contextmanager
 def frozen_batch_norm_statistics(module: nn.Module) -> Iterator[None]:
-    """Leave running statistics and batch counters of `module` untouched; outputs stay those of the current mode."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracking = [norm.track_running_stats for norm in norms]
+    """Leave running statistics and batch counters of `module` as they are; outputs stay those of the current mode."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked.clone() for norm in norms if norm.num_batches_tracked is not None]
     try:
         for norm in norms:
-            # In training mode this alone makes BatchNorm use the batch and skip the update; eval mode ignores it.
-            norm.track_running_stats = False
+            # running = (1 - 0) * running + 0 * batch. Switching tracking off instead would save fewer tensors than
+            # the first forward did, which checkpointing refuses.
+            norm.momentum = 0.0
         yield
     finally:
-        for norm, tracked in zip(norms, tracking, strict=True):
-            norm.track_running_stats = tracked
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 def checkpoint_block(block: nn.Module, *args: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,10 @@ Shapes: B batch, C latent or image channels, H x W input in pixels (of the image
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from accelerate.utils import OffloadedWeightsLoader
 from diffusers import CacheMixin, ConfigMixin, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -69,6 +71,19 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         self.proj_out = nn.Linear(dim, patch * patch * self.out_channels)
         self.gradient_checkpointing = False
         self.initialize_weights()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Diffusers' `from_pretrained`; BatchNorm statistics survive a device map that puts blocks on disk."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
+            # Diffusers writes buffers to the disk with the weights, but its hooks load only weights back.
+            stored = OffloadedWeightsLoader(save_folder=kwargs["offload_folder"])
+            for name, buffer in model.named_buffers():
+                if name in stored.all_keys:
+                    buffer.copy_(stored[name])
+        return loaded
 
     @property
     def sample_shape(self) -> tuple[int, int]:

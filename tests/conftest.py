@@ -1,0 +1,118 @@
+"""Helpers of the tests: seeded weights, tiny models with random parameters, the trainer as a subprocess."""
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from d_emo import DEMOPipeline, create_model
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = ROOT.parent / "shared"
+
+
+def golden(name: str) -> dict:
+    """A file of published outputs, copied from the project's shared folder."""
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def seeded_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The matrix or bias that stands for `name` in the golden files (their rule for plain weights and biases)."""
+    random = np.random.RandomState(zlib.crc32(name.encode()))
+    scale = 0.1 if len(shape) == 1 else 1 / np.sqrt(np.prod(shape[1:]))
+    return torch.from_numpy((scale * random.standard_normal(shape)).astype(np.float32))
+
+
+def seeded_input(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """The golden files' standard-normal input."""
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+
+
+@torch.no_grad()
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Give every parameter and running statistic a random value: a fresh adaLN-Zero model outputs zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("pos_embed") or not tensor.is_floating_point():
+            continue
+        noise = torch.randn(tensor.shape, generator=generator) * 0.3 / max(1.0, tensor[0].numel() ** 0.5)
+        if name.endswith("running_var"):
+            noise = 0.5 + noise.abs()
+        elif "norm" in name and name.endswith("weight"):
+            noise = 1 + noise
+        tensor.copy_(noise)
+    return model
+
+
+def tiny_model(family: str = "D-EMOv2", **overrides) -> torch.nn.Module:
+    """A real model of a few thousand parameters, randomised, in eval mode."""
+    config = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "num_classes": 10,
+    }
+    return randomize(create_model(f"{family}-S-2", **{**config, **overrides})).eval()
+
+
+def dit_scheduler(**overrides) -> DDPMScheduler:
+    """DiT's sampler."""
+    config = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "variance_type": "learned_range",
+              "clip_sample": False, "timestep_spacing": "linspace"}  # fmt: skip
+    return DDPMScheduler(**{**config, **overrides})
+
+
+def tiny_pipeline(flow: bool = False, **overrides) -> DEMOPipeline:
+    """A pixel-space pipeline around `tiny_model`, three named classes."""
+    objective = {"learn_sigma": False, "prediction_type": "flow_prediction"} if flow else {}
+    model = tiny_model(**{"in_channels": 3, "num_classes": 3, **objective, **overrides})
+    names = {0: "tench, Tinca tinca", 1: "crane, bird", 2: "crane, machine"}
+    pipeline = DEMOPipeline(
+        model, FlowMatchEulerDiscreteScheduler() if flow else dit_scheduler(), id2label=names if model.config.num_classes else None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The project's shared folder; tests that need it are skipped where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder ../shared")
+    return SHARED
+
+
+def trainer_command(*arguments: object, processes: int = 1) -> list[str]:
+    """The command that starts the trainer script."""
+    script = str(ROOT / "train" / "train_dit.py")
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+    return [*launcher, script, *map(str, arguments)]
+
+
+def offline_environment() -> dict[str, str]:
+    """An environment in which the Hub is never asked and the CPU is used."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run_trainer(*arguments: object, processes: int = 1, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Run the trainer to its end and return what it printed."""
+    return subprocess.run(
+        trainer_command(*arguments, processes=processes),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=offline_environment(),
+        check=False,
+    )

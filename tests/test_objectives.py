@@ -1,0 +1,89 @@
+"""Training losses against published values and closed forms."""
+
+import math
+
+import pytest
+import torch
+from conftest import dit_scheduler, golden, seeded_input
+
+from d_emo.train.objectives import DiTObjective, FlowObjective, discretized_gaussian_log_likelihood
+
+
+def test_dit_losses_equal_the_published_ones_to_1e_5():
+    expected = golden("dit_diffusion")["losses"]
+    objective = DiTObjective()
+
+    def network(noisy, steps, _):
+        s = (steps.float() / 1000)[:, None, None, None]
+        c = (1 - objective.alphas_cumprod[steps]).sqrt().float()[:, None, None, None]
+        epsilon = 0.9 * c * noisy + 0.1 * c * noisy.roll(1, 3) + 0.05 * s
+        return torch.cat([epsilon, torch.tanh(0.3 * noisy.roll(1, 2) + s - 0.5)], dim=1)
+
+    shape = tuple(expected["shape"])
+    time = (torch.tensor(expected["timesteps"], dtype=torch.float64) + 0.5) / 1000
+    losses = objective.losses(network, seeded_input(100, shape), torch.zeros(6), seeded_input(101, shape), time)
+    for name in ("mse", "vb", "loss"):
+        torch.testing.assert_close(losses[name], torch.tensor(expected[name]), atol=1e-5, rtol=0)
+
+
+def test_dit_schedule_equals_the_samplers():
+    torch.testing.assert_close(DiTObjective().alphas_cumprod.float(), dit_scheduler().alphas_cumprod, atol=2e-6, rtol=2e-4)
+    saved, expected = DiTObjective().make_scheduler().config, dit_scheduler().config
+    assert {k: v for k, v in saved.items() if k[0] != "_"} == {k: v for k, v in expected.items() if k[0] != "_"}
+
+
+def test_variational_bound_trains_the_variance_only():
+    output = torch.randn(4, 8, 4, 4, requires_grad=True)
+    data, noise = torch.rand(4, 4, 4, 4) - 0.5, torch.randn(4, 4, 4, 4)
+    losses = DiTObjective().losses(lambda *_: output, data, torch.zeros(4), noise, torch.tensor([0, 0.1, 0.5, 0.9]))
+    (gradient,) = torch.autograd.grad(losses["vb"].sum(), output)
+    assert gradient[:, :4].abs().max() == 0
+    assert (gradient[:, 4:] != 0).float().mean() > 0.95
+
+
+def test_perfect_prediction_has_no_kl():
+    """With the true noise and the smallest variance, prediction and posterior are one Gaussian."""
+    noise = torch.randn(2, 4, 4, 4)
+    output = torch.cat([noise, -torch.ones_like(noise)], dim=1)
+    losses = DiTObjective().losses(lambda *_: output, torch.rand_like(noise), torch.zeros(2), noise, torch.tensor([0.2, 0.7]))
+    assert losses["mse"].abs().max() == 0
+    assert losses["vb"].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("mean", [-0.8, 0.0, 0.3])
+def test_discretized_gaussian_is_a_distribution_and_near_the_normal_one(mean):
+    levels = torch.linspace(-1, 1, 256)
+    log_scale = torch.full_like(levels, math.log(0.1))
+    probability = discretized_gaussian_log_likelihood(levels, torch.full_like(levels, mean), log_scale).exp()
+    assert probability.sum().item() == pytest.approx(1, abs=1e-5)
+    normal = torch.distributions.Normal(mean, 0.1)
+    expected = normal.cdf(levels + 1 / 255) - normal.cdf(levels - 1 / 255)
+    torch.testing.assert_close(probability[1:-1], expected[1:-1], atol=5e-4, rtol=0)  # the tanh form's own error
+
+
+def test_flow_loss_equals_sits_linear_velocity_loss_to_1e_5():
+    expected = golden("sit_transport")["losses"][0]
+    assert (expected["path"], expected["prediction"]) == ("Linear", "velocity")
+    shape = tuple(expected["shape"])
+    sit_time = torch.tensor(expected["t"])
+
+    def network(noisy, timestep, _):
+        time = 1 - timestep / 1000
+        return -(0.5 * noisy.roll(1, 3) - 0.8 * noisy + 0.3 * torch.cos(3 * time)[:, None, None, None])
+
+    data, noise = seeded_input(expected["data_seed"], shape), seeded_input(expected["noise_seed"], shape)
+    losses = FlowObjective().losses(network, data, torch.zeros(4), noise, 1 - sit_time)
+    torch.testing.assert_close(losses["loss"], torch.tensor(expected["loss"]), atol=1e-5, rtol=0)
+
+
+def test_flow_timesteps_run_from_data_at_0_to_noise_at_1000():
+    seen = {}
+
+    def network(noisy, timestep, _):
+        seen.update(noisy=noisy, timestep=timestep)
+        return torch.zeros_like(noisy)
+
+    data, noise = torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
+    FlowObjective().losses(network, data, torch.zeros(2), noise, torch.tensor([0.0, 0.75]))
+    assert seen["timestep"].tolist() == [0, 750]
+    assert seen["noisy"][:, 0, 0, 0].tolist() == [1, 0.25]
