@@ -120,7 +120,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of the first sample.")
     options = parser.parse_args(arguments)
     if not (Path(options.model) / "model_index.json").is_file():
-        sys.exit(f"evaluate_digits: --model {options.model} is not a pipeline folder; train one with train/train_dit.py.")
+        sys.exit(
+            f"evaluate_digits: --model {options.model} is not a pipeline folder; train one with train/train_dit.py."
+        )
     pipeline = DEMOPipeline.from_pretrained(options.model)
     side, channels = pipeline.transformer.config.sample_size, pipeline.transformer.config.in_channels
     if channels != 1 or pipeline.transformer.config.num_classes != 10:
@@ -131,8 +133,10 @@ def main(arguments: list[str]) -> None:
     print(f"{report.num_samples} samples, {options.steps} steps, guidance {options.guidance_scale}")
     print(f"classifier on held-out real digits  {report.classifier_accuracy:.3f}")
     print(f"samples read as the requested class {report.requested_class:.3f}")
-    print(f"median distance to the nearest real image: sample {report.nearest_real_to_sample:.3f}, "
-          f"real to real {report.nearest_real_to_real:.3f}")
+    print(
+        f"median distance to the nearest real image: sample {report.nearest_real_to_sample:.3f}, "
+        f"real to real {report.nearest_real_to_real:.3f}"
+    )
     print(f"samples closer to a real image than 99% of real ones are: {report.close_share:.3f}")
     folder = Path(options.model) / "evaluation"
     save_image(neighbour_picture(samples, real, side, columns=10), folder / "neighbours.png")

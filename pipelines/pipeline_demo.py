@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from diffusers import AutoencoderKL, DDPMParallelScheduler, DDPMScheduler, DiffusionPipeline, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
@@ -42,7 +41,7 @@ class DEMOPipelineOutput(BaseOutput):
             interval, dtype. Plain values, ready for JSON.
     """
 
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    images: Any
     class_labels: list[int] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -94,7 +93,7 @@ class DEMOPipeline(DiffusionPipeline):
             raise ValueError("this model is unconditional; leave class_labels out.")
         if isinstance(label, torch.Tensor | np.ndarray):
             label = label.tolist()
-        labels = label if isinstance(label, list | tuple | range) else [label]
+        labels: Any = label if isinstance(label, list | tuple | range) else [label]
         return [self.label_resolver.resolve(item) for item in labels]
 
     @torch.no_grad()
@@ -115,7 +114,7 @@ class DEMOPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> DEMOPipelineOutput | tuple:
+    ) -> Any:
         """Draw images.
 
         Args:
@@ -136,6 +135,9 @@ class DEMOPipeline(DiffusionPipeline):
                 replaced tensors.
             callback_on_step_end_tensor_inputs: tensors that the callback gets; only "latents" exists.
 
+        Returns:
+            A `DEMOPipelineOutput`, or a tuple of its images alone.
+
         Raises:
             ValueError: an argument is out of range, or scheduler and model do not fit; the message gives the remedy.
         """
@@ -150,10 +152,10 @@ class DEMOPipeline(DiffusionPipeline):
         self._check_scheduler()
 
         device = self._execution_device
-        latents = self._prepare_latents(latents, batch, height, width, generator, device)    # (N, C, H, W)
+        latents = self._prepare_latents(latents, batch, height, width, generator, device)  # (N, C, H, W)
         null = self.transformer.null_label
-        label_ids = torch.tensor(labels if conditional else [null] * batch, device=device)   # (N,)
-        null_ids = torch.full_like(label_ids, null)                                          # (N,)
+        label_ids = torch.tensor(labels if conditional else [null] * batch, device=device)  # (N,)
+        null_ids = torch.full_like(label_ids, null)  # (N,)
         self._set_timesteps(num_inference_steps, device)
         timesteps = self.scheduler.timesteps
         first = guidance_interval[0] * len(timesteps)
@@ -161,12 +163,12 @@ class DEMOPipeline(DiffusionPipeline):
 
         with _eval_mode(self.transformer, self.vae), self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
-                scaled = self._scale_model_input(latents, timestep)                          # (N, C, H, W)
+                scaled = self._scale_model_input(latents, timestep)  # (N, C, H, W)
                 if guided and first <= step < last:
                     both = self._predict(scaled.repeat(2, 1, 1, 1), timestep, torch.cat([label_ids, null_ids]))
                     prediction = _guide(both, guidance_scale, guidance_channels or channels)
                 else:
-                    prediction = self._predict(scaled, timestep, label_ids)                  # (N, C or 2C, H, W)
+                    prediction = self._predict(scaled, timestep, label_ids)  # (N, C or 2C, H, W)
                 if not self._takes_learned_variance():
                     prediction = prediction[:, :channels]
                 latents = self.scheduler.step(
@@ -252,8 +254,10 @@ class DEMOPipeline(DiffusionPipeline):
         learned = config.get("variance_type") in LEARNED_VARIANCE
         if isinstance(self.scheduler, DDPMScheduler | DDPMParallelScheduler):
             if learned and not has_variance:
-                raise ValueError(f"{name} expects a learned variance that this model does not predict; "
-                                 f"use {name}.from_config(config, variance_type='fixed_small').")
+                raise ValueError(
+                    f"{name} expects a learned variance that this model does not predict; "
+                    f"use {name}.from_config(config, variance_type='fixed_small')."
+                )
         elif learned and "variance_type" in inspect.signature(type(self.scheduler).__init__).parameters:
             raise ValueError(
                 f"{name} inherited variance_type={config.variance_type!r} and cannot use a learned variance; "

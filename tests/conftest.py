@@ -78,7 +78,9 @@ def tiny_pipeline(flow: bool = False, **overrides) -> DEMOPipeline:
     model = tiny_model(**{"in_channels": 3, "num_classes": 3, **objective, **overrides})
     names = {0: "tench, Tinca tinca", 1: "crane, bird", 2: "crane, machine"}
     pipeline = DEMOPipeline(
-        model, FlowMatchEulerDiscreteScheduler() if flow else dit_scheduler(), id2label=names if model.config.num_classes else None
+        model,
+        FlowMatchEulerDiscreteScheduler() if flow else dit_scheduler(),
+        id2label=names if model.config.num_classes else None,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

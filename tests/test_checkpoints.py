@@ -86,7 +86,7 @@ def test_latest_goes_back_to_the_newest_whole_one_and_says_so(tmp_path, damage):
 
 def test_latest_with_only_damaged_checkpoints_is_refused(tmp_path):
     cut_in_half(fake_checkpoint(tmp_path, 5))
-    with pytest.raises(CheckpointError, match="no whole checkpoint.*checkpoint-0000005"):
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint.*checkpoint-0000005"):
         find_checkpoint("latest", tmp_path)
 
 
@@ -131,7 +131,12 @@ def test_publishing_replaces_an_older_pipeline_and_keeps_the_run(tmp_path):
     publish_pipeline(tiny_pipeline(), tmp_path)
     publish_pipeline(tiny_pipeline(hidden_size=64), tmp_path)
     assert DEMOPipeline.from_pretrained(tmp_path).transformer.config.hidden_size == 64
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model_index.json", "scheduler", "train_log.csv", "transformer"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "model_index.json",
+        "scheduler",
+        "train_log.csv",
+        "transformer",
+    ]
 
 
 def test_an_interrupted_publication_does_not_load(tmp_path, monkeypatch):

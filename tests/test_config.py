@@ -21,7 +21,9 @@ def test_defaults_are_the_papers():
 
 
 def test_yaml_is_converted_and_the_command_line_wins(tmp_path):
-    path = write(tmp_path, "learning_rate: 3e-4\nmodel: DiT-S-2\nrandom_flip: false\nema_warmup: true\nmax_grad_norm: null\n")
+    path = write(
+        tmp_path, "learning_rate: 3e-4\nmodel: DiT-S-2\nrandom_flip: false\nema_warmup: true\nmax_grad_norm: null\n"
+    )
     config = parse_config(["--config", path, "--model", "D-EMOv2-B-2"])
     assert config.optimization.learning_rate == 3e-4
     assert config.model.model == "D-EMOv2-B-2"

@@ -115,9 +115,9 @@ def test_unlabelled_split_is_refused(tmp_path):
 def test_missing_sources_are_refused_with_a_remedy(tmp_path):
     with pytest.raises(ValueError, match="there is no such folder"):
         load_source(DataOptions(train_data_dir=str(tmp_path / "nowhere")))
-    with pytest.raises(ValueError, match="no class folders with images in it; expected .*/CLASS/IMAGE.jpg"):
+    with pytest.raises(ValueError, match=r"no class folders with images in it; expected .*/CLASS/IMAGE\.jpg"):
         load_source(DataOptions(train_data_dir=str(tmp_path)))
-    with pytest.raises(ValueError, match="nowhere.parquet: cannot be opened"):
+    with pytest.raises(ValueError, match=r"nowhere\.parquet: cannot be opened"):
         load_source(DataOptions(dataset=str(tmp_path / "nowhere.parquet")))
 
 

@@ -32,7 +32,9 @@ def test_attention_equals_the_published_module_to_1e_5(attention_type):
     torch.testing.assert_close(
         output[0, :8, 3, 5], torch.tensor(expected["output_0_first8_channels_at_3_5"]), atol=1e-5, rtol=0
     )
-    torch.testing.assert_close(output[1, 200, 9], torch.tensor(expected["output_1_channel_200_row_9"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        output[1, 200, 9], torch.tensor(expected["output_1_channel_200_row_9"]), atol=1e-5, rtol=0
+    )
     assert output.mean().item() == pytest.approx(expected["output_mean"], abs=1e-5)
     assert output.std(correction=0).item() == pytest.approx(expected["output_std"], abs=1e-5)
 

@@ -33,7 +33,9 @@ def test_the_wordnet_id_tells_ambiguous_names_apart(imagenet):
     assert imagenet.resolve("n03126707") == 517
 
 
-@pytest.mark.parametrize(("name", "hint"), [("golden retreiver", r"golden retriever \(207\)"), ("zzzz", "unknown among 1000")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("golden retreiver", r"golden retriever \(207\)"), ("zzzz", "unknown among 1000")]
+)
 def test_unknown_names_raise_with_close_matches(imagenet, name, hint):
     with pytest.raises(ValueError, match=hint):
         imagenet.resolve(name)
@@ -85,7 +87,13 @@ def test_bad_tables_are_refused(table, message):
 
 @pytest.mark.parametrize(
     ("labels", "ids"),
-    [("tench", [0]), (["Tinca tinca", 1], [0, 1]), (("machine",), [2]), (torch.tensor([2, 0]), [2, 0]), (range(3), [0, 1, 2])],
+    [
+        ("tench", [0]),
+        (["Tinca tinca", 1], [0, 1]),
+        (("machine",), [2]),
+        (torch.tensor([2, 0]), [2, 0]),
+        (range(3), [0, 1, 2]),
+    ],
 )
 def test_pipeline_takes_names_ids_and_sequences(labels, ids):
     assert tiny_pipeline().get_label_ids(labels) == ids

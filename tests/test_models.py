@@ -194,8 +194,12 @@ def test_bad_configurations_are_refused(overrides, message):
 @pytest.mark.parametrize(
     ("shape", "labels", "message"),
     [
-        ((1, 3, 16, 16), torch.zeros(1, dtype=torch.long), "3 channels, the model takes in_channels=4"),
-        ((1, 4, 15, 16), torch.zeros(1, dtype=torch.long), "height=15 is not a positive multiple of patch_size=2; use 14"),
+        ((1, 3, 16, 16), torch.zeros(1, dtype=torch.long), "3 channels, the model takes 4"),
+        (
+            (1, 4, 15, 16),
+            torch.zeros(1, dtype=torch.long),
+            "height=15 is not a positive multiple of patch_size=2; use 14",
+        ),
         ((1, 4, 16, 17), torch.zeros(1, dtype=torch.long), "width=17"),
         ((1, 4, 16, 16), None, "class_labels is missing and the model has 10 classes"),
     ],

@@ -27,7 +27,9 @@ def test_dit_losses_equal_the_published_ones_to_1e_5():
 
 
 def test_dit_schedule_equals_the_samplers():
-    torch.testing.assert_close(DiTObjective().alphas_cumprod.float(), dit_scheduler().alphas_cumprod, atol=2e-6, rtol=2e-4)
+    torch.testing.assert_close(
+        DiTObjective().alphas_cumprod.float(), dit_scheduler().alphas_cumprod, atol=2e-6, rtol=2e-4
+    )
     saved, expected = DiTObjective().make_scheduler().config, dit_scheduler().config
     assert {k: v for k, v in saved.items() if k[0] != "_"} == {k: v for k, v in expected.items() if k[0] != "_"}
 
@@ -45,7 +47,9 @@ def test_perfect_prediction_has_no_kl():
     """With the true noise and the smallest variance, prediction and posterior are one Gaussian."""
     noise = torch.randn(2, 4, 4, 4)
     output = torch.cat([noise, -torch.ones_like(noise)], dim=1)
-    losses = DiTObjective().losses(lambda *_: output, torch.rand_like(noise), torch.zeros(2), noise, torch.tensor([0.2, 0.7]))
+    losses = DiTObjective().losses(
+        lambda *_: output, torch.rand_like(noise), torch.zeros(2), noise, torch.tensor([0.2, 0.7])
+    )
     assert losses["mse"].abs().max() == 0
     assert losses["vb"].abs().max() < 1e-4
 

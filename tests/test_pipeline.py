@@ -213,7 +213,7 @@ def test_output_types_agree():
     array = images(pipeline, output_type="np")
     pictures = images(pipeline, output_type="pil")
     assert tensor.shape == (2, 3, 16, 16)
-    assert 0 <= tensor.min() and tensor.max() <= 1
+    assert tensor.min() >= 0 and tensor.max() <= 1
     np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
     np.testing.assert_array_equal(np.stack([np.asarray(p) for p in pictures]), (array * 255).round().astype(np.uint8))
 

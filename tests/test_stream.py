@@ -49,6 +49,6 @@ def test_draws_have_the_right_distribution():
     uniform = stream.uniform(3, "time", range(64000)).double()
     # Standard errors are 1/253 for both; five of them are allowed.
     assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.014
-    assert abs(uniform.mean() - 0.5) < 0.006 and 0 <= uniform.min() and uniform.max() < 1
+    assert abs(uniform.mean() - 0.5) < 0.006 and uniform.min() >= 0 and uniform.max() < 1
     correlation = np.corrcoef(normal[:-1, 0], normal[1:, 0])[0, 1]
     assert abs(correlation) < 0.08

@@ -126,7 +126,9 @@ def test_a_non_finite_loss_stops_before_weights_average_and_step_change():
     weights, average = copy.deepcopy(dict(run.model.named_parameters())), copy.deepcopy(run.average.module.state_dict())
     batch = next(iter(train_dit.make_loader(run)))
     broken = Batch(torch.full_like(batch.images, float("nan")), batch.labels, batch.positions, [])
-    with pytest.raises(train_dit.NonFiniteLossError, match=r"step 2, process 0: loss \[nan\].*weights were not changed"):
+    with pytest.raises(
+        train_dit.NonFiniteLossError, match=r"step 2, process 0: loss \[nan\].*weights were not changed"
+    ):
         train_dit.train_step(run, iter([broken]))
     assert run.step == 1
     assert all(torch.equal(value, weights[name]) for name, value in run.model.named_parameters())

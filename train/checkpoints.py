@@ -131,7 +131,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"checkpoint {path}: {name} is missing.")
         if file_path.stat().st_size != expected["bytes"]:
             raise CheckpointError(
-                f"checkpoint {path}: {name} has {file_path.stat().st_size} bytes, not {expected['bytes']}; it is damaged."
+                f"checkpoint {path}: {name} has {file_path.stat().st_size} bytes, not {expected['bytes']}: damaged."
             )
     for name, expected in files.items():
         with (path / name).open("rb") as file:
@@ -194,7 +194,9 @@ def check_run_folder(output_dir: Path, identity: dict[str, Any], resuming: bool)
     run_file = output_dir / RUN_FILE
     if not run_file.is_file():
         if output_dir.is_dir() and any(output_dir.iterdir()):
-            raise CheckpointError(f"--output-dir {output_dir} is not empty and holds no run of this trainer; choose another.")
+            raise CheckpointError(
+                f"--output-dir {output_dir} is not empty and holds no run of this trainer; choose another."
+            )
         return
     checkpoints = list_checkpoints(output_dir)
     if not checkpoints:

@@ -82,8 +82,12 @@ class OptimizationOptions:
         _require(0 <= self.class_dropout_prob < 1, "class_dropout_prob", self.class_dropout_prob, "must be in [0, 1)")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
-        _require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm,
-                 "must be positive; leave it out for no clipping")
+        _require(
+            self.max_grad_norm is None or self.max_grad_norm > 0,
+            "max_grad_norm",
+            self.max_grad_norm,
+            "must be positive; leave it out for no clipping",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,25 +110,41 @@ class RunOptions:
     sample_guidance_scale: float = option(1.5, "Guidance scale of a grid; 1.0 is off.")
     samples_per_class: int = option(8, "Images a class in a grid, for at most ten classes.")
     report_to: str = option("tensorboard", "Tracker: tensorboard, wandb, another that Accelerate knows, or none.")
-    resume_from: str | None = option(None, "A checkpoint folder, or 'latest': the newest whole one in the output folder.")
+    resume_from: str | None = option(
+        None, "A checkpoint folder, or 'latest': the newest whole one in the output folder."
+    )
     cpu_threads: int | None = option(None, "Threads a process on a CPU. Default: the cores shared by the processes.")
     dry_run: bool = option(False, "Print what would run, and stop.")
 
     def __post_init__(self):
-        positive = ("max_train_steps", "global_batch_size", "log_every", "checkpoint_every", "sample_steps",
-                    "samples_per_class")
+        positive = (
+            "max_train_steps",
+            "global_batch_size",
+            "log_every",
+            "checkpoint_every",
+            "sample_steps",
+            "samples_per_class",
+        )
         for name in positive:
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-        _require(self.micro_batch_size is None or self.micro_batch_size > 0, "micro_batch_size", self.micro_batch_size,
-                 "must be positive")
+        _require(
+            self.micro_batch_size is None or self.micro_batch_size > 0,
+            "micro_batch_size",
+            self.micro_batch_size,
+            "must be positive",
+        )
         _require(self.cpu_threads is None or self.cpu_threads > 0, "cpu_threads", self.cpu_threads, "must be positive")
         _require(self.sample_every >= 0, "sample_every", self.sample_every, "must be 0 (no grids) or more")
-        _require(self.sample_guidance_scale >= 1, "sample_guidance_scale", self.sample_guidance_scale,
-                 "must be 1 (off) or more")
+        _require(
+            self.sample_guidance_scale >= 1,
+            "sample_guidance_scale",
+            self.sample_guidance_scale,
+            "must be 1 (off) or more",
+        )
         _require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
 
 
-OPTION_GROUPS = (ModelOptions, DataOptions, OptimizationOptions, RunOptions)
+OPTION_GROUPS: tuple[Any, ...] = (ModelOptions, DataOptions, OptimizationOptions, RunOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +168,9 @@ def parse_config(arguments: list[str]) -> TrainConfig:
         ValueError: the file is missing or not a mapping, names an unknown option, or a value breaks its rule.
         SystemExit: argparse's, for unknown flags, wrong types and --help.
     """
-    parser = HfArgumentParser(OPTION_GROUPS, description="Train D-EMOv2, DiT or SiT on class-labelled images.",
-                              allow_abbrev=False)
+    parser = HfArgumentParser(
+        OPTION_GROUPS, description="Train D-EMOv2, DiT or SiT on class-labelled images.", allow_abbrev=False
+    )
     parser.add_argument("--config", default=None, help="YAML file of the same options; the command line overrides it.")
     path = parser.parse_known_args(arguments)[0].config
     from_file = _yaml_arguments(Path(path)) if path else []

@@ -84,7 +84,9 @@ def digits_source() -> ImageSource:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ValueError("the digits come with scikit-learn; pip install 'd-emo[train]', or name a data set.") from error
+        raise ValueError(
+            "the digits come with scikit-learn; pip install 'd-emo[train]', or name a data set."
+        ) from error
     digits = load_digits()
     scans = (digits.images * (255 / 16)).round().astype(np.uint8)
     return ImageSource(
@@ -115,8 +117,10 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
         raise ValueError(f"--train-data-dir {root}: there are {what}; expected {root}/CLASS/IMAGE.jpg.")
     empty = [folder.name for folder, found in zip(folders, files, strict=True) if not found]
     if empty:
-        raise ValueError(f"--train-data-dir {root}: class folders without images: {', '.join(empty[:10])}; "
-                         "remove them or add images.")
+        raise ValueError(
+            f"--train-data-dir {root}: class folders without images: {', '.join(empty[:10])}; "
+            "remove them or add images."
+        )
     paths = [path for found in files for path in found]
     return ImageSource(
         name=root.resolve().name,
@@ -136,26 +140,28 @@ def datasets_source(options: DataOptions) -> ImageSource:
     name = str(options.dataset)
     try:
         if name.endswith(".parquet"):
-            table = datasets.load_dataset("parquet", data_files={options.dataset_split: name},
-                                          split=options.dataset_split)
+            table = datasets.load_dataset(
+                "parquet", data_files={options.dataset_split: name}, split=options.dataset_split
+            )
         else:
             table = datasets.load_dataset(name, options.dataset_config, split=options.dataset_split)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"--dataset {name}: cannot be opened ({_first_line(error)}). It is looked for as a local path, then on the Hub; "
-            "when offline, pass a .parquet file or a folder, or --train-data-dir."
+            f"--dataset {name}: cannot be opened ({_first_line(error)}). It is looked for as a local path, then on the "
+            "Hub; when offline, pass a .parquet file or a folder, or --train-data-dir."
         ) from error
     for column in [options.image_column] + ([] if options.unconditional else [options.label_column]):
         if column not in table.column_names:
             flag = "--image-column" if column == options.image_column else "--label-column (or --unconditional)"
-            raise ValueError(f"--dataset {name}: no column {column!r} among {', '.join(table.column_names)}; set {flag}.")
+            raise ValueError(
+                f"--dataset {name}: no column {column!r} among {', '.join(table.column_names)}; set {flag}."
+            )
     if not len(table):
         raise ValueError(f"--dataset {name}: the split {options.dataset_split!r} is empty.")
-    if options.unconditional:
-        labels, names = np.zeros(len(table), dtype=np.int64), []
-    else:
-        labels, names = _dataset_labels(table, options)
-    images = table.select_columns([options.image_column]).cast_column(options.image_column, datasets.Image(decode=False))
+    labels, names = _dataset_labels(table, options)
+    images = table.select_columns([options.image_column]).cast_column(
+        options.image_column, datasets.Image(decode=False)
+    )
 
     def read(index: int) -> PIL.Image.Image:
         stored = images[index][options.image_column]
@@ -173,6 +179,8 @@ def datasets_source(options: DataOptions) -> ImageSource:
 
 
 def _dataset_labels(table: Any, options: DataOptions) -> tuple[np.ndarray, list[str]]:
+    if options.unconditional:
+        return np.zeros(len(table), dtype=np.int64), []
     feature = table.features[options.label_column]
     column = table.with_format("numpy").select_columns([options.label_column])[:][options.label_column]
     if hasattr(feature, "names"):

@@ -76,11 +76,11 @@ class DiTObjective:
         self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """See `Objective.losses`; "mse" on epsilon and "vb" in bits, whose sum is "loss"."""
-        steps = (time * NUM_TRAIN_TIMESTEPS).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)       # (B,)
+        steps = (time * NUM_TRAIN_TIMESTEPS).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)  # (B,)
         noisy = self._at(self.alphas_cumprod.sqrt(), steps) * data
-        noisy = noisy + self._at((1.0 - self.alphas_cumprod).sqrt(), steps) * noise          # (B, C, H, W)
+        noisy = noisy + self._at((1.0 - self.alphas_cumprod).sqrt(), steps) * noise  # (B, C, H, W)
         epsilon, variance = network(noisy, steps, labels).float().chunk(2, dim=1)
-        mse = (epsilon - noise).square().flatten(1).mean(1)                                  # (B,)
+        mse = (epsilon - noise).square().flatten(1).mean(1)  # (B,)
         # The bound trains the variance only: epsilon is detached, as in the hybrid loss's stop-gradient.
         vb = self._variational_bound(data, noisy, steps, epsilon.detach(), variance)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
@@ -158,7 +158,7 @@ class FlowObjective:
     ) -> dict[str, torch.Tensor]:
         """See `Objective.losses`."""
         sigma = time[:, None, None, None]
-        noisy = (1 - sigma) * data + sigma * noise                                           # (B, C, H, W)
+        noisy = (1 - sigma) * data + sigma * noise  # (B, C, H, W)
         velocity = network(noisy, NUM_TRAIN_TIMESTEPS * time, labels).float()
         return {"loss": (velocity - (noise - data)).square().flatten(1).mean(1)}
 

@@ -198,8 +198,8 @@ def load_vae(name: str, resolution: int) -> AutoencoderKL | None:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"--vae {name}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there is a network "
-            f"(hf download {name}) and pass its folder, or train on pixels with --vae none."
+            f"--vae {name}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there is a "
+            f"network (hf download {name}) and pass its folder, or train on pixels with --vae none."
         ) from error
     return vae.requires_grad_(False).eval()
 
@@ -249,10 +249,13 @@ def make_lr_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> t
         raise ValueError(f"--lr-scheduler {config.optimization.lr_scheduler}: {error}.") from error
 
 
-def make_pipeline(average: AveragedModel, plan: Plan) -> DEMOPipeline:
-    """The averaged model with what it takes to sample from it and to save it."""
+def make_pipeline(model: Any, plan: Plan) -> DEMOPipeline:
+    """A model (the averaged one) with what it takes to sample from it and to save it."""
     pipeline = DEMOPipeline(
-        transformer=average.module, scheduler=plan.objective.make_scheduler(), vae=plan.vae, id2label=plan.source.id2label
+        transformer=model,
+        scheduler=plan.objective.make_scheduler(),
+        vae=plan.vae,
+        id2label=plan.source.id2label,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -117,7 +117,9 @@ def announcement(plan: Plan) -> str:
     """The lines that say what runs, first of all what on."""
     data = plan.config.data
     default = not (data.dataset or data.train_data_dir)
-    note = ["No data was named: training on scikit-learn's handwritten digits (--dataset or --train-data-dir for yours)."]
+    note = [
+        "No data was named: training on scikit-learn's handwritten digits (--dataset or --train-data-dir for yours)."
+    ]
     return "\n".join([*(note if default else []), plan.describe()])
 
 
@@ -138,7 +140,7 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         model.compile_repeated_blocks(fullgraph=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(lr_schedule)
-    return Run(plan, accelerator, model, average, optimizer, lr_schedule, make_pipeline(average, plan))
+    return Run(plan, accelerator, model, average, optimizer, lr_schedule, make_pipeline(average.module, plan))
 
 
 def start_or_resume(run: Run) -> None:
@@ -164,7 +166,7 @@ def start_or_resume(run: Run) -> None:
 def load_checkpoint(run: Run, path: Path, manifest: dict[str, Any]) -> None:
     """Restore weights, average, optimizer, schedule and generators exactly."""
     run.accelerator.load_state(str(path / checkpoints.STATE_FOLDER))
-    stored = type(run.average.module).from_pretrained(path / "transformer", low_cpu_mem_usage=False)
+    stored = type(run.pipeline.transformer).from_pretrained(path / "transformer")
     run.average.module.load_state_dict(stored.state_dict(), strict=True)
     run.step = manifest["step"]
     run.average.n_averaged.fill_(1 + run.step)
@@ -261,11 +263,11 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     """Mean loss of a micro batch; every random number is a function of (seed, position)."""
     plan, device = run.plan, run.accelerator.device
     seed, positions = plan.config.run.seed, batch.positions
-    data = batch.images.to(device, non_blocking=True)                        # (B, channels, side, side)
+    data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
     if plan.vae is not None:
         data = encode_images(plan.vae, data, stream.normal(seed, "vae", positions, plan.latent_shape).to(device))
     noise = stream.normal(seed, "noise", positions, plan.latent_shape).to(device)  # (B, C, H, W)
-    time_ = stream.uniform(seed, "time", positions).to(device)               # (B,)
+    time_ = stream.uniform(seed, "time", positions).to(device)  # (B,)
     labels = drop_labels(batch, len(plan.source.id2label), plan.config.optimization.class_dropout_prob, seed)
 
     def network(noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:

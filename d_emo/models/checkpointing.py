@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 @contextlib.contextmanager
 def frozen_batch_norm_statistics(module: nn.Module) -> Iterator[None]:
     """Leave running statistics and batch counters of `module` as they are; outputs stay those of the current mode."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked.clone() for norm in norms if norm.num_batches_tracked is not None]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    saved = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    counts = [None if count is None else count.clone() for _, _, count in saved]
     try:
         for norm in norms:
             # running = (1 - 0) * running + 0 * batch. Switching tracking off instead would save fewer tensors than
@@ -24,9 +24,10 @@ def frozen_batch_norm_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum = 0.0
         yield
     finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+        for (norm, momentum, tracked), count in zip(saved, counts, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            if tracked is not None and count is not None:
+                tracked.copy_(count)
 
 
 def checkpoint_block(block: nn.Module, *args: torch.Tensor) -> torch.Tensor:

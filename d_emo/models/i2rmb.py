@@ -1,7 +1,7 @@
 """The i2RMB block of EMOv2 and its spanning window attention, channels last.
 
-Source: "EMOv2: Pushing 5M Vision Model Frontier", arXiv 2412.06674, section 3. What the paper leaves open (the bias that
-padded pixels carry, the order of the heads' channels) follows its published code and is held by tests/golden.
+Source: "EMOv2: Pushing 5M Vision Model Frontier", arXiv 2412.06674, section 3. What the paper leaves open (the bias
+that padded pixels carry, the order of the heads' channels) follows its published code and is held by tests/golden.
 
 Shapes: B batch, H x W token grid, C channels, E = expansion * C inner channels, w window side (pixels),
         n = number of windows along an axis, h heads, d = C / h channels of a query or key head, e d of a value head.
@@ -135,12 +135,13 @@ class SpanningWindowAttention(nn.Module):
         scaled_dot_product_attention's fused CPU kernel is slower here: value heads are `expansion` times as wide as
         key heads and the windows are small.
         """
-        grid = value.shape[:3]
+        batch, height, width, _ = value.shape
         query = split_windows(query, window, self.num_heads, remote)         # (N, w * w, d)
         key = split_windows(key, window, self.num_heads, remote)             # (N, w * w, d)
         value = split_windows(value, window, self.num_heads, remote)         # (N, w * w, e d)
         weights = torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1)      # (N, w * w, w * w)
         attended = torch.bmm(weights.to(value.dtype), value)                 # (N, w * w, e d)
+        grid = (batch, height, width)
         return merge_windows(attended, grid, window, self.num_heads, remote)  # (B, H', W', E)
 
 

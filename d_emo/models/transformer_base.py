@@ -104,16 +104,15 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """DiT's initialisation: Xavier for products, 0.02 for embeddings, zeros for modulation and output."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.patch_embed.weight.flatten(1))
-        nn.init.zeros_(self.patch_embed.bias)
+        products: list[Any] = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        for product in [*products, self.patch_embed]:
+            nn.init.xavier_uniform_(product.weight.flatten(1))
+            if product.bias is not None:
+                nn.init.zeros_(product.bias)
         for weight in (self.label_embed.weight, self.time_embed.linear_1.weight, self.time_embed.linear_2.weight):
             nn.init.normal_(weight, std=0.02)
-        for layer in (*(block.modulation for block in self.blocks), self.norm_out.modulation, self.proj_out):
+        zero_layers: list[Any] = [block.modulation for block in self.blocks]
+        for layer in [*zero_layers, self.norm_out.modulation, self.proj_out]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -172,7 +171,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     def _check_input(self, channels: int, height: int, width: int, class_labels: torch.Tensor | None) -> None:
         patch = self.config.patch_size
         if channels != self.config.in_channels:
-            raise ValueError(f"the input has {channels} channels, the model takes in_channels={self.config.in_channels}.")
+            raise ValueError(f"the input has {channels} channels, the model takes {self.config.in_channels}.")
         for name, size in (("height", height), ("width", width)):
             if size % patch or size < patch:
                 raise ValueError(

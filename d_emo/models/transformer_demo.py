@@ -63,8 +63,8 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         attention_type: "spanning" (the paper's), "neighborhood", "remote" or "none".
         num_classes: classes; the label table has one row more, for "no class". 0 makes an unconditional model.
         learn_sigma: predict the variance too (DiT objective), which doubles the output channels.
-        prediction_type: "epsilon" (DiT objective) or "flow_prediction" (noise - data, the SiT objective). Checked against the
-            scheduler by the pipeline.
+        prediction_type: "epsilon" (DiT objective) or "flow_prediction" (noise - data, the SiT objective). The
+            pipeline checks it against the scheduler.
         norm_eps: epsilon of the LayerNorms.
     """
 
