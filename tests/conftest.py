@@ -1,18 +1,25 @@
 """Helpers of the tests: seeded weights, tiny models with random parameters, the trainer as a subprocess."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from d_emo import DEMOPipeline, create_model
+from d_emo.train import train_dit
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -99,7 +106,11 @@ def trainer_command(*arguments: object, processes: int = 1) -> list[str]:
     script = str(ROOT / "train" / "train_dit.py")
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1"]
+        launcher += ["--master-port", str(port)]
     return [*launcher, script, *map(str, arguments)]
 
 
@@ -108,13 +119,64 @@ def offline_environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def run_trainer(*arguments: object, processes: int = 1, timeout: float = 240) -> subprocess.CompletedProcess:
-    """Run the trainer to its end and return what it printed."""
-    return subprocess.run(
-        trainer_command(*arguments, processes=processes),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=offline_environment(),
-        check=False,
-    )
+class Trainer:
+    """The trainer as a process of its own, whose output is kept in a file. Always ended, with its children."""
+
+    def __init__(self, log: Path, *arguments: object, processes: int = 1):
+        self.log = log
+        with log.open("w") as output:
+            command = trainer_command(*arguments, processes=processes)
+            self.process = psutil.Popen(command, env=offline_environment(), stdout=output, stderr=subprocess.STDOUT)
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """kill -9, children included (torchrun starts its workers in sessions of their own)."""
+        if self.process.is_running():
+            for process in [*self.process.children(recursive=True), self.process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.wait(60)
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 180) -> None:
+        """Wait for a condition while the trainer runs."""
+        deadline = time.monotonic() + seconds
+        while not condition() and self.process.is_running() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert condition(), self.output
+
+    def finish(self, seconds: float = 180) -> int:
+        """Wait for the end and return the exit code."""
+        return self.process.wait(seconds)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+
+def run_here(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[object, str]:
+    """Run the trainer's `main` in this process; what it exits with (0 for success) and all that it printed."""
+    AcceleratorState._reset_state(True)
+    code: object = 0
+    try:
+        train_dit.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        AcceleratorState._reset_state(True)
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err + (code if isinstance(code, str) else "")
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Never ask the Hub."""
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

@@ -47,9 +47,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-def save_checkpoint(
-    accelerator: Accelerator, pipeline: DiffusionPipeline, output_dir: Path, step: int, progress: dict[str, Any]
-) -> Path:
+def save_checkpoint(accelerator: Accelerator, pipeline: DiffusionPipeline, output_dir: Path, step: int) -> Path:
     """Write a whole checkpoint of all processes; every process calls this.
 
     Args:
@@ -57,7 +55,6 @@ def save_checkpoint(
         pipeline: the averaged model with its scheduler and VAE.
         output_dir: the run's folder.
         step: optimizer steps done.
-        progress: plain values to get back from `load_checkpoint`.
     """
     final = checkpoint_path(output_dir, step)
     partial = output_dir / f".partial-{final.name}"
@@ -68,7 +65,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         pipeline.save_pretrained(partial)
-        write_manifest(partial, {"step": step, "processes": accelerator.num_processes, **progress})
+        write_manifest(partial, {"step": step, "processes": accelerator.num_processes})
         replace_folder(partial, final)
     accelerator.wait_for_everyone()
     return final

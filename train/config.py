@@ -174,9 +174,11 @@ def parse_config(arguments: list[str]) -> TrainConfig:
     parser.add_argument("--config", default=None, help="YAML file of the same options; the command line overrides it.")
     path = parser.parse_known_args(arguments)[0].config
     from_file = _yaml_arguments(Path(path)) if path else []
-    model, data, optimization, run, _ = parser.parse_args_into_dataclasses(
-        [*from_file, *arguments], look_for_args_file=False
+    model, data, optimization, run, _, unknown = parser.parse_args_into_dataclasses(
+        [*from_file, *arguments], look_for_args_file=False, return_remaining_strings=True
     )
+    if unknown:
+        raise ValueError(f"{unknown[0]} is not an option; {_suggestion(unknown[0].lstrip('-').replace('-', '_'))}")
     return TrainConfig(model=model, data=data, optimization=optimization, run=run)
 
 
@@ -187,13 +189,19 @@ def _yaml_arguments(path: Path) -> list[str]:
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: expected `option: value` lines.")
-    known = [f.name for group in OPTION_GROUPS for f in fields(group)]
     arguments = []
     for name, value in values.items():
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else "see --help for the options."
-            raise ValueError(f"--config {path}: option {name!r} is unknown; {hint}")
+        if name not in _option_names():
+            raise ValueError(f"--config {path}: option {name!r} is unknown; {_suggestion(str(name))}")
         if value is not None:
             arguments += [f"--{name}", str(value)]
     return arguments
+
+
+def _option_names() -> list[str]:
+    return [f.name for group in OPTION_GROUPS for f in fields(group)]
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, _option_names(), n=3)
+    return f"did you mean {', '.join(close)}?" if close else "see --help for the options."

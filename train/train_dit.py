@@ -86,9 +86,12 @@ def main(arguments: list[str]) -> None:
             return
         run = make_run(plan, accelerator)
         start_or_resume(run)
-    except (ValueError, UnreadableImageError) as error:
+    except ValueError as error:
         sys.exit(f"train_dit: {error}")
-    train(run)
+    try:
+        train(run)
+    except (UnreadableImageError, NonFiniteLossError) as error:
+        sys.exit(f"train_dit: {error}")
     accelerator.end_training()
 
 
@@ -97,6 +100,8 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     report_to = None if config.run.report_to == "none" else config.run.report_to
     try:
         accelerator = Accelerator(
+            # Without this, Accelerate lets each process of a CPU launch train on its own, in silence.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=config.optimization.mixed_precision,
             log_with=report_to,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
@@ -106,6 +111,12 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
         raise ValueError(f"--report-to {report_to} / --mixed-precision: {error}") from error
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"mixed precision {accelerator.mixed_precision} is not supported; use --mixed-precision bf16.")
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched, but Accelerate joined {accelerator.num_processes}; "
+            "check the launch command (on CPUs: torchrun, or accelerate launch --cpu --multi_cpu)."
+        )
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -175,29 +186,32 @@ def load_checkpoint(run: Run, path: Path, manifest: dict[str, Any]) -> None:
 def train(run: Run) -> None:
     """Step until the end, or until the user interrupts; log, sample and save on the way."""
     options, accelerator = run.plan.config.run, run.accelerator
-    stop = StopRequest()
     batches = iter(make_loader(run))
     started, first_step = time.perf_counter(), run.step
-    bar = tqdm(total=options.max_train_steps, initial=run.step, unit="step", disable=not accelerator.is_main_process)
     run.model.train()
-    while run.step < options.max_train_steps:
-        loss, grad_norm = train_step(run, batches)
-        bar.update()
-        bar.set_postfix(loss=f"{loss.item():.4f}", grad=f"{grad_norm:.2f}", refresh=False)
-        if run.step % options.log_every == 0 or run.step == options.max_train_steps:
-            speed = (run.step - first_step) * run.plan.layout.global_batch_size / (time.perf_counter() - started)
-            log_progress(run, grad_norm, speed)
-        if options.sample_every and run.step % options.sample_every == 0:
-            show_samples(run)
-        stopping = stop.agreed(accelerator)
-        if stopping or run.step % options.checkpoint_every == 0 or run.step == options.max_train_steps:
-            path = checkpoints.save_checkpoint(accelerator, run.pipeline, run.output_dir, run.step, {})
-            run.say(f"step {run.step}: saved {path}")
-        if stopping:
-            bar.close()
-            run.say(f"stopped at step {run.step}; continue with --resume-from latest")
-            sys.exit(stop.exit_code)
-    bar.close()
+    with (
+        StopRequest() as stop,
+        tqdm(
+            total=options.max_train_steps, initial=run.step, unit="step", disable=not accelerator.is_main_process
+        ) as bar,
+    ):
+        while run.step < options.max_train_steps:
+            loss, grad_norm = train_step(run, batches)
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.4f}", grad=f"{grad_norm:.2f}", refresh=False)
+            last = run.step == options.max_train_steps
+            if last or run.step % options.log_every == 0:
+                speed = (run.step - first_step) * run.plan.layout.global_batch_size / (time.perf_counter() - started)
+                log_progress(run, grad_norm, speed)
+            if options.sample_every and run.step % options.sample_every == 0:
+                show_samples(run)
+            stopping = stop.agreed(accelerator)
+            if stopping or last or run.step % options.checkpoint_every == 0:
+                path = checkpoints.save_checkpoint(accelerator, run.pipeline, run.output_dir, run.step)
+                run.say(f"step {run.step}: saved {path}")
+            if stopping:
+                run.say(f"stopped at step {run.step}; continue with --resume-from latest")
+                sys.exit(stop.exit_code)
     finish(run)
 
 
@@ -378,12 +392,22 @@ def finish(run: Run) -> None:
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into "save and stop after this step"; a second one stops at once."""
+    """Turns Ctrl-C and SIGTERM into "save and stop after this step"; a second one stops at once.
+
+    A context manager: the signals' former handlers are put back at its end.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, _frame: Any) -> None:
         if self.received is not None:
