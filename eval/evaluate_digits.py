@@ -8,7 +8,6 @@ nearest real neighbours, and a JSON file.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
+from d_emo.files import write_json
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train.data import digits_source, to_tensor
 from d_emo.train.figures import caption_grid, save_image
@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> None:
     print(f"samples closer to a real image than 99% of real ones are: {report.close_share:.3f}")
     folder = Path(options.model) / "evaluation"
     save_image(neighbour_picture(samples, real, side, columns=10), folder / "neighbours.png")
-    (folder / "digits.json").write_text(json.dumps({**asdict(report), **vars(options)}, indent=1), encoding="utf-8")
+    write_json(folder / "digits.json", {**asdict(report), **vars(options)})
     print(f"picture and scores in {folder}")
 
 

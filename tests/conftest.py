@@ -126,7 +126,9 @@ class Trainer:
         self.log = log
         with log.open("w") as output:
             command = trainer_command(*arguments, processes=processes)
-            self.process = psutil.Popen(command, env=offline_environment(), stdout=output, stderr=subprocess.STDOUT)
+            self.process = psutil.Popen(
+                command, env=offline_environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def __enter__(self) -> "Trainer":
         return self

@@ -6,6 +6,7 @@ import pytest
 from conftest import tiny_pipeline
 
 from d_emo import DEMOPipeline
+from d_emo.files import partial_path, remove_partial, replace_folder, write_json, written_whole
 from d_emo.train.checkpoints import (
     CheckpointError,
     check_run_folder,
@@ -14,7 +15,6 @@ from d_emo.train.checkpoints import (
     list_checkpoints,
     publish_pipeline,
     verify_checkpoint,
-    write_json,
     write_manifest,
 )
 
@@ -147,7 +147,21 @@ def test_an_interrupted_publication_does_not_load(tmp_path, monkeypatch):
     assert not (tmp_path / "model_index.json").exists()
 
 
-def test_json_files_appear_whole(tmp_path):
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
     write_json(tmp_path / "a.json", {"x": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "a.json") as partial:
+        partial.write_text("{")
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    remove_partial(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_replaced_and_leaves_nothing_behind(tmp_path):
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    partial_path(tmp_path / "replaced-old").mkdir()  # left by a process that was killed here
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["old", "old/new"]

@@ -1,6 +1,8 @@
 """The trainer as a user starts it: whole runs, kill -9, Ctrl-C, bad input."""
 
+import importlib.util
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -57,9 +59,9 @@ def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, proce
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_save_before_they_stop(tmp_path, capsys, number, code):
     run = tmp_path / "run"
-    with Trainer(tmp_path / "log", *TINY, "--output-dir", run) as trainer:
+    with Trainer(tmp_path / "log", *TINY, "--num-workers", "2", "--output-dir", run) as trainer:
         trainer.wait_until(lambda: "step 2: loss" in trainer.output)
-        trainer.process.send_signal(number)
+        os.killpg(trainer.process.pid, number)  # loader processes get it too, as from a terminal
         assert trainer.finish() == code, trainer.output
         assert "continue with --resume-from latest" in trainer.output
     (checkpoint,) = run.glob("checkpoint-*")
@@ -73,9 +75,9 @@ def test_ctrl_c_and_sigterm_save_before_they_stop(tmp_path, capsys, number, code
 def test_a_run_writes_a_pipeline_grids_and_curves(tmp_path, capsys, objective):
     run = tmp_path / "run"
     code, output = run_here(
-        capsys, "--model", "D-EMOv2-N-8", "--objective", objective, "--global-batch-size", "8", "--max-train-steps", "3",
-        "--log-every", "1", "--sample-every", "2", "--sample-steps", "3", "--samples-per-class", "2",
-        "--checkpoint-every", "2", "--output-dir", run,
+        capsys, "--model", "D-EMOv2-N-8", "--objective", objective, "--global-batch-size", "8",
+        "--max-train-steps", "3", "--log-every", "1", "--sample-every", "2", "--sample-steps", "3",
+        "--samples-per-class", "2", "--checkpoint-every", "2", "--output-dir", run,
     )  # fmt: skip
     assert code == 0, output
     assert output.startswith("No data was named: training on scikit-learn's handwritten digits")
@@ -142,9 +144,8 @@ def test_unconditional_training(tmp_path, capsys):
 
 
 def test_bf16_autocast_keeps_weights_and_statistics_in_float32(tmp_path, capsys):
-    code, output = run_here(
-        capsys, *TINY, "--mixed-precision", "bf16", "--max-train-steps", "2", "--output-dir", tmp_path
-    )
+    arguments = [*TINY, "--mixed-precision", "bf16", "--max-train-steps", "2"]
+    code, output = run_here(capsys, *arguments, "--output-dir", tmp_path)
     assert code == 0, output
     weights = load_file(tmp_path / "checkpoint-0000002" / "training_state" / "model.safetensors")
     assert all(value.dtype in (torch.float32, torch.int64) for value in weights.values())
@@ -181,6 +182,11 @@ def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
         (["--resume-from", "nowhere"], "checkpoint nowhere: there is no such folder"),
         (["--lr-scheduler", "sawtooth"], "--lr-scheduler sawtooth"),
         (["--report-to", "notebook"], "--report-to notebook"),
+        pytest.param(
+            ["--report-to", "aim"],
+            "--report-to aim: its package is not installed",
+            marks=pytest.mark.skipif(importlib.util.find_spec("aim") is not None, reason="aim is installed"),
+        ),
         (["--modle", "x"], "--modle is not an option; did you mean model"),
     ],
 )

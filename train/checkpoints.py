@@ -8,15 +8,16 @@ folder under a final name.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
+
+from d_emo.files import partial_path, replace_folder, sync, write_json
 
 MANIFEST = "manifest.json"
 RUN_FILE = "run.json"
@@ -57,7 +58,7 @@ def save_checkpoint(accelerator: Accelerator, pipeline: DiffusionPipeline, outpu
         step: optimizer steps done.
     """
     final = checkpoint_path(output_dir, step)
-    partial = output_dir / f".partial-{final.name}"
+    partial = partial_path(final)
     if accelerator.is_main_process and partial.exists():
         shutil.rmtree(partial)
     accelerator.wait_for_everyone()
@@ -76,34 +77,17 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-            os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+            digest = _digest(file)
+        sync(path)
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
     write_json(folder / MANIFEST, {**content, "files": files})
 
 
-def _digest(file: Any) -> Any:
+def _digest(file: BinaryIO) -> str:
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)
-    return digest
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file by rename."""
-    partial = path.with_name(f".partial-{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Rename a folder, replacing an older one of the same name."""
-    if target.exists():
-        shutil.rmtree(target)
-    source.rename(target)
+    return digest.hexdigest()
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
@@ -132,7 +116,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
             )
     for name, expected in files.items():
         with (path / name).open("rb") as file:
-            if _digest(file).hexdigest() != expected["sha256"]:
+            if _digest(file) != expected["sha256"]:
                 raise CheckpointError(f"checkpoint {path}: the content of {name} changed since it was written.")
     return manifest
 
@@ -221,7 +205,7 @@ def publish_pipeline(pipeline: DiffusionPipeline, output_dir: Path) -> None:
 
     `model_index.json`, without which a folder does not load, goes first and comes last.
     """
-    partial = output_dir / ".partial-pipeline"
+    partial = partial_path(output_dir / "pipeline")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)
     index = output_dir / "model_index.json"

@@ -21,7 +21,7 @@ from d_emo.train import stream
 from d_emo.train.config import DataOptions
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-IMAGE_SUFFIXES = frozenset(PIL.Image.registered_extensions())
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
 
 class UnreadableImageError(ValueError):

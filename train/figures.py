@@ -9,6 +9,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import torch
 
+from d_emo.files import written_whole
 from d_emo.pipelines import DEMOPipeline
 
 MAX_CLASSES = 10
@@ -60,11 +61,10 @@ def caption_grid(rows: Sequence[Sequence[PIL.Image.Image]], captions: Sequence[s
 
 
 def save_image(image: PIL.Image.Image, path: Path) -> None:
-    """Write a PNG by rename."""
+    """Write a PNG, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    image.save(partial, format="PNG")
-    partial.replace(path)
+    with written_whole(path) as partial:
+        image.save(partial, format="PNG")
 
 
 def plot_loss(log: Path, path: Path, title: str) -> None:
@@ -80,6 +80,5 @@ def plot_loss(log: Path, path: Path, title: str) -> None:
     axes.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=1)
     axes.set(xlabel="optimizer step", ylabel="training loss", title=title)
     axes.grid(alpha=0.3)
-    partial = path.with_name(f".partial-{path.name}")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)

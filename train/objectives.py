@@ -118,7 +118,7 @@ class DiTObjective:
     @staticmethod
     def _at(table: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Values of a float64 table at (B,) steps, as float32 (B, 1, 1, 1)."""
-        return table.to(steps.device)[steps].float()[:, None, None, None]
+        return table.float().to(steps.device)[steps][:, None, None, None]
 
 
 def discretized_gaussian_log_likelihood(

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from d_emo.files import remove_partial, write_json, written_whole
 from d_emo.latents import encode_images
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train import checkpoints, figures, stream
@@ -41,6 +42,7 @@ from d_emo.train.setup import (
     output_dir,
 )
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOG_FILE = "train_log.csv"
 LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second")
 
@@ -65,6 +67,7 @@ class Run:
 
     @property
     def output_dir(self) -> Path:
+        """The run's folder."""
         return self.plan.output_dir
 
     def say(self, message: str) -> None:
@@ -89,10 +92,13 @@ def main(arguments: list[str]) -> None:
     except ValueError as error:
         sys.exit(f"train_dit: {error}")
     try:
-        train(run)
+        code = train(run)
     except (UnreadableImageError, NonFiniteLossError) as error:
         sys.exit(f"train_dit: {error}")
-    accelerator.end_training()
+    finally:
+        accelerator.end_training()
+    if code:
+        sys.exit(code)
 
 
 def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
@@ -109,13 +115,15 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
         )
     except (ValueError, ImportError) as error:
         raise ValueError(f"--report-to {report_to} / --mixed-precision: {error}") from error
+    if report_to and not accelerator.log_with:
+        raise ValueError(f"--report-to {report_to}: its package is not installed; install it or use --report-to none.")
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"mixed precision {accelerator.mixed_precision} is not supported; use --mixed-precision bf16.")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != launched:
         raise ValueError(
             f"{launched} processes were launched, but Accelerate joined {accelerator.num_processes}; "
-            "check the launch command (on CPUs: torchrun, or accelerate launch --cpu --multi_cpu)."
+            "check the launch command (several CPU processes start with torchrun)."
         )
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
@@ -168,7 +176,8 @@ def start_or_resume(run: Run) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.output_dir.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_json(run.output_dir / checkpoints.RUN_FILE, identity)
+        remove_partial(run.output_dir)
+        write_json(run.output_dir / checkpoints.RUN_FILE, identity)
         truncate_log(run.output_dir / LOG_FILE, run.step)
     settings = {name: value for name, value in config.flat().items() if isinstance(value, int | float | str | bool)}
     accelerator.init_trackers("d_emo", config=settings)
@@ -183,8 +192,12 @@ def load_checkpoint(run: Run, path: Path, manifest: dict[str, Any]) -> None:
     run.average.n_averaged.fill_(1 + run.step)
 
 
-def train(run: Run) -> None:
-    """Step until the end, or until the user interrupts; log, sample and save on the way."""
+def train(run: Run) -> int:
+    """Step until the end, or until the user interrupts; log, sample and save on the way.
+
+    Returns:
+        The exit code: 0, or the shell's code for the signal that stopped the run.
+    """
     options, accelerator = run.plan.config.run, run.accelerator
     batches = iter(make_loader(run))
     started, first_step = time.perf_counter(), run.step
@@ -199,20 +212,22 @@ def train(run: Run) -> None:
             loss, grad_norm = train_step(run, batches)
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.4f}", grad=f"{grad_norm:.2f}", refresh=False)
-            last = run.step == options.max_train_steps
-            if last or run.step % options.log_every == 0:
+            stopping = stop.agreed(accelerator)
+            saving = stopping or run.step == options.max_train_steps or run.step % options.checkpoint_every == 0
+            # A line before every checkpoint, so that a resumed run has no losses of half an interval to remember.
+            if saving or run.step % options.log_every == 0:
                 speed = (run.step - first_step) * run.plan.layout.global_batch_size / (time.perf_counter() - started)
                 log_progress(run, grad_norm, speed)
             if options.sample_every and run.step % options.sample_every == 0:
                 show_samples(run)
-            stopping = stop.agreed(accelerator)
-            if stopping or last or run.step % options.checkpoint_every == 0:
+            if saving:
                 path = checkpoints.save_checkpoint(accelerator, run.pipeline, run.output_dir, run.step)
                 run.say(f"step {run.step}: saved {path}")
             if stopping:
                 run.say(f"stopped at step {run.step}; continue with --resume-from latest")
-                sys.exit(stop.exit_code)
+                return stop.exit_code
     finish(run)
+    return 0
 
 
 def make_loader(run: Run) -> DataLoader:
@@ -235,8 +250,15 @@ def make_loader(run: Run) -> DataLoader:
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
+
+
+def ignore_stop_signals(_worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach a terminal's or a job's whole group, to the process that saves."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def train_step(run: Run, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]:
@@ -348,19 +370,17 @@ def truncate_log(path: Path, step: int) -> None:
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
-    partial = path.with_name(f".partial-{path.name}")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([LOG_COLUMNS, *rows])
-    partial.replace(path)
 
 
 def show_samples(run: Run) -> None:
     """Save a grid of samples of the averaged model; the main process draws, the others wait."""
     accelerator, options = run.accelerator, run.plan.config.run
     if accelerator.is_main_process:
-        rows, captions = figures.draw_samples(
-            run.pipeline, options.samples_per_class, options.sample_steps, options.sample_guidance_scale, options.seed
-        )
+        count, steps, scale = options.samples_per_class, options.sample_steps, options.sample_guidance_scale
+        with accelerator.autocast():
+            rows, captions = figures.draw_samples(run.pipeline, count, steps, scale, options.seed)
         grid = figures.caption_grid(rows, captions)
         path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
         figures.save_image(grid, path)
@@ -386,8 +406,8 @@ def finish(run: Run) -> None:
     if run.accelerator.is_main_process:
         checkpoints.publish_pipeline(run.pipeline, run.output_dir)
         figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.config.model.model)
-        label = repr(next(iter(run.plan.source.id2label.values()), None)).replace("None", "")
-        run.say(f'done: DEMOPipeline.from_pretrained("{run.output_dir}")({label}).images[0]')
+        names = run.plan.source.id2label
+        run.say(f'done: DEMOPipeline.from_pretrained("{run.output_dir}")({repr(names[0]) if names else ""}).images[0]')
     run.accelerator.wait_for_everyone()
 
 
@@ -402,7 +422,7 @@ class StopRequest:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._former = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

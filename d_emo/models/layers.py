@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-def sincos_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> torch.Tensor:
+def sincos_positions(height: int, width: int, dim: int) -> torch.Tensor:
     """Fixed 2D sine-cosine positions of any grid, as in DiT and MAE.
 
     The first half of the channels encodes the column, the second half the row; each half holds sines, then cosines, of
@@ -22,10 +22,10 @@ def sincos_positions(height: int, width: int, dim: int, device: torch.device | N
     """
     if dim % 4:
         raise ValueError(f"dim={dim} is not a multiple of 4, which 2D sine-cosine positions need.")
-    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
 
     def encode(length: int) -> torch.Tensor:
-        angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequencies
+        angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)               # (length, dim / 2)
 
     columns = encode(width)[None].expand(height, -1, -1)                     # (height, width, dim / 2)

@@ -187,7 +187,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     def _positions(self, rows: int, columns: int) -> torch.Tensor:
         if self.pos_embed.shape[:2] == (rows, columns):
             return self.pos_embed
-        return sincos_positions(rows, columns, self.config.hidden_size, self.pos_embed.device)
+        return sincos_positions(rows, columns, self.config.hidden_size).to(self.pos_embed.device)
 
     def _unpatchify(self, tokens: torch.Tensor) -> torch.Tensor:
         batch, rows, columns, _ = tokens.shape
