@@ -27,7 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Wait until a file's content is on the disk."""
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes writable files only
         os.fsync(file.fileno())
 
 

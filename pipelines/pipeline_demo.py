@@ -184,16 +184,18 @@ class DEMOPipeline(DiffusionPipeline):
         if not return_dict:
             return (images,)
         settings = {
-            "scheduler": type(self.scheduler).__name__,
-            "scheduler_config": {k: v for k, v in self.scheduler.config.items() if not k.startswith("_")},
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale if guided else 1.0,
             "guidance_interval": tuple(guidance_interval),
             "guidance_channels": guidance_channels or channels,
             "eta": eta,
-            "dtype": str(self.transformer.dtype).removeprefix("torch."),
         }
-        return DEMOPipelineOutput(images=images, class_labels=labels, settings=settings)
+        return DEMOPipelineOutput(images=images, class_labels=labels, settings={**self._sampler_settings(), **settings})
+
+    def _sampler_settings(self) -> dict[str, Any]:
+        config = {name: value for name, value in self.scheduler.config.items() if not name.startswith("_")}
+        dtype = str(self.transformer.dtype).removeprefix("torch.")
+        return {"scheduler": type(self.scheduler).__name__, "scheduler_config": config, "dtype": dtype}
 
     def _labels(self, class_labels: Any, num_images_per_label: int) -> list[int]:
         if num_images_per_label < 1:
@@ -319,8 +321,8 @@ class DEMOPipeline(DiffusionPipeline):
         return {name: value for name, value in arguments.items() if name in accepted}
 
     def _predict(self, latents: torch.Tensor, timestep: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
-        # The cache context keeps one state for the batch of both guidance halves (FirstBlockCache and others).
-        with self.transformer.cache_context("cond_uncond"):
+        # Caches (FirstBlockCache and others) keep one state a context; guided and unguided steps differ in batch size.
+        with self.transformer.cache_context(f"batch of {len(latents)}"):
             prediction = self.transformer(
                 latents.to(self.transformer.dtype), timestep.expand(len(latents)), label_ids, return_dict=False
             )[0]

@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tomllib
 from conftest import ROOT
 
 FOLDERS = {"d_emo": "d_emo", "pipelines": "d_emo/pipelines", "train": "d_emo/train", "eval": "d_emo/eval"}
@@ -108,6 +107,7 @@ def test_readme_links_and_pictures_exist():
 def test_version_has_one_source():
     import d_emo
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert "version" in project["dynamic"] and "version" not in project
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'version = { attr = "d_emo.__version__" }' in project
+    assert not re.search(r'^version = "', project, flags=re.MULTILINE)
     assert f"version: {d_emo.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

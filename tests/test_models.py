@@ -323,6 +323,15 @@ def test_layerwise_casting_stores_products_small_and_leaves_norms():
 
 
 @torch.no_grad()
+def test_group_offload_gives_the_same_output():
+    model = tiny_model()
+    expected = model(*inputs(model)).sample
+    device = torch.device("cpu")
+    model.enable_group_offload(onload_device=device, offload_type="block_level", num_blocks_per_group=1)
+    assert torch.equal(model(*inputs(model)).sample, expected)
+
+
+@torch.no_grad()
 def test_lora_adapter_is_added_saved_and_loaded(tmp_path):
     peft = pytest.importorskip("peft")
     model = tiny_model()

@@ -19,6 +19,7 @@ from diffusers import (
     FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    MagCacheConfig,
     ModelMixin,
     UniPCMultistepScheduler,
 )
@@ -395,17 +396,26 @@ def test_vae_scale_and_shift_come_from_its_config(tmp_path):
         pipeline(0, height=30)
 
 
-def test_first_block_cache_skips_blocks():
+@pytest.mark.parametrize(
+    "cache",
+    [
+        FirstBlockCacheConfig(threshold=0.5),
+        MagCacheConfig(mag_ratios=[1.0] * 10, num_inference_steps=10, threshold=0.2, retention_ratio=0.2),
+    ],
+    ids=lambda cache: type(cache).__name__,
+)
+def test_caches_skip_blocks_and_stay_near(cache):
     pipeline = tiny_pipeline(num_layers=4)
     calls = []
     pipeline.transformer.blocks[3].i2rmb.register_forward_pre_hook(lambda *_: calls.append(1))
     exact = images(pipeline, num_inference_steps=10)
     assert len(calls) == 10
     calls.clear()
-    pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    pipeline.transformer.enable_cache(cache)
     cached = images(pipeline, num_inference_steps=10)
     assert 0 < len(calls) < 10
-    assert (cached - exact).abs().mean() < exact.abs().mean()
+    assert 0 < (cached - exact).abs().mean() < exact.abs().mean()
+    assert images(pipeline, num_inference_steps=10, guidance_interval=(0.2, 0.7)).isfinite().all()
     pipeline.transformer.disable_cache()
     torch.testing.assert_close(images(pipeline, num_inference_steps=10), exact)
 

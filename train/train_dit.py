@@ -136,10 +136,8 @@ def announcement(plan: Plan) -> str:
     """The lines that say what runs, first of all what on."""
     data = plan.config.data
     default = not (data.dataset or data.train_data_dir)
-    note = [
-        "No data was named: training on scikit-learn's handwritten digits (--dataset or --train-data-dir for yours)."
-    ]
-    return "\n".join([*(note if default else []), plan.describe()])
+    note = "No data was named: training on scikit-learn's handwritten digits (--dataset or --train-data-dir for yours)."
+    return "\n".join([note, plan.describe()] if default else [plan.describe()])
 
 
 def make_run(plan: Plan, accelerator: Accelerator) -> Run:
