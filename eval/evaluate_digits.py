@@ -57,7 +57,12 @@ def real_digits(side: int) -> tuple[np.ndarray, np.ndarray]:
 
 def nearest(points: np.ndarray, others: np.ndarray, exclude_self: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Index of and root-mean-square distance to the nearest of `others` (M, D) for each of `points` (N, D)."""
-    distances = torch.cdist(torch.from_numpy(points).double(), torch.from_numpy(others).double())
+    # Differences, not a matrix product: identical images are at distance 0 exactly.
+    distances = torch.cdist(
+        torch.from_numpy(points).double(),
+        torch.from_numpy(others).double(),
+        compute_mode="donot_use_mm_for_euclid_dist",
+    )
     if exclude_self:
         distances.fill_diagonal_(float("inf"))
     values, indices = distances.min(dim=1)
