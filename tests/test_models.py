@@ -260,6 +260,15 @@ def test_save_and_load_keep_every_weight_and_statistic(family, tmp_path):
     torch.testing.assert_close(loaded(*inputs(model)).sample, model(*inputs(model)).sample)
 
 
+@torch.no_grad()
+def test_rectangular_model_survives_saving(tmp_path):
+    model = tiny_model(sample_size=(8, 24))
+    model.save_pretrained(tmp_path)
+    loaded = DEMOTransformer2DModel.from_pretrained(tmp_path).eval()
+    assert loaded.sample_shape == (8, 24)
+    torch.testing.assert_close(loaded(*inputs(model, 2, 8, 24)).sample, model(*inputs(model, 2, 8, 24)).sample)
+
+
 def test_automodel_finds_the_class(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     assert isinstance(AutoModel.from_pretrained(str(tmp_path)), DEMOTransformer2DModel)

@@ -205,4 +205,6 @@ def test_another_runs_folder_is_not_touched(tmp_path, capsys):
     assert "holds a run up to checkpoint-0000001" in run_here(capsys, *arguments, "1")[1]
     changed = [*arguments, "2", "--seed", "1", "--resume-from", "latest"]
     assert "holds another run: seed 0 -> 1" in run_here(capsys, *changed)[1]
+    cosine = [*arguments, "2", "--lr-scheduler", "cosine", "--resume-from", "latest"]
+    assert "lr_schedule_steps None -> 2; lr_scheduler 'constant' -> 'cosine'" in run_here(capsys, *cosine)[1]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

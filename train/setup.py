@@ -92,8 +92,11 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """What decides a run's results: its options with defaults resolved, and its data."""
+        constant = self.config.optimization.lr_scheduler.startswith("constant")
         return {
             **self.config.flat(),
+            # --max-train-steps may change on resuming, unless it shapes the learning rate.
+            "lr_schedule_steps": None if constant else self.config.run.max_train_steps,
             "resolution": self.resolution,
             "random_flip": self.flip,
             "data": self.source.name,
