@@ -160,6 +160,8 @@ class DEMOPipeline(DiffusionPipeline):
         timesteps = self.scheduler.timesteps
         first = guidance_interval[0] * len(timesteps)
         last = guidance_interval[1] * len(timesteps)
+        takes_variance = self._takes_learned_variance()
+        step_arguments = self._step_arguments(generator, eta)
 
         with _eval_mode(self.transformer, self.vae), self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
@@ -169,11 +171,9 @@ class DEMOPipeline(DiffusionPipeline):
                     prediction = _guide(both, guidance_scale, guidance_channels or channels)
                 else:
                     prediction = self._predict(scaled, timestep, label_ids)  # (N, C or 2C, H, W)
-                if not self._takes_learned_variance():
+                if not takes_variance:
                     prediction = prediction[:, :channels]
-                latents = self.scheduler.step(
-                    prediction, timestep, latents, **self._step_arguments(generator, eta), return_dict=False
-                )[0]
+                latents = self.scheduler.step(prediction, timestep, latents, **step_arguments, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     replaced = callback_on_step_end(self, step, timestep, {"latents": latents}) or {}
                     latents = replaced.get("latents", latents)
@@ -254,8 +254,8 @@ class DEMOPipeline(DiffusionPipeline):
             )
         has_variance = self.transformer.config.learn_sigma
         learned = config.get("variance_type") in LEARNED_VARIANCE
-        if isinstance(self.scheduler, DDPMScheduler | DDPMParallelScheduler):
-            if learned and not has_variance:
+        if self._takes_learned_variance():
+            if not has_variance:
                 raise ValueError(
                     f"{name} expects a learned variance that this model does not predict; "
                     f"use {name}.from_config(config, variance_type='fixed_small')."

@@ -140,6 +140,20 @@ def test_a_broken_image_is_named_and_replaced_by_the_next(tmp_path):
     assert torch.equal(batch.images[1], batch.images[2])
 
 
+def test_a_broken_first_row_of_a_dataset_is_left_to_training(tmp_path):
+    import datasets
+
+    good = write_images(tmp_path / "pets", ("cat",)) / "cat" / "0.png"
+    table = datasets.Dataset.from_dict(
+        {"image": [{"bytes": b"no image"}, {"bytes": good.read_bytes()}], "label": [0, 0]}
+    )
+    table.to_parquet(tmp_path / "broken.parquet")
+    source = load_source(DataOptions(dataset=str(tmp_path / "broken.parquet")))
+    assert source.resolution == 16
+    with pytest.raises(UnreadableImageError, match="row 0 cannot be read"):
+        source.read(0)
+
+
 def test_nothing_readable_is_an_error(tmp_path):
     write_images(tmp_path, ("cat",), 1)
     (tmp_path / "cat" / "0.png").write_bytes(b"no image")

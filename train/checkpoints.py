@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -76,17 +76,16 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Record size and SHA-256 of every file of `folder`, beside `content`, after everything reached the disk."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            digest = _digest(file)
         sync(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     write_json(folder / MANIFEST, {**content, "files": files})
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -115,9 +114,8 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
                 f"checkpoint {path}: {name} has {file_path.stat().st_size} bytes, not {expected['bytes']}: damaged."
             )
     for name, expected in files.items():
-        with (path / name).open("rb") as file:
-            if _digest(file) != expected["sha256"]:
-                raise CheckpointError(f"checkpoint {path}: the content of {name} changed since it was written.")
+        if _digest(path / name) != expected["sha256"]:
+            raise CheckpointError(f"checkpoint {path}: the content of {name} changed since it was written.")
     return manifest
 
 
@@ -166,7 +164,7 @@ def check_run_folder(output_dir: Path, identity: dict[str, Any], resuming: bool)
 
     Args:
         output_dir: the folder; may be missing.
-        identity: what decides the run's results, as `run_identity` gives it.
+        identity: what decides the run's results, as `Plan.identity` gives it.
         resuming: whether the user asked to continue a run.
 
     Raises:

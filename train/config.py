@@ -27,7 +27,9 @@ class ModelOptions:
     """What is trained, and on which space."""
 
     model: str = option("D-EMOv2-S-2", "Model name, see d_emo.list_models().")
-    resolution: int | None = option(None, "Image side in pixels. Default: 16 for the digits, 32 to 256 for others.")
+    resolution: int | None = option(
+        None, "Image side in pixels. Default: 16 for the digits, 256 for folders, for a data set as its first image."
+    )
     vae: str = option(
         "auto",
         "Folder or Hub id of an SD-type VAE, or 'none' to train on pixels. 'auto' is stabilityai/sd-vae-ft-ema at 128 "
@@ -165,8 +167,8 @@ def parse_config(arguments: list[str]) -> TrainConfig:
     """Read the command line and, under it, the YAML file that --config names.
 
     Raises:
-        ValueError: the file is missing or not a mapping, names an unknown option, or a value breaks its rule.
-        SystemExit: argparse's, for unknown flags, wrong types and --help.
+        ValueError: an option is unknown, a value breaks its rule, or the file is missing or not a mapping.
+        SystemExit: argparse's, for wrong types and --help.
     """
     parser = HfArgumentParser(
         OPTION_GROUPS, description="Train D-EMOv2, DiT or SiT on class-labelled images.", allow_abbrev=False

@@ -7,7 +7,7 @@ parquet). All of them are read by index, decoded on access.
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def load_source(options: DataOptions) -> ImageSource:
     else:
         source = digits_source()
     if options.unconditional:
-        return ImageSource(**{**vars(source), "labels": np.zeros(source.size, dtype=np.int64), "id2label": {}})
+        return replace(source, labels=np.zeros(source.size, dtype=np.int64), id2label={})
     return source
 
 
@@ -127,7 +127,7 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
         size=len(paths),
         read=lambda index: _decode(paths[index], str(paths[index])),
         labels=np.repeat(np.arange(len(folders)), [len(found) for found in files]),
-        id2label={} if unconditional else dict(enumerate(english_names(folder.name for folder in folders))),
+        id2label=dict(enumerate(english_names(folder.name for folder in folders))),
     )
 
 
@@ -174,7 +174,7 @@ def datasets_source(options: DataOptions) -> ImageSource:
         read=read,
         labels=labels,
         id2label=dict(enumerate(english_names(names))),
-        resolution=_default_resolution(read(0)),
+        resolution=_default_resolution(read, len(table)),
     )
 
 
@@ -196,9 +196,15 @@ def _dataset_labels(table: Any, options: DataOptions) -> tuple[np.ndarray, list[
     return labels.astype(np.int64), names
 
 
-def _default_resolution(image: PIL.Image.Image) -> int:
-    """The largest power of two within the first image, from 16 to 256."""
-    return max(16, min(256, 2 ** (min(image.size).bit_length() - 1)))
+def _default_resolution(read: Callable[[int], PIL.Image.Image], size: int) -> int:
+    """The largest power of two within the first readable image, from 16 to 256."""
+    for index in range(size):
+        try:
+            image = read(index)
+        except UnreadableImageError:
+            continue  # reported when training comes to it, as --on-bad-image says
+        return max(16, min(256, 2 ** (min(image.size).bit_length() - 1)))
+    raise UnreadableImageError("no image of the data set can be read")
 
 
 def _decode(file: Any, name: str) -> PIL.Image.Image:

@@ -69,7 +69,7 @@ class Plan:
 
     Attributes:
         resolution: image side in pixels.
-        vae: Hub id or folder of the VAE, or None for pixels.
+        vae: the VAE, or None for pixels.
         flip: whether images are mirrored at random.
         model_config: overrides for `create_model`.
         latent_shape: (C, H, W) of what the model sees.
@@ -110,7 +110,7 @@ class Plan:
             model = self.build_model()
         options, layout = self.config, self.layout
         classes = len(self.source.id2label)
-        space = "pixels" if self.vae is None else f"latents of {options.model.vae}"
+        space = "pixels" if self.vae is None else f"latents of {vae_name(options.model.vae, self.resolution)}"
         shape = " x ".join(map(str, self.latent_shape))
         epochs = options.run.max_train_steps * layout.global_batch_size / self.source.size
         lines = {
@@ -139,7 +139,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     """
     objective = make_objective(config.optimization.objective)
     resolution = config.model.resolution or source.resolution
-    vae = load_vae(config.model.vae, resolution)
+    vae = load_vae(vae_name(config.model.vae, resolution))
     factor = 1 if vae is None else vae_scale_factor(vae)
     if resolution % factor:
         raise ValueError(
@@ -185,14 +185,19 @@ def output_dir(config: TrainConfig, source: ImageSource) -> Path:
     return Path(config.run.output_dir or default)
 
 
-def load_vae(name: str, resolution: int) -> AutoencoderKL | None:
-    """The VAE of --vae, frozen; None for pixels.
+def vae_name(name: str, resolution: int) -> str:
+    """What --vae stands for: a folder, a Hub id or "none"."""
+    if name != "auto":
+        return name
+    return AUTO_VAE if resolution >= AUTO_VAE_RESOLUTION else "none"
+
+
+def load_vae(name: str) -> AutoencoderKL | None:
+    """The VAE of a name that `vae_name` gave, frozen; None for pixels.
 
     Raises:
         ValueError: it is neither a local folder nor reachable.
     """
-    if name == "auto":
-        name = AUTO_VAE if resolution >= AUTO_VAE_RESOLUTION else "none"
     if name == "none":
         return None
     subfolder = "vae" if (Path(name) / "vae" / "config.json").is_file() else None

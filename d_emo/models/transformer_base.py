@@ -46,9 +46,10 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         config = self.config
         height, width = self.sample_shape
         if height % config.patch_size or width % config.patch_size:
+            fitting = [max(config.patch_size, side - side % config.patch_size) for side in (height, width)]
             raise ValueError(
                 f"sample_size={config.sample_size} is not a multiple of patch_size={config.patch_size}; "
-                f"use {height - height % config.patch_size} x {width - width % config.patch_size}, or another patch."
+                f"use {fitting[0]} x {fitting[1]}, or another patch."
             )
         if config.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
