@@ -7,49 +7,14 @@ Shapes: B batch, H x W token grid, C channels, E = expansion * C inner channels,
         n = number of windows along an axis, h heads, d = C / h channels of a query or key head, e d of a value head.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-ATTENTION_TYPES = ("none", "neighborhood", "remote", "spanning")
+from ..kernels import ATTENTION_TYPES, linear_and_bias, local_branch, window_attention
 
 # BatchNorm's epsilon in the published EMOv2 backbones; that D-EMOv2 has the same one is inferred.
 BATCH_NORM_EPS = 1e-6
-
-
-def split_windows(tokens: torch.Tensor, window: tuple[int, int], num_heads: int, remote: bool) -> torch.Tensor:
-    """Cut a token grid into windows and heads.
-
-    Args:
-        tokens: (B, H, W, D) with H and W multiples of `window`, D a multiple of `num_heads`.
-        window: height and width of a window in tokens.
-        remote: False takes adjacent tokens; True takes tokens at stride (H / window[0], W / window[1]).
-
-    Returns:
-        (B * windows * heads, window[0] * window[1], D / heads).
-    """
-    batch, height, width, _ = tokens.shape
-    rows, columns = height // window[0], width // window[1]
-    if remote:
-        tokens = tokens.view(batch, window[0], rows, window[1], columns, num_heads, -1)
-        tokens = tokens.permute(0, 2, 4, 5, 1, 3, 6)                         # (B, n, n, h, w, w, d)
-    else:
-        tokens = tokens.view(batch, rows, window[0], columns, window[1], num_heads, -1)
-        tokens = tokens.permute(0, 1, 3, 5, 2, 4, 6)                         # (B, n, n, h, w, w, d)
-    return tokens.reshape(batch * rows * columns * num_heads, window[0] * window[1], -1)
-
-
-def merge_windows(
-    windows: torch.Tensor, grid: tuple[int, int, int], window: tuple[int, int], num_heads: int, remote: bool
-) -> torch.Tensor:
-    """Undo `split_windows` for a grid of (B, H, W) tokens: (B * windows * heads, w * w, D / heads) -> (B, H, W, D)."""
-    batch, height, width = grid
-    rows, columns = height // window[0], width // window[1]
-    tokens = windows.view(batch, rows, columns, num_heads, window[0], window[1], -1)
-    order = (0, 4, 1, 5, 2, 3, 6) if remote else (0, 1, 4, 2, 5, 3, 6)
-    return tokens.permute(order).reshape(batch, height, width, -1)
 
 
 class SpanningWindowAttention(nn.Module):
@@ -107,42 +72,15 @@ class SpanningWindowAttention(nn.Module):
         if pad_bottom or pad_right:
             hidden_states = F.pad(hidden_states, (0, 0, 0, pad_right, 0, pad_bottom))
 
-        qkv = self.to_qkv(hidden_states)                                     # (B, H', W', 2C + E)
-        query, key, value = qkv.split((self.dim, self.dim, self.inner_dim), dim=-1)
-        query = query / math.sqrt(self.dim // self.num_heads)
-        value = F.gelu(value)                                                # exact (erf) GELU
-
-        if self.attention_type != "spanning":
-            attended = self._attend(query, key, value, window, remote=self.attention_type == "remote")
-        elif query.shape[1:3] == window:
-            # A single window covers the grid: both kinds of window are the same set of tokens.
-            attended = 2 * self._attend(query, key, value, window, remote=False)
-        else:
-            attended = self._attend(query, key, value, window, remote=False)
-            attended = attended + self._attend(query, key, value, window, remote=True)
-        return attended[:, :height, :width]                                  # (B, H, W, E)
+        # The bias is added while the attention reads its inputs, where there is a kernel for that.
+        qkv, bias = linear_and_bias(self.to_qkv, hidden_states)              # (B, H', W', 2C + E)
+        attended = window_attention(qkv, bias, self.dim, self.num_heads, window, self.attention_type)
+        return attended[:, :height, :width]                                  # (B, H', W', E) -> (B, H, W, E)
 
     def _window(self, height: int, width: int) -> tuple[int, int]:
         if self.clip_window:
             return min(self.window_size, height), min(self.window_size, width)
         return self.window_size, self.window_size
-
-    def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: tuple[int, int], remote: bool
-    ) -> torch.Tensor:
-        """softmax(q k^T) v in every window, as explicit products.
-
-        scaled_dot_product_attention's fused CPU kernel is slower here: value heads are `expansion` times as wide as
-        key heads and the windows are small.
-        """
-        batch, height, width, _ = value.shape
-        query = split_windows(query, window, self.num_heads, remote)         # (N, w * w, d)
-        key = split_windows(key, window, self.num_heads, remote)             # (N, w * w, d)
-        value = split_windows(value, window, self.num_heads, remote)         # (N, w * w, e d)
-        weights = torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1)      # (N, w * w, w * w)
-        attended = torch.bmm(weights.to(value.dtype), value)                 # (N, w * w, e d)
-        grid = (batch, height, width)
-        return merge_windows(attended, grid, window, self.num_heads, remote)  # (B, H', W', E)
 
 
 class I2RMB(nn.Module):
@@ -178,6 +116,5 @@ class I2RMB(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C); the input is already normalised, the output not yet scaled or added."""
         hidden_states = self.attn(hidden_states)                             # (B, H, W, C) -> (B, H, W, E)
-        local = self.conv(hidden_states.permute(0, 3, 1, 2))                 # (B, E, H, W), channels-last memory
-        local = F.silu(self.conv_norm(local)).permute(0, 2, 3, 1)            # (B, H, W, E)
-        return self.proj_out(hidden_states + local)                          # (B, H, W, E) -> (B, H, W, C)
+        hidden_states = local_branch(hidden_states, self.conv, self.conv_norm)  # x + SiLU(BatchNorm(conv(x)))
+        return self.proj_out(hidden_states)                                  # (B, H, W, E) -> (B, H, W, C)

@@ -1,0 +1,220 @@
+"""Spanning window attention: the operation, its plain PyTorch reference, and its registration with PyTorch.
+
+Shapes: B batch, H x W token grid, C channels of all query or key heads, E channels of all value heads, h heads,
+d = C / h, e = E / h, w window side.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import register_flop_formula
+
+from . import cpu
+from .backend import fast_path, is_plain
+
+ATTENTION_TYPES = ("none", "neighborhood", "remote", "spanning")
+
+
+def linear_and_bias(linear: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`linear(inputs)` as a product and a bias still to be added, for `window_attention` to add while it reads.
+
+    A bias of None means that it is in the product already.
+    """
+    if isinstance(linear, nn.Linear) and is_plain(linear, nn.Linear) and fast_path(inputs):
+        return F.linear(inputs, linear.weight), linear.bias
+    return linear(inputs), None
+
+
+def window_attention(
+    qkv: torch.Tensor,
+    bias: torch.Tensor | None,
+    dim: int,
+    num_heads: int,
+    window: tuple[int, int],
+    attention_type: str,
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d)) GELU(v) in every window; "spanning" adds the results of both kinds of window.
+
+    Args:
+        qkv: (B, H, W, 2C + E), queries, keys and values along the last axis, heads outermost in each.
+        bias: (2C + E,), added to `qkv`, or None.
+        dim: C.
+        window: height and width; they divide H and W.
+        attention_type: "neighborhood" (adjacent tokens), "remote" (tokens at stride H / w) or "spanning".
+
+    Returns:
+        (B, H, W, E).
+    """
+    neighborhood, remote, weight = attention_type != "remote", attention_type != "neighborhood", 1.0
+    if attention_type == "spanning" and tuple(qkv.shape[1:3]) == tuple(window):
+        # A single window covers the grid: both kinds are the same tokens.
+        remote, weight = False, 2.0
+    if fast_path(qkv):
+        return _window_attention(qkv, bias, dim, num_heads, window[0], window[1], neighborhood, remote, weight)
+    return reference(qkv, bias, dim, num_heads, window, neighborhood, remote, weight)
+
+
+# ---- plain PyTorch -------------------------------------------------------------------------------------------------
+
+
+def reference(
+    qkv: torch.Tensor,
+    bias: torch.Tensor | None,
+    dim: int,
+    num_heads: int,
+    window: tuple[int, int],
+    neighborhood: bool,
+    remote: bool,
+    weight: float,
+) -> torch.Tensor:
+    """The definition, as explicit products.
+
+    scaled_dot_product_attention's fused CPU kernel is slower here: value heads are several times as wide as key heads
+    and the windows are small.
+    """
+    if bias is not None:
+        qkv = qkv + bias.to(qkv.dtype)
+    query, key, value = qkv.split((dim, dim, qkv.shape[-1] - 2 * dim), dim=-1)
+    query = query / math.sqrt(dim // num_heads)
+    value = F.gelu(value)  # exact (erf) GELU
+    total: torch.Tensor | None = None
+    for is_remote in [False] * neighborhood + [True] * remote:
+        windows = [split_windows(tokens, window, num_heads, is_remote) for tokens in (query, key, value)]
+        weights = torch.bmm(windows[0], windows[1].transpose(1, 2)).softmax(dim=-1)  # (N, w * w, w * w)
+        attended = torch.bmm(weights.to(value.dtype), windows[2])  # (N, w * w, e)
+        attended = merge_windows(attended, tuple(qkv.shape[:3]), window, num_heads, is_remote)  # (B, H, W, E)
+        total = attended if total is None else total + attended
+    assert total is not None
+    return total if weight == 1 else weight * total
+
+
+def split_windows(tokens: torch.Tensor, window: tuple[int, int], num_heads: int, remote: bool) -> torch.Tensor:
+    """Cut a token grid into windows and heads.
+
+    Args:
+        tokens: (B, H, W, D) with H and W multiples of `window`, D a multiple of `num_heads`.
+        window: height and width of a window in tokens.
+        remote: False takes adjacent tokens; True takes tokens at stride (H / window[0], W / window[1]).
+
+    Returns:
+        (B * windows * heads, window[0] * window[1], D / heads).
+    """
+    batch, height, width, _ = tokens.shape
+    rows, columns = height // window[0], width // window[1]
+    if remote:
+        tokens = tokens.view(batch, window[0], rows, window[1], columns, num_heads, -1)
+        tokens = tokens.permute(0, 2, 4, 5, 1, 3, 6)  # (B, n, n, h, w, w, d)
+    else:
+        tokens = tokens.view(batch, rows, window[0], columns, window[1], num_heads, -1)
+        tokens = tokens.permute(0, 1, 3, 5, 2, 4, 6)  # (B, n, n, h, w, w, d)
+    return tokens.reshape(batch * rows * columns * num_heads, window[0] * window[1], -1)
+
+
+def merge_windows(
+    windows: torch.Tensor, grid: tuple[int, ...], window: tuple[int, int], num_heads: int, remote: bool
+) -> torch.Tensor:
+    """Undo `split_windows` for a grid of (B, H, W) tokens: (B * windows * heads, w * w, D / heads) -> (B, H, W, D)."""
+    batch, height, width = grid
+    rows, columns = height // window[0], width // window[1]
+    tokens = windows.view(batch, rows, columns, num_heads, window[0], window[1], -1)
+    order = (0, 4, 1, 5, 2, 3, 6) if remote else (0, 1, 4, 2, 5, 3, 6)
+    return tokens.permute(order).reshape(batch, height, width, -1)
+
+
+# ---- the operator: C++ and Triton ----------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("d_emo::window_attention", mutates_args=(), device_types="cpu")
+def _window_attention(
+    qkv: torch.Tensor,
+    bias: torch.Tensor | None,
+    dim: int,
+    num_heads: int,
+    window_height: int,
+    window_width: int,
+    neighborhood: bool,
+    remote: bool,
+    weight: float,
+) -> torch.Tensor:
+    qkv = qkv.contiguous()
+    shape = _shape(qkv, dim, num_heads, window_height, window_width, neighborhood, remote, weight)
+    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
+    cpu.call("attention", "d_emo_attention_forward", shape, qkv, _parameter(bias, qkv), out)
+    return out
+
+
+@torch.library.custom_op("d_emo::window_attention_backward", mutates_args=(), device_types="cpu")
+def _window_attention_backward(
+    grad: torch.Tensor,
+    qkv: torch.Tensor,
+    bias: torch.Tensor | None,
+    dim: int,
+    num_heads: int,
+    window_height: int,
+    window_width: int,
+    neighborhood: bool,
+    remote: bool,
+    weight: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    qkv, grad = qkv.contiguous(), grad.contiguous()
+    shape = _shape(qkv, dim, num_heads, window_height, window_width, neighborhood, remote, weight)
+    grad_qkv = torch.empty_like(qkv)
+    sums = qkv.new_empty(qkv.shape[0], qkv.shape[-1], dtype=_arithmetic(qkv))
+    cpu.call(
+        "attention", "d_emo_attention_backward", shape, qkv, _parameter(bias, qkv), grad.to(qkv.dtype), grad_qkv, sums
+    )
+    return grad_qkv, sums.sum(0)
+
+
+def _arithmetic(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _parameter(bias: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor | None:
+    return None if bias is None else bias.to(_arithmetic(tensor)).contiguous()
+
+
+def _shape(
+    qkv: torch.Tensor, dim: int, heads: int, height: int, width: int, neighborhood: bool, remote: bool, weight: float
+) -> cpu.AttentionShape:
+    value_dim = (qkv.shape[-1] - 2 * dim) // heads
+    return cpu.AttentionShape(*qkv.shape[:3], heads, dim // heads, value_dim, height, width, neighborhood, remote, weight)
+
+
+@_window_attention.register_fake
+def _(qkv, bias, dim, *_):
+    return qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
+
+
+@_window_attention_backward.register_fake
+def _(grad, qkv, bias, *_):
+    return torch.empty_like(qkv), qkv.new_empty(qkv.shape[-1], dtype=_arithmetic(qkv))
+
+
+def _keep_inputs(ctx, inputs, output):
+    qkv, bias, *ctx.options = inputs
+    ctx.save_for_backward(qkv, bias)
+
+
+def _backward(ctx, grad):
+    qkv, bias = ctx.saved_tensors
+    grad_qkv, grad_bias = _window_attention_backward(grad, qkv, bias, *ctx.options)
+    return grad_qkv, None if bias is None else grad_bias.to(bias.dtype), *[None] * len(ctx.options)
+
+
+_window_attention.register_autograd(_backward, setup_context=_keep_inputs)
+
+
+@register_flop_formula(torch.ops.d_emo.window_attention)
+def _forward_flops(qkv_shape, bias_shape, dim, heads, height, width, neighborhood, remote, *_, **__) -> int:
+    """Two products a window: (w^2, d) (d, w^2) and (w^2, w^2) (w^2, e)."""
+    batch, rows, columns, channels = qkv_shape
+    return 2 * batch * rows * columns * height * width * (channels - dim) * (neighborhood + remote)
+
+
+@register_flop_formula(torch.ops.d_emo.window_attention_backward)
+def _backward_flops(grad_shape, *arguments, **_) -> int:
+    """Twice the forward pass's; the probabilities' recomputation is not counted."""
+    return 2 * _forward_flops(*arguments)

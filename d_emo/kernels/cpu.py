@@ -1,0 +1,131 @@
+"""The C++ kernels: compiled for this machine on first use, kept in a cache folder, called through ctypes.
+
+The cache is `$D_EMO_CACHE`, else `$XDG_CACHE_HOME/d_emo`, else `~/.cache/d_emo`. A library's name holds a hash of the
+sources, the compiler and the processor, so several machines may share a home directory. Where there is no C++ compiler
+(or no Linux), plain PyTorch runs instead and a warning says so, once.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+LIBRARIES = ("attention", "local")
+SOURCES = ("vectors.h", "attention.cpp", "local.cpp")
+# No -ffast-math: vectors.h rounds by adding a large number.
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+
+
+class AttentionShape(ctypes.Structure):
+    """The C++ struct of the same name."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("batch", "height", "width", "heads", "head_dim", "value_dim")),
+        *((name, ctypes.c_int32) for name in ("window_height", "window_width", "neighborhood", "remote")),
+        ("weight", ctypes.c_double),
+    ]
+
+
+class LocalShape(ctypes.Structure):
+    """The C++ struct of the same name."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("batch", "height", "width", "channels", "kernel", "batch_statistics")),
+        ("eps", ctypes.c_double),
+    ]
+
+
+def call(library: str, function: str, shape: ctypes.Structure, *tensors: torch.Tensor | None) -> None:
+    """Call a kernel on contiguous tensors; the first one's dtype is the storage type."""
+    first = tensors[0]
+    assert first is not None
+    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+    kernel = getattr(_libraries()[library], function)
+    status = kernel(ctypes.byref(shape), DTYPE_CODES[first.dtype], torch.get_num_threads(), *pointers)
+    if status:
+        raise RuntimeError(f"{function} takes no {first.dtype} tensors of this shape; use the backend 'reference'.")
+
+
+@functools.cache
+def obstacle() -> str:
+    """Why the kernels cannot be used; empty if they can. Compiles them if that has not been done yet."""
+    try:
+        _libraries()
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        logger.warning(f"Plain PyTorch runs in place of the CPU kernels, at about half the speed: {error}")
+        return str(error)
+    return ""
+
+
+@functools.cache
+def _libraries() -> dict[str, Any]:
+    if sys.platform != "linux":
+        raise RuntimeError(f"the CPU kernels are built on Linux only, not on {sys.platform}")
+    compiler = _compiler()
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = _digest(compiler)
+    paths = {name: folder / f"{name}-{digest}.so" for name in LIBRARIES}
+    missing = [name for name, path in paths.items() if not path.exists()]
+    if missing:
+        logger.info(f"Compiling the CPU kernels into {folder} (once for this machine, about ten seconds) ...")
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: _compile(compiler, name, paths[name]), missing))
+    return {name: ctypes.CDLL(str(path)) for name, path in paths.items()}
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept."""
+    if chosen := os.environ.get("D_EMO_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "d_emo"
+
+
+def _compiler() -> str:
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "c++", "clang++"]
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    raise RuntimeError(f"no C++ compiler was found ({', '.join(names)}); install g++ or set CXX")
+
+
+def _digest(compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    processor = [platform.machine()]
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        # The first processor's model and features: what -march=native reads.
+        lines = cpuinfo.read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
+        processor += [line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features")]
+    content = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in SOURCES]
+    return hashlib.sha256("\0".join([version, *FLAGS, *processor, *content]).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, name: str, target: Path) -> None:
+    # Several processes may compile at once: each into a file of its own, then renamed.
+    descriptor, partial = tempfile.mkstemp(prefix=f".partial-{name}-", suffix=".so", dir=target.parent)
+    os.close(descriptor)
+    try:
+        source = Path(__file__).parent / f"{name}.cpp"
+        command = [compiler, *FLAGS, str(source), "-o", partial]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            raise RuntimeError(f"{Path(compiler).name} cannot compile {source.name}: {done.stderr.strip()[:500]}")
+        Path(partial).replace(target)
+    finally:
+        Path(partial).unlink(missing_ok=True)

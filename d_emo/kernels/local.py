@@ -1,0 +1,161 @@
+"""The block's local branch, x + SiLU(BatchNorm(depthwise convolution of x)): the operation and its reference.
+
+Shapes: B batch, H x W token grid, E channels, K kernel side.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import register_flop_formula
+
+from . import cpu
+from .backend import fast_path, is_plain
+
+KERNEL_SIZES = (1, 3, 5, 7, 9)
+
+
+def local_branch(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tensor:
+    """hidden_states + SiLU(norm(conv(hidden_states))).
+
+    In training mode the norm's running statistics are updated, as `norm` itself would.
+
+    Args:
+        hidden_states: (B, H, W, E).
+        conv: depthwise `nn.Conv2d` of E channels, stride 1, "same" padding, no bias.
+        norm: `nn.BatchNorm2d` of E channels, or a module in its place (synchronised statistics, say).
+
+    Returns:
+        (B, H, W, E).
+    """
+    if not _fusible(hidden_states, conv, norm):
+        return reference(hidden_states, conv, norm)
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    if not norm.training:
+        out, _, _ = _local_branch(
+            hidden_states, conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, False, norm.eps
+        )
+        return out
+    out, mean, variance = _local_branch(
+        hidden_states, conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, norm.eps
+    )
+    with torch.no_grad():
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+        count = hidden_states[..., 0].numel()
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+        norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
+    return out
+
+
+def reference(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tensor:
+    """The definition, in plain PyTorch."""
+    local = conv(hidden_states.permute(0, 3, 1, 2))  # (B, E, H, W), channels-last memory
+    return hidden_states + F.silu(norm(local)).permute(0, 2, 3, 1)
+
+
+def _fusible(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
+    return (
+        is_plain(conv, nn.Conv2d)
+        and is_plain(norm, nn.BatchNorm2d)
+        and isinstance(conv, nn.Conv2d)
+        and isinstance(norm, nn.BatchNorm2d)
+        and norm.affine
+        and norm.track_running_stats
+        and conv.kernel_size[0] in KERNEL_SIZES
+        # One pixel a channel has no variance: BatchNorm itself says so.
+        and not (norm.training and hidden_states.numel() == hidden_states.shape[-1])
+        and fast_path(hidden_states)
+    )
+
+
+@torch.library.custom_op("d_emo::local_branch", mutates_args=(), device_types="cpu")
+def _local_branch(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    batch_statistics: bool,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The result and the statistics that normalised it; `mean` and `variance` are read without batch statistics."""
+    hidden_states = hidden_states.contiguous()
+    kind = _arithmetic(hidden_states)
+    out = torch.empty_like(hidden_states)
+    mean, variance = mean.to(kind, copy=True), variance.to(kind, copy=True)
+    shape = cpu.LocalShape(*hidden_states.shape, weight.shape[-1], batch_statistics, eps)
+    parameters = [tensor.to(kind).contiguous() for tensor in (weight, gamma, beta)]
+    cpu.call("local", "d_emo_local_forward", shape, hidden_states, *parameters, mean, variance, out)
+    return out, mean, variance
+
+
+@torch.library.custom_op("d_emo::local_branch_backward", mutates_args=(), device_types="cpu")
+def _local_branch_backward(
+    grad: torch.Tensor,
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    batch_statistics: bool,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden_states, grad = hidden_states.contiguous(), grad.to(hidden_states.dtype).contiguous()
+    kind = _arithmetic(hidden_states)
+    parameters = [tensor.to(kind).contiguous() for tensor in (weight, gamma, beta)]
+    grad_hidden, grads = torch.empty_like(hidden_states), [torch.empty_like(parameter) for parameter in parameters]
+    shape = cpu.LocalShape(*hidden_states.shape, weight.shape[-1], batch_statistics, eps)
+    arguments = (hidden_states, *parameters, mean, variance, grad, grad_hidden, *grads)
+    cpu.call("local", "d_emo_local_backward", shape, *arguments)
+    return grad_hidden, grads[0].to(weight.dtype), grads[1].to(gamma.dtype), grads[2].to(beta.dtype)
+
+
+def _arithmetic(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@_local_branch.register_fake
+def _(hidden_states, weight, gamma, beta, mean, variance, *_):
+    kind = _arithmetic(hidden_states)
+    return torch.empty_like(hidden_states), mean.new_empty(mean.shape, dtype=kind), mean.new_empty(mean.shape, dtype=kind)
+
+
+@_local_branch_backward.register_fake
+def _(grad, hidden_states, weight, gamma, beta, *_):
+    return tuple(torch.empty_like(tensor) for tensor in (hidden_states, weight, gamma, beta))
+
+
+def _keep_inputs(ctx, inputs, output):
+    hidden_states, weight, gamma, beta, _, _, *ctx.options = inputs
+    _, mean, variance = output
+    ctx.save_for_backward(hidden_states, weight, gamma, beta, mean, variance)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(mean, variance)
+
+
+def _backward(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 8
+    return *_local_branch_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+_local_branch.register_autograd(_backward, setup_context=_keep_inputs)
+
+
+@register_flop_formula(torch.ops.d_emo.local_branch)
+def _forward_flops(hidden_shape, weight_shape, *_, **__) -> int:
+    """The convolution's."""
+    batch, height, width, channels = hidden_shape
+    return 2 * batch * height * width * channels * weight_shape[-1] ** 2
+
+
+@register_flop_formula(torch.ops.d_emo.local_branch_backward)
+def _backward_flops(grad_shape, hidden_shape, weight_shape, *_, **__) -> int:
+    """Twice the forward pass's; its recomputation is not counted."""
+    return 2 * _forward_flops(hidden_shape, weight_shape)

@@ -1,0 +1,245 @@
+// Vectors of the CPU kernels: as wide as the machine's registers, loads and stores that convert, exp and GELU.
+//
+// Storage S is float, double or bfloat16; arithmetic C is float (for float and bfloat16) or double.
+// Only GCC's and Clang's vector extensions are used, so the same source serves AVX-512, AVX2 and NEON.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace d_emo {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class C>
+struct VectorOf {
+    typedef C type __attribute__((vector_size(kVectorBytes)));
+    static constexpr int lanes = kVectorBytes / sizeof(C);
+};
+template <class C>
+using Vec = typename VectorOf<C>::type;
+template <class C>
+constexpr int kLanes = VectorOf<C>::lanes;
+
+inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// ---- storage types -------------------------------------------------------------------------------------------------
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float to_arithmetic(float x) { return x; }
+inline double to_arithmetic(double x) { return x; }
+inline float to_arithmetic(bfloat16 x) {
+    const uint32_t wide = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &wide, 4);
+    return y;
+}
+
+inline void from_arithmetic(float x, float* y) { *y = x; }
+inline void from_arithmetic(double x, double* y) { *y = x; }
+inline void from_arithmetic(float x, bfloat16* y) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    // Round to nearest even; a NaN keeps its quiet bit instead of rounding into infinity.
+    y->bits = x != x ? uint16_t((bits >> 16) | 0x40) : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <class C>
+inline Vec<C> broadcast(C x) {
+    return x - Vec<C>{};
+}
+
+// Whole vectors ...
+template <class C>
+inline Vec<C> load(const C* p) {
+    Vec<C> v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef int32_t SignedWords __attribute__((vector_size(kVectorBytes)));
+inline Vec<float> load(const bfloat16* p) {
+    HalfWords half;
+    std::memcpy(&half, p, sizeof half);
+    return (Vec<float>)(__builtin_convertvector(half, Words) << 16);
+}
+template <class C>
+inline void store(C* p, Vec<C> v) {
+    std::memcpy(p, &v, sizeof v);
+}
+inline void store(bfloat16* p, Vec<float> v) {
+    const Words bits = (Words)v;
+    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Words quiet = (bits >> 16) | 0x40;
+    const HalfWords half = __builtin_convertvector(v != v ? quiet : rounded, HalfWords);
+    std::memcpy(p, &half, sizeof half);
+}
+// ... and the first n lanes of one; the others are read as zero and not written.
+template <class C, class S>
+inline Vec<C> load_lanes(const S* p, int n) {
+    if (n >= kLanes<C>) return load(p);
+    C lanes[kLanes<C>] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = to_arithmetic(p[i]);
+    return load(lanes);
+}
+template <class C, class S>
+inline void store_lanes(S* p, Vec<C> v, int n) {
+    if (n >= kLanes<C>) return store(p, v);
+    for (int i = 0; i < n; ++i) from_arithmetic(C(v[i]), p + i);
+}
+
+// ---- functions -----------------------------------------------------------------------------------------------------
+
+template <class C, class F>
+inline Vec<C> by_lane(Vec<C> x, F function) {
+    for (int i = 0; i < kLanes<C>; ++i) x[i] = function(x[i]);
+    return x;
+}
+
+// exp to 1e-7 relative, after Cephes' expf (S. Moshier): x = n ln 2 + r, a polynomial in r, n into the exponent.
+// Arguments are held within [-87.3, 88.3], where the result is a normal number. Adding 1.5 * 2^23 rounds to a whole
+// number and leaves it in the low bits; this file must not be compiled with -ffast-math.
+inline Vec<float> exp(Vec<float> x) {
+    x = x > 88.3f ? broadcast(88.3f) : x;
+    x = x < -87.3f ? broadcast(-87.3f) : x;
+    const Vec<float> shifted = x * 1.44269504088896341f + 12582912.0f, whole = shifted - 12582912.0f;
+    const Vec<float> r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return (p * r * r + r + 1.0f) * (Vec<float>)(((SignedWords)shifted << 23) + (127 << 23));
+}
+inline Vec<double> exp(Vec<double> x) {
+    return by_lane<double>(x, [](double y) { return std::exp(y); });
+}
+
+// 1 / x for finite x; AVX-512's estimate and one Newton step are four times as fast as its division.
+inline Vec<float> reciprocal(Vec<float> x) {
+#if defined(__AVX512F__)
+    const Vec<float> estimate = (Vec<float>)_mm512_rcp14_ps((__m512)x);
+    return estimate + estimate * (1.0f - x * estimate);
+#else
+    return 1.0f / x;
+#endif
+}
+inline Vec<double> reciprocal(Vec<double> x) { return 1.0 / x; }
+
+// The normal distribution function of x, given exp(-x^2 / 2). In float: Abramowitz and Stegun 7.1.26, error 8e-8.
+inline Vec<float> normal_cdf(Vec<float> x, Vec<float> bell) {
+    const Vec<float> t = reciprocal(1.0f + 0.3275911f * 0.70710678118654752f * (x < 0 ? -x : x));
+    Vec<float> p = 1.061405429f * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const Vec<float> tail = 0.5f * p * t * bell;
+    return x < 0 ? tail : 1.0f - tail;
+}
+inline Vec<double> normal_cdf(Vec<double> x, Vec<double>) {
+    return by_lane<double>(x, [](double y) { return 0.5 * std::erfc(-y * 0.70710678118654752); });
+}
+
+// GELU (exact form) and, if asked for, its derivative.
+template <class C>
+inline Vec<C> gelu(Vec<C> x, Vec<C>* derivative = nullptr) {
+    const Vec<C> bell = exp(x * x * C(-0.5));
+    const Vec<C> cdf = normal_cdf(x, bell);
+    if (derivative) *derivative = cdf + x * bell * C(0.39894228040143268);
+    return x * cdf;
+}
+
+template <class C>
+inline Vec<C> sigmoid(Vec<C> x) {
+    return reciprocal(C(1) + exp(-x));
+}
+
+// Joins the lanes of a vector by a commutative operation, halves first.
+template <class V, class F, size_t... I>
+inline V join_halves(V v, F operation, std::index_sequence<I...>) {
+    constexpr int n = sizeof...(I);
+    if constexpr (n >= 16) v = operation(v, __builtin_shufflevector(v, v, (int(I) ^ 8)...));
+    if constexpr (n >= 8) v = operation(v, __builtin_shufflevector(v, v, (int(I) ^ 4)...));
+    if constexpr (n >= 4) v = operation(v, __builtin_shufflevector(v, v, (int(I) ^ 2)...));
+    return operation(v, __builtin_shufflevector(v, v, (int(I) ^ 1)...));
+}
+template <class C>
+inline C sum_lanes(Vec<C> v) {
+    return join_halves(v, [](Vec<C> a, Vec<C> b) { return a + b; }, std::make_index_sequence<kLanes<C>>())[0];
+}
+template <class C>
+inline C largest_lane(Vec<C> v) {
+    return join_halves(v, [](Vec<C> a, Vec<C> b) { return a > b ? a : b; }, std::make_index_sequence<kLanes<C>>())[0];
+}
+
+// ---- the C interface --------------------------------------------------------------------------------------------------
+
+// Calls f(storage, arithmetic) with values of the types that `dtype` names: 0 float32, 1 bfloat16, 2 float64; -1 for any
+// other. Parameters and their gradients are in the arithmetic type.
+template <class F>
+inline int with_types(int dtype, F f) {
+    switch (dtype) {
+        case 0:
+            return f(float(), float());
+        case 1:
+            return f(bfloat16(), float());
+        case 2:
+            return f(double(), double());
+        default:
+            return -1;
+    }
+}
+
+// ---- scratch memory ------------------------------------------------------------------------------------------------
+
+// A thread's own memory, kept from call to call and handed out in aligned pieces.
+class Scratch {
+ public:
+    explicit Scratch(size_t bytes) {
+        thread_local std::unique_ptr<char, decltype(&std::free)> memory(nullptr, &std::free);
+        thread_local size_t size = 0;
+        if (bytes > size) {
+            memory.reset();
+            size = (bytes + 4095) / 4096 * 4096;
+            memory.reset(static_cast<char*>(std::aligned_alloc(4096, size)));
+            if (!memory) std::abort();
+        }
+        next_ = memory.get();
+    }
+    template <class T>
+    T* take(size_t count) {
+        T* piece = reinterpret_cast<T*>(next_);
+        next_ += piece_bytes<T>(count);
+        return piece;
+    }
+    template <class T>
+    static size_t piece_bytes(size_t count) {
+        return (count * sizeof(T) + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
+    }
+
+ private:
+    char* next_;
+};
+
+}  // namespace d_emo
