@@ -2,20 +2,26 @@
 
     attention.py, local.py   the operations: plain PyTorch as reference and fallback, and the choice between them
     backend.py               what is chosen, and how to choose otherwise
+    fused.py                 both operations as one, for inference on the CPU
     cpu.py, *.cpp, *.h       C++ for the CPU, compiled on first use
     triton_*.py              Triton for CUDA GPUs
 
-Models call `window_attention` and `local_branch`; nothing else in the package knows that there are kernels.
+Models call these functions; nothing else in the package knows that there are kernels.
 """
 
-from .attention import ATTENTION_TYPES, linear_and_bias, window_attention
-from .backend import BACKENDS, backend_report, set_backend, use_backend
+from .attention import ATTENTION_TYPES, Windows, linear_and_bias, window_attention
+from .backend import BACKENDS, backend_report, is_plain, set_backend, use_backend
+from .fused import attend_and_convolve, fuses_for_inference
 from .local import local_branch
 
 __all__ = [
     "ATTENTION_TYPES",
     "BACKENDS",
+    "Windows",
+    "attend_and_convolve",
     "backend_report",
+    "fuses_for_inference",
+    "is_plain",
     "linear_and_bias",
     "local_branch",
     "set_backend",

@@ -5,6 +5,8 @@ d = C / h, e = E / h, w window side.
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,32 @@ from .backend import fast_path, is_plain
 ATTENTION_TYPES = ("none", "neighborhood", "remote", "spanning")
 
 
+class Windows(NamedTuple):
+    """How a grid is cut and attended to; the operators take its fields one by one.
+
+    dim is C; the window's sides divide the grid's; `weight` multiplies each kind of window's result.
+    """
+
+    dim: int
+    num_heads: int
+    height: int
+    width: int
+    neighborhood: bool = True
+    remote: bool = True
+    weight: float = 1.0
+
+    @classmethod
+    def of(
+        cls, attention_type: str, dim: int, num_heads: int, window: tuple[int, int], grid: Sequence[int]
+    ) -> "Windows":
+        """The windows of an attention type ("neighborhood", "remote" or "spanning") on a grid."""
+        neighborhood, remote, weight = attention_type != "remote", attention_type != "neighborhood", 1.0
+        if attention_type == "spanning" and tuple(grid) == tuple(window):
+            # A single window covers the grid: both kinds are the same tokens.
+            remote, weight = False, 2.0
+        return cls(dim, num_heads, *window, neighborhood, remote, weight)
+
+
 def linear_and_bias(linear: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`linear(inputs)` as a product and a bias still to be added, for `window_attention` to add while it reads.
 
@@ -27,48 +55,25 @@ def linear_and_bias(linear: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tens
     return linear(inputs), None
 
 
-def window_attention(
-    qkv: torch.Tensor,
-    bias: torch.Tensor | None,
-    dim: int,
-    num_heads: int,
-    window: tuple[int, int],
-    attention_type: str,
-) -> torch.Tensor:
-    """softmax(q k^T / sqrt(d)) GELU(v) in every window; "spanning" adds the results of both kinds of window.
+def window_attention(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d)) GELU(v) in every window, added up over the kinds of window.
 
     Args:
         qkv: (B, H, W, 2C + E), queries, keys and values along the last axis, heads outermost in each.
         bias: (2C + E,), added to `qkv`, or None.
-        dim: C.
-        window: height and width; they divide H and W.
-        attention_type: "neighborhood" (adjacent tokens), "remote" (tokens at stride H / w) or "spanning".
 
     Returns:
         (B, H, W, E).
     """
-    neighborhood, remote, weight = attention_type != "remote", attention_type != "neighborhood", 1.0
-    if attention_type == "spanning" and tuple(qkv.shape[1:3]) == tuple(window):
-        # A single window covers the grid: both kinds are the same tokens.
-        remote, weight = False, 2.0
     if fast_path(qkv):
-        return _window_attention(qkv, bias, dim, num_heads, window[0], window[1], neighborhood, remote, weight)
-    return reference(qkv, bias, dim, num_heads, window, neighborhood, remote, weight)
+        return _window_attention(qkv, bias, *windows)
+    return reference(qkv, bias, windows)
 
 
 # ---- plain PyTorch -------------------------------------------------------------------------------------------------
 
 
-def reference(
-    qkv: torch.Tensor,
-    bias: torch.Tensor | None,
-    dim: int,
-    num_heads: int,
-    window: tuple[int, int],
-    neighborhood: bool,
-    remote: bool,
-    weight: float,
-) -> torch.Tensor:
+def reference(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> torch.Tensor:
     """The definition, as explicit products.
 
     scaled_dot_product_attention's fused CPU kernel is slower here: value heads are several times as wide as key heads
@@ -76,18 +81,18 @@ def reference(
     """
     if bias is not None:
         qkv = qkv + bias.to(qkv.dtype)
+    dim, heads, window = windows.dim, windows.num_heads, (windows.height, windows.width)
     query, key, value = qkv.split((dim, dim, qkv.shape[-1] - 2 * dim), dim=-1)
-    query = query / math.sqrt(dim // num_heads)
-    value = F.gelu(value)  # exact (erf) GELU
-    total: torch.Tensor | None = None
-    for is_remote in [False] * neighborhood + [True] * remote:
-        windows = [split_windows(tokens, window, num_heads, is_remote) for tokens in (query, key, value)]
-        weights = torch.bmm(windows[0], windows[1].transpose(1, 2)).softmax(dim=-1)  # (N, w * w, w * w)
-        attended = torch.bmm(weights.to(value.dtype), windows[2])  # (N, w * w, e)
-        attended = merge_windows(attended, tuple(qkv.shape[:3]), window, num_heads, is_remote)  # (B, H, W, E)
-        total = attended if total is None else total + attended
-    assert total is not None
-    return total if weight == 1 else weight * total
+    query = query / math.sqrt(dim // heads)
+    value = F.gelu(value)                                                    # exact (erf) GELU
+    results = []
+    for remote in [False] * windows.neighborhood + [True] * windows.remote:
+        q, k, v = (split_windows(tokens, window, heads, remote) for tokens in (query, key, value))
+        weights = torch.bmm(q, k.transpose(1, 2)).softmax(dim=-1)            # (N, w * w, w * w)
+        attended = torch.bmm(weights.to(v.dtype), v)                         # (N, w * w, e)
+        results.append(merge_windows(attended, qkv.shape[:3], window, heads, remote))  # (B, H, W, E)
+    total = results[0] if len(results) == 1 else results[0] + results[1]
+    return total if windows.weight == 1 else windows.weight * total
 
 
 def split_windows(tokens: torch.Tensor, window: tuple[int, int], num_heads: int, remote: bool) -> torch.Tensor:
@@ -113,7 +118,7 @@ def split_windows(tokens: torch.Tensor, window: tuple[int, int], num_heads: int,
 
 
 def merge_windows(
-    windows: torch.Tensor, grid: tuple[int, ...], window: tuple[int, int], num_heads: int, remote: bool
+    windows: torch.Tensor, grid: Sequence[int], window: tuple[int, int], num_heads: int, remote: bool
 ) -> torch.Tensor:
     """Undo `split_windows` for a grid of (B, H, W) tokens: (B * windows * heads, w * w, D / heads) -> (B, H, W, D)."""
     batch, height, width = grid
@@ -132,16 +137,16 @@ def _window_attention(
     bias: torch.Tensor | None,
     dim: int,
     num_heads: int,
-    window_height: int,
-    window_width: int,
+    height: int,
+    width: int,
     neighborhood: bool,
     remote: bool,
     weight: float,
 ) -> torch.Tensor:
+    windows = Windows(dim, num_heads, height, width, neighborhood, remote, weight)
     qkv = qkv.contiguous()
-    shape = _shape(qkv, dim, num_heads, window_height, window_width, neighborhood, remote, weight)
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
-    cpu.call("attention", "d_emo_attention_forward", shape, qkv, _parameter(bias, qkv), out)
+    cpu.call("attention", "attention_forward", qkv.dtype, cpu_shape(qkv, windows), qkv, cpu_parameter(bias, qkv), out)
     return out
 
 
@@ -152,35 +157,30 @@ def _window_attention_backward(
     bias: torch.Tensor | None,
     dim: int,
     num_heads: int,
-    window_height: int,
-    window_width: int,
+    height: int,
+    width: int,
     neighborhood: bool,
     remote: bool,
     weight: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    qkv, grad = qkv.contiguous(), grad.contiguous()
-    shape = _shape(qkv, dim, num_heads, window_height, window_width, neighborhood, remote, weight)
+    windows = Windows(dim, num_heads, height, width, neighborhood, remote, weight)
+    qkv, grad = qkv.contiguous(), grad.to(qkv.dtype).contiguous()
     grad_qkv = torch.empty_like(qkv)
-    sums = qkv.new_empty(qkv.shape[0], qkv.shape[-1], dtype=_arithmetic(qkv))
-    cpu.call(
-        "attention", "d_emo_attention_backward", shape, qkv, _parameter(bias, qkv), grad.to(qkv.dtype), grad_qkv, sums
-    )
+    sums = qkv.new_empty(qkv.shape[0], qkv.shape[-1], dtype=cpu.arithmetic(qkv.dtype))
+    tensors = (qkv, cpu_parameter(bias, qkv), grad, grad_qkv, sums)
+    cpu.call("attention", "attention_backward", qkv.dtype, cpu_shape(qkv, windows), *tensors)
     return grad_qkv, sums.sum(0)
 
 
-def _arithmetic(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def cpu_parameter(parameter: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor | None:
+    """A parameter as the C++ kernels take it with `tensor`."""
+    return None if parameter is None else parameter.to(cpu.arithmetic(tensor.dtype)).contiguous()
 
 
-def _parameter(bias: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor | None:
-    return None if bias is None else bias.to(_arithmetic(tensor)).contiguous()
-
-
-def _shape(
-    qkv: torch.Tensor, dim: int, heads: int, height: int, width: int, neighborhood: bool, remote: bool, weight: float
-) -> cpu.AttentionShape:
-    value_dim = (qkv.shape[-1] - 2 * dim) // heads
-    return cpu.AttentionShape(*qkv.shape[:3], heads, dim // heads, value_dim, height, width, neighborhood, remote, weight)
+def cpu_shape(qkv: torch.Tensor, windows: Windows) -> cpu.AttentionShape:
+    """The C++ kernels' description of the problem."""
+    heads, value_dim = windows.num_heads, (qkv.shape[-1] - 2 * windows.dim) // windows.num_heads
+    return cpu.AttentionShape(*qkv.shape[:3], heads, windows.dim // heads, value_dim, *windows[2:])
 
 
 @_window_attention.register_fake
@@ -190,18 +190,18 @@ def _(qkv, bias, dim, *_):
 
 @_window_attention_backward.register_fake
 def _(grad, qkv, bias, *_):
-    return torch.empty_like(qkv), qkv.new_empty(qkv.shape[-1], dtype=_arithmetic(qkv))
+    return torch.empty_like(qkv), qkv.new_empty(qkv.shape[-1], dtype=cpu.arithmetic(qkv.dtype))
 
 
 def _keep_inputs(ctx, inputs, output):
-    qkv, bias, *ctx.options = inputs
+    qkv, bias, *ctx.windows = inputs
     ctx.save_for_backward(qkv, bias)
 
 
 def _backward(ctx, grad):
     qkv, bias = ctx.saved_tensors
-    grad_qkv, grad_bias = _window_attention_backward(grad, qkv, bias, *ctx.options)
-    return grad_qkv, None if bias is None else grad_bias.to(bias.dtype), *[None] * len(ctx.options)
+    grad_qkv, grad_bias = _window_attention_backward(grad, qkv, bias, *ctx.windows)
+    return grad_qkv, None if bias is None else grad_bias.to(bias.dtype), *[None] * len(ctx.windows)
 
 
 _window_attention.register_autograd(_backward, setup_context=_keep_inputs)

@@ -23,8 +23,8 @@ from diffusers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-LIBRARIES = ("attention", "local")
-SOURCES = ("vectors.h", "attention.cpp", "local.cpp")
+LIBRARIES = ("attention", "local", "fused")
+SOURCES = ("vectors.h", "attention.h", "local.h", "fused.h", *(f"{name}.cpp" for name in LIBRARIES))
 # No -ffast-math: vectors.h rounds by adding a large number.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 
@@ -50,15 +50,22 @@ class LocalShape(ctypes.Structure):
     ]
 
 
-def call(library: str, function: str, shape: ctypes.Structure, *tensors: torch.Tensor | None) -> None:
-    """Call a kernel on contiguous tensors; the first one's dtype is the storage type."""
-    first = tensors[0]
-    assert first is not None
-    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-    kernel = getattr(_libraries()[library], function)
-    status = kernel(ctypes.byref(shape), DTYPE_CODES[first.dtype], torch.get_num_threads(), *pointers)
-    if status:
-        raise RuntimeError(f"{function} takes no {first.dtype} tensors of this shape; use the backend 'reference'.")
+def call(library: str, function: str, dtype: torch.dtype, shape: ctypes.Structure, *arguments: Any) -> None:
+    """Call `d_emo_<function>` of a library: storage type, shape, then contiguous tensors (or None) and other shapes."""
+    pointers = [
+        ctypes.byref(argument)
+        if isinstance(argument, ctypes.Structure)
+        else ctypes.c_void_p(None if argument is None else argument.data_ptr())
+        for argument in arguments
+    ]
+    kernel = getattr(_libraries()[library], f"d_emo_{function}")
+    if kernel(ctypes.byref(shape), DTYPE_CODES[dtype], torch.get_num_threads(), *pointers):
+        raise RuntimeError(f"d_emo_{function} takes no {dtype} tensors of this shape; use the backend 'reference'.")
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The type that the kernels compute in, and take parameters in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import cpu
 from .backend import fast_path, is_plain
 
-KERNEL_SIZES = (1, 3, 5, 7, 9)
+KERNEL_SIZES = (1, 3, 5, 7)  # that the fast implementations have
 
 
 def local_branch(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tensor:
@@ -27,7 +27,7 @@ def local_branch(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) 
     Returns:
         (B, H, W, E).
     """
-    if not _fusible(hidden_states, conv, norm):
+    if not fusible(hidden_states, conv, norm):
         return reference(hidden_states, conv, norm)
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
@@ -57,7 +57,8 @@ def reference(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> 
     return hidden_states + F.silu(norm(local)).permute(0, 2, 3, 1)
 
 
-def _fusible(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
+def fusible(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether a fast implementation can stand for `norm` after `conv`."""
     return (
         is_plain(conv, nn.Conv2d)
         and is_plain(norm, nn.BatchNorm2d)
@@ -85,12 +86,12 @@ def _local_branch(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The result and the statistics that normalised it; `mean` and `variance` are read without batch statistics."""
     hidden_states = hidden_states.contiguous()
-    kind = _arithmetic(hidden_states)
+    kind = cpu.arithmetic(hidden_states.dtype)
     out = torch.empty_like(hidden_states)
     mean, variance = mean.to(kind, copy=True), variance.to(kind, copy=True)
     shape = cpu.LocalShape(*hidden_states.shape, weight.shape[-1], batch_statistics, eps)
-    parameters = [tensor.to(kind).contiguous() for tensor in (weight, gamma, beta)]
-    cpu.call("local", "d_emo_local_forward", shape, hidden_states, *parameters, mean, variance, out)
+    parameters = cpu_parameters(hidden_states.dtype, weight, gamma, beta)
+    cpu.call("local", "local_forward", out.dtype, shape, hidden_states, *parameters, mean, variance, out)
     return out, mean, variance
 
 
@@ -107,23 +108,27 @@ def _local_branch_backward(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden_states, grad = hidden_states.contiguous(), grad.to(hidden_states.dtype).contiguous()
-    kind = _arithmetic(hidden_states)
-    parameters = [tensor.to(kind).contiguous() for tensor in (weight, gamma, beta)]
+    parameters = cpu_parameters(hidden_states.dtype, weight, gamma, beta)
     grad_hidden, grads = torch.empty_like(hidden_states), [torch.empty_like(parameter) for parameter in parameters]
     shape = cpu.LocalShape(*hidden_states.shape, weight.shape[-1], batch_statistics, eps)
     arguments = (hidden_states, *parameters, mean, variance, grad, grad_hidden, *grads)
-    cpu.call("local", "d_emo_local_backward", shape, *arguments)
-    return grad_hidden, grads[0].to(weight.dtype), grads[1].to(gamma.dtype), grads[2].to(beta.dtype)
+    cpu.call("local", "local_backward", hidden_states.dtype, shape, *arguments)
+    grad_weight = grads[0].t().reshape(weight.shape)
+    return grad_hidden, grad_weight.to(weight.dtype), grads[1].to(gamma.dtype), grads[2].to(beta.dtype)
 
 
-def _arithmetic(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def cpu_parameters(
+    dtype: torch.dtype, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The parameters as the C++ kernels take them: the convolution's weight as (K * K, E)."""
+    kind = cpu.arithmetic(dtype)
+    return weight.to(kind).flatten(1).t().contiguous(), gamma.to(kind).contiguous(), beta.to(kind).contiguous()
 
 
 @_local_branch.register_fake
 def _(hidden_states, weight, gamma, beta, mean, variance, *_):
-    kind = _arithmetic(hidden_states)
-    return torch.empty_like(hidden_states), mean.new_empty(mean.shape, dtype=kind), mean.new_empty(mean.shape, dtype=kind)
+    mean = torch.empty_like(mean, dtype=cpu.arithmetic(hidden_states.dtype))
+    return torch.empty_like(hidden_states), mean, torch.empty_like(mean)
 
 
 @_local_branch_backward.register_fake

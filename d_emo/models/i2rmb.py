@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..kernels import ATTENTION_TYPES, linear_and_bias, local_branch, window_attention
+from ..kernels import (
+    ATTENTION_TYPES,
+    Windows,
+    attend_and_convolve,
+    fuses_for_inference,
+    is_plain,
+    linear_and_bias,
+    local_branch,
+    window_attention,
+)
 
 # BatchNorm's epsilon in the published EMOv2 backbones; that D-EMOv2 has the same one is inferred.
 BATCH_NORM_EPS = 1e-6
@@ -64,18 +73,25 @@ class SpanningWindowAttention(nn.Module):
         """(B, H, W, C) -> (B, H, W, E)."""
         if self.attention_type == "none":
             return F.gelu(self.to_qkv(hidden_states))                        # (B, H, W, E)
-
         _, height, width, _ = hidden_states.shape
-        window = self._window(height, width)
         # Padding comes before the projections, so padded tokens carry their biases and take part as keys.
-        pad_bottom, pad_right = -height % window[0], -width % window[1]
+        pad_bottom, pad_right = self.padding(height, width)
         if pad_bottom or pad_right:
             hidden_states = F.pad(hidden_states, (0, 0, 0, pad_right, 0, pad_bottom))
+        attended = window_attention(*self.project(hidden_states))            # (B, H', W', E)
+        return attended[:, :height, :width]                                  # (B, H, W, E)
 
-        # The bias is added while the attention reads its inputs, where there is a kernel for that.
-        qkv, bias = linear_and_bias(self.to_qkv, hidden_states)              # (B, H', W', 2C + E)
-        attended = window_attention(qkv, bias, self.dim, self.num_heads, window, self.attention_type)
-        return attended[:, :height, :width]                                  # (B, H', W', E) -> (B, H, W, E)
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, Windows]:
+        """Queries, keys and values of a grid that needs no padding; the bias still to be added; the windows."""
+        _, height, width, _ = hidden_states.shape
+        qkv, bias = linear_and_bias(self.to_qkv, hidden_states)              # (B, H, W, 2C + E)
+        window = self._window(height, width)
+        return qkv, bias, Windows.of(self.attention_type, self.dim, self.num_heads, window, (height, width))
+
+    def padding(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that a grid lacks to be cut into windows."""
+        window = self._window(height, width)
+        return -height % window[0], -width % window[1]
 
     def _window(self, height: int, width: int) -> tuple[int, int]:
         if self.clip_window:
@@ -115,6 +131,18 @@ class I2RMB(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C); the input is already normalised, the output not yet scaled or added."""
-        hidden_states = self.attn(hidden_states)                             # (B, H, W, C) -> (B, H, W, E)
-        hidden_states = local_branch(hidden_states, self.conv, self.conv_norm)  # x + SiLU(BatchNorm(conv(x)))
+        if self._fuses_for_inference(hidden_states):
+            inputs = self.attn.project(hidden_states)
+            hidden_states = attend_and_convolve(*inputs, self.conv, self.conv_norm)  # the next two lines at once
+        else:
+            hidden_states = self.attn(hidden_states)                         # (B, H, W, C) -> (B, H, W, E)
+            hidden_states = local_branch(hidden_states, self.conv, self.conv_norm)  # x + SiLU(BatchNorm(conv(x)))
         return self.proj_out(hidden_states)                                  # (B, H, W, E) -> (B, H, W, C)
+
+    def _fuses_for_inference(self, hidden_states: torch.Tensor) -> bool:
+        return (
+            self.attn.attention_type != "none"
+            and fuses_for_inference(hidden_states, self.conv, self.conv_norm)
+            and is_plain(self.attn, SpanningWindowAttention)
+            and not any(self.attn.padding(*hidden_states.shape[1:3]))
+        )

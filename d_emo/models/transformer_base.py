@@ -155,7 +155,8 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch)
 
         tokens = self.patch_embed(hidden_states).permute(0, 2, 3, 1)         # (B, C, H, W) -> (B, h, w, D)
-        tokens = tokens + self._positions(height // patch, width // patch).to(tokens.dtype)
+        # Sums keep the memory order of their first operand; without this, every block would reorder its input.
+        tokens = tokens.contiguous() + self._positions(height // patch, width // patch).to(tokens.dtype)
         time = self.time_proj(timestep).to(self.label_embed.weight.dtype)    # (B, 256), computed in float32
         conditioning = self.time_embed(time) + self.label_embed(class_labels)  # (B, D)
 

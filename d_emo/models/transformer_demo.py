@@ -41,8 +41,8 @@ class DEMOBlock(nn.Module):
         """(B, h, w, D) and (B, D) -> (B, h, w, D)."""
         modulation = self.modulation(F.silu(conditioning))[:, None, None]    # (B, 1, 1, 3D)
         shift, scale, gate = modulation.chunk(3, dim=-1)                     # (B, 1, 1, D) each
-        normed = self.norm(hidden_states) * (1 + scale) + shift              # (B, h, w, D)
-        return hidden_states + gate * self.i2rmb(normed)                     # (B, h, w, D)
+        normed = torch.addcmul(shift, self.norm(hidden_states), 1 + scale)   # (B, h, w, D)
+        return torch.addcmul(hidden_states, gate, self.i2rmb(normed))        # (B, h, w, D)
 
 
 class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
