@@ -2,7 +2,8 @@
 // of one set of projections, the sum of both. Nothing is permuted in memory: a window is a list of token numbers.
 //
 // The unit of work is one head of one image. Shapes: N tokens, T tokens in a window, d channels of a query or key,
-// e of a value; dp, ep, tp are those rounded up to whole vectors. Probabilities are computed again in the backward pass.
+// e of a value; dp and tp are d and T in whole vectors, dl and tl the distances of such rows. Probabilities are computed
+// again in the backward pass.
 
 #pragma once
 
@@ -22,6 +23,13 @@ struct AttentionShape {
     int64_t key_offset() const { return int64_t(heads) * head_dim; }
     int64_t value_offset() const { return 2 * key_offset(); }
 };
+
+// The distance between rows of n elements: an odd number of whole vectors, since rows a power of two apart would compete
+// for the same few lines of the first-level cache.
+template <class C>
+inline int row_distance(int n) {
+    return (round_up(n, kLanes<C>) / kLanes<C> | 1) * kLanes<C>;
+}
 
 // Token numbers of every window, one kind after the other.
 inline std::vector<int> window_tokens(const AttentionShape& s) {
@@ -131,33 +139,34 @@ inline void transpose(int m, int columns, Rows<const C> a, C* t, int ld) {
 
 // ---- one head of one image -----------------------------------------------------------------------------------------
 
-// Rows of storage, `n` channels each plus bias, times scale, into rows of `ld` with zeros behind.
-template <class S, class C>
-inline void gather(int tokens, int n, const S* source, int64_t step, const C* bias, C scale, C* out, int ld) {
+// Rows of storage, `n` channels each plus bias, through f into rows `ld` apart, zeros up to a whole vector.
+template <class S, class C, class F>
+inline void gather(int tokens, int n, const S* source, int64_t step, const C* bias, C* out, int ld, F f) {
     constexpr int lanes = kLanes<C>;
     for (int i = 0; i < tokens; ++i)
-        for (int c = 0; c < ld; c += lanes) {
+        for (int c = 0; c < n; c += lanes) {
             Vec<C> v = load_lanes<C>(source + i * step + c, n - c);
             if (bias) v += load_lanes<C>(bias + c, n - c);
-            store(out + int64_t(i) * ld + c, v * scale);
+            store(out + int64_t(i) * ld + c, f(v, int64_t(i) * ld + c));
         }
 }
 
 template <class C>
 inline void softmax_rows(int rows, int n, C* scores, int ld, C weight) {
     constexpr int lanes = kLanes<C>;
+    const int columns = round_up(n, lanes);
     for (int i = 0; i < rows; ++i) {
         C* row = scores + int64_t(i) * ld;
-        std::fill(row + n, row + ld, row[0]);
+        std::fill(row + n, row + columns, row[0]);
         Vec<C> highest = load(row);
-        for (int c = lanes; c < ld; c += lanes) highest = load(row + c) > highest ? load(row + c) : highest;
+        for (int c = lanes; c < columns; c += lanes) highest = load(row + c) > highest ? load(row + c) : highest;
         const C top = largest_lane<C>(highest);
-        for (int c = 0; c < ld; c += lanes) store(row + c, exp(load(row + c) - top));
-        std::fill(row + n, row + ld, C(0));
+        for (int c = 0; c < columns; c += lanes) store(row + c, exp(load(row + c) - top));
+        std::fill(row + n, row + columns, C(0));
         Vec<C> total = {};
-        for (int c = 0; c < ld; c += lanes) total += load(row + c);
+        for (int c = 0; c < columns; c += lanes) total += load(row + c);
         const C inverse = weight / sum_lanes<C>(total);
-        for (int c = 0; c < ld; c += lanes) store(row + c, load(row + c) * inverse);
+        for (int c = 0; c < columns; c += lanes) store(row + c, load(row + c) * inverse);
     }
 }
 
@@ -166,7 +175,7 @@ struct AttentionHead {
     static constexpr int lanes = kLanes<C>;
     const AttentionShape& s;
     const std::vector<int>& tokens;  // of window_tokens
-    int N, T, d, e, dp, tp, chunk, windows;
+    int N, T, d, e, dp, tp, dl, tl, chunk, windows;
     C *query, *key, *turned, *probabilities;
 
     // Channels of a value that are worked on at a time: all tokens' should stay in the second-level cache.
@@ -175,11 +184,9 @@ struct AttentionHead {
         return std::min(round_up(s.value_dim, lanes), std::max(fitting, 4 * lanes));
     }
     static size_t scratch_bytes(const AttentionShape& s, bool backward) {
-        const size_t N = s.tokens(), dp = round_up(s.head_dim, lanes), tp = round_up(s.window(), lanes);
-        const size_t chunk = value_chunk(s), kinds = s.neighborhood + s.remote;
-        const size_t turned = (backward ? std::max(dp, chunk) : dp) * tp;
-        const size_t count =
-            (backward ? 4 : 2) * N * dp + turned + (backward ? 2 : 1) * kinds * N * tp + (backward ? 4 : 2) * N * chunk;
+        const size_t N = s.tokens(), dl = row_distance<C>(s.head_dim), tl = row_distance<C>(s.window());
+        const size_t ld = row_distance<C>(value_chunk(s)), kinds = s.neighborhood + s.remote, copies = backward ? 4 : 2;
+        const size_t count = copies * N * (dl + ld) + std::max(dl, ld) * tl + copies / 2 * kinds * N * tl;
         return count * sizeof(C) + 16 * kVectorBytes;
     }
 
@@ -192,28 +199,31 @@ struct AttentionHead {
           e(s.value_dim),
           dp(round_up(d, lanes)),
           tp(round_up(T, lanes)),
+          dl(row_distance<C>(d)),
+          tl(row_distance<C>(T)),
           chunk(value_chunk(s)),
           windows(int(tokens.size()) / T) {
-        query = scratch.take<C>(size_t(N) * dp);
-        key = scratch.take<C>(size_t(N) * dp);
-        turned = scratch.take<C>(size_t(backward ? std::max(dp, chunk) : dp) * tp);
-        probabilities = scratch.take<C>(size_t(windows) * T * tp);
+        query = scratch.take<C>(size_t(N) * dl);
+        key = scratch.take<C>(size_t(N) * dl);
+        turned = scratch.take<C>(size_t(std::max(dl, row_distance<C>(chunk))) * tl);
+        probabilities = scratch.take<C>(size_t(windows) * T * tl);
     }
 
     const int* window(int w) const { return tokens.data() + size_t(w) * T; }
-    C* window_probabilities(int w) const { return probabilities + size_t(w) * T * tp; }
+    C* window_probabilities(int w) const { return probabilities + size_t(w) * T * tl; }
 
-    // The probabilities of every window, from queries and keys; a window's are (T, tp), times `weight`.
+    // The probabilities of every window, from queries and keys; a window's are (T, T), times `weight`.
     void attend(const S* qkv, const C* bias, int head) {
         const C scale = C(1 / std::sqrt(double(d)));
         const S* base = qkv + int64_t(head) * d;
         const C* b = bias ? bias + int64_t(head) * d : nullptr;
-        gather<S, C>(N, d, base, s.row(), b, scale, query, dp);
-        gather<S, C>(N, d, base + s.key_offset(), s.row(), b ? b + s.key_offset() : b, C(1), key, dp);
+        gather<S, C>(N, d, base, s.row(), b, query, dl, [&](Vec<C> v, int64_t) { return v * scale; });
+        gather<S, C>(N, d, base + s.key_offset(), s.row(), b ? b + s.key_offset() : b, key, dl,
+                     [](Vec<C> v, int64_t) { return v; });
         for (int w = 0; w < windows; ++w) {
-            transpose<C>(T, dp, {key, dp, window(w)}, turned, tp);
-            product<C, false>(T, tp, d, {query, dp, window(w)}, 1, {turned, tp}, {window_probabilities(w), tp});
-            softmax_rows<C>(T, T, window_probabilities(w), tp, C(s.weight));
+            transpose<C>(T, dp, {key, dl, window(w)}, turned, tl);
+            product<C, false>(T, tp, d, {query, dl, window(w)}, 1, {turned, tl}, {window_probabilities(w), tl});
+            softmax_rows<C>(T, T, window_probabilities(w), tl, C(s.weight));
         }
     }
 
@@ -222,17 +232,18 @@ struct AttentionHead {
     template <class F>
     void forward(const S* qkv, const C* bias, int head, Scratch& scratch, F finish) {
         attend(qkv, bias, head);
-        C* value = scratch.take<C>(size_t(N) * chunk);
-        C* sum = scratch.take<C>(size_t(N) * chunk);
+        const int ld = row_distance<C>(chunk);
+        C* value = scratch.take<C>(size_t(N) * ld);
+        C* sum = scratch.take<C>(size_t(N) * ld);
         const int64_t offset = s.value_offset() + int64_t(head) * e;
         for (int c = 0; c < e; c += chunk) {
-            const int width = std::min(chunk, e - c), padded = round_up(width, lanes);
-            gather<S, C>(N, width, qkv + offset + c, s.row(), bias ? bias + offset + c : nullptr, C(1), value, padded);
-            for (int64_t i = 0; i < int64_t(N) * padded; i += lanes) store(value + i, gelu<C>(load(value + i)));
+            const int width = std::min(chunk, e - c), columns = round_up(width, lanes);
+            gather<S, C>(N, width, qkv + offset + c, s.row(), bias ? bias + offset + c : nullptr, value, ld,
+                         [](Vec<C> v, int64_t) { return gelu<C>(v); });
             for (int w = 0; w < windows; ++w)
-                product<C>(w >= s.windows(), T, padded, T, {window_probabilities(w), tp}, 1,
-                           {value, padded, window(w)}, {sum, padded, window(w)});
-            finish(head * e + c, width, sum, padded);
+                product<C>(w >= s.windows(), T, columns, T, {window_probabilities(w), tl}, 1, {value, ld, window(w)},
+                           {sum, ld, window(w)});
+            finish(head * e + c, width, sum, ld);
         }
     }
 
@@ -240,56 +251,60 @@ struct AttentionHead {
     void backward(const S* qkv, const C* bias, int head, const S* grad_out, int64_t step, S* grad_qkv, C* grad_bias,
                   Scratch& scratch) {
         attend(qkv, bias, head);
-        C* grad_scores = scratch.take<C>(size_t(windows) * T * tp);
+        C* grad_scores = scratch.take<C>(size_t(windows) * T * tl);
         value_gradients(qkv, bias, head, grad_out, step, grad_qkv, grad_bias, grad_scores, scratch);
-        C* grad_query = scratch.take<C>(size_t(N) * dp);
-        C* grad_key = scratch.take<C>(size_t(N) * dp);
+        C* grad_query = scratch.take<C>(size_t(N) * dl);
+        C* grad_key = scratch.take<C>(size_t(N) * dl);
         for (int w = 0; w < windows; ++w) {
-            C *p = window_probabilities(w), *g = grad_scores + size_t(w) * T * tp;
+            C *p = window_probabilities(w), *g = grad_scores + size_t(w) * T * tl;
             softmax_gradient(p, g);
             const bool add = w >= s.windows();
-            product<C>(add, T, dp, T, {g, tp}, 1, {key, dp, window(w)}, {grad_query, dp, window(w)});
-            product<C>(add, T, dp, T, {g, 1}, tp, {query, dp, window(w)}, {grad_key, dp, window(w)});
+            product<C>(add, T, dp, T, {g, tl}, 1, {key, dl, window(w)}, {grad_query, dl, window(w)});
+            product<C>(add, T, dp, T, {g, 1}, tl, {query, dl, window(w)}, {grad_key, dl, window(w)});
         }
         const C scale = C(1 / std::sqrt(double(d)));
         const int64_t offset = int64_t(head) * d;
-        scatter(grad_query, dp, d, scale, grad_qkv + offset, grad_bias + offset);
-        scatter(grad_key, dp, d, C(1), grad_qkv + s.key_offset() + offset, grad_bias + s.key_offset() + offset);
+        scatter(grad_query, dl, d, scale, grad_qkv + offset, grad_bias + offset);
+        scatter(grad_key, dl, d, C(1), grad_qkv + s.key_offset() + offset, grad_bias + s.key_offset() + offset);
     }
 
     void value_gradients(const S* qkv, const C* bias, int head, const S* grad_out, int64_t step, S* grad_qkv,
                          C* grad_bias, C* grad_scores, Scratch scratch) {
-        C* value = scratch.take<C>(size_t(N) * chunk);
-        C* slope = scratch.take<C>(size_t(N) * chunk);
-        C* grad = scratch.take<C>(size_t(N) * chunk);
-        C* grad_value = scratch.take<C>(size_t(N) * chunk);
+        const int ld = row_distance<C>(chunk);
+        C* value = scratch.take<C>(size_t(N) * ld);
+        C* slope = scratch.take<C>(size_t(N) * ld);
+        C* grad = scratch.take<C>(size_t(N) * ld);
+        C* grad_value = scratch.take<C>(size_t(N) * ld);
         const int64_t offset = s.value_offset() + int64_t(head) * e;
         for (int c = 0; c < e; c += chunk) {
-            const int width = std::min(chunk, e - c), padded = round_up(width, lanes);
-            gather<S, C>(N, width, qkv + offset + c, s.row(), bias ? bias + offset + c : nullptr, C(1), value, padded);
-            for (int64_t i = 0; i < int64_t(N) * padded; i += lanes) {
-                Vec<C> derivative;
-                store(value + i, gelu<C>(load(value + i), &derivative));
-                store(slope + i, derivative);
-            }
-            gather<S, C>(N, width, grad_out + head * e + c, step, nullptr, C(1), grad, padded);
+            const int width = std::min(chunk, e - c), columns = round_up(width, lanes);
+            gather<S, C>(N, width, qkv + offset + c, s.row(), bias ? bias + offset + c : nullptr, value, ld,
+                         [&](Vec<C> v, int64_t place) {
+                             Vec<C> derivative;
+                             v = gelu<C>(v, &derivative);
+                             store(slope + place, derivative);
+                             return v;
+                         });
+            gather<S, C>(N, width, grad_out + head * e + c, step, nullptr, grad, ld,
+                         [](Vec<C> v, int64_t) { return v; });
             for (int w = 0; w < windows; ++w) {
                 const int* rows = window(w);
-                transpose<C>(T, padded, {value, padded, rows}, turned, tp);
-                product<C>(c > 0, T, tp, padded, {grad, padded, rows}, 1, {turned, tp},
-                           {grad_scores + size_t(w) * T * tp, tp});
-                product<C>(w >= s.windows(), T, padded, T, {window_probabilities(w), 1}, tp, {grad, padded, rows},
-                           {grad_value, padded, rows});
+                transpose<C>(T, columns, {value, ld, rows}, turned, tl);
+                product<C>(c > 0, T, tp, columns, {grad, ld, rows}, 1, {turned, tl},
+                           {grad_scores + size_t(w) * T * tl, tl});
+                product<C>(w >= s.windows(), T, columns, T, {window_probabilities(w), 1}, tl, {grad, ld, rows},
+                           {grad_value, ld, rows});
             }
-            for (int64_t i = 0; i < int64_t(N) * padded; i += lanes)
-                store(grad_value + i, load(grad_value + i) * load(slope + i));
-            scatter(grad_value, padded, width, C(1), grad_qkv + offset + c, grad_bias + offset + c);
+            for (int i = 0; i < N; ++i)
+                for (int64_t k = int64_t(i) * ld; k < int64_t(i) * ld + columns; k += lanes)
+                    store(grad_value + k, load(grad_value + k) * load(slope + k));
+            scatter(grad_value, ld, width, C(1), grad_qkv + offset + c, grad_bias + offset + c);
         }
     }
 
     // g = gradient of the scores, from g = gradient of the probabilities over `weight`: p (g - sum(p g) / weight).
     void softmax_gradient(const C* p, C* g) const {
-        for (int64_t i = 0; i < int64_t(T) * tp; i += tp) {
+        for (int64_t i = 0; i < int64_t(T) * tl; i += tl) {
             Vec<C> dot = {};
             for (int k = 0; k < tp; k += lanes) dot += load(p + i + k) * load(g + i + k);
             const C mean = sum_lanes<C>(dot) / C(s.weight);

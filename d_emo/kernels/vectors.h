@@ -95,18 +95,29 @@ inline void store(bfloat16* p, Vec<float> v) {
     const HalfWords half = __builtin_convertvector(v != v ? quiet : rounded, HalfWords);
     std::memcpy(p, &half, sizeof half);
 }
-// ... and the first n lanes of one; the others are read as zero and not written.
+// ... and the first n lanes of one; the others are read as zero and not written. The uncommon case is kept out of line,
+// or its indexing would send every vector through memory.
 template <class C, class S>
-inline Vec<C> load_lanes(const S* p, int n) {
-    if (n >= kLanes<C>) return load(p);
+__attribute__((noinline, cold)) Vec<C> load_tail(const S* p, int n) {
     C lanes[kLanes<C>] = {};
     for (int i = 0; i < n; ++i) lanes[i] = to_arithmetic(p[i]);
     return load(lanes);
 }
 template <class C, class S>
-inline void store_lanes(S* p, Vec<C> v, int n) {
-    if (n >= kLanes<C>) return store(p, v);
+__attribute__((noinline, cold)) void store_tail(S* p, Vec<C> v, int n) {
     for (int i = 0; i < n; ++i) from_arithmetic(C(v[i]), p + i);
+}
+template <class C, class S>
+inline Vec<C> load_lanes(const S* p, int n) {
+    return n >= kLanes<C> ? load(p) : load_tail<C>(p, n);
+}
+template <class C, class S>
+inline void store_lanes(S* p, Vec<C> v, int n) {
+    if (n >= kLanes<C>) {
+        store(p, v);
+    } else {
+        store_tail<C>(p, v, n);
+    }
 }
 
 // ---- functions -----------------------------------------------------------------------------------------------------
