@@ -1,6 +1,8 @@
 """From options to everything a run needs: data, batch layout, model, averaged copy, optimizer, pipeline."""
 
+import ctypes
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,6 +236,21 @@ def _average_function(options: OptimizationOptions) -> Any:
     return warmed_up
 
 
+def keep_freed_memory() -> None:
+    """Keep freed memory for the next allocation, on Linux with glibc; elsewhere nothing happens.
+
+    A training step on a CPU frees and allocates the same large tensors again and again. glibc gives each above 32 MiB
+    back to the system, which then clears new pages for the next: up to a third of a step at batch 32.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_mmap_max, m_trim_threshold = -4, -1  # malloc.h
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
 def make_optimizer(model: torch.nn.Module, options: OptimizationOptions) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters."""
     return torch.optim.AdamW(
@@ -241,6 +258,7 @@ def make_optimizer(model: torch.nn.Module, options: OptimizationOptions) -> torc
         lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         weight_decay=options.weight_decay,
+        fused=True,
     )
 
 
