@@ -69,6 +69,21 @@ def nearest(points: np.ndarray, others: np.ndarray, exclude_self: bool = False) 
     return indices.numpy(), values.numpy() / np.sqrt(points.shape[1])
 
 
+def load_digits_pipeline(folder: str) -> DEMOPipeline:
+    """The pipeline of a digits run.
+
+    Raises:
+        ValueError: the folder is no pipeline, or not one of digits.
+    """
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(f"{folder} is not a pipeline folder; train one with train/train_dit.py.")
+    pipeline = DEMOPipeline.from_pretrained(folder)
+    config = pipeline.transformer.config
+    if config.in_channels != 1 or config.num_classes != 10:
+        raise ValueError(f"{folder} was not trained on the digits.")
+    return pipeline
+
+
 def score_digits(samples: np.ndarray, requested: np.ndarray, real: np.ndarray, classes: np.ndarray) -> DigitsReport:
     """Score samples (N, D) that were asked to be of `requested` classes (N,) against real images (M, D)."""
     fit_x, test_x, fit_y, test_y = train_test_split(real, classes, test_size=0.2, random_state=0, stratify=classes)
@@ -124,14 +139,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--guidance-scale", type=float, default=1.5, help="Guidance scale; 1.0 is off.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the first sample.")
     options = parser.parse_args(arguments)
-    if not (Path(options.model) / "model_index.json").is_file():
-        sys.exit(
-            f"evaluate_digits: --model {options.model} is not a pipeline folder; train one with train/train_dit.py."
-        )
-    pipeline = DEMOPipeline.from_pretrained(options.model)
-    side, channels = pipeline.transformer.config.sample_size, pipeline.transformer.config.in_channels
-    if channels != 1 or pipeline.transformer.config.num_classes != 10:
-        sys.exit(f"evaluate_digits: --model {options.model} was not trained on the digits.")
+    try:
+        pipeline = load_digits_pipeline(options.model)
+    except ValueError as error:
+        sys.exit(f"evaluate_digits: --model {error}")
+    side = pipeline.transformer.config.sample_size
     real, classes = real_digits(side)
     samples = draw(pipeline, options.per_class, options.steps, options.guidance_scale, options.seed)
     report = score_digits(samples, np.repeat(np.arange(10), options.per_class), real, classes)

@@ -37,6 +37,10 @@ class ModelOptions:
     )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     compile: bool = option(False, "torch.compile the repeated block.")
+    kernels: Literal["auto", "reference", "native"] | None = option(
+        None,
+        "Fast kernels where there are any, plain PyTorch, or fast ones or nothing. Default: $D_EMO_KERNELS or auto.",
+    )
 
     def __post_init__(self):
         _require(self.resolution is None or self.resolution > 0, "resolution", self.resolution, "must be positive")

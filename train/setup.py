@@ -14,6 +14,7 @@ from diffusers.optimization import get_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d_emo.flops import count_macs, count_parameters
+from d_emo.kernels import backend_report
 from d_emo.latents import vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.pipelines import DEMOPipeline
@@ -87,6 +88,7 @@ class Plan:
     output_dir: Path
     model_config: dict[str, Any]
     latent_shape: tuple[int, int, int]
+    device: torch.device
 
     def build_model(self) -> ClassConditionalTransformer2DModel:
         """The model with fresh weights."""
@@ -128,6 +130,7 @@ class Plan:
             "batch": f"{layout.global_batch_size} = {layout.world_size} process(es) x {layout.accumulation} "
             f"accumulated x {layout.micro_batch_size}",
             "length": f"{options.run.max_train_steps:,} steps, {epochs:,.1f} epochs",
+            "kernels": backend_report(self.device),
             "output": str(self.output_dir),
         }
         return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
@@ -178,6 +181,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         output_dir=output_dir(config, source),
         model_config=model_config,
         latent_shape=(channels, side, side),
+        device=accelerator.device,
     )
 
 

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from d_emo.files import remove_partial, write_json, written_whole
+from d_emo.kernels import set_backend
 from d_emo.latents import encode_images
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train import checkpoints, figures, stream
@@ -34,6 +35,7 @@ from d_emo.train.config import TrainConfig, parse_config
 from d_emo.train.data import Batch, TrainingImages, UnreadableImageError, collate, load_source
 from d_emo.train.setup import (
     Plan,
+    keep_freed_memory,
     make_average,
     make_lr_schedule,
     make_optimizer,
@@ -129,6 +131,9 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
         # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(config.run.cpu_threads or max(1, cores // accelerator.num_processes))
+        keep_freed_memory()
+    if config.model.kernels:
+        set_backend(config.model.kernels)
     return accelerator
 
 

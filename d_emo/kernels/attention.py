@@ -172,6 +172,20 @@ def _window_attention_backward(
     return grad_qkv, sums.sum(0)
 
 
+@_window_attention.register_kernel("cuda")
+def _(qkv, bias, *windows):
+    from . import triton_attention
+
+    return triton_attention.forward(qkv, bias, Windows(*windows))
+
+
+@_window_attention_backward.register_kernel("cuda")
+def _(grad, qkv, bias, *windows):
+    from . import triton_attention
+
+    return triton_attention.backward(grad, qkv, bias, Windows(*windows))
+
+
 def cpu_parameter(parameter: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor | None:
     """A parameter as the C++ kernels take it with `tensor`."""
     return None if parameter is None else parameter.to(cpu.arithmetic(tensor.dtype)).contiguous()
@@ -208,7 +222,7 @@ _window_attention.register_autograd(_backward, setup_context=_keep_inputs)
 
 
 @register_flop_formula(torch.ops.d_emo.window_attention)
-def _forward_flops(qkv_shape, bias_shape, dim, heads, height, width, neighborhood, remote, *_, **__) -> int:
+def attention_flops(qkv_shape, bias_shape, dim, heads, height, width, neighborhood, remote, *_, **__) -> int:
     """Two products a window: (w^2, d) (d, w^2) and (w^2, w^2) (w^2, e)."""
     batch, rows, columns, channels = qkv_shape
     return 2 * batch * rows * columns * height * width * (channels - dim) * (neighborhood + remote)
@@ -217,4 +231,4 @@ def _forward_flops(qkv_shape, bias_shape, dim, heads, height, width, neighborhoo
 @register_flop_formula(torch.ops.d_emo.window_attention_backward)
 def _backward_flops(grad_shape, *arguments, **_) -> int:
     """Twice the forward pass's; the probabilities' recomputation is not counted."""
-    return 2 * _forward_flops(*arguments)
+    return 2 * attention_flops(*arguments)

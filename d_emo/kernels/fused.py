@@ -5,10 +5,11 @@ With running statistics the local branch needs only the channels that a head has
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu
-from .attention import Windows, cpu_parameter, cpu_shape
-from .local import cpu_parameters, fusible
+from .attention import Windows, attention_flops, cpu_parameter, cpu_shape
+from .local import convolution_flops, fusible, kernel_parameters
 
 
 def fuses_for_inference(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
@@ -48,7 +49,7 @@ def _attend_and_convolve(
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
     local = cpu.LocalShape(*out.shape, weight.shape[-1], False, eps)
     statistics = [cpu_parameter(tensor, qkv) for tensor in (mean, variance)]
-    parameters = cpu_parameters(qkv.dtype, weight, gamma, beta)
+    parameters = kernel_parameters(qkv.dtype, weight, gamma, beta)
     tensors = (qkv, cpu_parameter(bias, qkv), *parameters, *statistics, out)
     cpu.call("fused", "fused_forward", qkv.dtype, cpu_shape(qkv, windows), local, *tensors)
     return out
@@ -57,3 +58,11 @@ def _attend_and_convolve(
 @_attend_and_convolve.register_fake
 def _(qkv, bias, dim, *_):
     return qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
+
+
+@register_flop_formula(torch.ops.d_emo.attend_and_convolve)
+def _flops(qkv_shape, bias_shape, dim, heads, height, width, neighborhood, remote, weighting, weight_shape, *_, **__):
+    """Attention's and the convolution's."""
+    out_shape = (*qkv_shape[:3], qkv_shape[3] - 2 * dim)
+    attention = attention_flops(qkv_shape, bias_shape, dim, heads, height, width, neighborhood, remote)
+    return attention + convolution_flops(out_shape, weight_shape)

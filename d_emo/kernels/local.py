@@ -90,7 +90,7 @@ def _local_branch(
     out = torch.empty_like(hidden_states)
     mean, variance = mean.to(kind, copy=True), variance.to(kind, copy=True)
     shape = cpu.LocalShape(*hidden_states.shape, weight.shape[-1], batch_statistics, eps)
-    parameters = cpu_parameters(hidden_states.dtype, weight, gamma, beta)
+    parameters = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
     cpu.call("local", "local_forward", out.dtype, shape, hidden_states, *parameters, mean, variance, out)
     return out, mean, variance
 
@@ -108,7 +108,7 @@ def _local_branch_backward(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden_states, grad = hidden_states.contiguous(), grad.to(hidden_states.dtype).contiguous()
-    parameters = cpu_parameters(hidden_states.dtype, weight, gamma, beta)
+    parameters = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
     grad_hidden, grads = torch.empty_like(hidden_states), [torch.empty_like(parameter) for parameter in parameters]
     shape = cpu.LocalShape(*hidden_states.shape, weight.shape[-1], batch_statistics, eps)
     arguments = (hidden_states, *parameters, mean, variance, grad, grad_hidden, *grads)
@@ -117,10 +117,31 @@ def _local_branch_backward(
     return grad_hidden, grad_weight.to(weight.dtype), grads[1].to(gamma.dtype), grads[2].to(beta.dtype)
 
 
-def cpu_parameters(
+@_local_branch.register_kernel("cuda")
+def _(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+    from . import triton_local
+
+    affine = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
+    statistics = (mean.to(torch.float32, copy=True), variance.to(torch.float32, copy=True))
+    parameters = triton_local.Parameters(*affine, *statistics)
+    return triton_local.forward(hidden_states.contiguous(), parameters, batch_statistics, eps)
+
+
+@_local_branch_backward.register_kernel("cuda")
+def _(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+    from . import triton_local
+
+    parameters = triton_local.Parameters(*kernel_parameters(grad.dtype, weight, gamma, beta), mean, variance)
+    grad = grad.to(hidden_states.dtype).contiguous()
+    grads = triton_local.backward(grad, hidden_states.contiguous(), parameters, batch_statistics, eps)
+    grad_weight = grads[1].t().reshape(weight.shape)
+    return grads[0], grad_weight.to(weight.dtype), grads[2].to(gamma.dtype), grads[3].to(beta.dtype)
+
+
+def kernel_parameters(
     dtype: torch.dtype, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """The parameters as the C++ kernels take them: the convolution's weight as (K * K, E)."""
+    """The parameters as the kernels take them: the convolution's weight as (K * K, E)."""
     kind = cpu.arithmetic(dtype)
     return weight.to(kind).flatten(1).t().contiguous(), gamma.to(kind).contiguous(), beta.to(kind).contiguous()
 
@@ -154,7 +175,7 @@ _local_branch.register_autograd(_backward, setup_context=_keep_inputs)
 
 
 @register_flop_formula(torch.ops.d_emo.local_branch)
-def _forward_flops(hidden_shape, weight_shape, *_, **__) -> int:
+def convolution_flops(hidden_shape, weight_shape, *_, **__) -> int:
     """The convolution's."""
     batch, height, width, channels = hidden_shape
     return 2 * batch * height * width * channels * weight_shape[-1] ** 2
@@ -163,4 +184,4 @@ def _forward_flops(hidden_shape, weight_shape, *_, **__) -> int:
 @register_flop_formula(torch.ops.d_emo.local_branch_backward)
 def _backward_flops(grad_shape, hidden_shape, weight_shape, *_, **__) -> int:
     """Twice the forward pass's; its recomputation is not counted."""
-    return 2 * _forward_flops(hidden_shape, weight_shape)
+    return 2 * convolution_flops(hidden_shape, weight_shape)

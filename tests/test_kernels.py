@@ -1,0 +1,238 @@
+"""The fast kernels against plain PyTorch: C++ on the CPU here, Triton in its interpreter in test_triton.py."""
+
+import contextlib
+
+import pytest
+import torch
+from conftest import randomize, tiny_model
+from torch import nn
+
+from d_emo import create_model
+from d_emo.flops import count_macs
+from d_emo.kernels import Windows, attention, backend_report, cpu, fused, local, set_backend, use_backend
+from d_emo.models import I2RMB
+
+pytestmark = pytest.mark.skipif(bool(cpu.obstacle()), reason=f"no C++ kernels here: {cpu.obstacle()}")
+
+# Largest error over the largest value, or over 1 if that is smaller.
+# Float32 differs in the order of sums, bfloat16 in where it rounds.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+WINDOWS = {
+    "published": ((2, 16, 16), Windows(48, 3, 8, 8), 64),
+    "one window": ((2, 8, 8), Windows(32, 2, 8, 8, remote=False, weight=2.0), 64),
+    "neighborhood": ((1, 6, 9), Windows(20, 4, 3, 3, remote=False), 5),
+    "remote": ((3, 10, 15), Windows(21, 3, 5, 3, neighborhood=False), 7),
+    "odd sizes": ((1, 14, 21), Windows(72, 1, 7, 7), 100),
+    "wide values": ((1, 32, 32), Windows(16, 1, 8, 8), 200),
+}
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1)
+    assert error <= TOLERANCE[dtype], f"{error:.2e}"
+
+
+def attention_case(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Windows]:
+    """qkv, bias, a gradient of the output, windows."""
+    grid, windows, value_dim = WINDOWS[name]
+    generator = torch.Generator().manual_seed(0)
+    channels = 2 * windows.dim + windows.num_heads * value_dim
+    qkv = torch.randn(*grid, channels, generator=generator).to(dtype)
+    bias = torch.randn(channels, generator=generator).to(cpu.arithmetic(dtype))
+    return qkv, bias, torch.randn(*grid, windows.num_heads * value_dim, generator=generator).to(dtype), windows
+
+
+def local_case(
+    shape: tuple[int, int, int, int], kernel: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, nn.Conv2d, nn.BatchNorm2d]:
+    """An input, a depthwise convolution and a BatchNorm with random parameters and statistics."""
+    channels = shape[-1]
+    conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+    norm = nn.BatchNorm2d(channels)
+    modules = nn.Sequential(conv, norm).to(cpu.arithmetic(dtype))
+    for name, tensor in modules.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape) + 0.5 if name.endswith("var") else torch.randn(tensor.shape))
+    return torch.randn(shape).to(dtype), conv, norm
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_attention_and_its_gradients_equal_the_reference(name, dtype, with_bias):
+    qkv, bias, grad, windows = attention_case(name, dtype)
+    inputs = [qkv.requires_grad_(), bias.requires_grad_()] if with_bias else [qkv.requires_grad_()]
+    with use_backend("native"):
+        out = attention.window_attention(qkv, bias if with_bias else None, windows)
+    grads = torch.autograd.grad(out, inputs, grad)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = attention.reference(exact[0], exact[1] if with_bias else None, windows)
+    assert_close(out, expected, dtype)
+    for actual, wanted in zip(grads, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        assert_close(actual, wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("shape", "kernel"), [((4, 16, 16, 64), 5), ((3, 7, 5, 43), 3), ((1, 9, 11, 20), 7),
+                                               ((2, 3, 4, 16), 1), ((1, 2, 2, 5), 5)])  # fmt: skip
+def test_local_branch_its_gradients_and_statistics_equal_the_reference(shape, kernel, training, dtype):
+    torch.manual_seed(0)
+    hidden, conv, norm = local_case(shape, kernel, dtype)
+    exact_conv, exact_norm = (type(module)(**kwargs).double() for module, kwargs in (
+        (conv, {"in_channels": shape[-1], "out_channels": shape[-1], "kernel_size": kernel, "padding": kernel // 2,
+                "groups": shape[-1], "bias": False}),
+        (norm, {"num_features": shape[-1]}),
+    ))  # fmt: skip
+    exact_conv.load_state_dict(conv.state_dict())
+    exact_norm.load_state_dict(norm.state_dict())
+    norm.train(training)
+    exact_norm.train(training)
+    inputs = [hidden.requires_grad_(), conv.weight, norm.weight, norm.bias]
+    exact = [hidden.detach().double().requires_grad_(), exact_conv.weight, exact_norm.weight, exact_norm.bias]
+    grad = torch.randn(shape).to(dtype)
+    with use_backend("native"):
+        out = local.local_branch(hidden, conv, norm)
+    expected = local.reference(exact[0], exact_conv, exact_norm)
+    assert_close(out, expected, dtype)
+    grads = torch.autograd.grad(out, inputs, grad)
+    for actual, wanted in zip(grads, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        assert_close(actual, wanted, dtype)
+    assert norm.num_batches_tracked == exact_norm.num_batches_tracked
+    assert_close(norm.running_mean, exact_norm.running_mean, dtype)
+    assert_close(norm.running_var, exact_norm.running_var, dtype)
+
+
+def test_gradients_equal_finite_differences():
+    qkv = torch.randn(1, 4, 4, 2 * 4 + 6, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(14, dtype=torch.float64, requires_grad=True)
+    windows = Windows(4, 2, 2, 2)
+    assert torch.autograd.gradcheck(lambda *x: attention._window_attention(*x, *windows), (qkv, bias))
+    hidden, conv, norm = local_case((2, 3, 4, 3), 3, torch.float64)
+    hidden.requires_grad_()
+    for batch_statistics in (True, False):
+        arguments = (norm.running_mean, norm.running_var, batch_statistics, 1e-5)
+        assert torch.autograd.gradcheck(
+            lambda *x, given=arguments: local._local_branch(*x, *given)[0],
+            (hidden, conv.weight, norm.weight, norm.bias),
+        )
+
+
+def test_operators_are_registered_as_pytorch_wants_them():
+    qkv, bias, _, windows = attention_case("remote", torch.float32)
+    torch.library.opcheck(attention._window_attention, (qkv.requires_grad_(), bias.requires_grad_(), *windows))
+    hidden, conv, norm = local_case((1, 4, 4, 8), 3, torch.float32)
+    arguments = (hidden.requires_grad_(), conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    torch.library.opcheck(local._local_branch, (*arguments, True, 1e-5))
+    weights = [tensor.detach() for tensor in arguments[1:]]
+    conv8 = (qkv.detach(), bias.detach(), *windows)
+    channels = qkv.shape[-1] - 2 * windows.dim
+    weights = [torch.rand(channels, 1, 3, 3), *(torch.rand(channels) for _ in range(4))]
+    torch.library.opcheck(fused._attend_and_convolve, (*conv8, *weights, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("grid", [(16, 16), (8, 8), (9, 13)])
+@torch.no_grad()
+def test_block_in_inference_equals_the_reference(dtype, grid):
+    block = randomize(I2RMB(48, 3)).to(dtype).eval()
+    exact = randomize(I2RMB(48, 3)).double().eval()
+    exact.load_state_dict({name: tensor.double() for name, tensor in block.state_dict().items()})
+    hidden = torch.randn(2, *grid, 48).to(dtype)
+    with use_backend("native"):
+        out = block(hidden)
+    with use_backend("reference"):
+        expected = exact(hidden.double())
+    assert_close(out, expected, dtype)
+
+
+def test_hooked_modules_are_called():
+    block = randomize(I2RMB(16, 2)).eval()
+    hidden = torch.randn(1, 8, 8, 16)
+    with torch.no_grad():
+        expected = block(hidden)
+    calls = []
+    for name in ("attn", "attn.to_qkv", "conv", "conv_norm", "proj_out"):
+        block.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    with torch.no_grad():
+        torch.testing.assert_close(block(hidden), expected, atol=1e-5, rtol=1e-5)
+    assert calls == ["attn.to_qkv", "attn", "conv", "conv_norm", "proj_out"]
+
+
+def test_another_norm_in_place_of_batch_norm_is_used():
+    block = randomize(I2RMB(16, 2))
+    block.conv_norm = nn.GroupNorm(4, 64)
+    hidden = torch.randn(1, 8, 8, 16)
+    with use_backend("reference"):
+        expected = block(hidden)
+    torch.testing.assert_close(block(hidden), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_pixel_a_channel_has_no_variance():
+    block = randomize(I2RMB(16, 2)).train()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        block(torch.randn(1, 1, 1, 16))
+
+
+def test_cumulative_batch_norm_average():
+    hidden, conv, norm = local_case((2, 4, 4, 8), 3, torch.float32)
+    norm.momentum = None
+    norm.reset_running_stats()
+    other = nn.BatchNorm2d(8, momentum=None)
+    other.load_state_dict(norm.state_dict())
+    for _ in range(3):
+        local.local_branch(hidden, conv, norm)
+        local.reference(hidden, conv, other)
+        hidden = hidden + 1
+    torch.testing.assert_close(norm.running_mean, other.running_mean)
+    torch.testing.assert_close(norm.running_var, other.running_var)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_compiles_into_one_graph(training):
+    model = tiny_model().train(training)
+    inputs = (torch.randn(2, 4, 16, 16), torch.tensor([3.0, 500.0]), torch.tensor([1, 2]))
+    context = contextlib.nullcontext() if training else torch.no_grad()
+    with context:
+        expected = model(*inputs).sample
+        for block in model.blocks:
+            block.compile(fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_multiply_adds_are_counted_with_kernels_too():
+    model = create_model("D-EMOv2-N-2", num_classes=10)
+    with use_backend("reference"):
+        expected = count_macs(model)
+    with use_backend("native"):
+        assert count_macs(model) == expected
+
+
+def test_backends_can_be_chosen(monkeypatch):
+    with pytest.raises(ValueError, match="'cuda' are unknown; use one of auto, reference, native"):
+        set_backend("cuda")
+    with use_backend("reference"):
+        assert backend_report("cpu") == "plain PyTorch, as chosen"
+    assert backend_report("cpu") == "C++"
+    with use_backend("native"), pytest.raises(RuntimeError, match=r"no native kernels here: torch\.float16"):
+        attention.window_attention(*attention_case("remote", torch.float16)[:2], WINDOWS["remote"][1])
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("/nonexistent/c++", "no C++ compiler was found"), ("false", "returned non-zero")]
+)
+def test_without_a_working_compiler_plain_pytorch_runs(monkeypatch, tmp_path, compiler, message):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("D_EMO_CACHE", str(tmp_path))
+    for function in (cpu.obstacle, cpu._libraries):
+        function.cache_clear()
+    try:
+        model, inputs = tiny_model(), (torch.randn(1, 4, 16, 16), 0, torch.tensor([1]))
+        with torch.no_grad():
+            assert torch.isfinite(model(*inputs).sample).all()
+        assert message in backend_report("cpu")
+        assert not list(tmp_path.iterdir())
+    finally:
+        for function in (cpu.obstacle, cpu._libraries):
+            function.cache_clear()
