@@ -5,8 +5,9 @@
     python eval/throughput.py --latent 32 64 128 --jobs forward          # cost as the image grows
     python eval/throughput.py --models D-EMOv2-S-2 D-EMOv2-S-2@reference diffusers:DiT-S-2 timm:vit_small_patch16_224
 
-A model is a name of `d_emo.list_models()`, the same with `@reference` (plain PyTorch in place of the fast kernels),
-`diffusers:DiT-S-2` (Diffusers' own network at that size) or `timm:NAME`. The last one is the baseline of every ratio.
+A model is a name of `d_emo.list_models()`, `diffusers:DiT-S-2` (Diffusers' own network at that size) or `timm:NAME`.
+`NAME@reference` runs plain PyTorch in place of the fast kernels, `NAME@checkpointed` recomputes activations, and
+`NAME@reference+checkpointed` does both. The last model is the baseline of every ratio.
 Every model runs once a round, for `--repeats` rounds after a warm-up; a matrix product is timed in every round too.
 
 Jobs: `forward` (no gradients), `train` (forward, backward, AdamW step), `sample` (DEMOPipeline, guidance 4). bfloat16
@@ -39,6 +40,7 @@ from d_emo.train.setup import keep_freed_memory
 JOBS = ("forward", "train", "sample")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLE_STEPS = 10
+VARIANTS = ("reference", "checkpointed")
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,15 @@ class Subject:
 
     def __init__(self, name: str, case: Case, device: torch.device):
         self.name, self.case, self.device = name, case, device
-        plain, _, backend = name.partition("@")
-        self.backend = backend or "auto"
+        plain, variants = split_name(name)
+        self.backend = "reference" if "reference" in variants else "auto"
         self.model = build(plain, case)
         self.inputs = make_inputs(self.model, plain, case, device)
         with torch.device("meta"):
             self.flops = count_flops(build(plain, case), make_inputs(self.model, plain, case, torch.device("meta")))
         randomize(self.model)
+        if "checkpointed" in variants:
+            self.model.enable_gradient_checkpointing()
         self.model.to(device)
         self._optimizer: torch.optim.Optimizer | None = None
         self._job: Callable[[], None] = getattr(self, f"_prepare_{case.job}")()
@@ -136,6 +140,20 @@ class Subject:
             pipeline(labels, guidance_scale=4.0, num_inference_steps=SAMPLE_STEPS, output_type="latent")
 
         return sample
+
+
+def split_name(name: str) -> tuple[str, list[str]]:
+    """A model's name and its variants: "D-EMOv2-S-2@reference+checkpointed".
+
+    Raises:
+        ValueError: a variant is unknown.
+    """
+    plain, _, suffix = name.partition("@")
+    variants = suffix.split("+") if suffix else []
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise ValueError(f"{name}: the variant {variant!r} is unknown; use {' or '.join(VARIANTS)}.")
+    return plain, variants
 
 
 def build(name: str, case: Case) -> Any:
@@ -320,9 +338,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error("--jobs sample takes models of this package only; leave diffusers: and timm: names out.")
     for name in options.models:
         try:
-            build_name = name.partition("@")[0]
-            if not build_name.startswith("timm:"):
-                model_spec(build_name.removeprefix("diffusers:"))
+            plain, _ = split_name(name)
+            if not plain.startswith("timm:"):
+                model_spec(plain.removeprefix("diffusers:"))
         except ValueError as error:
             parser.error(str(error))
     return options

@@ -19,6 +19,8 @@ from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from d_emo import DEMOPipeline, create_model
+from d_emo.kernels import use_backend
+from d_emo.kernels.backend import chosen_backend
 from d_emo.train import train_dit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,7 +167,8 @@ def run_here(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[object,
     AcceleratorState._reset_state(True)
     code: object = 0
     try:
-        train_dit.main([str(argument) for argument in arguments])
+        with use_backend(chosen_backend()):  # undoes --kernels
+            train_dit.main([str(argument) for argument in arguments])
     except SystemExit as stop:
         code = stop.code
     finally:

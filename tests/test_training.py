@@ -9,10 +9,11 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from conftest import Trainer, run_here
+from conftest import ROOT, Trainer, run_here
 from safetensors.torch import load_file
 
 from d_emo import DEMOPipeline
+from d_emo.kernels import cpu
 
 # Small and quick, everything else as a user would run it.
 TINY = ["--model", "D-EMOv2-N-8", "--global-batch-size", "8", "--log-every", "1", "--sample-every", "0",
@@ -208,3 +209,19 @@ def test_another_runs_folder_is_not_touched(tmp_path, capsys):
     cosine = [*arguments, "2", "--lr-scheduler", "cosine", "--resume-from", "latest"]
     assert "lr_schedule_steps None -> 2; lr_scheduler 'constant' -> 'cosine'" in run_here(capsys, *cosine)[1]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.skipif(bool(cpu.obstacle()), reason=f"no C++ kernels here: {cpu.obstacle()}")
+def test_kernels_leave_the_losses_of_50_digits_steps_as_they_were_to_1e_4(tmp_path, capsys):
+    arguments = ["--config", ROOT / "train" / "configs" / "digits.yaml", "--max-train-steps", "50", "--log-every", "1"]
+    arguments += ["--sample-every", "0", "--report-to", "none", "--output-dir"]
+    traces = []
+    for kernels, name in (("native", "C++"), ("reference", "plain PyTorch, as chosen")):
+        code, output = run_here(capsys, *arguments, tmp_path / kernels, "--kernels", kernels)
+        assert code == 0, output
+        assert f"kernels    {name}" in output
+        lines = (tmp_path / kernels / "train_log.csv").read_text().splitlines()[1:]
+        traces.append([float(line.split(",")[1]) for line in lines])
+    assert len(traces[0]) == 50
+    assert traces[0] == pytest.approx(traces[1], abs=1e-4)
+    assert traces[0] != traces[1]  # the two did not run the same code

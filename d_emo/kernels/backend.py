@@ -63,8 +63,8 @@ def fast_path(tensor: torch.Tensor) -> bool:
         RuntimeError: the choice is "native" and there is none; the message says what is missing.
     """
     choice = chosen_backend()
-    # Exported graphs should hold operators that other programs know.
-    if choice == "reference" or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    # Meta tensors only have shapes; exported graphs should hold operators that other programs know.
+    if choice == "reference" or tensor.is_meta or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return False
     obstacle = _obstacle(tensor.device.type, tensor.dtype)
     if obstacle and choice == "native":
