@@ -169,6 +169,17 @@ def test_another_norm_in_place_of_batch_norm_is_used():
     torch.testing.assert_close(block(hidden), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options", [{"stride": 2}, {"dilation": 2}, {"padding": 0}, {"bias": True}, {"groups": 1}, {"kernel_size": 9},
+                {"kernel_size": (3, 5)}, {"padding_mode": "circular"}]
+)  # fmt: skip
+def test_other_convolutions_are_left_to_pytorch(options):
+    hidden, _, norm = local_case((1, 8, 8, 4), 3, torch.float32)
+    usual = {"kernel_size": 3, "padding": 1, "groups": 4, "bias": False}
+    assert local.fusible(hidden, nn.Conv2d(4, 4, **usual), norm)
+    assert not local.fusible(hidden, nn.Conv2d(4, 4, **{**usual, **options}), norm)
+
+
 def test_one_pixel_a_channel_has_no_variance():
     block = randomize(I2RMB(16, 2)).train()
     with pytest.raises(ValueError, match="more than 1 value per channel"):

@@ -18,3 +18,46 @@ def test_triton_kernels_equal_the_reference():
     done = subprocess.run(command, env={**os.environ, **interpret}, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
+
+
+def compile_for(kernel: object, target: object, floats: tuple[str, ...], scalars: tuple[str, ...], constants: dict):
+    """Compile a kernel as if called with bfloat16 tensors, float32 tensors `floats` and float scalars `scalars`."""
+    import triton
+
+    def kind(name: str) -> str:
+        if name in constants:
+            return "constexpr"
+        if name in ("height", "width"):
+            return "i32"
+        return "fp32" if name in scalars else "*fp32" if name in floats else "*bf16"
+
+    signature = {name: kind(name) for name in kernel.arg_names}
+    source = triton.compiler.ASTSource(kernel, signature, constexprs=constants)
+    return triton.compile(source, target=target)
+
+
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
+def test_triton_kernels_compile_for_gpus_that_are_not_here(capability):
+    """Ampere and Hopper, at the sizes of D-EMOv2-XL-2; the binary must fit in Hopper's shared memory."""
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+
+    from d_emo.kernels import triton_attention, triton_local
+
+    target = GPUTarget("cuda", capability, 32)
+    attention = {"HEADS": 16, "D": 72, "E": 288, "DP": 128, "EB": triton_attention.VALUE_BLOCK, "WH": 8, "WW": 8,
+                 "TP": 64, "NEIGHBORHOOD": True, "REMOTE": True, "HAS_BIAS": True, "DOT": tl.bfloat16,
+                 "PRECISION": "ieee"}  # fmt: skip
+    local = {"E": 4608, "K": 5, "TB": triton_local.TOKEN_BLOCK, "CB": triton_local.CHANNEL_BLOCK}
+    parts = ("weight", "gamma", "beta", "mean", "deviation", "scale", "shift", "means", "squares", "drop",
+             "drop_normed", "grad_gamma", "grad_beta", "grad_weight")  # fmt: skip
+    for module, floats, scalars, constants in (
+        (triton_attention, ("bias",), ("scale", "weight"), attention),
+        (triton_local, parts, (), local),
+    ):
+        kernels = [value for name, value in vars(module).items() if name.endswith("_kernel")]
+        assert len(kernels) >= 2
+        for kernel in kernels:
+            compiled = compile_for(kernel, target, floats, scalars, constants)
+            assert "cubin" in compiled.asm
+            assert compiled.metadata.shared <= 227 * 1024

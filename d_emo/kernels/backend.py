@@ -2,7 +2,8 @@
 
 "auto" (the default) takes the fast one where it is available: C++ on the CPU, Triton on CUDA GPUs. "reference" always
 takes plain PyTorch. "native" takes the fast one and raises where it is not available. The environment variable
-D_EMO_KERNELS sets the initial choice; it is read at the first forward pass.
+D_EMO_KERNELS sets the initial choice; it is read at the first forward pass. Fast kernels have first derivatives; for
+second ones, `torch.func` transforms and sums that match plain PyTorch's bit for bit, choose "reference".
 """
 
 import contextlib

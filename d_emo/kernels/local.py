@@ -29,18 +29,13 @@ def local_branch(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) 
     """
     if not fusible(hidden_states, conv, norm):
         return reference(hidden_states, conv, norm)
-    assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    parameters = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    out, mean, variance = _local_branch(hidden_states, *parameters, norm.training, norm.eps)
     if not norm.training:
-        out, _, _ = _local_branch(
-            hidden_states, conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, False, norm.eps
-        )
         return out
-    out, mean, variance = _local_branch(
-        hidden_states, conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, norm.eps
-    )
     with torch.no_grad():
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
@@ -60,16 +55,30 @@ def reference(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> 
 def fusible(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
     """Whether a fast implementation can stand for `norm` after `conv`."""
     return (
-        is_plain(conv, nn.Conv2d)
-        and is_plain(norm, nn.BatchNorm2d)
-        and isinstance(conv, nn.Conv2d)
+        _is_depthwise(conv)
         and isinstance(norm, nn.BatchNorm2d)
+        and is_plain(norm, nn.BatchNorm2d)
         and norm.affine
         and norm.track_running_stats
-        and conv.kernel_size[0] in KERNEL_SIZES
         # One pixel a channel has no variance: BatchNorm itself says so.
         and not (norm.training and hidden_states.numel() == hidden_states.shape[-1])
         and fast_path(hidden_states)
+    )
+
+
+def _is_depthwise(conv: nn.Module) -> bool:
+    """A depthwise convolution that keeps the grid, of a size that there are kernels for."""
+    if not isinstance(conv, nn.Conv2d) or not is_plain(conv, nn.Conv2d):
+        return False
+    side = conv.kernel_size[0]
+    return (
+        side in KERNEL_SIZES
+        and conv.kernel_size == (side, side)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding == (side // 2, side // 2)
+        and conv.padding_mode == "zeros"
+        and conv.groups == conv.in_channels == conv.out_channels
+        and conv.bias is None
     )
 
 

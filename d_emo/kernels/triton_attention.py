@@ -108,7 +108,6 @@ def _backward_kernel(
     narrow = (t[:, None] < T) & (d[None, :] < D)
     for kind in tl.static_range(2):
         if (NEIGHBORHOOD and kind == 0) or (REMOTE and kind == 1):
-            add: tl.constexpr = NEIGHBORHOOD and kind == 1
             for window in range((height // WH) * (width // WW)):
                 token = _tokens(kind, window, t, height, width, WH, WW)
                 q = _load(qkv, bias, token, head * D + d, row, narrow, HAS_BIAS).to(DOT)
@@ -126,12 +125,13 @@ def _backward_kernel(
                     g = (tl.load(place, mask=wide, other=0.0).to(tl.float32) * weight).to(DOT)
                     grad_p += tl.dot(g, tl.trans((v * cdf).to(DOT)), input_precision=PRECISION)
                     grad_v = tl.dot(tl.trans(p.to(DOT)), g, input_precision=PRECISION) * slope
-                    _accumulate(grad_qkv, grad_v, token, 2 * HEADS * D + head * E + e, row, wide, add)
+                    channel = 2 * HEADS * D + head * E + e
+                    _accumulate(grad_qkv, grad_v, token, channel, row, wide, NEIGHBORHOOD and kind == 1)
                 grad_s = (p * (grad_p - tl.sum(p * grad_p, 1)[:, None]) * scale).to(DOT)
                 grad_q = tl.dot(grad_s, k, input_precision=PRECISION)
                 grad_k = tl.dot(tl.trans(grad_s), q, input_precision=PRECISION)
-                _accumulate(grad_qkv, grad_q, token, head * D + d, row, narrow, add)
-                _accumulate(grad_qkv, grad_k, token, HEADS * D + head * D + d, row, narrow, add)
+                _accumulate(grad_qkv, grad_q, token, head * D + d, row, narrow, NEIGHBORHOOD and kind == 1)
+                _accumulate(grad_qkv, grad_k, token, HEADS * D + head * D + d, row, narrow, NEIGHBORHOOD and kind == 1)
             tl.debug_barrier()  # as in the forward pass
 
 

@@ -25,8 +25,8 @@ def _convolve(x, weight, token, channel, mask, height, width, E: tl.constexpr, K
     for tap in tl.static_range(K * K):
         y, z = row + tap // K - K // 2, column + tap % K - K // 2
         inside = mask & ((y >= 0) & (y < height) & (z >= 0) & (z < width))[:, None]
-        place: tl.constexpr = K * K - 1 - tap if FLIP else tap
-        taps = tl.load(weight + place * E + channel, mask=channel < E, other=0.0).to(tl.float32)
+        place = (K * K - 1 - tap if FLIP else tap) * E + channel
+        taps = tl.load(weight + place, mask=channel < E, other=0.0).to(tl.float32)
         pixels = tl.load(x + (y * width + z)[:, None] * E + channel[None, :], mask=inside, other=0.0)
         total += pixels.to(tl.float32) * taps[None, :]
     return total
