@@ -2,10 +2,10 @@
 
     python eval/sampling_table.py --model runs/digits
 
-Every row draws the same 200 labels from the same seeds. `read right` is the share that a classifier of real digits
-reads as the digit asked for. `distance` is the Frechet distance between Gaussians fitted to samples and to real images
-in pixel space ([-1, 1]). `change` is the root mean square difference from the same solver's images without a cache.
-Seconds are those of the whole sampling run, the median of `--repeats`; `speed` is relative to the first row.
+Every row draws the same labels (200 by default) from the same seeds. `read right` is the share that a classifier of
+real digits reads as the digit asked for. `distance` is the Frechet distance between Gaussians fitted to samples and to
+real images in pixel space ([-1, 1]). `change` is the root mean square difference from the same solver's images without a
+cache. Seconds are those of the whole sampling run, the median of `--repeats`; `speed` is relative to the first row.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FirstBlockCacheConfig, MagCacheConfig
@@ -38,6 +39,19 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     # The product of two covariances has real eigenvalues that are not negative, up to rounding.
     roots = np.sqrt(np.linalg.eigvals(cov1 @ cov2).real.clip(min=0))
     return float(np.square(mean1 - mean2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * roots.sum())
+
+
+def fitting_schedulers(pipeline: DEMOPipeline) -> dict[str, Any]:
+    """Solvers for the pipeline's objective; caches are compared on the first, which is deterministic."""
+    config = pipeline.scheduler.config
+    if pipeline.transformer.config.prediction_type == "flow_prediction":
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        return {"Euler": pipeline.scheduler, "DPM-Solver++ (flow)": DPMSolverMultistepScheduler(**flow)}
+    return {
+        "DDIM": DDIMScheduler.from_config(config),
+        "DDPM": pipeline.scheduler,
+        "DPM-Solver++": DPMSolverMultistepScheduler.from_config(config),
+    }
 
 
 def magnitude_ratios(pipeline: DEMOPipeline, steps: int, guidance_scale: float) -> list[float]:
@@ -66,7 +80,7 @@ def cache_configs(pipeline: DEMOPipeline, guidance_scale: float) -> Iterator[tup
 def main(arguments: list[str]) -> None:
     """Draw, score and print row after row; write JSON beside the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Pipeline folder of a digits run with the DiT objective.")
+    parser.add_argument("--model", required=True, help="Pipeline folder of a digits run.")
     parser.add_argument("--per-class", type=int, default=20, help="Samples a class.")
     parser.add_argument("--guidance-scale", type=float, default=1.5)
     parser.add_argument("--repeats", type=int, default=3)
@@ -75,8 +89,6 @@ def main(arguments: list[str]) -> None:
         pipeline = load_digits_pipeline(options.model)
     except ValueError as error:
         sys.exit(f"sampling_table: --model {error}")
-    if pipeline.transformer.config.prediction_type != "epsilon":
-        sys.exit(f"sampling_table: --model {options.model} was trained with another objective than dit.")
     pipeline.set_progress_bar_config(disable=True)
     real, classes = real_digits(pipeline.transformer.config.sample_size)
     requested = np.repeat(np.arange(10), options.per_class)
@@ -104,23 +116,19 @@ def main(arguments: list[str]) -> None:
         return samples
 
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
-    trained = pipeline.scheduler
-    schedulers = {
-        "DDPM": trained,
-        "DDIM": DDIMScheduler.from_config(trained.config),
-        "DPM-Solver++": DPMSolverMultistepScheduler.from_config(trained.config),
-    }
+    schedulers = fitting_schedulers(pipeline)
+    first = next(iter(schedulers))
     plain = np.empty(0)
     for name, scheduler in schedulers.items():
         pipeline.scheduler = scheduler
         for steps in STEPS:
             samples = measure(name, steps, "none", None)
-            if name == "DDIM" and steps == CACHED_STEPS:
+            if name == first and steps == CACHED_STEPS:
                 plain = samples
-    pipeline.scheduler = schedulers["DDIM"]
+    pipeline.scheduler = schedulers[first]
     for name, config in cache_configs(pipeline, options.guidance_scale):
         pipeline.transformer.enable_cache(config)
-        measure("DDIM", CACHED_STEPS, name, plain)
+        measure(first, CACHED_STEPS, name, plain)
         pipeline.transformer.disable_cache()
     write_json(Path(options.model) / "evaluation" / "sampling.json", {"rows": rows, **vars(options)})
 
