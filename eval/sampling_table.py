@@ -4,8 +4,8 @@
 
 Every row draws the same labels (200 by default) from the same seeds. `read right` is the share that a classifier of
 real digits reads as the digit asked for. `distance` is the Frechet distance between Gaussians fitted to samples and to
-real images in pixel space ([-1, 1]). `change` is the root mean square difference from the same solver's images without a
-cache. Seconds are those of the whole sampling run, the median of `--repeats`; `speed` is relative to the first row.
+real images in pixel space ([-1, 1]). `change` is the root mean square difference from the same solver's images without
+a cache. Seconds are those of the whole run, the median of `--repeats`; `speed` is relative to the first row.
 """
 
 import argparse

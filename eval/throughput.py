@@ -17,6 +17,7 @@ and convolutions; a training step counts as three forward passes. Memory is the 
 
 import argparse
 import gc
+import importlib.util
 import itertools
 import statistics
 import sys
@@ -339,6 +340,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name in options.models:
         try:
             plain, _ = split_name(name)
+            if plain.startswith("timm:") and importlib.util.find_spec("timm") is None:
+                parser.error(f"{name} needs the package timm: pip install timm.")
             if not plain.startswith("timm:"):
                 model_spec(plain.removeprefix("diffusers:"))
         except ValueError as error:

@@ -1,6 +1,5 @@
 """The fast kernels against plain PyTorch: C++ on the CPU here, Triton in its interpreter in test_triton.py."""
 
-import contextlib
 
 import pytest
 import torch
@@ -120,16 +119,20 @@ def test_gradients_equal_finite_differences():
 
 
 def test_operators_are_registered_as_pytorch_wants_them():
-    qkv, bias, _, windows = attention_case("remote", torch.float32)
-    torch.library.opcheck(attention._window_attention, (qkv.requires_grad_(), bias.requires_grad_(), *windows))
+    """Shapes, strides and types that compilers are told, mutation, gradients; for inputs in any memory order."""
+    qkv, bias, grad, windows = attention_case("remote", torch.float32)
     hidden, conv, norm = local_case((1, 4, 4, 8), 3, torch.float32)
-    arguments = (hidden.requires_grad_(), conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    torch.library.opcheck(local._local_branch, (*arguments, True, 1e-5))
-    weights = [tensor.detach() for tensor in arguments[1:]]
-    conv8 = (qkv.detach(), bias.detach(), *windows)
-    channels = qkv.shape[-1] - 2 * windows.dim
-    weights = [torch.rand(channels, 1, 3, 3), *(torch.rand(channels) for _ in range(4))]
-    torch.library.opcheck(fused._attend_and_convolve, (*conv8, *weights, 1e-5))
+    weights = tuple(tensor.detach() for tensor in (conv.weight, norm.weight, norm.bias))
+    statistics = (norm.running_mean, norm.running_var)
+    channels = grad.shape[-1]
+    fused_weights = (torch.rand(channels, 1, 3, 3), *(torch.rand(channels) for _ in range(4)))
+    for order in (lambda x: x, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)):
+        x, g, h = order(qkv), order(grad), order(hidden)
+        torch.library.opcheck(attention._window_attention, (x.clone().requires_grad_(), bias, *windows))
+        torch.library.opcheck(attention._window_attention_backward, (g, x, bias, *windows))
+        torch.library.opcheck(local._local_branch, (h.clone().requires_grad_(), *weights, *statistics, True, 1e-5))
+        torch.library.opcheck(local._local_branch_backward, (h, h, *weights, *statistics, True, 1e-5))
+        torch.library.opcheck(fused._attend_and_convolve, (x, bias, *windows, *fused_weights, 1e-5))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -200,16 +203,23 @@ def test_cumulative_batch_norm_average():
     torch.testing.assert_close(norm.running_var, other.running_var)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_block_compiles_into_one_graph(training):
+@pytest.mark.parametrize(("training", "compiler"), [(True, "inductor"), (False, "aot_eager")])
+def test_a_block_compiles_into_one_graph(training, compiler):
     model = tiny_model().train(training)
     inputs = (torch.randn(2, 4, 16, 16), torch.tensor([3.0, 500.0]), torch.tensor([1, 2]))
-    context = contextlib.nullcontext() if training else torch.no_grad()
-    with context:
-        expected = model(*inputs).sample
-        for block in model.blocks:
-            block.compile(fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(model(*inputs).sample, expected, atol=1e-5, rtol=1e-5)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def run() -> list[torch.Tensor]:
+        with torch.set_grad_enabled(training):
+            sample = model(*inputs).sample
+        grads = torch.autograd.grad(sample.square().mean(), parameters, allow_unused=True) if training else ()
+        return [sample, *(grad for grad in grads if grad is not None)]
+
+    expected = run()
+    for block in model.blocks:
+        block.compile(fullgraph=True, backend=compiler)
+    for actual, want in zip(run(), expected, strict=True):
+        assert_close(actual, want, torch.float32)
 
 
 def test_multiply_adds_are_counted_with_kernels_too():

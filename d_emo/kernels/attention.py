@@ -204,7 +204,7 @@ def _(qkv, bias, dim, *_):
 
 @_window_attention_backward.register_fake
 def _(grad, qkv, bias, *_):
-    return torch.empty_like(qkv), qkv.new_empty(qkv.shape[-1], dtype=cpu.arithmetic(qkv.dtype))
+    return qkv.new_empty(qkv.shape), qkv.new_empty(qkv.shape[-1], dtype=cpu.arithmetic(qkv.dtype))
 
 
 def _keep_inputs(ctx, inputs, output):

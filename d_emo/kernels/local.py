@@ -122,7 +122,7 @@ def _local_branch_backward(
     shape = cpu.LocalShape(*hidden_states.shape, weight.shape[-1], batch_statistics, eps)
     arguments = (hidden_states, *parameters, mean, variance, grad, grad_hidden, *grads)
     cpu.call("local", "local_backward", hidden_states.dtype, shape, *arguments)
-    grad_weight = grads[0].t().reshape(weight.shape)
+    grad_weight = grads[0].t().contiguous().view(weight.shape)
     return grad_hidden, grad_weight.to(weight.dtype), grads[1].to(gamma.dtype), grads[2].to(beta.dtype)
 
 
@@ -143,7 +143,7 @@ def _(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics
     parameters = triton_local.Parameters(*kernel_parameters(grad.dtype, weight, gamma, beta), mean, variance)
     grad = grad.to(hidden_states.dtype).contiguous()
     grads = triton_local.backward(grad, hidden_states.contiguous(), parameters, batch_statistics, eps)
-    grad_weight = grads[1].t().reshape(weight.shape)
+    grad_weight = grads[1].t().contiguous().view(weight.shape)
     return grads[0], grad_weight.to(weight.dtype), grads[2].to(gamma.dtype), grads[3].to(beta.dtype)
 
 
@@ -157,13 +157,14 @@ def kernel_parameters(
 
 @_local_branch.register_fake
 def _(hidden_states, weight, gamma, beta, mean, variance, *_):
-    mean = torch.empty_like(mean, dtype=cpu.arithmetic(hidden_states.dtype))
-    return torch.empty_like(hidden_states), mean, torch.empty_like(mean)
+    kind = cpu.arithmetic(hidden_states.dtype)
+    statistics = (mean.new_empty(mean.shape, dtype=kind), mean.new_empty(mean.shape, dtype=kind))
+    return hidden_states.new_empty(hidden_states.shape), *statistics
 
 
 @_local_branch_backward.register_fake
 def _(grad, hidden_states, weight, gamma, beta, *_):
-    return tuple(torch.empty_like(tensor) for tensor in (hidden_states, weight, gamma, beta))
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (hidden_states, weight, gamma, beta))
 
 
 def _keep_inputs(ctx, inputs, output):
