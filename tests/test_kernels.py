@@ -1,6 +1,5 @@
 """The fast kernels against plain PyTorch: C++ on the CPU here, Triton in its interpreter in test_triton.py."""
 
-
 import pytest
 import torch
 from conftest import randomize, tiny_model
@@ -8,7 +7,18 @@ from torch import nn
 
 from d_emo import create_model
 from d_emo.flops import count_macs
-from d_emo.kernels import Windows, attention, backend_report, cpu, fused, local, set_backend, use_backend
+from d_emo.kernels import (
+    Windows,
+    attention,
+    backend,
+    backend_report,
+    cpu,
+    fused,
+    local,
+    selfcheck,
+    set_backend,
+    use_backend,
+)
 from d_emo.models import I2RMB
 
 pytestmark = pytest.mark.skipif(bool(cpu.obstacle()), reason=f"no C++ kernels here: {cpu.obstacle()}")
@@ -257,3 +267,36 @@ def test_without_a_working_compiler_plain_pytorch_runs(monkeypatch, tmp_path, co
     finally:
         for function in (cpu.obstacle, cpu._libraries):
             function.cache_clear()
+
+
+@pytest.mark.parametrize("fault", ["wrong", "nan", "raises"])
+def test_kernels_that_fail_their_check_are_not_used(monkeypatch, fault):
+    def broken(library, function, *arguments):
+        call(library, function, *arguments)
+        if function == "local_backward":
+            if fault == "raises":
+                raise OSError("illegal instruction")
+            arguments[-1].mul_(float("nan") if fault == "nan" else 1.1)
+
+    call = cpu.call
+    monkeypatch.setattr(cpu, "call", broken)
+    caches = (selfcheck.failure, backend._failure)
+    for function in caches:
+        function.cache_clear()
+    try:
+        with torch.no_grad():
+            tiny_model()(torch.randn(1, 4, 16, 16), 0, torch.tensor([1]))
+        reason = "OSError: illegal instruction" if fault == "raises" else "the local branch is off by"
+        assert f"plain PyTorch (their check failed, {reason}" in backend_report("cpu")
+    finally:
+        for function in caches:
+            function.cache_clear()
+    monkeypatch.undo()
+    assert backend_report("cpu") == "C++"
+
+
+def test_the_check_leaves_the_callers_random_numbers_alone():
+    before = torch.get_rng_state()
+    selfcheck.failure.cache_clear()
+    assert selfcheck.failure("cpu") == ""
+    assert torch.equal(torch.get_rng_state(), before)

@@ -2,6 +2,7 @@
 
     attention.py, local.py   the operations: plain PyTorch as reference and fallback, and the choice between them
     backend.py               what is chosen, and how to choose otherwise
+    selfcheck.py             whether the fast ones are right on this machine, asked before their first use
     fused.py                 both operations as one, for inference on the CPU
     cpu.py, *.cpp, *.h       C++ for the CPU, compiled on first use
     triton_*.py              Triton for CUDA GPUs

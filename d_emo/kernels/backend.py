@@ -7,14 +7,18 @@ second ones, `torch.func` transforms and sums that match plain PyTorch's bit for
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 from collections.abc import Iterator
 
 import torch
+from diffusers.utils import logging
 from torch import nn
 
-from . import cpu
+from . import cpu, selfcheck
+
+logger = logging.get_logger(__name__)
 
 BACKENDS = ("auto", "reference", "native")
 
@@ -77,12 +81,23 @@ def fast_path(tensor: torch.Tensor) -> bool:
 def _obstacle(device: str, dtype: torch.dtype) -> str:
     """Why there is no fast implementation for tensors of this kind; empty if there is one."""
     if device == "cpu":
-        return cpu.obstacle() if dtype in CPU_TYPES else f"{dtype} on the CPU is not supported"
+        if dtype not in CPU_TYPES:
+            return f"{dtype} on the CPU is not supported"
+        return cpu.obstacle() or _failure(device)
     if device == "cuda":
         if dtype not in TRITON_TYPES:
             return f"{dtype} on a GPU is not supported"
-        return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
+        return _failure(device) if importlib.util.find_spec("triton") else "the package triton is not installed"
     return f"the device {device!r} has none"
+
+
+@functools.cache
+def _failure(device: str) -> str:
+    failure = selfcheck.failure(device)
+    if failure:
+        logger.warning(f"Plain PyTorch runs in place of the kernels on {device}, which fail their check: {failure}")
+        return f"their check failed, {failure}"
+    return ""
 
 
 def backend_report(device: torch.device | str) -> str:

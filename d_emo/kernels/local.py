@@ -3,6 +3,8 @@
 Shapes: B batch, H x W token grid, E channels, K kernel side.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,6 +12,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu
 from .backend import fast_path, is_plain
+
+Layer = Callable[[torch.Tensor], torch.Tensor]
 
 KERNEL_SIZES = (1, 3, 5, 7)  # that the fast implementations have
 
@@ -46,7 +50,7 @@ def local_branch(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) 
     return out
 
 
-def reference(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tensor:
+def reference(hidden_states: torch.Tensor, conv: Layer, norm: Layer) -> torch.Tensor:
     """The definition, in plain PyTorch."""
     local = conv(hidden_states.permute(0, 3, 1, 2))  # (B, E, H, W), channels-last memory
     return hidden_states + F.silu(norm(local)).permute(0, 2, 3, 1)
@@ -149,7 +153,7 @@ def _(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics
 
 def kernel_parameters(
     dtype: torch.dtype, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The parameters as the kernels take them: the convolution's weight as (K * K, E)."""
     kind = cpu.arithmetic(dtype)
     return weight.to(kind).flatten(1).t().contiguous(), gamma.to(kind).contiguous(), beta.to(kind).contiguous()
