@@ -2,8 +2,8 @@
 // of one set of projections, the sum of both. Nothing is permuted in memory: a window is a list of token numbers.
 //
 // The unit of work is one head of one image. Shapes: N tokens, T tokens in a window, d channels of a query or key,
-// e of a value; dp and tp are d and T in whole vectors, dl and tl the distances of such rows. Probabilities are computed
-// again in the backward pass.
+// e of a value; dp and tp are d and T in whole vectors, dl and tl the distances of such rows. Probabilities are
+// computed again in the backward pass.
 
 #pragma once
 
@@ -24,8 +24,8 @@ struct AttentionShape {
     int64_t value_offset() const { return 2 * key_offset(); }
 };
 
-// The distance between rows of n elements: an odd number of whole vectors, since rows a power of two apart would compete
-// for the same few lines of the first-level cache.
+// The distance between rows of n elements: an odd number of whole vectors, since rows a power of two apart would
+// compete for the same few lines of the first-level cache.
 template <class C>
 inline int row_distance(int n) {
     return (round_up(n, kLanes<C>) / kLanes<C> | 1) * kLanes<C>;

@@ -1,4 +1,5 @@
-// The block's local branch on the CPU: x + SiLU(BatchNorm(depthwise convolution of x)), channels last, and its gradient.
+// The block's local branch on the CPU: x + SiLU(BatchNorm(depthwise convolution of x)), channels last, and its
+// gradient.
 //
 // The unit of work is one vector of channels over the whole batch, so statistics and weight gradients need no sum over
 // threads. Its pixels are gathered into a zero-bordered tile, and the convolution is products of whole vectors. The

@@ -204,10 +204,10 @@ inline C largest_lane(Vec<C> v) {
     return join_halves(v, [](Vec<C> a, Vec<C> b) { return a > b ? a : b; }, std::make_index_sequence<kLanes<C>>())[0];
 }
 
-// ---- the C interface --------------------------------------------------------------------------------------------------
+// ---- the C interface -----------------------------------------------------------------------------------------------
 
-// Calls f(storage, arithmetic) with values of the types that `dtype` names: 0 float32, 1 bfloat16, 2 float64; -1 for any
-// other. Parameters and their gradients are in the arithmetic type.
+// Calls f(storage, arithmetic) with values of the types that `dtype` names: 0 float32, 1 bfloat16, 2 float64; -1 for
+// any other. Parameters and their gradients are in the arithmetic type.
 template <class F>
 inline int with_types(int dtype, F f) {
     switch (dtype) {
