@@ -55,6 +55,13 @@ class Case:
     latent: int
     depth: int | None
 
+    @property
+    def label(self) -> str:
+        """The conditions, for people."""
+        depth = f", depth {self.depth}" if self.depth else ""
+        compiled = ", compiled" if self.compile != "none" else ""
+        return f"{self.job} {self.dtype}, batch {self.batch}, {self.latent}x{self.latent}{depth}{compiled}"
+
 
 @dataclass
 class Result:
@@ -269,13 +276,10 @@ HEADER = (
 def row(result: Result, baseline: Result, rate: float) -> str:
     """A line of the table; the ratio is the baseline's time over this model's."""
     case = result.case
-    depth = f", depth {case.depth}" if case.depth else ""
-    compiled = ", compiled" if case.compile != "none" else ""
-    label = f"{case.job} {case.dtype}, batch {case.batch}, {case.latent}x{case.latent}{depth}{compiled}"
     achieved = result.flops / result.median
     peak = "-" if result.peak_mib is None else f"{result.peak_mib:.0f}"
     return (
-        f"| {label} | {result.model} | {1e3 * result.median:.0f} | {result.spread:.1%} "
+        f"| {case.label} | {result.model} | {1e3 * result.median:.0f} | {result.spread:.1%} "
         f"| {case.batch / result.median:.1f} | {baseline.median / result.median:.2f} | {achieved / 1e9:.0f} "
         f"| {achieved / rate:.0%} | {peak} |"
     )
@@ -299,6 +303,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.bar_label(bars, [f"{entry['ratio']:.2f}" for entry in chosen], padding=3, fontsize=8)
     axes.set_yticks([index + 0.4 - height / 2 for index in range(len(labels))], labels, fontsize=8)
     axes.invert_yaxis()
+    axes.margins(x=0.12)  # room for the figures beside the bars
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel(f"speed, {models[-1]} = 1")
     axes.legend(fontsize=8)
@@ -369,8 +374,7 @@ def main(arguments: list[str]) -> None:
             tqdm.write(lines[-1], file=sys.stdout)
             sys.stdout.flush()
             ratio = results[-1].median / result.median
-            label = lines[-1].split("|")[1].strip()
-            rows.append(asdict(result) | {"label": label, "ratio": ratio, "matrix_product_flops": rate})
+            rows.append(asdict(result) | {"label": case.label, "ratio": ratio, "matrix_product_flops": rate})
         gc.collect()
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)

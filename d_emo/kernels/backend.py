@@ -87,12 +87,15 @@ def _obstacle(device: str, dtype: torch.dtype) -> str:
     if device == "cuda":
         if dtype not in TRITON_TYPES:
             return f"{dtype} on a GPU is not supported"
-        return _failure(device) if importlib.util.find_spec("triton") else "the package triton is not installed"
+        return _failure(device)
     return f"the device {device!r} has none"
 
 
 @functools.cache
 def _failure(device: str) -> str:
+    """What the kernels' check on this device says, asked once; empty if they passed."""
+    if device == "cuda" and not importlib.util.find_spec("triton"):
+        return "the package triton is not installed"
     failure = selfcheck.failure(device)
     if failure:
         logger.warning(f"Plain PyTorch runs in place of the kernels on {device}, which fail their check: {failure}")

@@ -74,7 +74,7 @@ def obstacle() -> str:
     try:
         _libraries()
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        logger.warning(f"Plain PyTorch runs in place of the CPU kernels, at about half the speed: {error}")
+        logger.warning(f"Plain PyTorch runs in place of the CPU kernels, and slower: {error}")
         return str(error)
     return ""
 

@@ -144,7 +144,7 @@ def _(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps)
 def _(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
     from . import triton_local
 
-    parameters = triton_local.Parameters(*kernel_parameters(grad.dtype, weight, gamma, beta), mean, variance)
+    parameters = triton_local.Parameters(*kernel_parameters(hidden_states.dtype, weight, gamma, beta), mean, variance)
     grad = grad.to(hidden_states.dtype).contiguous()
     grads = triton_local.backward(grad, hidden_states.contiguous(), parameters, batch_statistics, eps)
     grad_weight = grads[1].t().contiguous().view(weight.shape)

@@ -3,15 +3,12 @@
 Compilers and GPUs differ. A kernel that fails here is left alone, and plain PyTorch runs in its place.
 """
 
-import functools
-
 import torch
 import torch.nn.functional as F
 
 TOLERANCE = 1e-3  # of the largest value; float32 sums in another order differ by 1e-6
 
 
-@functools.cache
 def failure(device: str) -> str:
     """What is wrong with the kernels for "cpu" or "cuda", compared with plain PyTorch in float64; empty if nothing."""
     from . import attention, local

@@ -1,7 +1,8 @@
 // Vectors of the CPU kernels: as wide as the machine's registers, loads and stores that convert, exp and GELU.
 //
 // Storage S is float, double or bfloat16; arithmetic C is float (for float and bfloat16) or double.
-// Only GCC's and Clang's vector extensions are used, so the same source serves AVX-512, AVX2 and NEON.
+// GCC's and Clang's vector extensions let the same source serve AVX-512, AVX2 and NEON; two x86 instructions are behind
+// #if.
 
 #pragma once
 
@@ -147,7 +148,7 @@ inline Vec<double> exp(Vec<double> x) {
     return by_lane<double>(x, [](double y) { return std::exp(y); });
 }
 
-// 1 / x for finite x; AVX-512's estimate and one Newton step are four times as fast as its division.
+// 1 / x for finite x; AVX-512's estimate and one Newton step are faster than its division.
 inline Vec<float> reciprocal(Vec<float> x) {
 #if defined(__AVX512F__)
     const Vec<float> estimate = (Vec<float>)_mm512_rcp14_ps((__m512)x);
