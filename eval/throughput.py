@@ -36,7 +36,7 @@ from d_emo.eval.peak_memory import PeakMemory
 from d_emo.files import write_json
 from d_emo.kernels import use_backend
 from d_emo.models.variants import model_spec
-from d_emo.train.setup import keep_freed_memory
+from d_emo.processes import keep_freed_memory
 
 JOBS = ("forward", "train", "sample")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -5,16 +5,9 @@ import PIL.Image
 import pytest
 import torch
 
+from d_emo.images import UnreadableImageError, center_crop, digits_source, to_tensor
 from d_emo.train.config import DataOptions
-from d_emo.train.data import (
-    TrainingImages,
-    UnreadableImageError,
-    center_crop,
-    collate,
-    digits_source,
-    load_source,
-    to_tensor,
-)
+from d_emo.train.data import TrainingImages, collate, load_source
 
 
 def write_images(root, classes=("cat", "dog"), count=3, size=(20, 16)):

@@ -16,8 +16,8 @@ FOLDERS = {"d_emo": "d_emo", "pipelines": "d_emo/pipelines", "train": "d_emo/tra
 MAY_IMPORT = {
     "d_emo": {"d_emo"},
     "pipelines": {"d_emo", "pipelines"},
-    "train": {"d_emo", "pipelines", "train"},
-    "eval": {"d_emo", "pipelines", "train", "eval"},
+    "eval": {"d_emo", "pipelines", "eval"},
+    "train": {"d_emo", "pipelines", "eval", "train"},
 }
 PYTHON_FILES = sorted(path for folder in [*FOLDERS, "tests"] for path in (ROOT / folder).rglob("*.py"))
 

@@ -1,21 +1,15 @@
-"""What a run shows: a grid of samples class by class, and the loss curve."""
+"""What a run shows: samples class by class, and the loss curve."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
 import torch
 
 from d_emo.files import written_whole
 from d_emo.pipelines import DEMOPipeline
 
 MAX_CLASSES = 10
-# Images smaller than this are enlarged, by whole factors, so that a person sees them.
-MIN_SIDE = 48
-CAPTION_HEIGHT = 16
 
 
 def classes_to_show(num_classes: int) -> list[int]:
@@ -40,31 +34,6 @@ def draw_samples(
     ).images
     rows = [images[start : start + per_class] for start in range(0, count, per_class)]
     return rows, [pipeline.id2label.get(label, str(label)) for label in classes] or ["unconditional"]
-
-
-def caption_grid(rows: Sequence[Sequence[PIL.Image.Image]], captions: Sequence[str]) -> PIL.Image.Image:
-    """Lay rows of equal images out as one picture, each row under its caption."""
-    width, height = rows[0][0].size
-    zoom = max(1, -(-MIN_SIDE // max(width, height)))
-    width, height, gap = width * zoom, height * zoom, 2
-    columns = max(len(row) for row in rows)
-    grid = PIL.Image.new("RGB", (columns * (width + gap), len(rows) * (height + CAPTION_HEIGHT + gap)), "white")
-    draw = PIL.ImageDraw.Draw(grid)
-    font = PIL.ImageFont.load_default(size=12)
-    for row_index, (row, caption) in enumerate(zip(rows, captions, strict=True)):
-        top = row_index * (height + CAPTION_HEIGHT + gap)
-        draw.text((2, top), caption, fill="black", font=font)
-        for column, image in enumerate(row):
-            enlarged = image.convert("RGB").resize((width, height), PIL.Image.Resampling.NEAREST)
-            grid.paste(enlarged, (column * (width + gap), top + CAPTION_HEIGHT))
-    return grid
-
-
-def save_image(image: PIL.Image.Image, path: Path) -> None:
-    """Write a PNG, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as partial:
-        image.save(partial, format="PNG")
 
 
 def plot_loss(log: Path, path: Path, title: str) -> None:

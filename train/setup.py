@@ -1,8 +1,6 @@
 """From options to everything a run needs: data, batch layout, model, averaged copy, optimizer, pipeline."""
 
-import ctypes
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,12 @@ from diffusers.optimization import get_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d_emo.flops import count_macs, count_parameters
+from d_emo.images import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.latents import vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train.config import OptimizationOptions, TrainConfig
-from d_emo.train.data import ImageSource
 from d_emo.train.objectives import Objective, make_objective
 
 AUTO_VAE = "stabilityai/sd-vae-ft-ema"
@@ -238,21 +236,6 @@ def _average_function(options: OptimizationOptions) -> Any:
         get_ema_multi_avg_fn(decay)(averages, values, count)
 
     return warmed_up
-
-
-def keep_freed_memory() -> None:
-    """Keep freed memory for the next allocation, on Linux with glibc; elsewhere nothing happens.
-
-    A training step on a CPU frees and allocates the same large tensors again and again. glibc gives each above 32 MiB
-    back to the system, which then clears new pages for the next: a fifth of a step of DiT-S-2 at batch 32.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_mmap_max, m_trim_threshold = -4, -1  # malloc.h
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def make_optimizer(model: torch.nn.Module, options: OptimizationOptions) -> torch.optim.Optimizer:

@@ -8,7 +8,6 @@ The same script runs on a CPU, a GPU or many; options are in `config.py`. It wri
 """
 
 import csv
-import os
 import signal
 import sys
 import time
@@ -26,16 +25,18 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from d_emo.figures import caption_grid, save_image
 from d_emo.files import remove_partial, write_json, written_whole
+from d_emo.images import UnreadableImageError
 from d_emo.kernels import set_backend
 from d_emo.latents import encode_images
 from d_emo.pipelines import DEMOPipeline
+from d_emo.processes import LaunchError, keep_freed_memory, start_processes
 from d_emo.train import checkpoints, figures, stream
 from d_emo.train.config import TrainConfig, parse_config
-from d_emo.train.data import Batch, TrainingImages, UnreadableImageError, collate, load_source
+from d_emo.train.data import Batch, TrainingImages, collate, load_source
 from d_emo.train.setup import (
     Plan,
-    keep_freed_memory,
     make_average,
     make_lr_schedule,
     make_optimizer,
@@ -107,30 +108,22 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     """The Accelerator of the run: precision, threads and trackers."""
     report_to = None if config.run.report_to == "none" else config.run.report_to
     try:
-        accelerator = Accelerator(
-            # Without this, Accelerate lets each process of a CPU launch train on its own, in silence.
-            cpu=not torch.accelerator.is_available(),
+        accelerator = start_processes(
+            config.run.cpu_threads,
             mixed_precision=config.optimization.mixed_precision,
             log_with=report_to,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
             step_scheduler_with_optimizer=False,
         )
+    except LaunchError:
+        raise
     except (ValueError, ImportError) as error:
         raise ValueError(f"--report-to {report_to} / --mixed-precision: {error}") from error
     if report_to and not accelerator.log_with:
         raise ValueError(f"--report-to {report_to}: its package is not installed; install it or use --report-to none.")
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"mixed precision {accelerator.mixed_precision} is not supported; use --mixed-precision bf16.")
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != launched:
-        raise ValueError(
-            f"{launched} processes were launched, but Accelerate joined {accelerator.num_processes}; "
-            "check the launch command (several CPU processes start with torchrun)."
-        )
     if accelerator.device.type == "cpu":
-        # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(config.run.cpu_threads or max(1, cores // accelerator.num_processes))
         keep_freed_memory()
     if config.model.kernels:
         set_backend(config.model.kernels)
@@ -384,9 +377,9 @@ def show_samples(run: Run) -> None:
         count, steps, scale = options.samples_per_class, options.sample_steps, options.sample_guidance_scale
         with accelerator.autocast():
             rows, captions = figures.draw_samples(run.pipeline, count, steps, scale, options.seed)
-        grid = figures.caption_grid(rows, captions)
+        grid = caption_grid(rows, captions)
         path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
-        figures.save_image(grid, path)
+        save_image(grid, path)
         figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.config.model.model)
         run.say(f"step {run.step}: samples in {path}")
         log_grid(accelerator, grid, run.step)

@@ -1,0 +1,54 @@
+"""One process or many, on a CPU or GPUs: starting Accelerate without its silent traps."""
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+class LaunchError(ValueError):
+    """The launched processes do not know of each other."""
+
+
+def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerator:
+    """An Accelerator that uses all that was launched.
+
+    Args:
+        cpu_threads: threads a process on a CPU; by default the cores are shared out evenly.
+        options: of `accelerate.Accelerator`.
+
+    Raises:
+        LaunchError: the processes do not know of each other.
+        ValueError, ImportError: Accelerate's, for an option that it refuses.
+    """
+    # Without `cpu`, Accelerate lets each process of a CPU launch work on its own, in silence.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != launched:
+        raise LaunchError(
+            f"{launched} processes were launched, but Accelerate joined {accelerator.num_processes}; "
+            "check the launch command (several CPU processes start with torchrun)."
+        )
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(cpu_threads or max(1, cores // accelerator.num_processes))
+    return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory for the next allocation, on Linux with glibc; elsewhere nothing happens.
+
+    A training step on a CPU frees and allocates the same large tensors again and again. glibc gives each above 32 MiB
+    back to the system, which then clears new pages for the next: a fifth of a step of DiT-S-2 at batch 32.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_mmap_max, m_trim_threshold = -4, -1  # malloc.h
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
