@@ -6,15 +6,16 @@ This module is the public face of the package: the models below it, and the pipe
 __version__ = "0.1.0.dev0"
 
 from d_emo.models import DEMOTransformer2DModel, DiTBaselineTransformer2DModel, create_model, list_models
-from d_emo.pipelines import DEMOPipeline
+from d_emo.pipelines import DEMOPipeline, FlowMatchEulerMaruyamaScheduler
 from d_emo.registration import register_with_diffusers
 
-register_with_diffusers(DEMOPipeline)
+register_with_diffusers(DEMOPipeline, FlowMatchEulerMaruyamaScheduler)
 
 __all__ = [
     "DEMOPipeline",
     "DEMOTransformer2DModel",
     "DiTBaselineTransformer2DModel",
+    "FlowMatchEulerMaruyamaScheduler",
     "create_model",
     "list_models",
 ]

@@ -1,6 +1,7 @@
 """Files and folders that appear under their final name whole, or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -29,6 +30,15 @@ def sync(path: Path) -> None:
     """Wait until a file's content is on the disk."""
     with path.open("r+b") as file:  # Windows flushes writable files only
         os.fsync(file.fileno())
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

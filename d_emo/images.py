@@ -101,7 +101,7 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
     return ImageSource(
         name=root.resolve().name,
         size=len(paths),
-        read=lambda index: _decode(paths[index], str(paths[index])),
+        read=lambda index: decode(paths[index], str(paths[index])),
         labels=np.repeat(np.arange(len(folders)), [len(found) for found in files]),
         id2label=dict(enumerate(english_names(folder.name for folder in folders))),
     )
@@ -153,7 +153,7 @@ def datasets_source(
     def read(index: int) -> PIL.Image.Image:
         stored = images[index][image_column]
         file = io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]
-        return _decode(file, f"{name}, row {index}" + (f" ({stored['path']})" if stored["path"] else ""))
+        return decode(file, f"{name}, row {index}" + (f" ({stored['path']})" if stored["path"] else ""))
 
     return ImageSource(
         name=Path(name).stem if name.endswith(".parquet") else name.replace("/", "--"),
@@ -193,7 +193,12 @@ def _default_resolution(read: Callable[[int], PIL.Image.Image], size: int) -> in
     raise UnreadableImageError("no image of the data set can be read")
 
 
-def _decode(file: Any, name: str) -> PIL.Image.Image:
+def decode(file: Any, name: str) -> PIL.Image.Image:
+    """Decode a path or binary file whole.
+
+    Raises:
+        UnreadableImageError: with `name`.
+    """
     try:
         with PIL.Image.open(file) as image:
             image.load()

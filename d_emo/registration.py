@@ -14,8 +14,8 @@ from .models import DEMOBlock, DEMOTransformer2DModel, DiTBaselineTransformer2DM
 MODEL_CLASSES = (DEMOTransformer2DModel, DiTBaselineTransformer2DModel)
 
 
-def register_with_diffusers(pipeline_class: type) -> None:
-    """Register the models, the pipeline and the blocks' caching metadata. Safe to call again."""
+def register_with_diffusers(pipeline_class: type, scheduler_class: type) -> None:
+    """Register the models, the pipeline, its own scheduler and the blocks' caching metadata. Safe to call again."""
     try:
         loadable = pipeline_loading_utils.LOADABLE_CLASSES
         importable = pipeline_loading_utils.ALL_IMPORTABLE_CLASSES
@@ -26,9 +26,11 @@ def register_with_diffusers(pipeline_class: type) -> None:
             f"diffusers {diffusers.__version__} moved a table that d_emo registers its classes in ({error}); "
             "use diffusers>=0.40,<0.43 or a newer d_emo."
         ) from error
-    loadable["d_emo"] = {model.__name__: ["save_pretrained", "from_pretrained"] for model in MODEL_CLASSES}
+    loadable["d_emo"] = {
+        component.__name__: ["save_pretrained", "from_pretrained"] for component in (*MODEL_CLASSES, scheduler_class)
+    }
     importable.update(loadable["d_emo"])
     for block_class in (DEMOBlock, DiTBlock):
         register_block(block_class, metadata_class(return_hidden_states_index=0))
-    for named_class in (pipeline_class, *MODEL_CLASSES):
+    for named_class in (pipeline_class, scheduler_class, *MODEL_CLASSES):
         setattr(diffusers, named_class.__name__, named_class)

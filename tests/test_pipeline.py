@@ -27,7 +27,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.schedulers import scheduling_ddpm
 
-from d_emo import DEMOPipeline
+from d_emo import DEMOPipeline, FlowMatchEulerMaruyamaScheduler
+from d_emo.pipelines import scheduling_flow_sde
 
 
 class StandIn(ModelMixin, ConfigMixin, CacheMixin):
@@ -110,6 +111,30 @@ def test_flow_euler_equals_sits_ode_to_1e_4():
     )
     steps = expected["time_points"] - 1
     assert_golden(sample_golden(pipeline, expected, steps, "noise_seed"), expected, 1e-4)
+
+
+def test_sit_stochastic_sampler_is_reached_through_the_pipeline(monkeypatch):
+    expected = golden("sit_transport")["sde"][0]
+    scheduler = FlowMatchEulerMaruyamaScheduler(last_step_size=expected["last_step_size"])
+    pipeline = stand_in_pipeline(scheduler, flow=True, learn_sigma=False, prediction_type="flow_prediction")
+    seeds = iter(range(expected["noise_seed"] + 1, expected["noise_seed"] + 1 + expected["time_points"]))
+    monkeypatch.setattr(scheduling_flow_sde, "randn_tensor", lambda shape, **_: seeded_input(next(seeds), tuple(shape)))
+    result = sample_golden(pipeline, expected, expected["time_points"], "noise_seed")
+    assert_golden(result, expected, 1e-4)
+
+
+def test_stochastic_sampler_is_saved_with_its_pipeline_and_refuses_misuse(tmp_path):
+    pipeline = tiny_pipeline(flow=True)
+    pipeline.scheduler = FlowMatchEulerMaruyamaScheduler(last_step_size=0.1)
+    pipeline.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    assert again.scheduler.config.last_step_size == 0.1
+    torch.testing.assert_close(images(again), images(pipeline))
+    assert (images(again, seed=5) - images(pipeline)).abs().max() > 1e-2
+    with pytest.raises(ValueError, match="at least 2 steps"):
+        images(again, num_inference_steps=1)
+    with pytest.raises(ValueError, match="last_step_size=0 is not between"):
+        FlowMatchEulerMaruyamaScheduler(last_step_size=0)
 
 
 def images(pipeline, labels=(0, 1), seed=0, **arguments):

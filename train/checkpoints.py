@@ -6,7 +6,6 @@ checksummed `manifest.json` written last. It is made under another name and rena
 folder under a final name.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -17,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
 
-from d_emo.files import partial_path, replace_folder, sync, write_json
+from d_emo.files import file_digest, partial_path, replace_folder, sync, write_json
 
 MANIFEST = "manifest.json"
 RUN_FILE = "run.json"
@@ -28,7 +27,8 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 # fingerprint of it is compared.)
 FREE_OPTIONS = frozenset({
     "output_dir", "resume_from", "dry_run", "max_train_steps", "log_every", "checkpoint_every", "sample_every",
-    "sample_steps", "sample_guidance_scale", "samples_per_class", "report_to", "num_workers", "on_bad_image",
+    "sample_steps", "sample_guidance_scale", "samples_per_class", "fid_every", "fid_images", "fid_reference",
+    "fid_features", "fid_inception_weights", "report_to", "num_workers", "on_bad_image",
     "dataset", "train_data_dir", "data", "gradient_checkpointing", "compile", "kernels", "cpu_threads",
 })  # fmt: skip
 
@@ -77,16 +77,8 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         sync(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
     write_json(folder / MANIFEST, {**content, "files": files})
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
@@ -114,7 +106,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
                 f"checkpoint {path}: {name} has {file_path.stat().st_size} bytes, not {expected['bytes']}: damaged."
             )
     for name, expected in files.items():
-        if _digest(path / name) != expected["sha256"]:
+        if file_digest(path / name) != expected["sha256"]:
             raise CheckpointError(f"checkpoint {path}: the content of {name} changed since it was written.")
     return manifest
 

@@ -115,6 +115,13 @@ class RunOptions:
     sample_steps: int = option(50, "Sampler steps of a grid.")
     sample_guidance_scale: float = option(1.5, "Guidance scale of a grid; 1.0 is off.")
     samples_per_class: int = option(8, "Images a class in a grid, for at most ten classes.")
+    fid_every: int = option(0, "Steps between two quick FIDs (50 sampler steps, no guidance); 0 for none.")
+    fid_images: int = option(5000, "Samples of such a FID.")
+    fid_reference: str | None = option(None, "Its reference, as of evaluate_fid. Default: the training images.")
+    fid_features: str = option("inception", "Its features, as of evaluate_fid; 'pixels' needs no weights.")
+    fid_inception_weights: str | None = option(
+        None, "File of the Inception weights. Default: torch's cache, or the net."
+    )
     report_to: str = option("tensorboard", "Tracker: tensorboard, wandb, another that Accelerate knows, or none.")
     resume_from: str | None = option(
         None, "A checkpoint folder, or 'latest': the newest whole one in the output folder."
@@ -130,6 +137,7 @@ class RunOptions:
             "checkpoint_every",
             "sample_steps",
             "samples_per_class",
+            "fid_images",
         )
         for name in positive:
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
@@ -140,6 +148,7 @@ class RunOptions:
             "must be positive",
         )
         _require(self.cpu_threads is None or self.cpu_threads > 0, "cpu_threads", self.cpu_threads, "must be positive")
+        _require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")
         _require(self.sample_every >= 0, "sample_every", self.sample_every, "must be 0 (no grids) or more")
         _require(
             self.sample_guidance_scale >= 1,

@@ -35,6 +35,7 @@ from d_emo.processes import LaunchError, keep_freed_memory, start_processes
 from d_emo.train import checkpoints, figures, stream
 from d_emo.train.config import TrainConfig, parse_config
 from d_emo.train.data import Batch, TrainingImages, collate, load_source
+from d_emo.train.in_loop_fid import InLoopFID, make_in_loop_fid
 from d_emo.train.setup import (
     Plan,
     make_average,
@@ -65,6 +66,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
     pipeline: DEMOPipeline
+    fid: InLoopFID | None = None
     step: int = 0
     window: list[torch.Tensor] = field(default_factory=list)  # losses since the last log line
 
@@ -155,7 +157,9 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         model.compile_repeated_blocks(fullgraph=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(lr_schedule)
-    return Run(plan, accelerator, model, average, optimizer, lr_schedule, make_pipeline(average.module, plan))
+    pipeline = make_pipeline(average.module, plan)
+    fid = make_in_loop_fid(plan, accelerator)
+    return Run(plan, accelerator, model, average, optimizer, lr_schedule, pipeline, fid)
 
 
 def start_or_resume(run: Run) -> None:
@@ -216,6 +220,8 @@ def train(run: Run) -> int:
                 log_progress(run, grad_norm, speed)
             if options.sample_every and run.step % options.sample_every == 0:
                 show_samples(run)
+            if run.fid and run.step % options.fid_every == 0 and not stopping:
+                score_fid(run, run.fid)
             if saving:
                 path = checkpoints.save_checkpoint(accelerator, run.pipeline, run.output_dir, run.step)
                 run.say(f"step {run.step}: saved {path}")
@@ -384,6 +390,14 @@ def show_samples(run: Run) -> None:
         run.say(f"step {run.step}: samples in {path}")
         log_grid(accelerator, grid, run.step)
     accelerator.wait_for_everyone()
+
+
+def score_fid(run: Run, fid: InLoopFID) -> None:
+    """Score the averaged model, say and track the scores."""
+    values = fid.score(run.pipeline, run.step)
+    if run.accelerator.is_main_process:
+        run.say(f"step {run.step}: {fid.describe(values)}; curve in {fid.folder / 'fid.png'}")
+        run.accelerator.log({f"quick_{name}": value for name, value in values.items()}, step=run.step)
 
 
 def log_grid(accelerator: Accelerator, grid: PIL.Image.Image, step: int) -> None:

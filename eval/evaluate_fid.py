@@ -1,0 +1,299 @@
+"""From a checkpoint, or from images, to FID, sFID, Inception Score, precision, recall and KID.
+
+    python -m d_emo.eval.evaluate_fid --model runs/digits --preset quick --reference digits --features pixels
+    accelerate launch -m d_emo.eval.evaluate_fid --model runs/B-2 --preset dit-400k --reference imagenet256.npz
+    python -m d_emo.eval.evaluate_fid --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
+    python -m d_emo.eval.evaluate_fid --model runs/B-2 --checkpoints all --preset quick --reference imagenet/train
+
+Run it again to go on after any interruption. It writes samples, features, scores.json and report.html.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from d_emo.eval.fid import archives
+from d_emo.eval.fid.evaluation import Evaluator
+from d_emo.eval.fid.extractors import FeatureExtractor, make_extractor
+from d_emo.eval.fid.image_sets import ImageSet, open_images
+from d_emo.eval.fid.protocol import (
+    PRESET_NOTES,
+    PUBLISHED_400K,
+    SamplingSettings,
+    describe_settings,
+    with_settings,
+)
+from d_emo.eval.fid.references import default_cache, load_reference
+from d_emo.eval.fid.report import Entry, plot_curve, write_report
+from d_emo.eval.fid.sampling import apply_settings, load_pipeline
+from d_emo.eval.fid.scoring import METRICS, format_scores
+from d_emo.pipelines import DEMOPipeline
+from d_emo.processes import keep_freed_memory, start_processes
+
+# Settings that the command line may change in a preset.
+SETTINGS = (
+    "num_images",
+    "sampler",
+    "steps",
+    "guidance_scale",
+    "guidance_channels",
+    "labels",
+    "vae",
+    "seed",
+    "weights",
+    "dtype",
+)
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+INTERRUPTED = 130
+# A process may wait that long for the others; the default of some backends is minutes.
+PATIENCE = timedelta(days=7)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read the options, evaluate, print; mistakes end with one line, Ctrl-C keeps what is done."""
+    options = parse_options(arguments)
+    try:
+        accelerator = start_processes(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        evaluate(options, accelerator)
+        accelerator.end_training()
+    except ValueError as error:
+        sys.exit(f"evaluate_fid: {error}")
+    except KeyboardInterrupt:
+        print("\nevaluate_fid: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    presets = "\n".join(f"  {name:<12} {note}" for name, note in PRESET_NOTES.items())
+    parser = argparse.ArgumentParser(
+        prog="evaluate_fid",
+        description=__doc__,
+        epilog=f"presets:\n{presets}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what is scored").add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="Pipeline folder, checkpoint-STEP folder, run folder, or Hub id.")
+    what.add_argument(
+        "--samples", help="Images that exist: .npz, folder, .parquet, or a samples folder of this command."
+    )
+    parser.add_argument("--checkpoints", help='With --model RUN: "all", or steps such as 100000,200000,400000.')
+    against = parser.add_argument_group("what it is compared with")
+    against.add_argument(
+        "--reference",
+        required=True,
+        help="ADM's or pytorch-fid's .npz, a folder or .parquet of images, or 'digits'. Images are cropped and resized "
+        "to the samples' size as ADM prepares ImageNet.",
+    )
+    against.add_argument("--reference-images", type=int, help="Take so many images of the reference. Default: all.")
+    against.add_argument("--image-column", default="image", help="Column of a parquet file.")
+    against.add_argument(
+        "--features", default="inception", help="inception, clip, dinov2, pixels, or a transformers model."
+    )
+    against.add_argument("--inception-weights", help="File of torch-fidelity's Inception weights; checked by its hash.")
+    against.add_argument("--unverified-inception", action="store_true", help="Take other Inception weights.")
+    against.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS, help="Default: all that apply.")
+    drawing = parser.add_argument_group("how samples are drawn (each overrides the preset)")
+    drawing.add_argument("--preset", help="See below. Default: dit-400k or sit-sde, as fits the model.")
+    drawing.add_argument("--num-images", type=int, help="Images to draw, or to take of --samples.")
+    drawing.add_argument("--sampler", choices=("ddpm", "ddim", "euler", "heun", "sde", "own", "fast"))
+    drawing.add_argument("--steps", type=int, help="Sampler steps.")
+    drawing.add_argument("--guidance-scale", type=float, help="1 is no guidance.")
+    drawing.add_argument("--guidance-channels", type=int, help="Guide the first so many channels only.")
+    drawing.add_argument("--labels", choices=("random", "balanced"), help="Uniformly drawn classes, or in turn.")
+    drawing.add_argument("--vae", help="Decoder: folder or Hub id.")
+    drawing.add_argument("--seed", type=int, help="Image i is a function of (seed, i).")
+    drawing.add_argument("--weights", choices=("averaged", "raw"), help="Raw ones are in training checkpoints only.")
+    drawing.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="Type of model and decoder.")
+    running = parser.add_argument_group("running and output")
+    running.add_argument("--output-dir", help="Default: evaluation/NAME-PRESET, in the model's folder if it is one.")
+    running.add_argument(
+        "--cache-dir", help="Features of references. Default: $D_EMO_CACHE or ~/.cache/d_emo, /features."
+    )
+    running.add_argument("--batch-size", type=int, default=32, help="Images drawn at once by a process.")
+    running.add_argument("--feature-batch-size", type=int, default=50, help="Images at once in the feature network.")
+    running.add_argument("--num-workers", type=int, default=0, help="Loader processes for images.")
+    running.add_argument("--export-npz", help="Also write the samples for ADM's original evaluator.")
+    options = parser.parse_args(arguments)
+    for name in ("batch_size", "feature_batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+    if options.checkpoints and not options.model:
+        parser.error("--checkpoints goes with --model RUN")
+    return options
+
+
+def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Score what the options name, print the scores, write the report."""
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    with accelerator.local_main_process_first():  # one download
+        extractor = make_extractor(options.features, options.inception_weights, not options.unverified_inception)
+    extractor.to(accelerator.device)
+    if options.samples:
+        images = open_images(options.samples, image_column=options.image_column).first(options.num_images)
+        folder = Path(options.output_dir or f"evaluation/{images.name}")
+        evaluator = make_evaluator(options, accelerator, extractor, images.shape[1])
+        scores = evaluator.score_images(images, folder)
+        entries = [Entry(images.name, None, scores, folder)]
+        export(options, accelerator, images)
+    else:
+        entries, folder = evaluate_models(options, accelerator, extractor)
+    if accelerator.is_main_process:
+        finish(options, entries, folder)
+
+
+def make_evaluator(
+    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor, side: int
+) -> Evaluator:
+    """Load the reference first, in case it fails."""
+    reference = load_reference(
+        options.reference,
+        extractor,
+        Path(options.cache_dir) if options.cache_dir else default_cache(),
+        accelerator,
+        side=side,
+        count=options.reference_images,
+        image_column=options.image_column,
+        batch_size=options.feature_batch_size,
+        num_workers=options.num_workers,
+    )
+    return Evaluator(
+        reference=reference,
+        extractor=extractor,
+        accelerator=accelerator,
+        metrics=options.metrics,
+        batch_size=options.batch_size,
+        feature_batch_size=options.feature_batch_size,
+        num_workers=options.num_workers,
+    )
+
+
+def evaluate_models(
+    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor
+) -> tuple[list[Entry], Path]:
+    """Draw from each model and score it; the entries, and the folder of the report."""
+    models = find_models(options.model, options.checkpoints)
+    evaluator: Evaluator | None = None
+    entries: list[Entry] = []
+    folder = Path()
+    for model, step in models:
+        preset, settings, pipeline = prepare(model, options)
+        folder = output_dir(options, preset)
+        target = folder if step is None else folder / f"step-{step:07d}"
+        if accelerator.is_main_process:
+            print(f"{model}, preset {preset}: {describe_settings(settings)}", flush=True)
+        side = pipeline.transformer.sample_shape[0] * pipeline.vae_scale_factor
+        evaluator = evaluator or make_evaluator(options, accelerator, extractor, side)
+        pipeline.to(accelerator.device)
+        pipeline.set_progress_bar_config(disable=True)
+        scores = evaluator.score_pipeline(pipeline, settings, preset, target)
+        entries.append(Entry(str(model), step, scores, target))
+        if accelerator.is_main_process:
+            print(f"{model}\n{format_scores(scores, extractor.name, settings.num_images)}", flush=True)
+        export(options, accelerator, open_images(str(target / "samples")))
+    return entries, folder
+
+
+def find_models(model: str, checkpoints: str | None) -> list[tuple[str, int | None]]:
+    """The pipelines to score with their steps: one, or the checkpoints of a run.
+
+    Raises:
+        ValueError: the run has no such checkpoints.
+    """
+    if checkpoints is None:
+        return [(model, None)]
+    steps = {}
+    for path in sorted(Path(model).glob("checkpoint-*")):
+        match = CHECKPOINT.fullmatch(path.name)
+        if match and (path / "model_index.json").is_file():
+            steps[int(match.group(1))] = str(path)
+    if checkpoints == "all":
+        wanted = sorted(steps)
+    else:
+        try:
+            wanted = [int(step) for step in checkpoints.split(",")]
+        except ValueError:
+            raise ValueError(f'--checkpoints {checkpoints}: "all", or steps such as 100000,200000.') from None
+    missing = [step for step in wanted if step not in steps]
+    if missing or not wanted:
+        held = ", ".join(map(str, sorted(steps))) or "none"
+        raise ValueError(f"--checkpoints {checkpoints}: {model} has checkpoints of steps {held}.")
+    return [(steps[step], step) for step in wanted]
+
+
+def prepare(model: str, options: argparse.Namespace) -> tuple[str, SamplingSettings, DEMOPipeline]:
+    """Preset, settings and pipeline of a model; mistakes are found before anything is computed."""
+    pipeline = load_pipeline(model)
+    flow = pipeline.transformer.config.prediction_type == "flow_prediction"
+    preset = options.preset or ("sit-sde" if flow else "dit-400k")
+    settings = with_settings(preset, {name: getattr(options, name) for name in SETTINGS})
+    apply_settings(pipeline, model, settings)
+    return preset, settings, pipeline
+
+
+def output_dir(options: argparse.Namespace, preset: str) -> Path:
+    """--output-dir, or evaluation/PRESET in the model's own folder, or under the working folder for a Hub id."""
+    if options.output_dir:
+        return Path(options.output_dir)
+    model = Path(options.model)
+    return model / "evaluation" / preset if model.is_dir() else Path("evaluation") / f"{model.name}-{preset}"
+
+
+def export(options: argparse.Namespace, accelerator: Accelerator, images: ImageSet) -> None:
+    """Write the samples as ADM's evaluator reads them, if that was asked for."""
+    if not options.export_npz or not accelerator.is_main_process:
+        return
+    count, height, width, _ = images.shape
+    blocks = (images.read(start, min(start + 256, count)) for start in range(0, count, 256))
+    archives.write_images(Path(options.export_npz), blocks, (count, height, width, 3))
+    print(f"samples for ADM's evaluator in {options.export_npz}")
+
+
+def finish(options: argparse.Namespace, entries: list[Entry], folder: Path) -> None:
+    """Print the last scores or the table over training, write curve and report."""
+    curve = None
+    if entries[-1].step is not None:
+        curve = folder / "fid.png"
+        name, published = published_figure(options.model, entries[-1])
+        plot_curve(curve, entries, published, name)
+        print(curve_table(entries, name, published))
+    elif options.samples:
+        print(f"{entries[-1].name}\n{format_scores(entries[-1].scores, entries[-1].extractor, entries[-1].count)}")
+    write_report(folder / "report.html", f"{options.model or options.samples}", entries, curve)
+    print(f"scores, pictures and report.html in {folder}")
+
+
+def published_figure(run: str, entry: Entry) -> tuple[str, float | None]:
+    """The run's model name, and the FID published for it at 400K steps where the reference is ADM's ImageNet."""
+    path = Path(run) / "run.json"
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    name = settings.get("model", Path(run).name)
+    objective = {"dit": "epsilon", "sit": "flow_prediction"}.get(settings.get("objective", ""), "")
+    imagenet = entry.scores.conditions["reference"]["statistics"] == "of the file"
+    return name, PUBLISHED_400K.get((name, objective)) if imagenet else None
+
+
+def curve_table(entries: list[Entry], name: str, published: float | None) -> str:
+    """Scores by step, as a table."""
+    columns = [metric for metric in entries[-1].scores.values if not metric.endswith("_std")]
+    lines = [f"| step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for entry in entries:
+        values = " | ".join(f"{entry.scores.values[column]:.4f}" for column in columns)
+        lines.append(f"| {entry.step:,} | {values} |")
+    if published is not None:
+        lines.append(f"published for {name} at 400K steps: FID-50K {published}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

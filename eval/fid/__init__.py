@@ -1,0 +1,1 @@
+"""FID and its relatives under ADM's protocol: sampling, features, scores, references, report."""

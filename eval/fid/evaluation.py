@@ -1,0 +1,137 @@
+"""One evaluation from end to end: draw, compute features, score, report. The command and the trainer both run this."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from accelerate import Accelerator
+
+from d_emo.eval.fid.extractors import FeatureExtractor
+from d_emo.eval.fid.features import FeatureStore, compute_features
+from d_emo.eval.fid.image_sets import ImageSet
+from d_emo.eval.fid.protocol import SamplingSettings
+from d_emo.eval.fid.references import Reference
+from d_emo.eval.fid.sampling import make_manifest, sample_images
+from d_emo.eval.fid.scoring import METRICS, Scores, as_json, compute_scores, describe_conditions, why_not_comparable
+from d_emo.figures import caption_grid, save_image
+from d_emo.files import write_json
+from d_emo.pipelines import DEMOPipeline
+
+SCORES_FILE, GRID_FILE, NEIGHBOURS_FILE = "scores.json", "samples.png", "neighbours.png"
+FEATURES_FOLDER = "features"
+GRID_CLASSES, GRID_COLUMNS, NEIGHBOUR_COLUMNS = 10, 8, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """What stays the same from one evaluation to the next.
+
+    Attributes:
+        reference: what samples are compared with.
+        extractor: of the features, on the accelerator's device.
+        accelerator: the processes.
+        metrics: names from `METRICS`.
+        batch_size: images drawn at once by a process.
+        feature_batch_size, num_workers: of the features' computation.
+    """
+
+    reference: Reference
+    extractor: FeatureExtractor
+    accelerator: Accelerator
+    metrics: Sequence[str] = METRICS
+    batch_size: int = 32
+    feature_batch_size: int = 50
+    num_workers: int = 0
+
+    def score_pipeline(
+        self, pipeline: DEMOPipeline, settings: SamplingSettings, preset: str | None, folder: Path
+    ) -> Scores:
+        """Draw samples into `folder` and score them; every process calls this.
+
+        Raises:
+            ManifestError: the folder holds other samples.
+            ValueError: what `sample_images` and `compute_scores` raise.
+        """
+        images = sample_images(pipeline, settings, folder, self.accelerator, self.batch_size)
+        return self.score_images(images, folder, pipeline=pipeline, settings=settings, preset=preset)
+
+    def score_images(
+        self,
+        images: ImageSet,
+        folder: Path,
+        *,
+        pipeline: DEMOPipeline | None = None,
+        settings: SamplingSettings | None = None,
+        preset: str | None = None,
+    ) -> Scores:
+        """Score images, and write scores, a grid and nearest neighbours into `folder`; every process calls this.
+
+        Args:
+            images: the samples.
+            folder: gets `features/`, `scores.json`, `samples.png` and `neighbours.png`.
+            pipeline, settings, preset: how they were drawn, where that is known.
+        """
+        store = compute_features(
+            images,
+            self.extractor,
+            folder / FEATURES_FOLDER,
+            self.accelerator,
+            self.feature_batch_size,
+            self.num_workers,
+        )
+        scores = compute_scores(store, self.reference, self.extractor, tuple(self.metrics), self.accelerator)
+        num_classes = pipeline.transformer.config.num_classes if pipeline else None
+        drawn = make_manifest(pipeline, settings) if pipeline and settings else None
+        scores.conditions = describe_conditions(store, self.reference, self.extractor, drawn, preset)
+        scores.not_comparable = why_not_comparable(store, self.reference, self.extractor, settings, preset, num_classes)
+        if settings is None:
+            scores.notes.append("how the samples were drawn is not known here")
+        if self.accelerator.is_main_process:
+            names = pipeline.id2label if pipeline else {}
+            save_image(sample_grid(images, names), folder / GRID_FILE)
+            neighbours = neighbour_grid(store, self.reference)
+            if neighbours is not None:
+                save_image(neighbours, folder / NEIGHBOURS_FILE)
+            write_json(folder / SCORES_FILE, as_json(scores))
+        self.accelerator.wait_for_everyone()
+        return scores
+
+
+def sample_grid(images: ImageSet, names: dict[int, str]) -> PIL.Image.Image:
+    """Rows of samples, one class a row where classes are known; at most ten rows of eight."""
+    labels = np.zeros(len(images), dtype=np.int64) if images.labels is None else images.labels
+    present = np.unique(labels)
+    if len(present) == 1:
+        # No classes: the first images, in rows.
+        chosen = np.arange(min(len(images), GRID_CLASSES * GRID_COLUMNS))
+        groups = np.array_split(chosen, max(1, -(-len(chosen) // GRID_COLUMNS)))
+        captions = ["samples"] + [""] * (len(groups) - 1)
+    else:
+        shown = present[np.unique(np.linspace(0, len(present) - 1, GRID_CLASSES).astype(int))]
+        groups = [np.flatnonzero(labels == label)[:GRID_COLUMNS] for label in shown]
+        captions = [names.get(int(label), f"class {label}") for label in shown]
+    return caption_grid([[_picture(images, index) for index in group] for group in groups], captions)
+
+
+def neighbour_grid(samples: FeatureStore, reference: Reference) -> PIL.Image.Image | None:
+    """Two rows: the first samples, and below each the reference image whose features are nearest to its own."""
+    if reference.store is None or reference.images is None:
+        return None
+    indices = reference.manifold_indices()
+    shown = np.arange(min(NEIGHBOUR_COLUMNS, len(samples.images)))
+    drawn = torch.from_numpy(samples.load("pool", shown)).double()
+    real = torch.from_numpy(reference.store.load("pool", indices)).double()
+    nearest = indices[torch.cdist(drawn, real).argmin(dim=1).numpy()]
+    rows = [[_picture(samples.images, i) for i in shown], [_picture(reference.images, i) for i in nearest]]
+    side = rows[0][0].size
+    rows[1] = [picture.resize(side) for picture in rows[1]]
+    return caption_grid(rows, ["samples", "nearest images of the reference"])
+
+
+def _picture(images: ImageSet, index: Any) -> PIL.Image.Image:
+    pixels = images.read(int(index), int(index) + 1)[0]
+    return PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

@@ -1,0 +1,190 @@
+"""Features of a set of images: computed once by all processes, kept on the disk, read again in seconds.
+
+A store is a folder named by a hash of images and extractor, with files of `SHARD_SIZE` images' features that appear
+whole or not at all; a killed run goes on where it stopped.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from d_emo.eval.fid import archives
+from d_emo.eval.fid.extractors import FeatureExtractor
+from d_emo.eval.fid.image_sets import ImageSet
+from d_emo.eval.fid.metrics import Moments, MomentSums
+from d_emo.files import remove_partial, written_whole
+
+SHARD_SIZE = 500
+
+
+class FeatureStore:
+    """Features of all images of a set, on the disk.
+
+    Args:
+        folder: holds the shards.
+        images: their set.
+        layers: what is stored of each image.
+    """
+
+    def __init__(self, folder: Path, images: ImageSet, layers: tuple[str, ...]):
+        self.folder = folder
+        self.images = images
+        self.layers = layers
+        count = len(images)
+        self.shards = [range(start, min(start + SHARD_SIZE, count)) for start in range(0, count, SHARD_SIZE)]
+
+    def path(self, shard: range) -> Path:
+        """File of a shard."""
+        return self.folder / f"features-{shard.start:08d}.npz"
+
+    def read(self, shard: range, layer: str) -> np.ndarray:
+        """Features of one shard, (n, D) float32.
+
+        Raises:
+            ValueError: the file is damaged, or holds NaN.
+        """
+        path = self.path(shard)
+        features = archives.read_array(path, layer)
+        if len(features) != len(shard):
+            raise ValueError(f"{path} holds {len(features)} rows, not {len(shard)}; delete it and run again.")
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"{self.images.name}: features of image {shard.start + bad[0]} ({layer}) are NaN or infinite, and of "
+                f"{len(bad) - 1} more of its {len(shard)} neighbours; check the image, or the extractor's weights."
+            )
+        return features
+
+    def load(self, layer: str, indices: np.ndarray | None = None) -> np.ndarray:
+        """Features (N, D) float32 of all images, or of some in the order given."""
+        if indices is None:
+            return np.concatenate([self.read(shard, layer) for shard in self.shards])
+        rows: list[np.ndarray] = []
+        places: list[np.ndarray] = []
+        for shard in self.shards:
+            inside = np.flatnonzero((indices >= shard.start) & (indices < shard.stop))
+            if len(inside):
+                rows.append(self.read(shard, layer)[indices[inside] - shard.start])
+                places.append(inside)
+        return np.concatenate(rows)[np.argsort(np.concatenate(places))]
+
+    def moments(self, layer: str, accelerator: Accelerator) -> Moments:
+        """Mean and covariance of a layer: each process sums its share in float64, the sums are added once."""
+        path = self.folder / f"moments-{layer}.npz"
+        if path.is_file():
+            return Moments(
+                int(archives.read_array(path, "count")),
+                archives.read_array(path, "mean"),
+                archives.read_array(path, "covariance"),
+            )
+        accelerator.wait_for_everyone()
+        sums: MomentSums | None = None
+        for shard in self.shards[accelerator.process_index :: accelerator.num_processes]:
+            features = self.read(shard, layer)
+            sums = sums or MomentSums(features.shape[1])
+            sums.add(features)
+        moments = _all_sums(sums, self, layer, accelerator).moments()
+        if accelerator.is_main_process:
+            with written_whole(path) as partial, partial.open("wb") as file:
+                np.savez(file, count=moments.count, mean=moments.mean, covariance=moments.covariance)
+        accelerator.wait_for_everyone()
+        return moments
+
+
+def _all_sums(sums: MomentSums | None, store: FeatureStore, layer: str, accelerator: Accelerator) -> MomentSums:
+    """The sums over all processes."""
+    if sums is None:  # more processes than shards
+        sums = MomentSums(store.read(store.shards[0], layer).shape[1])
+    if accelerator.num_processes == 1:
+        return sums
+    flat = np.concatenate([[sums.count], sums.total, sums.products.ravel()])
+    summed = accelerator.reduce(torch.from_numpy(flat).to(accelerator.device), reduction="sum").cpu().numpy()
+    dimension = len(sums.total)
+    sums.count, sums.total = float(summed[0]), summed[1 : 1 + dimension]
+    sums.products = summed[1 + dimension :].reshape(dimension, dimension)
+    return sums
+
+
+class _Batches(Dataset):
+    """Batches of images by their place, for loader processes."""
+
+    def __init__(self, images: ImageSet, batches: list[range]):
+        self.images = images
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        batch = self.batches[index]
+        return torch.from_numpy(self.images.read(batch.start, batch.stop)).permute(0, 3, 1, 2)
+
+
+def compute_features(
+    images: ImageSet,
+    extractor: FeatureExtractor,
+    root: Path,
+    accelerator: Accelerator,
+    batch_size: int = 50,
+    num_workers: int = 0,
+) -> FeatureStore:
+    """Compute what is missing of a set's features, on all processes.
+
+    Args:
+        images: the set.
+        extractor: on the accelerator's device.
+        root: folder of stores; this one's name in it is a hash of images and extractor.
+        accelerator: the processes; they share `root`.
+        batch_size: images at once; it does not change the features, arithmetic noise aside.
+        num_workers: loader processes.
+    """
+    key = hashlib.sha256(f"{images.fingerprint} {extractor.identity}".encode()).hexdigest()[:24]
+    store = FeatureStore(root / key, images, extractor.layers)
+    if accelerator.is_main_process:
+        store.folder.mkdir(parents=True, exist_ok=True)
+        remove_partial(store.folder)
+    accelerator.wait_for_everyone()
+    missing = [shard for shard in store.shards if not store.path(shard).is_file()]
+    accelerator.wait_for_everyone()
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    started = time.perf_counter()
+    done = len(images) - sum(map(len, missing))
+    description = f"{extractor.name} features of {images.name}"
+    with tqdm(
+        total=len(images), initial=done, unit="image", desc=description,
+        disable=not (missing and accelerator.is_main_process),
+    ) as bar:  # fmt: skip
+        batches = _feature_batches(images, extractor, mine, batch_size, num_workers)
+        for shard in mine:
+            parts: list[dict[str, torch.Tensor]] = []
+            while sum(len(part["pool"]) for part in parts) < len(shard):
+                parts.append(next(batches))
+                # The other processes are about as far.
+                bar.update(min(len(parts[-1]["pool"]) * accelerator.num_processes, len(images) - bar.n))
+            with written_whole(store.path(shard)) as partial, partial.open("wb") as file:
+                np.savez(file, **{layer: torch.cat([part[layer] for part in parts]) for layer in extractor.layers})
+    accelerator.wait_for_everyone()
+    if missing and accelerator.is_main_process:
+        count = sum(map(len, missing))
+        tqdm.write(f"{description}: {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
+    return store
+
+
+def _feature_batches(
+    images: ImageSet, extractor: FeatureExtractor, shards: list[range], batch_size: int, num_workers: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Features by layer of batches that lie within the shards, in their order."""
+    batches = [
+        range(start, min(start + batch_size, shard.stop))
+        for shard in shards
+        for start in range(shard.start, shard.stop, batch_size)
+    ]
+    for batch in DataLoader(_Batches(images, batches), batch_size=None, num_workers=num_workers):
+        yield extractor(batch)

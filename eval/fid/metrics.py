@@ -1,0 +1,169 @@
+"""The scores, as pure functions of features or of their moments, in float64.
+
+Sources: FID arXiv 1706.08500; Inception Score arXiv 1606.03498; sFID arXiv 2103.03841; precision and recall arXiv
+1904.06991; KID arXiv 1801.01401; all as ADM's evaluator computes them (github.com/openai/guided-diffusion, evaluations/
+evaluator.py at 22e0df8), which DiT, SiT and the paper's tables use. It has no KID: that is torch-fidelity's.
+
+Shapes: N samples, M reference images, D features.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# ADM's chunk of samples for one Inception Score, and its neighbourhood for precision and recall.
+IS_CHUNK = 5000
+NEIGHBOURS = 3
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
+# Rows of a block of distances: 2,500 x 50,000 in float32 are 500 MB.
+DISTANCE_ROWS = 2500
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of a set of features.
+
+    Attributes:
+        count: number of samples; 0 where a file of statistics does not say.
+        mean: (D,) float64.
+        covariance: (D, D) float64, with N - 1 in the denominator.
+    """
+
+    count: int
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+class MomentSums:
+    """Sums from which moments follow; adding them up over processes gives the moments of all samples.
+
+    Attributes:
+        count, total, products: number of samples, sum of x (D,), sum of x x^T (D, D), all float64.
+    """
+
+    def __init__(self, dimension: int):
+        self.count = 0.0
+        self.total = np.zeros(dimension)
+        self.products = np.zeros((dimension, dimension))
+
+    def add(self, features: np.ndarray) -> None:
+        """Add features (n, D) of any floating-point type."""
+        wide = features.astype(np.float64)
+        self.count += len(wide)
+        self.total += wide.sum(axis=0)
+        self.products += wide.T @ wide
+
+    def moments(self) -> Moments:
+        """Mean and covariance.
+
+        Raises:
+            ValueError: fewer than two samples have no covariance.
+        """
+        if self.count < 2:
+            raise ValueError(f"{int(self.count)} image(s) have no covariance; at least 2 are needed.")
+        mean = self.total / self.count
+        covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return Moments(int(self.count), mean, covariance)
+
+
+def moments_of(features: np.ndarray) -> Moments:
+    """Moments of features (N, D) at hand."""
+    sums = MomentSums(features.shape[1])
+    sums.add(features)
+    return sums.moments()
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 sqrt(C1 C2)), after Dowson and Landau (1982).
+
+    The trace of the root is the sum of the roots of the eigenvalues of sqrt(C1) C2 sqrt(C1), which are real and not
+    negative, so that covariances without full rank need no correction.
+
+    Raises:
+        ValueError: the two have different numbers of features, or values that are not finite.
+    """
+    for side in (first, second):
+        if not (np.isfinite(side.mean).all() and np.isfinite(side.covariance).all()):
+            raise ValueError("mean or covariance holds NaN or infinite values; check the features they come from.")
+    if first.mean.shape != second.mean.shape:
+        raise ValueError(
+            f"one side has {len(first.mean)} features, the other {len(second.mean)}: they come from different "
+            "networks and cannot be compared."
+        )
+    values, vectors = np.linalg.eigh(first.covariance)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    inner = np.linalg.eigvalsh(root @ second.covariance @ root)
+    difference = first.mean - second.mean
+    traces = np.trace(first.covariance) + np.trace(second.covariance)
+    return float(difference @ difference + traces - 2 * np.sqrt(inner.clip(min=0)).sum())
+
+
+def inception_score(logits: np.ndarray, chunk: int = IS_CHUNK) -> tuple[float, float]:
+    """exp(mean KL(p(y|x) || p(y))) over chunks of samples in their order; mean and standard deviation over chunks.
+
+    Args:
+        logits: (N, 1008) from the pooled features without the bias, as ADM's graph gives them.
+        chunk: samples of one score. The order matters: samples sorted by class score far too low.
+    """
+    scores = []
+    for start in range(0, len(logits), chunk):
+        part = logits[start : start + chunk].astype(np.float64)
+        part = part - part.max(axis=1, keepdims=True)
+        log_p = part - np.log(np.exp(part).sum(axis=1, keepdims=True))
+        p = np.exp(log_p)
+        marginal = np.log(p.mean(axis=0, keepdims=True).clip(min=np.finfo(np.float64).tiny))
+        scores.append(float(np.exp((p * (log_p - marginal)).sum(axis=1).mean())))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def precision_recall(
+    reference: np.ndarray, samples: np.ndarray, device: torch.device | str = "cpu"
+) -> tuple[float, float]:
+    """Share of samples within the reference's manifold, and of the reference within the samples'.
+
+    A manifold is the union of balls around its points, each to its third neighbour.
+
+    Args:
+        reference: (M, D).
+        samples: (N, D).
+        device: where the distances are computed; memory is N times `DISTANCE_ROWS` distances.
+
+    Raises:
+        ValueError: fewer than four images on a side.
+    """
+    from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+    if min(len(reference), len(samples)) <= NEIGHBOURS:
+        raise ValueError(
+            f"precision and recall compare third neighbours: {len(samples)} samples and {len(reference)} reference "
+            "images are too few; at least 4 are needed."
+        )
+    generated = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)).to(device)
+    real = torch.from_numpy(np.ascontiguousarray(reference, dtype=np.float32)).to(device)
+    precision, recall = calculate_precision_recall_part(generated, real, NEIGHBOURS, DISTANCE_ROWS)
+    # Shares of whole images: undo the rounding of the library's float32 mean.
+    return round(precision * len(samples)) / len(samples), round(recall * len(reference)) / len(reference)
+
+
+def kernel_distance(reference: np.ndarray, samples: np.ndarray, seed: int = 0) -> tuple[float, float, int]:
+    """KID: squared maximum mean discrepancy under ((x y / D) + 1)^3, over random subsets.
+
+    Returns:
+        Mean and standard deviation over 100 subsets, and the subsets' size: 1,000, or all images where there are fewer.
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    size = min(KID_SUBSET_SIZE, len(reference), len(samples))
+    if size < 2:
+        raise ValueError(f"KID needs at least 2 images a side, not {size}.")
+    found = kid_features_to_metric(
+        torch.from_numpy(np.asarray(samples, dtype=np.float64)),
+        torch.from_numpy(np.asarray(reference, dtype=np.float64)),
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=size,
+        rng_seed=seed,
+        verbose=False,
+    )
+    return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD], size

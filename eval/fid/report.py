@@ -1,0 +1,131 @@
+"""What people look at: one HTML page that needs nothing else, and the curve of FID over training."""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from d_emo.eval.fid.evaluation import GRID_FILE, NEIGHBOURS_FILE
+from d_emo.eval.fid.protocol import PUBLISHED_STEPS
+from d_emo.eval.fid.scoring import TITLES, Scores, title
+from d_emo.files import written_whole
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; } th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; }
+th { border-bottom: 1px solid #999; } td { border-bottom: 1px solid #e5e5e5; }
+td.number { font-variant-numeric: tabular-nums; text-align: right; }
+.verdict { padding: .6rem .9rem; background: #fff6dd; border-left: 4px solid #d9a400; }
+.verdict.good { background: #e8f5e9; border-color: #2e7d32; }
+img { max-width: 100%; }
+pre { background: #f6f6f6; padding: .8rem; overflow: auto; font-size: 12px; }
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One evaluation in a report.
+
+    Attributes:
+        name: what was scored.
+        step: optimizer steps of the checkpoint, if it is one.
+        scores: its scores.
+        folder: where its pictures are.
+    """
+
+    name: str
+    step: int | None
+    scores: Scores
+    folder: Path
+
+    @property
+    def extractor(self) -> str:
+        """Name of the features."""
+        return self.scores.conditions["features"]["name"]
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return self.scores.conditions["samples"]["shape"][0]
+
+
+def write_report(path: Path, heading: str, entries: Sequence[Entry], curve: Path | None = None) -> None:
+    """Write a page with the scores of all entries, and with the pictures and conditions of the last one.
+
+    Args:
+        path: the .html file.
+        heading: its title.
+        entries: in the order to show; at least one.
+        curve: PNG of FID over training.
+    """
+    last = entries[-1]
+    parts = [f"<h1>{html.escape(heading)}</h1>", _verdict(last.scores), _score_table(entries)]
+    if curve is not None:
+        parts += ["<h2>Over training</h2>", _image(curve, "scores over training")]
+    if last.scores.left_out or last.scores.notes:
+        lines = [f"{name} was left out: {why}" for name, why in last.scores.left_out.items()] + last.scores.notes
+        parts += ["<h2>Notes</h2>", "<ul>", *(f"<li>{html.escape(line)}</li>" for line in lines), "</ul>"]
+    for file, name in ((GRID_FILE, "Samples by class"), (NEIGHBOURS_FILE, "Nearest images of the reference")):
+        if (last.folder / file).is_file():
+            parts += [f"<h2>{name}</h2>", _image(last.folder / file, name)]
+    conditions = html.escape(json.dumps(last.scores.conditions, indent=1))
+    parts += ["<h2>Conditions</h2>", f"<pre>{conditions}</pre>"]
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(heading)}</title>'
+        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+    with written_whole(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def _verdict(scores: Scores) -> str:
+    if not scores.not_comparable:
+        return '<p class="verdict good">Conditions as published; compatible with ADM\'s evaluator by construction.</p>'
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in scores.not_comparable)
+    return f'<div class="verdict">Not comparable with published figures:<ul>{reasons}</ul></div>'
+
+
+def _score_table(entries: Sequence[Entry]) -> str:
+    shown = [name for name in TITLES if any(name in entry.scores.values for entry in entries)]
+    head = "".join(f"<th>{html.escape(title(name, entries[-1].extractor, entries[-1].count))}</th>" for name in shown)
+    rows = []
+    for entry in entries:
+        cells = "".join(f'<td class="number">{_number(entry.scores, name)}</td>' for name in shown)
+        rows.append(f"<tr><td>{html.escape(entry.name)}</td>{cells}</tr>")
+    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _number(scores: Scores, name: str) -> str:
+    if name not in scores.values:
+        return "&ndash;"
+    spread = scores.values.get(f"{name}_std")
+    return f"{scores.values[name]:.4f}" + ("" if spread is None else f" &plusmn; {spread:.4f}")
+
+
+def _image(path: Path, description: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{html.escape(description)}" src="data:image/png;base64,{data}"></p>'
+
+
+def plot_curve(path: Path, entries: Sequence[Entry], published: float | None, name: str) -> None:
+    """Draw the first score of each entry against its step, and the published figure at 400K steps if there is one."""
+    from matplotlib.figure import Figure
+
+    metric = next(metric for metric in TITLES if metric in entries[-1].scores.values)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    points = [(entry.step, entry.scores.values[metric]) for entry in entries if entry.step is not None]
+    axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    if published is not None:
+        axes.plot(
+            PUBLISHED_STEPS, published, marker="*", markersize=14, linestyle="none", label="published, 400K steps"
+        )
+        axes.legend()
+    axes.set(xlabel="optimizer step", ylabel=title(metric, entries[-1].extractor, entries[-1].count), title=name)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)

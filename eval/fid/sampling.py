@@ -1,0 +1,250 @@
+"""Sampling at scale: image i of a seed is the same on any number of processes, at any batch size, after any kill.
+
+A folder of samples holds `manifest.json` (what was drawn, with everything that moves it) and `samples/`, files of
+`SHARD_SIZE` images each, which appear whole or not at all. A second run of the same command draws what is missing.
+"""
+
+import hashlib
+import json
+import platform
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+from tqdm.auto import tqdm
+
+from d_emo.eval.fid import archives
+from d_emo.eval.fid.image_sets import MANIFEST, ImageSet, from_shards
+from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
+from d_emo.files import remove_partial, write_json, written_whole
+from d_emo.pipelines import DEMOPipeline
+
+SHARD_SIZE = 128
+# Key of the class labels' stream, so that it shares nothing with other uses of a seed.
+LABEL_STREAM = 0xD_E30
+LIBRARIES = ("d-emo", "torch", "diffusers", "accelerate", "transformers", "numpy")
+
+
+class ManifestError(ValueError):
+    """A folder that holds other samples than those asked for."""
+
+
+def load_pipeline(model: str) -> DEMOPipeline:
+    """The pipeline of a folder or Hub id.
+
+    Raises:
+        ValueError: it does not load; the message gives the remedy.
+    """
+    path = Path(model)
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise ValueError(f"--model {model}: there is no pipeline in it (no model_index.json).")
+    try:
+        return DEMOPipeline.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"--model {model}: neither a pipeline folder nor reachable on the Hub ({reason}); fetch it where there is "
+            f"a network (hf download {model}) and pass its folder."
+        ) from error
+
+
+def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSettings) -> None:
+    """Give the pipeline of `model` the decoder, weights and type that the settings name.
+
+    Raises:
+        ValueError: decoder or raw weights are missing, or sampler and model do not fit; the message gives the remedy.
+    """
+    make_sampler(settings.sampler, pipeline)
+    if settings.weights == "raw":
+        state = Path(model) / "training_state" / "model.safetensors"
+        if not state.is_file():
+            raise ValueError(
+                f"--weights raw: {state} does not exist; raw weights are in a run's checkpoint-STEP folders."
+            )
+        pipeline.transformer.load_state_dict(load_file(state), strict=True)
+    if settings.vae is not None and pipeline.vae is not None:
+        try:
+            vae = AutoencoderKL.from_pretrained(settings.vae)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"--vae {settings.vae}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there "
+                f"is a network (hf download {settings.vae}) and pass its folder; a folder of that name counts as it."
+            ) from error
+        pipeline.register_modules(vae=vae)
+    pipeline.to(getattr(torch, settings.dtype))
+
+
+def weights_digest(module: torch.nn.Module | None) -> str | None:
+    """SHA-256 over a module's names, shapes and values."""
+    if module is None:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make_manifest(pipeline: DEMOPipeline, settings: SamplingSettings) -> dict[str, Any]:
+    """Everything that moves the samples, ready for JSON."""
+    scheduler = make_sampler(settings.sampler, pipeline)
+    return {
+        "sampling": asdict(settings),
+        "transformer": weights_digest(pipeline.transformer),
+        "decoder": weights_digest(pipeline.vae),
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": {name: value for name, value in sorted(scheduler.config.items()) if name[0] != "_"},
+        "num_classes": pipeline.transformer.config.num_classes,
+        "shard_size": SHARD_SIZE,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
+    }
+
+
+def claim_folder(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, or check that the one that is there says the same.
+
+    Raises:
+        ManifestError: the folder holds other samples; the message says what differs.
+    """
+    path = folder / MANIFEST
+    if path.is_file():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ManifestError(f"{path} is damaged ({error}); delete the folder and sample again.") from error
+        changed = _differences(stored, json.loads(json.dumps(manifest)))
+        if changed:
+            raise ManifestError(
+                f"{folder} holds other samples: {'; '.join(changed)}. Use another --output-dir, or delete the folder."
+            )
+        return
+    if (folder / "samples").exists():
+        raise ManifestError(f"{folder} holds samples without a {MANIFEST}; use another --output-dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, manifest)
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    changes = []
+    for name in sorted({*stored, *wanted}):
+        old, new = stored.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            changes.append(f"{prefix}{name} {old!r} -> {new!r}")
+    return changes
+
+
+def sample_labels(settings: SamplingSettings, num_classes: int) -> np.ndarray:
+    """Class ids of all images, (num_images,); image i's does not depend on how many there are."""
+    if not num_classes:
+        return np.zeros(settings.num_images, dtype=np.int64)
+    if settings.labels == "balanced":
+        return np.arange(settings.num_images) % num_classes
+    stream = np.random.Generator(np.random.Philox(key=[settings.seed, LABEL_STREAM]))
+    return np.array([int(stream.random() * num_classes) for _ in range(settings.num_images)])
+
+
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of one image's noise, initial and of every step. On the CPU, so that devices agree.
+
+    torch's CPU generator takes 32 bits of a seed; the mix below maps each index of a seed to another one of them.
+    """
+    mixed = (seed * 0x9E3779B1 + index) & 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # MurmurHash3's finalizer: a bijection
+        mixed = ((mixed ^ (mixed >> shift)) * factor) & 0xFFFFFFFF
+    return torch.Generator().manual_seed(mixed ^ (mixed >> 16))
+
+
+@torch.no_grad()
+def draw_images(pipeline: DEMOPipeline, settings: SamplingSettings, indices: range, labels: np.ndarray) -> np.ndarray:
+    """Images of some indices, uint8 (n, H, W, channels), rounded in float32."""
+    conditional = bool(pipeline.transformer.config.num_classes)
+    images = pipeline(
+        [int(labels[index]) for index in indices] if conditional else None,
+        num_images_per_label=1 if conditional else len(indices),
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        guidance_channels=settings.guidance_channels,
+        generator=[image_generator(settings.seed, index) for index in indices],
+        output_type="pt",
+    ).images
+    return (images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def sample_images(
+    pipeline: DEMOPipeline, settings: SamplingSettings, folder: Path, accelerator: Accelerator, batch_size: int
+) -> ImageSet:
+    """Draw what `folder` lacks of the samples, on all processes, and open them.
+
+    Args:
+        pipeline: on the accelerator's device, with the settings' decoder, weights and type.
+        settings: what to draw.
+        folder: gets `manifest.json` and `samples/`.
+        accelerator: the processes.
+        batch_size: images drawn at once by a process; it does not change them, arithmetic noise aside.
+
+    Raises:
+        ManifestError: the folder holds other samples.
+        ValueError: sampler and model do not fit.
+    """
+    manifest = make_manifest(pipeline, settings)
+    if accelerator.is_main_process:
+        claim_folder(folder, manifest)
+        (folder / "samples").mkdir(exist_ok=True)
+        remove_partial(folder / "samples")
+    accelerator.wait_for_everyone()
+    former, pipeline.scheduler = pipeline.scheduler, make_sampler(settings.sampler, pipeline)
+    try:
+        _draw_missing(pipeline, settings, folder / "samples", accelerator, batch_size)
+    finally:
+        pipeline.scheduler = former
+    accelerator.wait_for_everyone()
+    return from_shards(folder / "samples")
+
+
+def _draw_missing(
+    pipeline: DEMOPipeline, settings: SamplingSettings, folder: Path, accelerator: Accelerator, batch_size: int
+) -> None:
+    labels = sample_labels(settings, pipeline.transformer.config.num_classes)
+    shards = [range(start, min(start + SHARD_SIZE, len(labels))) for start in range(0, len(labels), SHARD_SIZE)]
+    missing = [shard for shard in shards if not shard_path(folder, shard).is_file()]
+    done = len(labels) - sum(map(len, missing))
+    # Everyone has seen what is missing before anyone adds to it.
+    accelerator.wait_for_everyone()
+    started = time.perf_counter()
+    with tqdm(
+        total=len(labels), initial=done, unit="image", desc="sampling", disable=not accelerator.is_main_process
+    ) as bar:
+        for turn, shard in enumerate(missing):
+            if turn % accelerator.num_processes != accelerator.process_index:
+                continue
+            blocks = []
+            for start in range(shard.start, shard.stop, batch_size):
+                indices = range(start, min(start + batch_size, shard.stop))
+                blocks.append(draw_images(pipeline, settings, indices, labels))
+                # The other processes are about as far.
+                bar.update(min(len(indices) * accelerator.num_processes, len(labels) - bar.n))
+            write_shard(folder, shard, np.concatenate(blocks), labels)
+    if missing and accelerator.is_main_process:
+        speed = sum(map(len, missing)) / (time.perf_counter() - started)
+        tqdm.write(f"drew {sum(map(len, missing)):,} images, about {speed:.1f} images/s; {done:,} were there")
+
+
+def shard_path(folder: Path, shard: range) -> Path:
+    """The file of a shard, named by its first image."""
+    return folder / f"samples-{shard.start:08d}.npz"
+
+
+def write_shard(folder: Path, shard: range, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write a shard's images and labels, whole."""
+    with written_whole(shard_path(folder, shard)) as partial, partial.open("wb") as file:
+        np.savez(file, **{archives.IMAGES_KEY: images, "labels": labels[shard.start : shard.stop]})

@@ -1,0 +1,241 @@
+"""From features to scores with their conditions: what was computed, what was left out, what it compares with."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from d_emo.eval.fid import metrics
+from d_emo.eval.fid.extractors import INCEPTION, FeatureExtractor
+from d_emo.eval.fid.features import FeatureStore
+from d_emo.eval.fid.protocol import PUBLISHED_COUNT, SamplingSettings, preset_changes
+from d_emo.eval.fid.references import Reference
+
+METRICS = ("fid", "sfid", "is", "precision-recall", "kid")
+# Names as people know them. With other features than Inception's the distance is not called FID.
+TITLES = {
+    "fid": "FID",
+    "sfid": "sFID",
+    "is": "Inception Score",
+    "precision": "precision",
+    "recall": "recall",
+    "kid": "KID",
+}
+IMAGENET_CLASSES, IMAGENET_SIDE = 1000, 256
+
+
+@dataclass
+class Scores:
+    """Scores of one set of samples.
+
+    Attributes:
+        values: by metric; `is_std` and `kid_std` are spreads over chunks and subsets.
+        left_out: metric -> why it was not computed.
+        not_comparable: why the scores do not compare with published ones; empty if they do.
+        notes: what else a reader should know.
+        conditions: everything that moves the scores, ready for JSON.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    not_comparable: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+
+def title(metric: str, extractor: str, count: int) -> str:
+    """What to call a metric: "FID-5K" for 5,000 images, "Frechet distance (pixels)" for other features."""
+    if extractor != INCEPTION:
+        other = {"fid": "Frechet distance", "kid": "kernel distance"}
+        return f"{other.get(metric, TITLES[metric])} ({extractor})"
+    if metric in ("fid", "sfid"):
+        short = f"{count // 1000}K" if count % 1000 == 0 else f"{count:,}"
+        return f"{TITLES[metric]}-{short}"
+    return TITLES[metric]
+
+
+def compute_scores(
+    samples: FeatureStore,
+    reference: Reference,
+    extractor: FeatureExtractor,
+    wanted: tuple[str, ...],
+    accelerator: Accelerator,
+) -> Scores:
+    """Compute the metrics wanted; every process calls this, the main one's answer is complete.
+
+    Raises:
+        ValueError: features do not fit each other, hold NaN, or are too few.
+    """
+    scores = Scores(notes=[f"samples: {note}" for note in samples.images.notes])
+    scores.notes += [f"reference: {note}" for note in reference.notes]
+    for metric, layer in (("fid", "pool"), ("sfid", "spatial")):
+        if metric not in wanted:
+            continue
+        if layer not in extractor.layers or layer not in reference.moments:
+            scores.left_out[metric] = (
+                f"{extractor.name} features have no spatial layer"
+                if layer not in extractor.layers
+                else "the reference holds no statistics of the spatial layer (mu_s, sigma_s)"
+            )
+            continue
+        moments = samples.moments(layer, accelerator)
+        scores.notes += _rank_notes(metric, moments, reference.moments[layer])
+        if accelerator.is_main_process:
+            scores.values[metric] = metrics.frechet_distance(reference.moments[layer], moments)
+    if accelerator.is_main_process:
+        _score_features(scores, samples, reference, extractor, wanted, accelerator)
+    accelerator.wait_for_everyone()
+    return scores
+
+
+def _rank_notes(metric: str, samples: metrics.Moments, reference: metrics.Moments) -> list[str]:
+    dimension = len(samples.mean)
+    return [
+        f"{metric}: {moments.count:,} {side} images span at most {moments.count - 1:,} of {dimension:,} dimensions; "
+        "the covariance lacks full rank and the distance is biased upwards"
+        for side, moments in (("sample", samples), ("reference", reference))
+        if 0 < moments.count <= dimension
+    ]
+
+
+def _score_features(
+    scores: Scores,
+    samples: FeatureStore,
+    reference: Reference,
+    extractor: FeatureExtractor,
+    wanted: tuple[str, ...],
+    accelerator: Accelerator,
+) -> None:
+    """The metrics that need the features themselves."""
+    if "is" in wanted:
+        if "logits" in extractor.layers:
+            scores.values["is"], scores.values["is_std"] = metrics.inception_score(samples.load("logits"))
+        else:
+            scores.left_out["is"] = f"{extractor.name} features have no class probabilities"
+    pairs = [name for name in ("precision-recall", "kid") if name in wanted]
+    if not pairs:
+        return
+    if reference.store is None:
+        scores.left_out.update(dict.fromkeys(pairs, "the reference holds statistics but no images"))
+        return
+    real = reference.store.load("pool", reference.manifold_indices())
+    drawn = samples.load("pool")
+    if len(real) < len(reference.store.images):
+        scores.notes.append(
+            f"precision, recall and KID: {len(real):,} of {len(reference.store.images):,} reference images, a fixed "
+            "choice"
+        )
+    if "precision-recall" in pairs:
+        precision, recall = metrics.precision_recall(real, drawn, accelerator.device)
+        scores.values.update(precision=precision, recall=recall)
+    if "kid" in pairs:
+        mean, std, size = metrics.kernel_distance(real, drawn)
+        scores.values.update(kid=mean, kid_std=std)
+        if size < metrics.KID_SUBSET_SIZE:
+            scores.notes.append(f"KID over subsets of {size} images, the smaller set's size")
+
+
+def describe_conditions(
+    samples: FeatureStore,
+    reference: Reference,
+    extractor: FeatureExtractor,
+    drawn: dict[str, Any] | None,
+    preset: str | None,
+) -> dict[str, Any]:
+    """Everything that moves the scores, ready for JSON; `drawn` is the samples' manifest, if this package drew them."""
+    return {
+        "samples": {
+            "name": samples.images.name,
+            "shape": list(samples.images.shape),
+            "hash": samples.images.fingerprint,
+        },
+        "preset": preset,
+        "drawn": drawn or "by others: how is not known here",
+        "reference": {
+            "name": reference.name,
+            "hash": reference.fingerprint,
+            "images": list(reference.images.shape) if reference.images else None,
+            "statistics": "of the file"
+            if reference.adm_statistics or not reference.store
+            else "computed from its images",
+        },
+        "features": {"name": extractor.name, "identity": extractor.identity},
+        "definitions": {
+            "inception_score_chunk": metrics.IS_CHUNK,
+            "precision_recall_neighbours": metrics.NEIGHBOURS,
+            "kid_subsets": metrics.KID_SUBSETS,
+        },
+    }
+
+
+def why_not_comparable(
+    samples: FeatureStore,
+    reference: Reference,
+    extractor: FeatureExtractor,
+    settings: SamplingSettings | None,
+    preset: str | None,
+    num_classes: int | None,
+) -> list[str]:
+    """Every reason why the scores are no numbers to put beside published ones for ImageNet 256 x 256."""
+    reasons = []
+    count, height, width, _ = samples.images.shape
+    if count != PUBLISHED_COUNT:
+        reasons.append(f"{count:,} images, not {PUBLISHED_COUNT:,}")
+    if preset == "quick":
+        reasons.append("the quick preset is for curves within a run")
+    if settings is not None and preset is not None:
+        reasons += [f"preset {preset} was changed ({change})" for change in preset_changes(settings, preset)]
+    if settings is not None and num_classes != IMAGENET_CLASSES:
+        reasons.append(f"the model has {num_classes} classes, ImageNet {IMAGENET_CLASSES:,}")
+    if (height, width) != (IMAGENET_SIDE, IMAGENET_SIDE):
+        reasons.append(f"images are {width} x {height}, not {IMAGENET_SIDE} x {IMAGENET_SIDE}")
+    if not extractor.published:
+        reasons.append(f"features are {extractor.name}, not the published Inception weights")
+    if not reference.adm_statistics:
+        reasons.append("the reference is not ADM's file of statistics")
+    return reasons
+
+
+def format_scores(scores: Scores, extractor: str, count: int) -> str:
+    """The lines that a person reads: each score, then its conditions."""
+    lines = []
+    for name in TITLES:
+        if name in scores.values:
+            spread = scores.values.get(f"{name}_std")
+            lines.append(
+                f"  {title(name, extractor, count):<28} {scores.values[name]:.4f}"
+                + (f" +- {spread:.4f}" if spread is not None else "")
+            )
+    lines += [f"  {name:<28} left out: {why}" for name, why in scores.left_out.items()]
+    if scores.not_comparable:
+        lines.append(f"  not comparable with published figures: {'; '.join(scores.not_comparable)}")
+    else:
+        lines.append("  conditions as published; compatible with ADM's evaluator by construction")
+    return "\n".join(lines + [f"  note: {note}" for note in scores.notes])
+
+
+def load_scores(path: Path) -> Scores:
+    """Scores as `as_json` wrote them."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return Scores(
+        values=stored["scores"],
+        left_out=stored["left_out"],
+        not_comparable=stored["not_comparable_because"],
+        notes=stored["notes"],
+        conditions=stored["conditions"],
+    )
+
+
+def as_json(scores: Scores) -> dict[str, Any]:
+    """Scores with their conditions, ready for JSON."""
+    return {
+        "scores": {name: float(np.float64(value)) for name, value in scores.values.items()},
+        "left_out": scores.left_out,
+        "comparable_with_published": not scores.not_comparable,
+        "not_comparable_because": scores.not_comparable,
+        "notes": scores.notes,
+        "conditions": scores.conditions,
+    }
