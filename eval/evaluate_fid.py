@@ -34,7 +34,7 @@ from d_emo.eval.fid.protocol import (
 from d_emo.eval.fid.references import default_cache, load_reference
 from d_emo.eval.fid.report import Entry, plot_curve, write_report
 from d_emo.eval.fid.sampling import apply_settings, load_pipeline
-from d_emo.eval.fid.scoring import METRICS, format_scores
+from d_emo.eval.fid.scoring import METRICS, format_scores, show
 from d_emo.pipelines import DEMOPipeline
 from d_emo.processes import keep_freed_memory, start_processes
 
@@ -142,7 +142,7 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
     if options.samples:
         images = open_images(options.samples, image_column=options.image_column).first(options.num_images)
         folder = Path(options.output_dir or f"evaluation/{images.name}")
-        evaluator = make_evaluator(options, accelerator, extractor, images.shape[1])
+        evaluator = make_evaluator(options, accelerator, extractor, images.shape[1], images.shape[3])
         scores = evaluator.score_images(images, folder)
         entries = [Entry(images.name, None, scores, folder)]
         export(options, accelerator, images)
@@ -153,7 +153,7 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
 
 
 def make_evaluator(
-    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor, side: int
+    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor, side: int, channels: int
 ) -> Evaluator:
     """Load the reference first, in case it fails."""
     reference = load_reference(
@@ -162,6 +162,7 @@ def make_evaluator(
         Path(options.cache_dir) if options.cache_dir else default_cache(),
         accelerator,
         side=side,
+        channels=channels,
         count=options.reference_images,
         image_column=options.image_column,
         batch_size=options.feature_batch_size,
@@ -193,7 +194,8 @@ def evaluate_models(
         if accelerator.is_main_process:
             print(f"{model}, preset {preset}: {describe_settings(settings)}", flush=True)
         side = pipeline.transformer.sample_shape[0] * pipeline.vae_scale_factor
-        evaluator = evaluator or make_evaluator(options, accelerator, extractor, side)
+        channels = pipeline.transformer.config.in_channels if pipeline.vae is None else pipeline.vae.config.out_channels
+        evaluator = evaluator or make_evaluator(options, accelerator, extractor, side, channels)
         pipeline.to(accelerator.device)
         pipeline.set_progress_bar_config(disable=True)
         scores = evaluator.score_pipeline(pipeline, settings, preset, target)
@@ -233,7 +235,7 @@ def find_models(model: str, checkpoints: str | None) -> list[tuple[str, int | No
 
 def prepare(model: str, options: argparse.Namespace) -> tuple[str, SamplingSettings, DEMOPipeline]:
     """Preset, settings and pipeline of a model; mistakes are found before anything is computed."""
-    pipeline = load_pipeline(model)
+    pipeline = load_pipeline(model, options.dtype or SamplingSettings.dtype)
     flow = pipeline.transformer.config.prediction_type == "flow_prediction"
     preset = options.preset or ("sit-sde" if flow else "dit-400k")
     settings = with_settings(preset, {name: getattr(options, name) for name in SETTINGS})
@@ -288,7 +290,7 @@ def curve_table(entries: list[Entry], name: str, published: float | None) -> str
     columns = [metric for metric in entries[-1].scores.values if not metric.endswith("_std")]
     lines = [f"| step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for entry in entries:
-        values = " | ".join(f"{entry.scores.values[column]:.4f}" for column in columns)
+        values = " | ".join(show(column, entry.scores.values[column]) for column in columns)
         lines.append(f"| {entry.step:,} | {values} |")
     if published is not None:
         lines.append(f"published for {name} at 400K steps: FID-50K {published}")

@@ -105,15 +105,19 @@ def shared() -> Path:
 
 def trainer_command(*arguments: object, processes: int = 1) -> list[str]:
     """The command that starts the trainer script."""
-    script = str(ROOT / "train" / "train_dit.py")
-    launcher = [sys.executable]
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1"]
-        launcher += ["--master-port", str(port)]
-    return [*launcher, script, *map(str, arguments)]
+    script = ROOT / "train" / "train_dit.py"
+    return (
+        [*map(str, [sys.executable, script, *arguments])] if processes == 1 else torchrun(processes, script, *arguments)
+    )
+
+
+def torchrun(processes: int, *arguments: object) -> list[str]:
+    """The command that starts a script, or `-m` and a module, in several processes on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes]
+    return [str(part) for part in [*launcher, "--master-addr", "127.0.0.1", "--master-port", port, *arguments]]
 
 
 def offline_environment() -> dict[str, str]:
@@ -160,6 +164,19 @@ class Trainer:
     @property
     def output(self) -> str:
         return self.log.read_text()
+
+
+def kill_when(script: str, condition: Callable[[], bool]) -> None:
+    """Run Python code that may import these helpers, and end it by kill -9 as soon as the condition holds."""
+    code = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{script}"
+    process = psutil.Popen([sys.executable, "-c", code], env=offline_environment())
+    try:
+        while not condition():
+            assert process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait(30)
 
 
 def run_here(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[object, str]:

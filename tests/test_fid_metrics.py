@@ -71,8 +71,13 @@ def test_frechet_distance_equals_the_closed_form_for_commuting_gaussians():
 
 def test_frechet_distance_of_a_set_to_itself_is_zero_without_full_rank():
     moments = moments_of(np.random.RandomState(3).randn(20, 50))
-    # The 31 missing dimensions are eigenvalues of rounding size (1e-16), of which roots (1e-8) are taken.
-    assert abs(frechet_distance(moments, moments)) < 1e-5
+    assert abs(frechet_distance(moments, moments)) < 1e-10
+    # A second set that spans other directions, against the exact value from the two sets' own Gram matrix.
+    points = [np.random.RandomState(seed).randn(20, 50) for seed in (3, 4)]
+    centred = [(side - side.mean(0)) / np.sqrt(19) for side in points]
+    root = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    expected = ((points[0].mean(0) - points[1].mean(0)) ** 2).sum() + sum((c**2).sum() for c in centred) - 2 * root
+    assert frechet_distance(*map(moments_of, points)) == pytest.approx(expected, abs=1e-10)
 
 
 def test_frechet_distance_equals_adms_matrix_root():

@@ -15,7 +15,7 @@ from d_emo.eval.fid.image_sets import ImageSet, from_source
 from d_emo.eval.fid.protocol import with_settings
 from d_emo.eval.fid.references import default_cache, load_reference
 from d_emo.eval.fid.report import Entry, plot_curve
-from d_emo.eval.fid.scoring import load_scores, title
+from d_emo.eval.fid.scoring import load_scores, show, title
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train.setup import Plan
 
@@ -50,7 +50,9 @@ class InLoopFID:
             source, cache = images.first(min(len(images), MAX_REFERENCE_IMAGES)), self.folder / "reference"
         else:
             source, cache = options.fid_reference, default_cache()
-        reference = load_reference(source, extractor, cache, accelerator, side=plan.resolution)
+        reference = load_reference(
+            source, extractor, cache, accelerator, side=plan.resolution, channels=plan.source.channels
+        )
         self.evaluator = Evaluator(
             reference=reference,
             extractor=extractor,
@@ -83,8 +85,9 @@ class InLoopFID:
 
     def describe(self, values: dict[str, float]) -> str:
         """One line for people."""
-        names = {name: title(name, self.evaluator.extractor.name, self.settings.num_images) for name in values}
-        return ", ".join(f"{names[name]} {value:.4f}" for name, value in values.items() if not name.endswith("_std"))
+        features, count = self.evaluator.extractor.name, self.settings.num_images
+        shown = {name: value for name, value in values.items() if not name.endswith("_std")}
+        return ", ".join(f"{title(name, features, count)} {show(name, value)}" for name, value in shown.items())
 
 
 def make_in_loop_fid(plan: Plan, accelerator: Accelerator) -> InLoopFID | None:

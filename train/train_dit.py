@@ -157,13 +157,11 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         model.compile_repeated_blocks(fullgraph=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(lr_schedule)
-    pipeline = make_pipeline(average.module, plan)
-    fid = make_in_loop_fid(plan, accelerator)
-    return Run(plan, accelerator, model, average, optimizer, lr_schedule, pipeline, fid)
+    return Run(plan, accelerator, model, average, optimizer, lr_schedule, make_pipeline(average.module, plan))
 
 
 def start_or_resume(run: Run) -> None:
-    """Claim the output folder, load the checkpoint if one was asked for, open log and tracker."""
+    """Claim the output folder, load the checkpoint if one was asked for, open log and tracker, prepare FID."""
     config, accelerator = run.plan.config, run.accelerator
     identity = run.plan.identity()
     checkpoints.check_run_folder(run.output_dir, identity, resuming=config.run.resume_from is not None)
@@ -181,6 +179,7 @@ def start_or_resume(run: Run) -> None:
         truncate_log(run.output_dir / LOG_FILE, run.step)
     settings = {name: value for name, value in config.flat().items() if isinstance(value, int | float | str | bool)}
     accelerator.init_trackers("d_emo", config=settings)
+    run.fid = make_in_loop_fid(run.plan, accelerator)
 
 
 def load_checkpoint(run: Run, path: Path, manifest: dict[str, Any]) -> None:

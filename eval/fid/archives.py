@@ -9,7 +9,7 @@ import struct
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -44,6 +44,12 @@ def read_array(path: Path, key: str) -> np.ndarray:
             return archive[key]
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: array {key!r} cannot be read ({error}).") from error
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write an .npz file, whole or not at all."""
+    with written_whole(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def map_images(path: Path) -> np.ndarray:

@@ -86,7 +86,7 @@ class Evaluator:
         scores = compute_scores(store, self.reference, self.extractor, tuple(self.metrics), self.accelerator)
         num_classes = pipeline.transformer.config.num_classes if pipeline else None
         drawn = make_manifest(pipeline, settings) if pipeline and settings else None
-        scores.conditions = describe_conditions(store, self.reference, self.extractor, drawn, preset)
+        scores.conditions = describe_conditions(store, self.reference, self.extractor, drawn, settings, preset)
         scores.not_comparable = why_not_comparable(store, self.reference, self.extractor, settings, preset, num_classes)
         if settings is None:
             scores.notes.append("how the samples were drawn is not known here")

@@ -19,7 +19,7 @@ from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import FeatureExtractor
 from d_emo.eval.fid.image_sets import ImageSet
 from d_emo.eval.fid.metrics import Moments, MomentSums
-from d_emo.files import remove_partial, written_whole
+from d_emo.files import remove_partial
 
 SHARD_SIZE = 500
 
@@ -92,8 +92,7 @@ class FeatureStore:
             sums.add(features)
         moments = _all_sums(sums, self, layer, accelerator).moments()
         if accelerator.is_main_process:
-            with written_whole(path) as partial, partial.open("wb") as file:
-                np.savez(file, count=moments.count, mean=moments.mean, covariance=moments.covariance)
+            archives.write_arrays(path, count=moments.count, mean=moments.mean, covariance=moments.covariance)
         accelerator.wait_for_everyone()
         return moments
 
@@ -168,8 +167,8 @@ def compute_features(
                 parts.append(next(batches))
                 # The other processes are about as far.
                 bar.update(min(len(parts[-1]["pool"]) * accelerator.num_processes, len(images) - bar.n))
-            with written_whole(store.path(shard)) as partial, partial.open("wb") as file:
-                np.savez(file, **{layer: torch.cat([part[layer] for part in parts]) for layer in extractor.layers})
+            arrays = {layer: torch.cat([part[layer] for part in parts]).numpy() for layer in extractor.layers}
+            archives.write_arrays(store.path(shard), **arrays)
     accelerator.wait_for_everyone()
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))

@@ -71,6 +71,16 @@ class ImageSet:
             notes=(*self.notes, f"the first {count:,} of {len(self):,} images"),
         )
 
+    def with_channels(self, channels: int) -> "ImageSet":
+        """Grey images as colour ones if `channels` is 3; everything else as it is."""
+        if self.shape[3] == channels or channels != 3:
+            return self
+
+        def read(start: int, stop: int) -> np.ndarray:
+            return np.repeat(self.read(start, stop), 3, axis=3)
+
+        return replace(self, shape=(*self.shape[:3], 3), read=read, fingerprint=f"{self.fingerprint}-rgb")
+
 
 def open_images(source: str, side: int | None = None, image_column: str = "image") -> ImageSet:
     """Open a set of images.

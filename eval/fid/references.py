@@ -64,6 +64,7 @@ def load_reference(
     accelerator: Accelerator,
     *,
     side: int | None = None,
+    channels: int = 3,
     count: int | None = None,
     image_column: str = "image",
     batch_size: int = 50,
@@ -78,6 +79,7 @@ def load_reference(
         cache: folder of features.
         accelerator: the processes.
         side: crop and resize the images to this side as ADM prepares ImageNet.
+        channels: of the samples; a grey reference becomes a colour one beside colour samples.
         count: take so many of its images; statistics of a file stay what they are.
         image_column: column of a parquet file.
         batch_size, num_workers: of the features' computation.
@@ -110,7 +112,7 @@ def load_reference(
         fingerprint = images.fingerprint
     store = None
     if images is not None:
-        images = images.first(count)
+        images = images.first(count).with_channels(channels)
         notes += images.notes
         store = compute_features(images, extractor, cache, accelerator, batch_size, num_workers)
     moments = dict(statistics)

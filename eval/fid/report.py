@@ -9,7 +9,7 @@ from pathlib import Path
 
 from d_emo.eval.fid.evaluation import GRID_FILE, NEIGHBOURS_FILE
 from d_emo.eval.fid.protocol import PUBLISHED_STEPS
-from d_emo.eval.fid.scoring import TITLES, Scores, title
+from d_emo.eval.fid.scoring import TITLES, Scores, show, title
 from d_emo.files import written_whole
 
 STYLE = """
@@ -71,8 +71,9 @@ def write_report(path: Path, heading: str, entries: Sequence[Entry], curve: Path
     for file, name in ((GRID_FILE, "Samples by class"), (NEIGHBOURS_FILE, "Nearest images of the reference")):
         if (last.folder / file).is_file():
             parts += [f"<h2>{name}</h2>", _image(last.folder / file, name)]
+    protocol = f"{last.scores.conditions['protocol']}; reference {last.scores.conditions['reference']['name']}"
     conditions = html.escape(json.dumps(last.scores.conditions, indent=1))
-    parts += ["<h2>Conditions</h2>", f"<pre>{conditions}</pre>"]
+    parts += ["<h2>Conditions</h2>", f"<p>{html.escape(protocol)}</p>", f"<pre>{conditions}</pre>"]
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(heading)}</title>'
         f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
@@ -102,7 +103,7 @@ def _number(scores: Scores, name: str) -> str:
     if name not in scores.values:
         return "&ndash;"
     spread = scores.values.get(f"{name}_std")
-    return f"{scores.values[name]:.4f}" + ("" if spread is None else f" &plusmn; {spread:.4f}")
+    return show(name, scores.values[name]) + ("" if spread is None else f" &plusmn; {show(name, spread)}")
 
 
 def _image(path: Path, description: str) -> str:

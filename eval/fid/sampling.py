@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.image_sets import MANIFEST, ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
-from d_emo.files import remove_partial, write_json, written_whole
+from d_emo.files import remove_partial, write_json
 from d_emo.pipelines import DEMOPipeline
 
 SHARD_SIZE = 128
@@ -36,8 +36,8 @@ class ManifestError(ValueError):
     """A folder that holds other samples than those asked for."""
 
 
-def load_pipeline(model: str) -> DEMOPipeline:
-    """The pipeline of a folder or Hub id.
+def load_pipeline(model: str, dtype: str = "float32") -> DEMOPipeline:
+    """The pipeline of a folder or Hub id, in a type; what must stay float32 (BatchNorm, positions) does.
 
     Raises:
         ValueError: it does not load; the message gives the remedy.
@@ -46,7 +46,7 @@ def load_pipeline(model: str) -> DEMOPipeline:
     if path.exists() and not (path / "model_index.json").is_file():
         raise ValueError(f"--model {model}: there is no pipeline in it (no model_index.json).")
     try:
-        return DEMOPipeline.from_pretrained(model)
+        return DEMOPipeline.from_pretrained(model, **_type_option(dtype))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -55,8 +55,12 @@ def load_pipeline(model: str) -> DEMOPipeline:
         ) from error
 
 
+def _type_option(dtype: str) -> dict[str, torch.dtype]:
+    return {} if dtype == "float32" else {"torch_dtype": getattr(torch, dtype)}
+
+
 def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSettings) -> None:
-    """Give the pipeline of `model` the decoder, weights and type that the settings name.
+    """Give the pipeline of `model` the decoder and weights that the settings name; its type is as it was loaded.
 
     Raises:
         ValueError: decoder or raw weights are missing, or sampler and model do not fit; the message gives the remedy.
@@ -71,7 +75,7 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
         pipeline.transformer.load_state_dict(load_file(state), strict=True)
     if settings.vae is not None and pipeline.vae is not None:
         try:
-            vae = AutoencoderKL.from_pretrained(settings.vae)
+            vae = AutoencoderKL.from_pretrained(settings.vae, **_type_option(settings.dtype))
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
@@ -79,7 +83,6 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
                 f"is a network (hf download {settings.vae}) and pass its folder; a folder of that name counts as it."
             ) from error
         pipeline.register_modules(vae=vae)
-    pipeline.to(getattr(torch, settings.dtype))
 
 
 def weights_digest(module: torch.nn.Module | None) -> str | None:
@@ -246,5 +249,5 @@ def shard_path(folder: Path, shard: range) -> Path:
 
 def write_shard(folder: Path, shard: range, images: np.ndarray, labels: np.ndarray) -> None:
     """Write a shard's images and labels, whole."""
-    with written_whole(shard_path(folder, shard)) as partial, partial.open("wb") as file:
-        np.savez(file, **{archives.IMAGES_KEY: images, "labels": labels[shard.start : shard.stop]})
+    arrays = {archives.IMAGES_KEY: images, "labels": labels[shard.start : shard.stop]}
+    archives.write_arrays(shard_path(folder, shard), **arrays)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from d_emo.eval.fid import metrics
 from d_emo.eval.fid.extractors import INCEPTION, FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore
-from d_emo.eval.fid.protocol import PUBLISHED_COUNT, SamplingSettings, preset_changes
+from d_emo.eval.fid.protocol import PUBLISHED_COUNT, SamplingSettings, describe_settings, preset_changes
 from d_emo.eval.fid.references import Reference
 
 METRICS = ("fid", "sfid", "is", "precision-recall", "kid")
@@ -44,6 +44,11 @@ class Scores:
     not_comparable: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
+
+
+def show(metric: str, value: float) -> str:
+    """A score for people: KID, which is small, with six decimals."""
+    return f"{value:.6f}" if metric == "kid" else f"{value:.4f}"
 
 
 def title(metric: str, extractor: str, count: int) -> str:
@@ -143,6 +148,7 @@ def describe_conditions(
     reference: Reference,
     extractor: FeatureExtractor,
     drawn: dict[str, Any] | None,
+    settings: SamplingSettings | None,
     preset: str | None,
 ) -> dict[str, Any]:
     """Everything that moves the scores, ready for JSON; `drawn` is the samples' manifest, if this package drew them."""
@@ -152,8 +158,9 @@ def describe_conditions(
             "shape": list(samples.images.shape),
             "hash": samples.images.fingerprint,
         },
+        "protocol": f"preset {preset}: {describe_settings(settings)}" if settings else "drawn by others",
         "preset": preset,
-        "drawn": drawn or "by others: how is not known here",
+        "drawn": drawn,
         "reference": {
             "name": reference.name,
             "hash": reference.fingerprint,
@@ -206,8 +213,8 @@ def format_scores(scores: Scores, extractor: str, count: int) -> str:
         if name in scores.values:
             spread = scores.values.get(f"{name}_std")
             lines.append(
-                f"  {title(name, extractor, count):<28} {scores.values[name]:.4f}"
-                + (f" +- {spread:.4f}" if spread is not None else "")
+                f"  {title(name, extractor, count):<28} {show(name, scores.values[name])}"
+                + (f" +- {show(name, spread)}" if spread is not None else "")
             )
     lines += [f"  {name:<28} left out: {why}" for name, why in scores.left_out.items()]
     if scores.not_comparable:
