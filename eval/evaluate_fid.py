@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     running.add_argument("--batch-size", type=int, default=32, help="Images drawn at once by a process.")
     running.add_argument("--feature-batch-size", type=int, default=50, help="Images at once in the feature network.")
-    running.add_argument("--num-workers", type=int, default=0, help="Loader processes for images.")
+    running.add_argument("--num-workers", type=int, help="Loader processes for images. Default: 4 beside a GPU.")
     running.add_argument("--export-npz", help="Also write the samples for ADM's original evaluator.")
     options = parser.parse_args(arguments)
     for name in ("batch_size", "feature_batch_size"):
@@ -129,13 +130,18 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
     if options.checkpoints and not options.model:
         parser.error("--checkpoints goes with --model RUN")
+    if options.checkpoints and options.export_npz:
+        parser.error("--export-npz writes one file; choose one checkpoint with --model RUN/checkpoint-STEP")
     return options
 
 
 def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Score what the options name, print the scores, write the report."""
-    if accelerator.device.type == "cpu":
+    on_cpu = accelerator.device.type == "cpu"
+    if on_cpu:
         keep_freed_memory()
+    if options.num_workers is None:
+        options.num_workers = 0 if on_cpu else 4
     with accelerator.local_main_process_first():  # one download
         extractor = make_extractor(options.features, options.inception_weights, not options.unverified_inception)
     extractor.to(accelerator.device)
@@ -145,7 +151,8 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
         evaluator = make_evaluator(options, accelerator, extractor, images.shape[1], images.shape[3])
         scores = evaluator.score_images(images, folder)
         entries = [Entry(images.name, None, scores, folder)]
-        export(options, accelerator, images)
+        if options.export_npz:
+            export(options, accelerator, images)
     else:
         entries, folder = evaluate_models(options, accelerator, extractor)
     if accelerator.is_main_process:
@@ -202,7 +209,8 @@ def evaluate_models(
         entries.append(Entry(str(model), step, scores, target))
         if accelerator.is_main_process:
             print(f"{model}\n{format_scores(scores, extractor.name, settings.num_images)}", flush=True)
-        export(options, accelerator, open_images(str(target / "samples")))
+        if options.export_npz:
+            export(options, accelerator, open_images(str(target)))
     return entries, folder
 
 
@@ -239,6 +247,10 @@ def prepare(model: str, options: argparse.Namespace) -> tuple[str, SamplingSetti
     flow = pipeline.transformer.config.prediction_type == "flow_prediction"
     preset = options.preset or ("sit-sde" if flow else "dit-400k")
     settings = with_settings(preset, {name: getattr(options, name) for name in SETTINGS})
+    if pipeline.vae is None:
+        if options.vae:
+            raise ValueError(f"--vae {options.vae}: {model} draws pixels and has no decoder; leave --vae out.")
+        settings = replace(settings, vae=None)
     apply_settings(pipeline, model, settings)
     return preset, settings, pipeline
 
@@ -252,8 +264,8 @@ def output_dir(options: argparse.Namespace, preset: str) -> Path:
 
 
 def export(options: argparse.Namespace, accelerator: Accelerator, images: ImageSet) -> None:
-    """Write the samples as ADM's evaluator reads them, if that was asked for."""
-    if not options.export_npz or not accelerator.is_main_process:
+    """Write the samples as ADM's evaluator reads them."""
+    if not accelerator.is_main_process:
         return
     count, height, width, _ = images.shape
     blocks = (images.read(start, min(start + 256, count)) for start in range(0, count, 256))

@@ -1,11 +1,11 @@
 """The scores against closed forms, other libraries, a restatement of ADM's formulas, and the known wrong ways."""
 
-from unittest import mock
-
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from random_inception import write_random_inception
+from torch_fidelity.metric_prc import calculate_precision_recall_part
 
 from d_emo.eval.fid.extractors import InceptionExtractor
 from d_emo.eval.fid.metrics import (
@@ -25,23 +25,7 @@ def rotation(dimension: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory):
-    """A file of seeded random weights in the layout of the published ones."""
-    from torch_fidelity import feature_extractor_inceptionv3 as module
-
-    network_class = module.FeatureExtractorInceptionV3
-    with (
-        mock.patch.object(module, "load_state_dict_from_url", return_value={}),
-        mock.patch.object(network_class, "load_state_dict"),
-        torch.random.fork_rng(),
-    ):
-        torch.manual_seed(0)
-        network = network_class("inception", ["2048"])
-        for layer in network.modules():
-            if isinstance(layer, torch.nn.Conv2d):
-                torch.nn.init.kaiming_normal_(layer.weight)
-    path = tmp_path_factory.mktemp("inception") / "random.pth"
-    torch.save(network.state_dict(), path)
-    return path
+    return write_random_inception(tmp_path_factory.mktemp("inception") / "random.pth")
 
 
 @pytest.fixture(scope="session")
@@ -170,6 +154,8 @@ def test_precision_and_recall_equal_brute_force_and_are_not_swapped():
     expected = adm_precision_recall(reference, samples)
     assert precision_recall(reference, samples) == pytest.approx(expected, abs=1e-8)
     assert expected[0] > expected[1] + 0.1
+    tensors = [torch.from_numpy(side).float() for side in (samples, reference)]
+    assert precision_recall(reference, samples) == pytest.approx(calculate_precision_recall_part(*tensors), abs=1e-7)
     with pytest.raises(ValueError, match="3 samples and 300 reference images are too few"):
         precision_recall(reference, samples[:3])
 

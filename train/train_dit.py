@@ -219,11 +219,11 @@ def train(run: Run) -> int:
                 log_progress(run, grad_norm, speed)
             if options.sample_every and run.step % options.sample_every == 0:
                 show_samples(run)
-            if run.fid and run.step % options.fid_every == 0 and not stopping:
-                score_fid(run, run.fid)
             if saving:
                 path = checkpoints.save_checkpoint(accelerator, run.pipeline, run.output_dir, run.step)
                 run.say(f"step {run.step}: saved {path}")
+            if run.fid and run.step % options.fid_every == 0 and not stopping:
+                score_fid(run, run.fid)
             if stopping:
                 run.say(f"stopped at step {run.step}; continue with --resume-from latest")
                 return stop.exit_code

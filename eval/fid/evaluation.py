@@ -1,5 +1,6 @@
 """One evaluation from end to end: draw, compute features, score, report. The command and the trainer both run this."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ from accelerate import Accelerator
 
 from d_emo.eval.fid.extractors import FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore, compute_features
-from d_emo.eval.fid.image_sets import ImageSet
+from d_emo.eval.fid.image_sets import MANIFEST, ImageSet
 from d_emo.eval.fid.protocol import SamplingSettings
 from d_emo.eval.fid.references import Reference
-from d_emo.eval.fid.sampling import make_manifest, sample_images
+from d_emo.eval.fid.sampling import sample_images
 from d_emo.eval.fid.scoring import METRICS, Scores, as_json, compute_scores, describe_conditions, why_not_comparable
 from d_emo.figures import caption_grid, save_image
 from d_emo.files import write_json
@@ -24,6 +25,8 @@ from d_emo.pipelines import DEMOPipeline
 SCORES_FILE, GRID_FILE, NEIGHBOURS_FILE = "scores.json", "samples.png", "neighbours.png"
 FEATURES_FOLDER = "features"
 GRID_CLASSES, GRID_COLUMNS, NEIGHBOUR_COLUMNS = 10, 8, 10
+# Larger pictures are shown smaller, so that a report stays a few megabytes.
+MAX_SHOWN_SIDE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,8 @@ class Evaluator:
         )
         scores = compute_scores(store, self.reference, self.extractor, tuple(self.metrics), self.accelerator)
         num_classes = pipeline.transformer.config.num_classes if pipeline else None
-        drawn = make_manifest(pipeline, settings) if pipeline and settings else None
+        manifest = folder / MANIFEST
+        drawn = json.loads(manifest.read_text(encoding="utf-8")) if settings else None
         scores.conditions = describe_conditions(store, self.reference, self.extractor, drawn, settings, preset)
         scores.not_comparable = why_not_comparable(store, self.reference, self.extractor, settings, preset, num_classes)
         if settings is None:
@@ -134,4 +138,6 @@ def neighbour_grid(samples: FeatureStore, reference: Reference) -> PIL.Image.Ima
 
 def _picture(images: ImageSet, index: Any) -> PIL.Image.Image:
     pixels = images.read(int(index), int(index) + 1)[0]
-    return PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    picture = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    picture.thumbnail((MAX_SHOWN_SIDE, MAX_SHOWN_SIDE))
+    return picture

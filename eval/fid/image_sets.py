@@ -109,8 +109,9 @@ def open_images(source: str, side: int | None = None, image_column: str = "image
         return _from_readers(path.name, table.size, table.read, side, content_hash([path]))
     if not path.is_dir():
         raise ValueError(f"{source}: there is no such folder, .npz or .parquet file.")
-    if any(path.glob(SHARD_PATTERN)):
-        return from_shards(path)
+    for folder in (path, path / "samples"):
+        if any(folder.glob(SHARD_PATTERN)):
+            return from_shards(folder)
     return _from_folder(path, side)
 
 

@@ -126,7 +126,7 @@ def plot_curve(path: Path, entries: Sequence[Entry], published: float | None, na
         )
         axes.legend()
     axes.set(xlabel="optimizer step", ylabel=title(metric, entries[-1].extractor, entries[-1].count), title=name)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max([value for _, value in points] + ([published] if published else [])))
     axes.grid(alpha=0.3)
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=120)

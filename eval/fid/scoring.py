@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import dataclass, field
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -165,15 +167,18 @@ def describe_conditions(
             "name": reference.name,
             "hash": reference.fingerprint,
             "images": list(reference.images.shape) if reference.images else None,
-            "statistics": "of the file"
-            if reference.adm_statistics or not reference.store
-            else "computed from its images",
+            "statistics": reference.statistics,
         },
         "features": {"name": extractor.name, "identity": extractor.identity},
         "definitions": {
             "inception_score_chunk": metrics.IS_CHUNK,
             "precision_recall_neighbours": metrics.NEIGHBOURS,
             "kid_subsets": metrics.KID_SUBSETS,
+        },
+        "versions": {
+            name: metadata.version(name)
+            for name in ("torch", "torch-fidelity", "numpy")
+            if find_spec(name.replace("-", "_"))
         },
     }
 
