@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from d_emo.eval.fid.sampling import weights_digest
+from d_emo.digests import weights_digest
 from d_emo.files import file_digest
 
 INCEPTION, PIXELS = "inception", "pixels"

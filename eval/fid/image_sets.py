@@ -212,7 +212,7 @@ def _from_readers(
             images.append(_pixels(image, 3))
         return np.stack(images)
 
-    notes = [*notes, "taken in a fixed shuffled order (the Inception Score depends on it)"]
+    notes = [*notes, "taken in a fixed shuffled order"]
     return ImageSet(name, (count, height, width, 3), read, f"{fingerprint}-{side}", notes=notes)
 
 

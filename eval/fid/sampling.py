@@ -4,7 +4,6 @@ A folder of samples holds `manifest.json` (what was drawn, with everything that 
 `SHARD_SIZE` images each, which appear whole or not at all. A second run of the same command draws what is missing.
 """
 
-import hashlib
 import json
 import platform
 import time
@@ -20,6 +19,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+from d_emo.digests import weights_digest
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.image_sets import MANIFEST, ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
@@ -83,17 +83,6 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
                 f"is a network (hf download {settings.vae}) and pass its folder; a folder of that name counts as it."
             ) from error
         pipeline.register_modules(vae=vae)
-
-
-def weights_digest(module: torch.nn.Module | None) -> str | None:
-    """SHA-256 over a module's names, shapes and values."""
-    if module is None:
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def make_manifest(pipeline: DEMOPipeline, settings: SamplingSettings) -> dict[str, Any]:
