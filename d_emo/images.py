@@ -15,6 +15,7 @@ import PIL.Image
 import torch
 
 from d_emo.labels import english_names
+from d_emo.latent_cache import LatentCache
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -38,6 +39,7 @@ class ImageSource:
         flip: whether mirroring keeps the class by default.
         resolution: default image side in pixels.
         num_workers: default number of loader processes.
+        latents: what stands for the images where they were encoded beforehand; `read` then raises.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ImageSource:
     flip: bool = True
     resolution: int = 256
     num_workers: int = 4
+    latents: LatentCache | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -104,6 +107,31 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
         read=lambda index: decode(paths[index], str(paths[index])),
         labels=np.repeat(np.arange(len(folders)), [len(found) for found in files]),
         id2label=dict(enumerate(english_names(folder.name for folder in folders))),
+    )
+
+
+def latents_source(folder: Path) -> ImageSource:
+    """A data set that `train/encode_latents.py` encoded.
+
+    Raises:
+        LatentCacheError: the folder is incomplete, damaged or something else.
+    """
+    cache = LatentCache(folder)
+    manifest = cache.manifest
+
+    def read(index: int) -> PIL.Image.Image:
+        raise UnreadableImageError(f"{folder} holds latents, and no image {index}")
+
+    return ImageSource(
+        name=manifest.source,
+        size=manifest.count,
+        read=read,
+        labels=cache.labels,
+        id2label={int(key): name for key, name in manifest.id2label.items()},
+        flip=manifest.flips == 2,
+        resolution=manifest.resolution,
+        num_workers=0,
+        latents=cache,
     )
 
 

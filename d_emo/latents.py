@@ -21,21 +21,32 @@ def _scale_and_shift(vae: Any) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def encode_images(vae: Any, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Sample latents of images from the VAE's posterior.
+def encode_moments(vae: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the VAE's posterior, float32, neither scaled nor shifted.
 
     Args:
         vae: an AutoencoderKL-type VAE (its `encode` returns `latent_dist`).
         images: (B, channels, H, W) in [-1, 1].
-        noise: (B, latent channels, H / f, W / f), standard normal; zeros give the posterior's mean.
 
     Returns:
-        Float32 latents of the shape of `noise`, scaled and shifted for training.
+        Two tensors (B, latent channels, H / f, W / f).
+    """
+    posterior = vae.encode(images.to(vae.dtype)).latent_dist
+    return posterior.mean.float(), posterior.std.float()
+
+
+def sample_latents(vae: Any, mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """A draw from the posterior, float32, scaled and shifted for training; all of one shape (B, C, h, w).
+
+    `noise` is standard normal; zeros give the posterior's mean.
     """
     scale, shift = _scale_and_shift(vae)
-    posterior = vae.encode(images.to(vae.dtype)).latent_dist
-    latents = posterior.mean.float() + posterior.std.float() * noise.float()
-    return (latents - shift) * scale
+    return (mean + std * noise.float() - shift) * scale
+
+
+def encode_images(vae: Any, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Latents of images (B, channels, H, W) in [-1, 1], drawn with `noise`, scaled and shifted for training."""
+    return sample_latents(vae, *encode_moments(vae, images), noise)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ FREE_OPTIONS = frozenset({
     "output_dir", "resume_from", "dry_run", "max_train_steps", "log_every", "checkpoint_every", "sample_every",
     "sample_steps", "sample_guidance_scale", "samples_per_class", "fid_every", "fid_images", "fid_reference",
     "fid_features", "fid_inception_weights", "report_to", "num_workers", "on_bad_image",
-    "dataset", "train_data_dir", "data", "gradient_checkpointing", "compile", "kernels", "cpu_threads",
+    "dataset", "train_data_dir", "latents", "data", "gradient_checkpointing", "compile", "kernels", "cpu_threads",
 })  # fmt: skip
 
 

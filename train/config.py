@@ -46,6 +46,10 @@ class ModelOptions:
         _require(self.resolution is None or self.resolution > 0, "resolution", self.resolution, "must be positive")
 
 
+# The options that name a source of data.
+DATA_SOURCES = ("dataset", "train_data_dir", "latents")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """What it is trained on; without a source, scikit-learn's handwritten digits."""
@@ -56,14 +60,16 @@ class DataOptions:
     image_column: str = option("image", "Column that holds the images.")
     label_column: str = option("label", "Column that holds the classes.")
     train_data_dir: str | None = option(None, "Folder with one sub-folder of images a class.")
+    latents: str | None = option(None, "Folder of latents that train/encode_latents.py wrote.")
     unconditional: bool = option(False, "Ignore the labels and train a model without classes.")
     random_flip: bool | None = option(None, "Mirror images at random (true/false). Default: true, but not for digits.")
     on_bad_image: Literal["stop", "skip"] = option("stop", "An unreadable image stops the run, or is skipped aloud.")
     num_workers: int | None = option(None, "Loader processes. Default: 0 for the digits, 4 for others.")
 
     def __post_init__(self):
-        if self.dataset and self.train_data_dir:
-            raise ValueError("--dataset and --train-data-dir are both given; choose one source.")
+        named = [f"--{name.replace('_', '-')}" for name in DATA_SOURCES if getattr(self, name)]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} are both given; choose one source.")
         _require(self.num_workers is None or self.num_workers >= 0, "num_workers", self.num_workers, "must not be < 0")
 
 
@@ -177,27 +183,35 @@ class TrainConfig:
 
 
 def parse_config(arguments: list[str]) -> TrainConfig:
-    """Read the command line and, under it, the YAML file that --config names.
+    """Read the trainer's command line and, under it, the YAML file that --config names; see `parse_options`."""
+    model, data, optimization, run = parse_options(
+        arguments, OPTION_GROUPS, "Train D-EMOv2, DiT or SiT on class-labelled images."
+    )
+    return TrainConfig(model=model, data=data, optimization=optimization, run=run)
+
+
+def parse_options(arguments: list[str], groups: tuple[Any, ...], description: str) -> list[Any]:
+    """Read a command line and, under it, the YAML file that --config names, into one object a group.
 
     Raises:
         ValueError: an option is unknown, a value breaks its rule, or the file is missing or not a mapping.
         SystemExit: argparse's, for wrong types and --help.
     """
-    parser = HfArgumentParser(
-        OPTION_GROUPS, description="Train D-EMOv2, DiT or SiT on class-labelled images.", allow_abbrev=False
-    )
+    names = [f.name for group in groups for f in fields(group)]
+    parser = HfArgumentParser(groups, description=description, allow_abbrev=False)
     parser.add_argument("--config", default=None, help="YAML file of the same options; the command line overrides it.")
     path = parser.parse_known_args(arguments)[0].config
-    from_file = _yaml_arguments(Path(path)) if path else []
-    model, data, optimization, run, _, unknown = parser.parse_args_into_dataclasses(
+    from_file = _yaml_arguments(Path(path), names) if path else []
+    *parsed, _, unknown = parser.parse_args_into_dataclasses(
         [*from_file, *arguments], look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
-        raise ValueError(f"{unknown[0]} is not an option; {_suggestion(unknown[0].lstrip('-').replace('-', '_'))}")
-    return TrainConfig(model=model, data=data, optimization=optimization, run=run)
+        name = unknown[0].lstrip("-").replace("-", "_")
+        raise ValueError(f"{unknown[0]} is not an option; {_suggestion(name, names)}")
+    return parsed
 
 
-def _yaml_arguments(path: Path) -> list[str]:
+def _yaml_arguments(path: Path, names: list[str]) -> list[str]:
     """Turn the file into arguments, so that both are checked and converted in one place."""
     if not path.is_file():
         raise ValueError(f"--config {path}: there is no such file.")
@@ -206,17 +220,13 @@ def _yaml_arguments(path: Path) -> list[str]:
         raise ValueError(f"--config {path}: expected `option: value` lines.")
     arguments = []
     for name, value in values.items():
-        if name not in _option_names():
-            raise ValueError(f"--config {path}: option {name!r} is unknown; {_suggestion(str(name))}")
+        if name not in names:
+            raise ValueError(f"--config {path}: option {name!r} is unknown; {_suggestion(str(name), names)}")
         if value is not None:
             arguments += [f"--{name}", str(value)]
     return arguments
 
 
-def _option_names() -> list[str]:
-    return [f.name for group in OPTION_GROUPS for f in fields(group)]
-
-
-def _suggestion(name: str) -> str:
-    close = difflib.get_close_matches(name, _option_names(), n=3)
+def _suggestion(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=3)
     return f"did you mean {', '.join(close)}?" if close else "see --help for the options."

@@ -13,7 +13,15 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
-from d_emo.images import ImageSource, UnreadableImageError, datasets_source, digits_source, folder_source, to_tensor
+from d_emo.images import (
+    ImageSource,
+    UnreadableImageError,
+    datasets_source,
+    digits_source,
+    folder_source,
+    latents_source,
+    to_tensor,
+)
 from d_emo.train import stream
 from d_emo.train.config import DataOptions
 
@@ -28,6 +36,8 @@ def load_source(options: DataOptions) -> ImageSource:
         flag = f"--train-data-dir {options.train_data_dir}"
     elif options.dataset:
         flag = f"--dataset {options.dataset}"
+    elif options.latents:
+        flag = f"--latents {options.latents}"
     else:
         flag = "no data was named"
     try:
@@ -52,6 +62,8 @@ def _open_source(options: DataOptions) -> ImageSource:
             image_column=options.image_column,
             label_column=None if options.unconditional else options.label_column,
         )
+    if options.latents:
+        return latents_source(Path(options.latents))
     return digits_source()
 
 
@@ -60,7 +72,8 @@ class Batch:
     """One micro batch of one process.
 
     Attributes:
-        images: (B, channels, side, side) in [-1, 1].
+        images: (B, channels, side, side) in [-1, 1]; or (B, 2, C, h, w), mean and deviation of the VAE's posterior,
+            where the source was encoded beforehand.
         labels: (B,) class ids, before label dropout.
         positions: B places in the stream of samples, the key of every random draw.
         bad_images: messages of the images that could not be read and were replaced.
@@ -73,7 +86,7 @@ class Batch:
 
 
 class TrainingImages(Dataset):
-    """Reads `(position, index)` pairs; the position decides the flip.
+    """Reads `(position, index)` pairs, images or the moments of their latents; the position decides the flip.
 
     An unreadable image is replaced by the next readable one and reported in the batch, so that the trainer stops or
     goes on as the user chose, in one place.
@@ -90,11 +103,19 @@ class TrainingImages(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int, list[str]]:
         position, index = key
+        flipped = self.flip and stream.generator(self.seed, "flip", position).random() < 0.5
+        bad_images: list[str] = []
+        if self.source.latents is not None:
+            data = self.source.latents.read(index, flipped)
+        else:
+            data, index, bad_images = self.pixels(index)
+            data = data.flip(-1) if flipped else data
+        return data, int(self.source.labels[index]), position, bad_images
+
+    def pixels(self, index: int) -> tuple[torch.Tensor, int, list[str]]:
+        """The image (channels, side, side) in [-1, 1], the index that it is of, and messages if that is another one."""
         image, index, bad_images = self._read(index)
-        pixels = to_tensor(image, self.source.channels, self.side)
-        if self.flip and stream.generator(self.seed, "flip", position).random() < 0.5:
-            pixels = pixels.flip(-1)
-        return pixels, int(self.source.labels[index]), position, bad_images
+        return to_tensor(image, self.source.channels, self.side), index, bad_images
 
     def _read(self, index: int) -> tuple[PIL.Image.Image, int, list[str]]:
         bad_images: list[str] = []

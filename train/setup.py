@@ -11,9 +11,11 @@ from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from d_emo.digests import weights_digest
 from d_emo.flops import count_macs, count_parameters
 from d_emo.images import ImageSource
 from d_emo.kernels import backend_report
+from d_emo.latent_cache import CacheManifest
 from d_emo.latents import vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.pipelines import DEMOPipeline
@@ -143,13 +145,15 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     objective = make_objective(config.optimization.objective)
     resolution = config.model.resolution or source.resolution
     vae = load_vae(vae_name(config.model.vae, resolution))
+    if source.latents is not None:
+        check_latents(config, source.latents.manifest, vae)
     factor = 1 if vae is None else vae_scale_factor(vae)
     if resolution % factor:
         raise ValueError(
             f"--resolution {resolution} is not a multiple of the VAE's factor {factor}; use "
             f"{_nearest_multiple(resolution, factor)}."
         )
-    if vae is not None and vae.config.in_channels != source.channels:
+    if vae is not None and source.latents is None and vae.config.in_channels != source.channels:
         raise ValueError(
             f"--vae {config.model.vae} takes {vae.config.in_channels} channels, {source.name} has {source.channels}; "
             "use --vae none."
@@ -181,6 +185,26 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         latent_shape=(channels, side, side),
         device=accelerator.device,
     )
+
+
+def check_latents(config: TrainConfig, manifest: CacheManifest, vae: AutoencoderKL | None) -> None:
+    """Refuse latents that do not fit the options.
+
+    Raises:
+        ValueError: another resolution, VAE, or no mirror images; the message gives the remedy.
+    """
+    if config.model.resolution not in (None, manifest.resolution):
+        raise ValueError(
+            f"--resolution {config.model.resolution}: the latents are of {manifest.resolution} x {manifest.resolution} "
+            "images; leave it out, or encode again."
+        )
+    if weights_digest(vae) != manifest.vae_digest:
+        raise ValueError(
+            f"--vae {config.model.vae}: the latents were made by another VAE ({manifest.vae}, weights "
+            f"{manifest.vae_digest[:12]}); pass that one."
+        )
+    if config.data.random_flip and manifest.flips < 2:
+        raise ValueError("--random-flip true: the latents hold no mirror images; encode again with --random-flip true.")
 
 
 def output_dir(config: TrainConfig, source: ImageSource) -> Path:

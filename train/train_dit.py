@@ -29,11 +29,11 @@ from d_emo.figures import caption_grid, save_image
 from d_emo.files import remove_partial, write_json, written_whole
 from d_emo.images import UnreadableImageError
 from d_emo.kernels import set_backend
-from d_emo.latents import encode_images
+from d_emo.latents import encode_images, sample_latents
 from d_emo.pipelines import DEMOPipeline
 from d_emo.processes import LaunchError, keep_freed_memory, start_processes
 from d_emo.train import checkpoints, figures, stream
-from d_emo.train.config import TrainConfig, parse_config
+from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
 from d_emo.train.data import Batch, TrainingImages, collate, load_source
 from d_emo.train.in_loop_fid import InLoopFID, make_in_loop_fid
 from d_emo.train.setup import (
@@ -135,7 +135,7 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
 def announcement(plan: Plan) -> str:
     """The lines that say what runs, first of all what on."""
     data = plan.config.data
-    default = not (data.dataset or data.train_data_dir)
+    default = not any(getattr(data, name) for name in DATA_SOURCES)
     note = "No data was named: training on scikit-learn's handwritten digits (--dataset or --train-data-dir for yours)."
     return "\n".join([note, plan.describe()] if default else [plan.describe()])
 
@@ -302,7 +302,9 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     seed, positions = plan.config.run.seed, batch.positions
     data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
     if plan.vae is not None:
-        data = encode_images(plan.vae, data, stream.normal(seed, "vae", positions, plan.latent_shape).to(device))
+        draw = stream.normal(seed, "vae", positions, plan.latent_shape).to(device)
+        encoded = plan.source.latents is not None
+        data = sample_latents(plan.vae, *data.unbind(1), draw) if encoded else encode_images(plan.vae, data, draw)
     noise = stream.normal(seed, "noise", positions, plan.latent_shape).to(device)  # (B, C, H, W)
     time_ = stream.uniform(seed, "time", positions).to(device)  # (B,)
     labels = drop_labels(batch, len(plan.source.id2label), plan.config.optimization.class_dropout_prob, seed)

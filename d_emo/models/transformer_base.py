@@ -157,7 +157,8 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         tokens = self.patch_embed(hidden_states).permute(0, 2, 3, 1)         # (B, C, H, W) -> (B, h, w, D)
         # Sums keep the memory order of their first operand; without this, every block would reorder its input.
         tokens = tokens.contiguous() + self._positions(height // patch, width // patch).to(tokens.dtype)
-        time = self.time_proj(timestep).to(self.label_embed.weight.dtype)    # (B, 256), computed in float32
+        time = self.time_proj(self.seen_time(timestep))                      # (B, 256), computed in float32
+        time = time.to(self.label_embed.weight.dtype)
         conditioning = self.time_embed(time) + self.label_embed(class_labels)  # (B, D)
 
         for block in self.blocks:
@@ -169,6 +170,10 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         tokens = self.proj_out(self.norm_out(tokens, conditioning))          # (B, h, w, p * p * O)
         sample = self._unpatchify(tokens)                                    # (B, O, H, W)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def seen_time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The time that the network was trained on, (B,), of Diffusers' timestep."""
+        return timestep
 
     def _check_input(self, channels: int, height: int, width: int, class_labels: torch.Tensor | None) -> None:
         patch = self.config.patch_size

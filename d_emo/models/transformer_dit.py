@@ -56,6 +56,8 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
 
     Args:
         mlp_ratio: hidden channels of the MLP over D.
+        timestep_offset, timestep_factor: the network sees offset + factor * timestep; (1, -0.001) for imported SiT
+            weights, whose time is 1 at the data and 0 at the noise.
     """
 
     _no_split_modules = ["DiTBlock"]
@@ -75,6 +77,8 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
         learn_sigma: bool = True,
         prediction_type: str = "epsilon",
         norm_eps: float = 1e-6,
+        timestep_offset: float = 0.0,
+        timestep_factor: float = 1.0,
     ):
         super().__init__()
 
@@ -82,3 +86,7 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
             return DiTBlock(hidden_size, num_attention_heads, mlp_ratio, norm_eps)
 
         self.build(make_block, output_norm_affine=False)
+
+    def seen_time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The time that the network was trained on."""
+        return self.config.timestep_offset + self.config.timestep_factor * timestep
