@@ -168,7 +168,7 @@ def _encoded_rows(
         pixels = torch.stack([sample[0] for sample in samples]).to(device)  # (B, channels, side, side)
         views = [pixels, pixels.flip(-1)][: manifest.flips]
         moments = torch.stack([torch.stack(encode_moments(vae, view), dim=1) for view in views], dim=1)
-        limit = np.finfo(manifest.dtype).max
+        limit = float(np.finfo(manifest.dtype).max)
         rows = moments.clamp(-limit, limit).cpu().numpy().astype(manifest.dtype)
         yield from zip(rows, (sample[1] for sample in samples), strict=True)
 

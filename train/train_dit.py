@@ -303,8 +303,10 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
     if plan.vae is not None:
         draw = stream.normal(seed, "vae", positions, plan.latent_shape).to(device)
-        encoded = plan.source.latents is not None
-        data = sample_latents(plan.vae, *data.unbind(1), draw) if encoded else encode_images(plan.vae, data, draw)
+        if plan.source.latents is None:
+            data = encode_images(plan.vae, data, draw)
+        else:
+            data = sample_latents(plan.vae, data[:, 0], data[:, 1], draw)
     noise = stream.normal(seed, "noise", positions, plan.latent_shape).to(device)  # (B, C, H, W)
     time_ = stream.uniform(seed, "time", positions).to(device)  # (B,)
     labels = drop_labels(batch, len(plan.source.id2label), plan.config.optimization.class_dropout_prob, seed)
