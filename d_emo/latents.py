@@ -3,9 +3,34 @@
 Scale and shift come from the VAE's own configuration, never from a constant: z = (latent - shift) * scale.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
+
+
+def open_vae(name: str, dtype: torch.dtype | None = None) -> AutoencoderKL:
+    """An SD-type VAE.
+
+    Args:
+        name: Hub id, its folder, or a pipeline's folder that has it in `vae/`.
+        dtype: of its weights; None for float32.
+
+    Raises:
+        ValueError: it is neither a local folder nor reachable.
+    """
+    options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+    if (Path(name) / "vae" / "config.json").is_file():
+        options["subfolder"] = "vae"
+    try:
+        return AutoencoderKL.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{name}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there is a network "
+            f"(hf download {name}) and pass its folder."
+        ) from error
 
 
 def vae_scale_factor(vae: Any) -> int:

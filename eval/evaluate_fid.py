@@ -67,6 +67,8 @@ def main(arguments: Sequence[str]) -> None:
         accelerator.end_training()
     except ValueError as error:
         sys.exit(f"evaluate_fid: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"evaluate_fid: {error.name} is not installed: pip install 'd-emo[eval]'.")
     except KeyboardInterrupt:
         print("\nevaluate_fid: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -291,6 +293,8 @@ def published_figure(run: str, entry: Entry) -> tuple[str, float | None]:
     """The run's model name, and the FID published for it at 400K steps where the reference is ADM's ImageNet."""
     path = Path(run) / "run.json"
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if settings.get("init_from"):
+        return Path(run).name, None
     name = settings.get("model", Path(run).name)
     objective = {"dit": "epsilon", "sit": "flow_prediction"}.get(settings.get("objective", ""), "")
     imagenet = entry.scores.conditions["reference"]["statistics"] == "of the file"

@@ -179,13 +179,15 @@ def kill_when(script: str, condition: Callable[[], bool]) -> None:
         process.wait(30)
 
 
-def run_here(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[object, str]:
-    """Run the trainer's `main` in this process; what it exits with (0 for success) and all that it printed."""
+def run_here(
+    capsys: pytest.CaptureFixture, *arguments: object, main: Callable[[list[str]], None] = train_dit.main
+) -> tuple[object, str]:
+    """Run a command's `main` in this process; what it exits with (0 for success) and all that it printed."""
     AcceleratorState._reset_state(True)
     code: object = 0
     try:
         with use_backend(chosen_backend()):  # undoes --kernels
-            train_dit.main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments])
     except SystemExit as stop:
         code = stop.code
     finally:

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 from conftest import ROOT, offline_environment, run_here, tiny_pipeline, torchrun
 
 from d_emo.eval import evaluate_fid
@@ -21,17 +20,8 @@ SCORED = ("fid", "precision", "recall", "kid")
 
 
 def evaluate(capsys, *arguments):
-    """Run the command in this process; its exit code or message, and what it printed."""
-    AcceleratorState._reset_state(True)
-    code: object = 0
-    try:
-        evaluate_fid.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    finally:
-        AcceleratorState._reset_state(True)
-    printed = capsys.readouterr()
-    return code, printed.out + printed.err + (code if isinstance(code, str) else "")
+    """Run evaluate_fid in this process."""
+    return run_here(capsys, *arguments, main=evaluate_fid.main)
 
 
 @pytest.fixture(scope="module")

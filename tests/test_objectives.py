@@ -54,6 +54,36 @@ def test_perfect_prediction_has_no_kl():
     assert losses["vb"].abs().max() < 1e-4
 
 
+def test_min_snr_weights_are_their_formula():
+    noise, time = torch.randn(3, 4, 4, 4), torch.tensor([0.001, 0.3, 0.99])
+    arguments = (lambda x, *_: torch.zeros(3, 8, 4, 4), torch.rand(3, 4, 4, 4), torch.zeros(3), noise, time)
+    plain, weighted = DiTObjective().losses(*arguments), DiTObjective(min_snr_gamma=5).losses(*arguments)
+    alphas = DiTObjective().alphas_cumprod[(time * 1000).long()]
+    snr = alphas / (1 - alphas)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / snr
+    assert expected[0] < 0.01 and expected[2] == 1
+    torch.testing.assert_close(weighted["mse"] / plain["mse"], expected.float(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weighted["vb"], plain["vb"])
+
+
+def test_logit_normal_times_have_that_distribution():
+    seen = []
+
+    def network(noisy, timestep, _):
+        seen.append(timestep)
+        return torch.zeros_like(noisy)
+
+    even = (torch.arange(2000) + 0.5) / 2000
+    data = torch.zeros(2000, 1, 1, 1)
+    FlowObjective(logit_normal=(0.5, 0.8)).losses(network, data, torch.zeros(2000), data, even)
+    logits = torch.logit(seen[0].double() / 1000)
+    # Even quantiles: mean and deviation to the width of a step.
+    assert logits.mean().item() == pytest.approx(0.5, abs=1e-3) and logits.std().item() == pytest.approx(0.8, abs=5e-3)
+    assert (seen[0].diff() > 0).all()
+    edge = FlowObjective(logit_normal=(0.0, 1.0)).losses(network, data[:1], torch.zeros(1), data[:1], torch.zeros(1))
+    assert torch.isfinite(edge["loss"]).all() and seen[1].item() == 0
+
+
 @pytest.mark.parametrize("mean", [-0.8, 0.0, 0.3])
 def test_discretized_gaussian_is_a_distribution_and_near_the_normal_one(mean):
     levels = torch.linspace(-1, 1, 256)

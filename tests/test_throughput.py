@@ -7,7 +7,6 @@ import torch
 
 from d_emo.eval import throughput
 from d_emo.eval.peak_memory import PeakMemory
-from d_emo.eval.sampling_table import frechet_distance
 
 
 def test_it_measures_models_in_turns_and_writes_table_json_and_plot(tmp_path, capsys):
@@ -57,13 +56,3 @@ def test_peak_memory_sees_what_is_held_for_a_moment():
     if peak.mib is None:
         pytest.skip("the system does not let a process reset its peak")
     assert 40 < peak.mib < 150
-
-
-def test_frechet_distance_of_gaussians_equals_the_closed_form():
-    """Independent coordinates: sum of (m1 - m2)^2 + (s1 - s2)^2; sample moments are made exact by whitening."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(500, 6, generator=generator, dtype=torch.float64)
-    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
-    scale, shift = torch.arange(1.0, 7.0, dtype=torch.float64), torch.linspace(-1, 1, 6, dtype=torch.float64)
-    expected = (shift.square() + (scale - 1).square()).sum().item()
-    assert frechet_distance(x.numpy(), (x * scale + shift).numpy()) == pytest.approx(expected, abs=1e-9)

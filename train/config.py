@@ -27,6 +27,11 @@ class ModelOptions:
     """What is trained, and on which space."""
 
     model: str = option("D-EMOv2-S-2", "Model name, see d_emo.list_models().")
+    init_from: str | None = option(
+        None,
+        "Start from a trained pipeline (folder or Hub id): its network and weights, --model aside; the label table is "
+        "new where the classes differ.",
+    )
     resolution: int | None = option(
         None, "Image side in pixels. Default: 16 for the digits, 256 for folders, for a data set as its first image."
     )
@@ -78,6 +83,12 @@ class OptimizationOptions:
     """Objective and optimizer. The defaults are the paper's, which are DiT's."""
 
     objective: Literal["dit", "sit"] = option("dit", "dit: noise and learned variance. sit: flow matching.")
+    min_snr_gamma: float | None = option(
+        None, "dit: weight epsilon's loss by min(SNR, this) / SNR; 5 is customary. Default: even weights."
+    )
+    time_sampling: Literal["uniform", "logit-normal"] = option("uniform", "sit: how times are drawn.")
+    logit_normal_mean: float = option(0.0, "Mean of the time's logit; above 0 means more noise.")
+    logit_normal_std: float = option(1.0, "Standard deviation of the time's logit.")
     class_dropout_prob: float = option(0.1, "Share of samples that train without their label.")
     learning_rate: float = option(1e-4, "AdamW's learning rate.")
     weight_decay: float = option(0.0, "AdamW's decay.")
@@ -91,6 +102,17 @@ class OptimizationOptions:
     mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
 
     def __post_init__(self):
+        if self.objective == "sit":
+            _require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, "belongs to --objective dit")
+        else:
+            _require(self.time_sampling == "uniform", "time_sampling", self.time_sampling, "belongs to --objective sit")
+        _require(
+            self.min_snr_gamma is None or self.min_snr_gamma > 0,
+            "min_snr_gamma",
+            self.min_snr_gamma,
+            "must be positive",
+        )
+        _require(self.logit_normal_std > 0, "logit_normal_std", self.logit_normal_std, "must be positive")
         _require(0 <= self.class_dropout_prob < 1, "class_dropout_prob", self.class_dropout_prob, "must be in [0, 1)")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")

@@ -23,6 +23,7 @@ from d_emo.labels import imagenet_wnid_to_name
 from d_emo.models.published import export_state, import_state, published_config
 from d_emo.models.transformer_dit import DiTBaselineTransformer2DModel
 from d_emo.pipelines import DEMOPipeline
+from d_emo.train.config import OptimizationOptions
 from d_emo.train.objectives import make_objective
 from d_emo.train.setup import AUTO_VAE, load_vae
 
@@ -62,10 +63,11 @@ def import_checkpoint(options: argparse.Namespace) -> None:
         raise ValueError(f"--output-dir {target} is not empty and holds no pipeline; choose another.")
     vae = load_vae(options.vae)
     model = DiTBaselineTransformer2DModel(**config)
+    objective = OptimizationOptions(objective=options.objective)
     import_state(state, model)
     named = config["num_classes"] == IMAGENET_CLASSES
     names = dict(enumerate(imagenet_wnid_to_name().values())) if named else None
-    pipeline = DEMOPipeline(model.eval(), make_objective(options.objective).make_scheduler(), vae=vae, id2label=names)
+    pipeline = DEMOPipeline(model.eval(), make_objective(objective).make_scheduler(), vae=vae, id2label=names)
     partial = partial_path(target)
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)

@@ -7,7 +7,6 @@ a grid and the curve stay in the run's `fid/` folder.
 import shutil
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 
 from d_emo.eval.fid.evaluation import FEATURES_FOLDER, SCORES_FILE, Evaluator
 from d_emo.eval.fid.extractors import make_extractor
@@ -38,7 +37,7 @@ class InLoopFID:
     def __init__(self, plan: Plan, accelerator: Accelerator):
         options = plan.config.run
         self.accelerator = accelerator
-        self.name = plan.config.model.model
+        self.name = plan.model_name
         self.folder = plan.output_dir / "fid"
         self.settings = with_settings(PRESET, {"num_images": options.fid_images, "seed": options.seed % 2**32})
         with accelerator.local_main_process_first():
@@ -64,9 +63,6 @@ class InLoopFID:
 
     def score(self, pipeline: DEMOPipeline, step: int) -> dict[str, float]:
         """Scores by name of the pipeline's averaged model at a step; every process calls this."""
-        # BatchNorm's averaged statistics differ between processes; those of the first are what is saved.
-        for buffer in pipeline.transformer.buffers():
-            buffer.copy_(broadcast(buffer))
         target = self.folder / f"step-{step:07d}"
         if self.accelerator.is_main_process:
             shutil.rmtree(target, ignore_errors=True)

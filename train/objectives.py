@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
+from d_emo.train.config import OptimizationOptions
+
 # model(noisy, timestep, labels) -> prediction
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -43,12 +45,17 @@ class Objective(Protocol):
 
 
 class DiTObjective:
-    """1000 steps, linear betas, epsilon and learned range variance, hybrid loss."""
+    """1000 steps, linear betas, epsilon and learned range variance, hybrid loss.
+
+    Args:
+        min_snr_gamma: weight epsilon's loss by min(SNR, gamma) / SNR, which spares steps with little noise (arXiv
+            2303.09556, 5 there); None for DiT's even weights.
+    """
 
     prediction_type = "epsilon"
     learn_sigma = True
 
-    def __init__(self) -> None:
+    def __init__(self, min_snr_gamma: float | None = None) -> None:
         alphas = 1.0 - torch.linspace(1e-4, 0.02, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
         self.betas = 1.0 - alphas
         self.alphas_cumprod = alphas.cumprod(0)
@@ -58,6 +65,8 @@ class DiTObjective:
         self.log_variance_min = torch.cat([variance[1:2], variance[1:]]).log()
         self.log_variance_max = self.betas.log()
         self.mean_of_data = self.betas * previous.sqrt() / (1.0 - self.alphas_cumprod)
+        snr = self.alphas_cumprod / (1.0 - self.alphas_cumprod)
+        self.mse_weight = torch.ones_like(snr) if min_snr_gamma is None else snr.clamp(max=min_snr_gamma) / snr
         self.mean_of_noisy = (1.0 - previous) * alphas.sqrt() / (1.0 - self.alphas_cumprod)
 
     def make_scheduler(self) -> SchedulerMixin:
@@ -80,7 +89,7 @@ class DiTObjective:
         noisy = self._at(self.alphas_cumprod.sqrt(), steps) * data
         noisy = noisy + self._at((1.0 - self.alphas_cumprod).sqrt(), steps) * noise  # (B, C, H, W)
         epsilon, variance = network(noisy, steps, labels).float().chunk(2, dim=1)
-        mse = (epsilon - noise).square().flatten(1).mean(1)  # (B,)
+        mse = (epsilon - noise).square().flatten(1).mean(1) * self._at(self.mse_weight, steps).flatten()  # (B,)
         # The bound trains the variance only: epsilon is detached, as in the hybrid loss's stop-gradient.
         vb = self._variational_bound(data, noisy, steps, epsilon.detach(), variance)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
@@ -144,10 +153,18 @@ def discretized_gaussian_log_likelihood(
 
 
 class FlowObjective:
-    """Velocity on the linear path in Diffusers' convention: sigma = 1 is noise, the target is noise - data."""
+    """Velocity on the linear path in Diffusers' convention: sigma = 1 is noise, the target is noise - data.
+
+    Args:
+        logit_normal: mean and standard deviation of the logit of sigma, as in Stable Diffusion 3 (arXiv 2403.03206, 0
+            and 1 there); None draws sigma evenly, as SiT does.
+    """
 
     prediction_type = "flow_prediction"
     learn_sigma = False
+
+    def __init__(self, logit_normal: tuple[float, float] | None = None) -> None:
+        self.logit_normal = logit_normal
 
     def make_scheduler(self) -> SchedulerMixin:
         """Euler on sigma from 1 to 0."""
@@ -157,15 +174,19 @@ class FlowObjective:
         self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """See `Objective.losses`."""
+        if self.logit_normal is not None:
+            mean, std = self.logit_normal
+            # The quantile function turns even draws into normal ones.
+            time = torch.sigmoid(mean + std * torch.special.ndtri(time.double())).float()
         sigma = time[:, None, None, None]
         noisy = (1 - sigma) * data + sigma * noise  # (B, C, H, W)
         velocity = network(noisy, NUM_TRAIN_TIMESTEPS * time, labels).float()
         return {"loss": (velocity - (noise - data)).square().flatten(1).mean(1)}
 
 
-OBJECTIVES: dict[str, type[DiTObjective] | type[FlowObjective]] = {"dit": DiTObjective, "sit": FlowObjective}
-
-
-def make_objective(name: str) -> Objective:
-    """The objective of --objective."""
-    return OBJECTIVES[name]()
+def make_objective(options: OptimizationOptions) -> Objective:
+    """The objective that the options name."""
+    if options.objective == "dit":
+        return DiTObjective(options.min_snr_gamma)
+    logit_normal = (options.logit_normal_mean, options.logit_normal_std)
+    return FlowObjective(logit_normal if options.time_sampling == "logit-normal" else None)

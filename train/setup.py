@@ -16,10 +16,11 @@ from d_emo.flops import count_macs, count_parameters
 from d_emo.images import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.latent_cache import CacheManifest
-from d_emo.latents import vae_scale_factor
+from d_emo.latents import open_vae, vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train.config import OptimizationOptions, TrainConfig
+from d_emo.train.init_from import InitialWeights
 from d_emo.train.objectives import Objective, make_objective
 
 AUTO_VAE = "stabilityai/sd-vae-ft-ema"
@@ -74,7 +75,8 @@ class Plan:
         resolution: image side in pixels.
         vae: the VAE, or None for pixels.
         flip: whether images are mirrored at random.
-        model_config: overrides for `create_model`.
+        initial: what the run starts from, if not from fresh weights.
+        model_config: overrides for `create_model`; with `initial`, the whole configuration.
         latent_shape: (C, H, W) of what the model sees.
     """
 
@@ -86,13 +88,21 @@ class Plan:
     vae: AutoencoderKL | None
     flip: bool
     output_dir: Path
+    initial: InitialWeights | None
     model_config: dict[str, Any]
     latent_shape: tuple[int, int, int]
     device: torch.device
 
     def build_model(self) -> ClassConditionalTransformer2DModel:
-        """The model with fresh weights."""
+        """The model with fresh weights, or with those of --init-from."""
+        if self.initial is not None:
+            return self.initial.build(self.model_config, self.source.id2label)
         return create_model(self.config.model.model, **self.model_config)
+
+    @property
+    def model_name(self) -> str:
+        """What to call the model."""
+        return model_name(self.config)
 
     def identity(self) -> dict[str, Any]:
         """What decides a run's results: its options with defaults resolved, and its data."""
@@ -118,7 +128,7 @@ class Plan:
         shape = " x ".join(map(str, self.latent_shape))
         epochs = options.run.max_train_steps * layout.global_batch_size / self.source.size
         lines = {
-            "model": f"{options.model.model}: {count_parameters(model):,} parameters, "
+            "model": f"{self.model_name}: {count_parameters(model):,} parameters, "
             f"{count_macs(model) / 1e9:.3f} GMACs an image (forward)",
             "data": f"{self.source.name}: {self.source.size:,} images, {classes or 'no'} classes, "
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
@@ -142,7 +152,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     Raises:
         ValueError: they do not; the message names the option and the remedy.
     """
-    objective = make_objective(config.optimization.objective)
+    objective = make_objective(config.optimization)
     resolution = config.model.resolution or source.resolution
     vae = load_vae(vae_name(config.model.vae, resolution))
     if source.latents is not None:
@@ -167,7 +177,9 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         "learn_sigma": objective.learn_sigma,
         "prediction_type": objective.prediction_type,
     }
+    initial = InitialWeights(config.model.init_from) if config.model.init_from else None
     return Plan(
+        initial=initial,
         config=config,
         source=source,
         objective=objective,
@@ -181,7 +193,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         vae=vae,
         flip=source.flip if config.data.random_flip is None else config.data.random_flip,
         output_dir=output_dir(config, source),
-        model_config=model_config,
+        model_config=initial.config(model_config) if initial else model_config,
         latent_shape=(channels, side, side),
         device=accelerator.device,
     )
@@ -207,9 +219,14 @@ def check_latents(config: TrainConfig, manifest: CacheManifest, vae: Autoencoder
         raise ValueError("--random-flip true: the latents hold no mirror images; encode again with --random-flip true.")
 
 
+def model_name(config: TrainConfig) -> str:
+    """--model, or what --init-from is called."""
+    return Path(config.model.init_from).name if config.model.init_from else config.model.model
+
+
 def output_dir(config: TrainConfig, source: ImageSource) -> Path:
     """--output-dir, or runs/MODEL-DATA with the data's name made fit for a folder."""
-    default = f"runs/{config.model.model}-{re.sub(r'[^A-Za-z0-9._-]+', '-', source.name)}"
+    default = f"runs/{model_name(config)}-{re.sub(r'[^A-Za-z0-9._-]+', '-', source.name)}"
     return Path(config.run.output_dir or default)
 
 
@@ -228,16 +245,10 @@ def load_vae(name: str) -> AutoencoderKL | None:
     """
     if name == "none":
         return None
-    subfolder = "vae" if (Path(name) / "vae" / "config.json").is_file() else None
     try:
-        vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"--vae {name}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there is a "
-            f"network (hf download {name}) and pass its folder, or train on pixels with --vae none."
-        ) from error
-    return vae.requires_grad_(False).eval()
+        return open_vae(name).requires_grad_(False).eval()
+    except ValueError as error:
+        raise ValueError(f"--vae {error} Or train on pixels with --vae none.") from error
 
 
 def make_average(model: torch.nn.Module, options: OptimizationOptions) -> AveragedModel:

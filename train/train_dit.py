@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -33,6 +33,7 @@ from d_emo.latents import encode_images, sample_latents
 from d_emo.pipelines import DEMOPipeline
 from d_emo.processes import LaunchError, keep_freed_memory, start_processes
 from d_emo.train import checkpoints, figures, stream
+from d_emo.train.batch_norm import average_statistics
 from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
 from d_emo.train.data import Batch, TrainingImages, collate, load_source
 from d_emo.train.in_loop_fid import InLoopFID, make_in_loop_fid
@@ -116,6 +117,7 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
             log_with=report_to,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
             step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # see average_statistics
         )
     except LaunchError:
         raise
@@ -290,7 +292,9 @@ def train_step(run: Run, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]
     run.optimizer.step()
     run.lr_schedule.step()
     run.optimizer.zero_grad()
-    run.average.update_parameters(accelerator.unwrap_model(run.model))
+    model = accelerator.unwrap_model(run.model)
+    average_statistics(model, accelerator)
+    run.average.update_parameters(model)
     run.step += 1
     run.window.append(loss)
     return loss, grad_norm
@@ -389,7 +393,7 @@ def show_samples(run: Run) -> None:
         grid = caption_grid(rows, captions)
         path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
         save_image(grid, path)
-        figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.config.model.model)
+        figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.model_name)
         run.say(f"step {run.step}: samples in {path}")
         log_grid(accelerator, grid, run.step)
     accelerator.wait_for_everyone()
@@ -418,7 +422,7 @@ def finish(run: Run) -> None:
         show_samples(run)
     if run.accelerator.is_main_process:
         checkpoints.publish_pipeline(run.pipeline, run.output_dir)
-        figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.config.model.model)
+        figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.model_name)
         names = run.plan.source.id2label
         run.say(f'done: DEMOPipeline.from_pretrained("{run.output_dir}")({repr(names[0]) if names else ""}).images[0]')
     run.accelerator.wait_for_everyone()

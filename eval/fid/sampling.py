@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
@@ -24,6 +23,7 @@ from d_emo.eval.fid import archives
 from d_emo.eval.fid.image_sets import MANIFEST, ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
 from d_emo.files import remove_partial, write_json
+from d_emo.latents import open_vae
 from d_emo.pipelines import DEMOPipeline
 
 SHARD_SIZE = 128
@@ -46,7 +46,8 @@ def load_pipeline(model: str, dtype: str = "float32") -> DEMOPipeline:
     if path.exists() and not (path / "model_index.json").is_file():
         raise ValueError(f"--model {model}: there is no pipeline in it (no model_index.json).")
     try:
-        return DEMOPipeline.from_pretrained(model, **_type_option(dtype))
+        options = {} if _type(dtype) is None else {"torch_dtype": _type(dtype)}
+        return DEMOPipeline.from_pretrained(model, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -55,8 +56,9 @@ def load_pipeline(model: str, dtype: str = "float32") -> DEMOPipeline:
         ) from error
 
 
-def _type_option(dtype: str) -> dict[str, torch.dtype]:
-    return {} if dtype == "float32" else {"torch_dtype": getattr(torch, dtype)}
+def _type(dtype: str) -> torch.dtype | None:
+    """None for float32, which is what weights are stored in."""
+    return None if dtype == "float32" else getattr(torch, dtype)
 
 
 def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSettings) -> None:
@@ -75,13 +77,9 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
         pipeline.transformer.load_state_dict(load_file(state), strict=True)
     if settings.vae is not None and pipeline.vae is not None:
         try:
-            vae = AutoencoderKL.from_pretrained(settings.vae, **_type_option(settings.dtype))
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"--vae {settings.vae}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there "
-                f"is a network (hf download {settings.vae}) and pass its folder; a folder of that name counts as it."
-            ) from error
+            vae = open_vae(settings.vae, _type(settings.dtype))
+        except ValueError as error:
+            raise ValueError(f"--vae {error} A folder of that name counts as it.") from error
         pipeline.register_modules(vae=vae)
 
 
