@@ -3,11 +3,13 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import torch
 
 from d_emo.files import written_whole
 from d_emo.pipelines import DEMOPipeline
+from d_emo.train.on_track import PublishedLoss
 
 MAX_CLASSES = 10
 
@@ -36,8 +38,8 @@ def draw_samples(
     return rows, [pipeline.id2label.get(label, str(label)) for label in classes] or ["unconditional"]
 
 
-def plot_loss(log: Path, path: Path, title: str) -> None:
-    """Draw the loss column of a training log against its step column."""
+def plot_loss(log: Path, path: Path, title: str, published: PublishedLoss | None = None) -> None:
+    """Draw the loss column of a training log against its step column, over the published curve if there is one."""
     from matplotlib.figure import Figure
 
     with log.open(newline="", encoding="utf-8") as file:
@@ -46,7 +48,15 @@ def plot_loss(log: Path, path: Path, title: str) -> None:
         return
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], linewidth=1)
+    steps, losses = [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
+    if published is not None:
+        shown = published.steps <= max(steps)
+        axes.plot(published.steps[shown], published.losses[shown], linewidth=3, alpha=0.4, label="published")
+        # The first steps' losses would hide the rest of the curves.
+        axes.set_ylim(0.95 * min(losses), 1.1 * float(np.quantile(losses, 0.95)))
+    axes.plot(steps, losses, linewidth=1, label="this run")
+    if published is not None:
+        axes.legend()
     axes.set(xlabel="optimizer step", ylabel="training loss", title=title)
     axes.grid(alpha=0.3)
     with written_whole(path) as partial:

@@ -37,6 +37,7 @@ from d_emo.train.batch_norm import average_statistics
 from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
 from d_emo.train.data import Batch, TrainingImages, collate, load_source
 from d_emo.train.in_loop_fid import InLoopFID, make_in_loop_fid
+from d_emo.train.on_track import PublishedLoss, published_loss
 from d_emo.train.setup import (
     Plan,
     make_average,
@@ -67,6 +68,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
     pipeline: DEMOPipeline
+    published: PublishedLoss | None = None
     fid: InLoopFID | None = None
     step: int = 0
     window: list[torch.Tensor] = field(default_factory=list)  # losses since the last log line
@@ -159,7 +161,8 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         model.compile_repeated_blocks(fullgraph=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(lr_schedule)
-    return Run(plan, accelerator, model, average, optimizer, lr_schedule, make_pipeline(average.module, plan))
+    pipeline = make_pipeline(average.module, plan)
+    return Run(plan, accelerator, model, average, optimizer, lr_schedule, pipeline, published_loss(plan))
 
 
 def start_or_resume(run: Run) -> None:
@@ -358,19 +361,23 @@ def describe_non_finite(run: Run, losses: list[torch.Tensor], grad_norm: float, 
 def log_progress(run: Run, grad_norm: float, images_per_second: float) -> None:
     """Write the mean loss since the last line, over all processes, to screen, log file and tracker."""
     loss = float(run.accelerator.reduce(torch.stack(run.window).mean(), reduction="mean"))
+    published = run.published.mean(run.step - len(run.window), run.step) if run.published else None
     run.window.clear()
     if not run.accelerator.is_main_process:
         return
     rate = run.lr_schedule.get_last_lr()[0]
     remaining = (run.plan.config.run.max_train_steps - run.step) * run.plan.layout.global_batch_size / images_per_second
     run.say(
-        f"step {run.step}: loss {loss:.4f}, gradient norm {grad_norm:.3f}, learning rate {rate:.2e}, "
+        f"step {run.step}: loss {loss:.4f}"
+        + (f" ({loss / published:.3f} of the published)" if published else "")
+        + f", gradient norm {grad_norm:.3f}, learning rate {rate:.2e}, "
         f"{images_per_second:.1f} images/s, {tqdm.format_interval(remaining)} left"
     )
     values = (run.step, loss, grad_norm, rate, images_per_second)
     with (run.output_dir / LOG_FILE).open("a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(values)
-    run.accelerator.log(dict(zip(LOG_COLUMNS[1:], values[1:], strict=True)), step=run.step)
+    tracked = dict(zip(LOG_COLUMNS[1:], values[1:], strict=True))
+    run.accelerator.log(tracked | ({"published_loss": published} if published else {}), step=run.step)
 
 
 def truncate_log(path: Path, step: int) -> None:
@@ -393,7 +400,7 @@ def show_samples(run: Run) -> None:
         grid = caption_grid(rows, captions)
         path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
         save_image(grid, path)
-        figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.model_name)
+        plot_losses(run)
         run.say(f"step {run.step}: samples in {path}")
         log_grid(accelerator, grid, run.step)
     accelerator.wait_for_everyone()
@@ -415,6 +422,11 @@ def log_grid(accelerator: Accelerator, grid: PIL.Image.Image, step: int) -> None
             tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, **layout)
 
 
+def plot_losses(run: Run) -> None:
+    """Draw the loss curve so far."""
+    figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.model_name, run.published)
+
+
 def finish(run: Run) -> None:
     """Show the result, save the pipeline into the run's folder, say what to do next."""
     options = run.plan.config.run
@@ -422,7 +434,7 @@ def finish(run: Run) -> None:
         show_samples(run)
     if run.accelerator.is_main_process:
         checkpoints.publish_pipeline(run.pipeline, run.output_dir)
-        figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.model_name)
+        plot_losses(run)
         names = run.plan.source.id2label
         run.say(f'done: DEMOPipeline.from_pretrained("{run.output_dir}")({repr(names[0]) if names else ""}).images[0]')
     run.accelerator.wait_for_everyone()
