@@ -128,10 +128,11 @@ def test_a_run_killed_before_its_first_checkpoint_can_start_again(tmp_path):
 
 def test_publishing_replaces_an_older_pipeline_and_keeps_the_run(tmp_path):
     (tmp_path / "train_log.csv").write_text("step")
-    publish_pipeline(tiny_pipeline(), tmp_path)
-    publish_pipeline(tiny_pipeline(hidden_size=64), tmp_path)
+    publish_pipeline(tiny_pipeline(), tmp_path, "card")
+    publish_pipeline(tiny_pipeline(hidden_size=64), tmp_path, "card")
     assert DEMOPipeline.from_pretrained(tmp_path).transformer.config.hidden_size == 64
     assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "README.md",
         "model_index.json",
         "scheduler",
         "train_log.csv",
@@ -140,10 +141,10 @@ def test_publishing_replaces_an_older_pipeline_and_keeps_the_run(tmp_path):
 
 
 def test_an_interrupted_publication_does_not_load(tmp_path, monkeypatch):
-    publish_pipeline(tiny_pipeline(), tmp_path)
+    publish_pipeline(tiny_pipeline(), tmp_path, "card")
     monkeypatch.setattr("d_emo.train.checkpoints.replace_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        publish_pipeline(tiny_pipeline(hidden_size=64), tmp_path)
+        publish_pipeline(tiny_pipeline(hidden_size=64), tmp_path, "card")
     assert not (tmp_path / "model_index.json").exists()
 
 

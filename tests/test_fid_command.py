@@ -193,6 +193,12 @@ def test_training_scores_itself_on_the_way(capsys, tmp_path):
         assert stored["conditions"]["preset"] == "quick" and stored["scores"]["fid"] > 0
         assert not (folder / "samples").exists() and (folder / "samples.png").is_file()
     assert (tmp_path / "run" / "fid" / "fid.png").is_file()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: diffusers") and "**averaged** weights" in card and "after 4 of" in card
+    assert "digits, 1,797 images, 10 classes (zero, one," in card and "| learning_rate | 0.002 |" in card
+    assert card.count("Frechet distance (pixels)") == 2
+    card = (tmp_path / "run" / "checkpoint-0000004" / "README.md").read_text()
+    assert card.count("Frechet distance (pixels)") == 1  # step 4 is scored after it is saved
 
 
 def test_two_training_processes_score_one_model(tmp_path):

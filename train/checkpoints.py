@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from d_emo.files import file_digest, partial_path, replace_folder, sync, write_json
 
 MANIFEST = "manifest.json"
+CARD = "README.md"
 RUN_FILE = "run.json"
 STATE_FOLDER = "training_state"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -48,7 +49,9 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
-def save_checkpoint(accelerator: Accelerator, pipeline: DiffusionPipeline, output_dir: Path, step: int) -> Path:
+def save_checkpoint(
+    accelerator: Accelerator, pipeline: DiffusionPipeline, output_dir: Path, step: int, card: str
+) -> Path:
     """Write a whole checkpoint of all processes; every process calls this.
 
     Args:
@@ -56,6 +59,7 @@ def save_checkpoint(accelerator: Accelerator, pipeline: DiffusionPipeline, outpu
         pipeline: the averaged model with its scheduler and VAE.
         output_dir: the run's folder.
         step: optimizer steps done.
+        card: what its README.md says.
     """
     final = checkpoint_path(output_dir, step)
     partial = partial_path(final)
@@ -66,6 +70,7 @@ def save_checkpoint(accelerator: Accelerator, pipeline: DiffusionPipeline, outpu
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         pipeline.save_pretrained(partial)
+        (partial / CARD).write_text(card, encoding="utf-8")
         write_manifest(partial, {"step": step, "processes": accelerator.num_processes})
         replace_folder(partial, final)
     accelerator.wait_for_everyone()
@@ -190,14 +195,15 @@ def check_run_folder(output_dir: Path, identity: dict[str, Any], resuming: bool)
         )
 
 
-def publish_pipeline(pipeline: DiffusionPipeline, output_dir: Path) -> None:
-    """Save the pipeline into the run's folder itself, whole or not at all.
+def publish_pipeline(pipeline: DiffusionPipeline, output_dir: Path, card: str) -> None:
+    """Save the pipeline with its card into the run's folder itself, whole or not at all.
 
     `model_index.json`, without which a folder does not load, goes first and comes last.
     """
     partial = partial_path(output_dir / "pipeline")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)
+    (partial / CARD).write_text(card, encoding="utf-8")
     index = output_dir / "model_index.json"
     index.unlink(missing_ok=True)
     for part in (path for path in partial.iterdir() if path.name != index.name):

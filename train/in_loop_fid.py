@@ -14,7 +14,7 @@ from d_emo.eval.fid.image_sets import ImageSet, from_source
 from d_emo.eval.fid.protocol import with_settings
 from d_emo.eval.fid.references import default_cache, load_reference
 from d_emo.eval.fid.report import Entry, plot_curve
-from d_emo.eval.fid.scoring import load_scores, show, title
+from d_emo.eval.fid.scoring import Scores, load_scores
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train.setup import Plan
 
@@ -61,8 +61,8 @@ class InLoopFID:
             batch_size=plan.layout.micro_batch_size,
         )
 
-    def score(self, pipeline: DEMOPipeline, step: int) -> dict[str, float]:
-        """Scores by name of the pipeline's averaged model at a step; every process calls this."""
+    def score(self, pipeline: DEMOPipeline, step: int) -> Scores:
+        """Scores of the pipeline's averaged model at a step; every process calls this."""
         target = self.folder / f"step-{step:07d}"
         if self.accelerator.is_main_process:
             shutil.rmtree(target, ignore_errors=True)
@@ -72,7 +72,7 @@ class InLoopFID:
             for part in ("samples", FEATURES_FOLDER):
                 shutil.rmtree(target / part)
             plot_curve(self.folder / "fid.png", self.entries(), None, self.name)
-        return scores.values
+        return scores
 
     def entries(self) -> list[Entry]:
         """All scores of the run, by step."""
@@ -80,12 +80,6 @@ class InLoopFID:
         for path in sorted(self.folder.glob(f"step-*/{SCORES_FILE}")):
             found.append(Entry(self.name, int(path.parent.name.split("-")[1]), load_scores(path), path.parent))
         return found
-
-    def describe(self, values: dict[str, float]) -> str:
-        """One line for people."""
-        features, count = self.evaluator.extractor.name, self.settings.num_images
-        shown = {name: value for name, value in values.items() if not name.endswith("_std")}
-        return ", ".join(f"{title(name, features, count)} {show(name, value)}" for name, value in shown.items())
 
 
 def make_in_loop_fid(plan: Plan, accelerator: Accelerator) -> InLoopFID | None:

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from d_emo.eval.fid.scoring import summary
 from d_emo.figures import caption_grid, save_image
 from d_emo.files import remove_partial, write_json, written_whole
 from d_emo.images import UnreadableImageError
@@ -37,6 +38,7 @@ from d_emo.train.batch_norm import average_statistics
 from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
 from d_emo.train.data import Batch, TrainingImages, collate, load_source
 from d_emo.train.in_loop_fid import InLoopFID, make_in_loop_fid
+from d_emo.train.model_card import model_card
 from d_emo.train.on_track import PublishedLoss, published_loss
 from d_emo.train.setup import (
     Plan,
@@ -225,7 +227,8 @@ def train(run: Run) -> int:
             if options.sample_every and run.step % options.sample_every == 0:
                 show_samples(run)
             if saving:
-                path = checkpoints.save_checkpoint(accelerator, run.pipeline, run.output_dir, run.step)
+                card = model_card(run.plan, run.step)
+                path = checkpoints.save_checkpoint(accelerator, run.pipeline, run.output_dir, run.step, card)
                 run.say(f"step {run.step}: saved {path}")
             if run.fid and run.step % options.fid_every == 0 and not stopping:
                 score_fid(run, run.fid)
@@ -408,10 +411,10 @@ def show_samples(run: Run) -> None:
 
 def score_fid(run: Run, fid: InLoopFID) -> None:
     """Score the averaged model, say and track the scores."""
-    values = fid.score(run.pipeline, run.step)
+    scores = fid.score(run.pipeline, run.step)
     if run.accelerator.is_main_process:
-        run.say(f"step {run.step}: {fid.describe(values)}; curve in {fid.folder / 'fid.png'}")
-        run.accelerator.log({f"quick_{name}": value for name, value in values.items()}, step=run.step)
+        run.say(f"step {run.step}: {summary(scores)}; curve in {fid.folder / 'fid.png'}")
+        run.accelerator.log({f"quick_{name}": value for name, value in scores.values.items()}, step=run.step)
 
 
 def log_grid(accelerator: Accelerator, grid: PIL.Image.Image, step: int) -> None:
@@ -433,7 +436,7 @@ def finish(run: Run) -> None:
     if options.sample_every and run.step % options.sample_every:
         show_samples(run)
     if run.accelerator.is_main_process:
-        checkpoints.publish_pipeline(run.pipeline, run.output_dir)
+        checkpoints.publish_pipeline(run.pipeline, run.output_dir, model_card(run.plan, run.step))
         plot_losses(run)
         names = run.plan.source.id2label
         run.say(f'done: DEMOPipeline.from_pretrained("{run.output_dir}")({repr(names[0]) if names else ""}).images[0]')

@@ -229,6 +229,13 @@ def format_scores(scores: Scores, extractor: str, count: int) -> str:
     return "\n".join(lines + [f"  note: {note}" for note in scores.notes])
 
 
+def summary(scores: Scores) -> str:
+    """All scores in one line, spreads aside."""
+    features, count = scores.conditions["features"]["name"], scores.conditions["samples"]["shape"][0]
+    shown = {name: value for name, value in scores.values.items() if not name.endswith("_std")}
+    return ", ".join(f"{title(name, features, count)} {show(name, value)}" for name, value in shown.items())
+
+
 def load_scores(path: Path) -> Scores:
     """Scores as `as_json` wrote them."""
     stored = json.loads(path.read_text(encoding="utf-8"))

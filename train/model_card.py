@@ -1,0 +1,81 @@
+"""The model card that goes with every saved pipeline: what it is, how it was trained, which weights it holds."""
+
+import yaml
+
+from d_emo.eval.fid.evaluation import SCORES_FILE
+from d_emo.eval.fid.scoring import load_scores, summary
+from d_emo.train.setup import Plan
+
+# What a reader wants first; run.json has everything.
+SHOWN = (
+    "objective",
+    "init_from",
+    "global_batch_size",
+    "learning_rate",
+    "lr_scheduler",
+    "weight_decay",
+    "class_dropout_prob",
+    "ema_decay",
+    "ema_warmup",
+    "mixed_precision",
+    "min_snr_gamma",
+    "time_sampling",
+    "seed",
+)
+MAX_CLASSES = 20
+
+
+def model_card(plan: Plan, step: int) -> str:
+    """A README.md in the Hub's format for the averaged weights of a run at a step."""
+    header = {
+        "library_name": "diffusers",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["d_emo", "class-conditional", plan.model_name, plan.config.optimization.objective],
+    }
+    names = list(plan.source.id2label.values())
+    label = f'"{names[0]}"' if names else ""
+    classes = ", ".join(names[:MAX_CLASSES]) + (" ..." if len(names) > MAX_CLASSES else "")
+    space = "pixels" if plan.vae is None else "latents"
+    settings = plan.config.flat()
+    rows = [f"| {name} | {settings[name]} |" for name in SHOWN if settings[name] is not None]
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {plan.model_name} on {plan.source.name}",
+        "",
+        f"Class-conditional generation of {plan.resolution} x {plan.resolution} images, trained with d_emo on {space}.",
+        f"This folder holds the **averaged** weights and BatchNorm statistics after {step:,} of "
+        f"{plan.config.run.max_train_steps:,} steps.",
+        "",
+        "```python",
+        "from d_emo import DEMOPipeline",
+        "",
+        f'DEMOPipeline.from_pretrained("FOLDER_OR_HUB_ID")({label}).images[0]',
+        "```",
+        "",
+        f"Data: {plan.source.name}, {plan.source.size:,} images, {len(names) or 'no'} classes"
+        + (f" ({classes})" if names else "")
+        + f", {'' if plan.flip else 'not '}mirrored at random.",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *rows,
+        "",
+        *_scores(plan, step),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _scores(plan: Plan, step: int) -> list[str]:
+    """What was scored on the way, up to this step."""
+    lines = []
+    for path in sorted((plan.output_dir / "fid").glob(f"step-*/{SCORES_FILE}")):
+        scored = int(path.parent.name.split("-")[1])
+        if scored <= step:
+            lines.append(f"| {scored:,} | {summary(load_scores(path))} |")
+    if not lines:
+        return ["No FID was computed while it trained."]
+    return ["Scores while training (quick protocol, not comparable with published figures):", "", "| step | scores |",
+            "|---|---|", *lines]  # fmt: skip
