@@ -13,6 +13,7 @@ from d_emo.train.checkpoints import (
     checkpoint_path,
     find_checkpoint,
     list_checkpoints,
+    prune_checkpoints,
     publish_pipeline,
     verify_checkpoint,
     write_manifest,
@@ -138,6 +139,16 @@ def test_publishing_replaces_an_older_pipeline_and_keeps_the_run(tmp_path):
         "train_log.csv",
         "transformer",
     ]
+
+
+def test_old_checkpoints_are_deleted_but_the_newest_and_the_multiples(tmp_path):
+    for step in range(10, 80, 10):
+        (tmp_path / f"checkpoint-{step:07d}").mkdir()
+    assert prune_checkpoints(tmp_path, None, None) == []
+    deleted = prune_checkpoints(tmp_path, 2, 30)
+    assert [path.name[-2:] for path in deleted] == ["10", "20", "40", "50"]
+    assert [path.name[-2:] for path in sorted(tmp_path.iterdir())] == ["30", "60", "70"]
+    assert prune_checkpoints(tmp_path, 1, None) and [path.name[-2:] for path in tmp_path.iterdir()] == ["70"]
 
 
 def test_an_interrupted_publication_does_not_load(tmp_path, monkeypatch):

@@ -4,12 +4,14 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
-from conftest import ROOT, Trainer, run_here
+from conftest import ROOT, Trainer, offline_environment, run_here
 from safetensors.torch import load_file
 
 from d_emo import DEMOPipeline
@@ -55,6 +57,31 @@ def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, proce
     assert len(losses(killed)) == 21
     assert losses(killed) == losses(whole)
     assert_same_bits(killed / "checkpoint-0000020", whole / "checkpoint-0000020")
+
+
+FULL_DISK = """
+import resource, sys
+from d_emo.train.train_dit import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # no file may grow beyond this
+main(sys.argv[1:])
+"""
+
+
+def test_a_full_disk_costs_no_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    arguments = [*TINY, "--checkpoint-every", "2", "--output-dir", folder]
+    with Trainer(tmp_path / "log", *arguments, "--max-train-steps", "2") as trainer:
+        assert trainer.finish() == 0, trainer.output
+    more = [*map(str, arguments), "--max-train-steps", "4", "--resume-from", "latest"]
+    full = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *more], env=offline_environment(), capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 1 and "checkpoint-0000004 cannot be written" in full.stderr, full.stdout + full.stderr
+    assert "Earlier checkpoints are whole" in full.stderr and "Traceback" not in full.stderr
+    assert [path.name for path in folder.iterdir() if "checkpoint" in path.name] == ["checkpoint-0000002"]
+    with Trainer(tmp_path / "log", *more) as trainer:
+        assert trainer.finish() == 0, trainer.output
+    assert len(losses(folder)) == 5
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -15,6 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 
 from d_emo.files import file_digest, partial_path, replace_folder, sync, write_json
 
@@ -29,13 +30,18 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 FREE_OPTIONS = frozenset({
     "output_dir", "resume_from", "dry_run", "max_train_steps", "log_every", "checkpoint_every", "sample_every",
     "sample_steps", "sample_guidance_scale", "samples_per_class", "fid_every", "fid_images", "fid_reference",
-    "fid_features", "fid_inception_weights", "report_to", "num_workers", "on_bad_image",
-    "dataset", "train_data_dir", "latents", "data", "gradient_checkpointing", "compile", "kernels", "cpu_threads",
+    "fid_features", "fid_inception_weights", "report_to", "keep_checkpoints", "keep_every", "num_workers",
+    "on_bad_image", "dataset", "train_data_dir", "latents", "data", "gradient_checkpointing", "compile", "kernels",
+    "cpu_threads",
 })  # fmt: skip
 
 
 class CheckpointError(ValueError):
     """A checkpoint or run folder that must not be used; the message names it and says why."""
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; those before it are whole."""
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:
@@ -66,15 +72,44 @@ def save_checkpoint(
     if accelerator.is_main_process and partial.exists():
         shutil.rmtree(partial)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial / STATE_FOLDER))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        pipeline.save_pretrained(partial)
-        (partial / CARD).write_text(card, encoding="utf-8")
-        write_manifest(partial, {"step": step, "processes": accelerator.num_processes})
-        replace_folder(partial, final)
+    try:
+        accelerator.save_state(str(partial / STATE_FOLDER))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            pipeline.save_pretrained(partial)
+            (partial / CARD).write_text(card, encoding="utf-8")
+            write_manifest(partial, {"step": step, "processes": accelerator.num_processes})
+            replace_folder(partial, final)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as each library says it
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SaveError(
+            f"{final} cannot be written ({reason}). Earlier checkpoints are whole; make room, or save elsewhere, and "
+            "continue with --resume-from latest."
+        ) from error
     accelerator.wait_for_everyone()
     return final
+
+
+def prune_checkpoints(output_dir: Path, keep_last: int | None, keep_every: int | None) -> list[Path]:
+    """Delete all but the newest checkpoints; call it when a new one is whole.
+
+    Args:
+        output_dir: the run's folder.
+        keep_last: how many of the newest stay; None keeps all.
+        keep_every: checkpoints at multiples of so many steps stay as well.
+
+    Returns:
+        What was deleted. A folder loses its name before its content.
+    """
+    deleted = []
+    for path in list_checkpoints(output_dir)[: -keep_last if keep_last else 0]:
+        step = int(path.name.split("-")[1])
+        if keep_every is None or step % keep_every:
+            path.rename(partial_path(path))
+            shutil.rmtree(partial_path(path))
+            deleted.append(path)
+    return deleted
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:

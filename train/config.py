@@ -139,6 +139,8 @@ class RunOptions:
     seed: int = option(0, "Seed of weights, order, noise, times, flips and label dropout.")
     log_every: int = option(100, "Steps between two log lines.")
     checkpoint_every: int = option(10_000, "Steps between two checkpoints.")
+    keep_checkpoints: int | None = option(None, "Keep so many of the newest checkpoints. Default: all.")
+    keep_every: int | None = option(None, "With --keep-checkpoints: also those at multiples of so many steps.")
     sample_every: int = option(10_000, "Steps between two sample grids; 0 for none.")
     sample_steps: int = option(50, "Sampler steps of a grid.")
     sample_guidance_scale: float = option(1.5, "Guidance scale of a grid; 1.0 is off.")
@@ -176,6 +178,12 @@ class RunOptions:
             "must be positive",
         )
         _require(self.cpu_threads is None or self.cpu_threads > 0, "cpu_threads", self.cpu_threads, "must be positive")
+        for name in ("keep_checkpoints", "keep_every"):
+            _require(
+                getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "must be positive"
+            )
+        if self.keep_every and not self.keep_checkpoints:
+            raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
         _require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")
         _require(self.sample_every >= 0, "sample_every", self.sample_every, "must be 0 (no grids) or more")
         _require(

@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"train_dit: {error}")
     try:
         code = train(run)
-    except (UnreadableImageError, NonFiniteLossError) as error:
+    except (UnreadableImageError, NonFiniteLossError, checkpoints.SaveError) as error:
         sys.exit(f"train_dit: {error}")
     finally:
         accelerator.end_training()
@@ -230,6 +230,8 @@ def train(run: Run) -> int:
                 card = model_card(run.plan, run.step)
                 path = checkpoints.save_checkpoint(accelerator, run.pipeline, run.output_dir, run.step, card)
                 run.say(f"step {run.step}: saved {path}")
+                if accelerator.is_main_process:
+                    checkpoints.prune_checkpoints(run.output_dir, options.keep_checkpoints, options.keep_every)
             if run.fid and run.step % options.fid_every == 0 and not stopping:
                 score_fid(run, run.fid)
             if stopping:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+from tqdm.auto import tqdm
 
 from d_emo.eval.fid import archives
 from d_emo.files import file_digest
@@ -26,6 +27,8 @@ from d_emo.images import (
 
 MANIFEST = "manifest.json"
 SHARD_PATTERN = "samples-*.npz"
+# From so many files on, hashing shows its progress.
+SLOW_HASH = 5000
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 DIGITS = "digits"
 
@@ -231,7 +234,8 @@ def _pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:
 def content_hash(paths: Iterable[Path], root: Path | None = None) -> str:
     """SHA-256 over the files' content, and over their names below `root` if it is given."""
     digest = hashlib.sha256()
-    for path in paths:
+    files = list(paths)
+    for path in tqdm(files, desc="hashing", unit="file", leave=False, disable=len(files) < SLOW_HASH):
         if root is not None:
             digest.update(path.relative_to(root).as_posix().encode())
         digest.update(file_digest(path).encode())
