@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, offline_environment, run_here, tiny_pipeline, torchrun
 
-from d_emo.eval import evaluate_fid
+from d_emo.eval import compare_runs, evaluate_fid
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import PixelExtractor
 from d_emo.eval.fid.image_sets import open_images
@@ -199,6 +199,26 @@ def test_training_scores_itself_on_the_way(capsys, tmp_path):
     assert card.count("Frechet distance (pixels)") == 2
     card = (tmp_path / "run" / "checkpoint-0000004" / "README.md").read_text()
     assert card.count("Frechet distance (pixels)") == 1  # step 4 is scored after it is saved
+
+
+def test_runs_are_compared_side_by_side(capsys, tmp_path):
+    common = ("--max-train-steps", 2, "--global-batch-size", 4, "--fid-every", 2, "--fid-images", 8, "--fid-features",
+              "pixels", "--sample-every", 0, "--report-to", "none", "--log-every", 1, "--learning-rate", "1e-2",
+              "--ema-decay", "0.5")  # fmt: skip
+    for model in ("D-EMOv2-N-8", "DiT-N-8"):
+        code, printed = run_here(capsys, "--model", model, "--output-dir", tmp_path / model, *common)
+        assert code == 0, printed
+    compare_runs.main(
+        [str(tmp_path / "D-EMOv2-N-8"), str(tmp_path / "DiT-N-8"), "--output", str(tmp_path / "both.png")]
+    )
+    printed = capsys.readouterr().out
+    scores = [load_scores(tmp_path / model / "fid" / "step-0000002" / "scores.json").values["fid"]
+              for model in ("D-EMOv2-N-8", "DiT-N-8")]  # fmt: skip
+    assert "D-EMOv2-N-8: loss | Frechet distance (pixels)" in printed
+    assert all(f"| {score:.4f} |" in printed for score in scores) and scores[0] != scores[1]
+    assert (tmp_path / "both.png").stat().st_size > 5000
+    with pytest.raises(SystemExit, match=r"there is no train_log\.csv"):
+        compare_runs.main([str(tmp_path)])
 
 
 def test_two_training_processes_score_one_model(tmp_path):

@@ -59,6 +59,22 @@ def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, proce
     assert_same_bits(killed / "checkpoint-0000020", whole / "checkpoint-0000020")
 
 
+def test_another_number_of_processes_continues_with_the_same_losses(tmp_path):
+    arguments = [*TINY, "--micro-batch-size", "4", "--checkpoint-every", "4", "--output-dir"]
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    with Trainer(tmp_path / "log", *arguments, whole, "--max-train-steps", "8") as trainer:
+        assert trainer.finish() == 0, trainer.output
+    for processes, more in (
+        (2, ["--max-train-steps", "4"]),
+        (1, ["--max-train-steps", "8", "--resume-from", "latest"]),
+    ):
+        with Trainer(tmp_path / "log", *arguments, moved, *more, processes=processes) as trainer:
+            assert trainer.finish() == 0, trainer.output
+    one, other = ([float(line.split(",")[1]) for line in losses(folder)[1:]] for folder in (whole, moved))
+    # Sums over processes round differently: tolerance 1e-6.
+    assert len(one) == 8 and other == pytest.approx(one, rel=1e-6)
+
+
 FULL_DISK = """
 import resource, sys
 from d_emo.train.train_dit import main

@@ -8,13 +8,13 @@ import shutil
 
 from accelerate import Accelerator
 
-from d_emo.eval.fid.evaluation import FEATURES_FOLDER, SCORES_FILE, Evaluator
+from d_emo.eval.fid.evaluation import FEATURES_FOLDER, Evaluator
 from d_emo.eval.fid.extractors import make_extractor
 from d_emo.eval.fid.image_sets import ImageSet, from_source
 from d_emo.eval.fid.protocol import with_settings
 from d_emo.eval.fid.references import default_cache, load_reference
-from d_emo.eval.fid.report import Entry, plot_curve
-from d_emo.eval.fid.scoring import Scores, load_scores
+from d_emo.eval.fid.report import load_entries, plot_curve
+from d_emo.eval.fid.scoring import Scores
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train.setup import Plan
 
@@ -71,15 +71,8 @@ class InLoopFID:
         if self.accelerator.is_main_process:
             for part in ("samples", FEATURES_FOLDER):
                 shutil.rmtree(target / part)
-            plot_curve(self.folder / "fid.png", self.entries(), None, self.name)
+            plot_curve(self.folder / "fid.png", load_entries(self.folder, self.name), None, self.name)
         return scores
-
-    def entries(self) -> list[Entry]:
-        """All scores of the run, by step."""
-        found = []
-        for path in sorted(self.folder.glob(f"step-*/{SCORES_FILE}")):
-            found.append(Entry(self.name, int(path.parent.name.split("-")[1]), load_scores(path), path.parent))
-        return found
 
 
 def make_in_loop_fid(plan: Plan, accelerator: Accelerator) -> InLoopFID | None:

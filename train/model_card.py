@@ -2,8 +2,8 @@
 
 import yaml
 
-from d_emo.eval.fid.evaluation import SCORES_FILE
-from d_emo.eval.fid.scoring import load_scores, summary
+from d_emo.eval.fid.report import load_entries
+from d_emo.eval.fid.scoring import summary
 from d_emo.train.setup import Plan
 
 # What a reader wants first; run.json has everything.
@@ -70,11 +70,8 @@ def model_card(plan: Plan, step: int) -> str:
 
 def _scores(plan: Plan, step: int) -> list[str]:
     """What was scored on the way, up to this step."""
-    lines = []
-    for path in sorted((plan.output_dir / "fid").glob(f"step-*/{SCORES_FILE}")):
-        scored = int(path.parent.name.split("-")[1])
-        if scored <= step:
-            lines.append(f"| {scored:,} | {summary(load_scores(path))} |")
+    entries = load_entries(plan.output_dir / "fid", plan.model_name)
+    lines = [f"| {entry.step:,} | {summary(entry.scores)} |" for entry in entries if (entry.step or 0) <= step]
     if not lines:
         return ["No FID was computed while it trained."]
     return ["Scores while training (quick protocol, not comparable with published figures):", "", "| step | scores |",

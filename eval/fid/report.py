@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from d_emo.eval.fid.evaluation import GRID_FILE, NEIGHBOURS_FILE
+from d_emo.eval.fid.evaluation import GRID_FILE, NEIGHBOURS_FILE, SCORES_FILE
 from d_emo.eval.fid.protocol import PUBLISHED_STEPS
-from d_emo.eval.fid.scoring import TITLES, Scores, show, title
+from d_emo.eval.fid.scoring import TITLES, Scores, load_scores, show, title
 from d_emo.files import written_whole
 
 STYLE = """
@@ -50,6 +50,12 @@ class Entry:
     def count(self) -> int:
         """Number of samples."""
         return self.scores.conditions["samples"]["shape"][0]
+
+
+def load_entries(folder: Path, name: str) -> list[Entry]:
+    """The evaluations in `folder/step-STEP`, by step."""
+    paths = sorted(folder.glob(f"step-*/{SCORES_FILE}"))
+    return [Entry(name, int(path.parent.name.split("-")[1]), load_scores(path), path.parent) for path in paths]
 
 
 def write_report(path: Path, heading: str, entries: Sequence[Entry], curve: Path | None = None) -> None:

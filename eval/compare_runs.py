@@ -1,0 +1,115 @@
+"""Training runs side by side: loss, scores and speed.
+
+    python eval/compare_runs.py runs/D-EMOv2-N-4-cifar10 runs/DiT-N-4-cifar10 --output comparison.png
+
+Reads what the trainer left: `train_log.csv`, and `fid/` where it ran with --fid-every. Prints a table at each scored
+step (or at the last one) and draws the curves.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from d_emo.eval.fid.report import load_entries
+from d_emo.eval.fid.scoring import TITLES, title
+from d_emo.files import written_whole
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """What a run left.
+
+    Attributes:
+        name: its folder's name.
+        losses: step -> mean loss since the line before.
+        scores: step -> score, of the first metric.
+        score_title: what to call it; empty without scores.
+        images_per_second: of the last line.
+    """
+
+    name: str
+    losses: dict[int, float]
+    scores: dict[int, float]
+    score_title: str
+    images_per_second: float
+
+
+def read_run(folder: Path) -> RunCurves:
+    """Read a run's folder.
+
+    Raises:
+        ValueError: there is no log in it.
+    """
+    log = folder / "train_log.csv"
+    if not log.is_file():
+        raise ValueError(f"{folder}: there is no train_log.csv; name folders that train/train_dit.py wrote.")
+    with log.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"{log} has no line yet.")
+    entries = load_entries(folder / "fid", folder.name)
+    metric = next((name for name in TITLES if entries and name in entries[-1].scores.values), "")
+    return RunCurves(
+        name=folder.name,
+        losses={int(row["step"]): float(row["loss"]) for row in rows},
+        scores={entry.step: entry.scores.values[metric] for entry in entries if entry.step is not None},
+        score_title=title(metric, entries[-1].extractor, entries[-1].count) if metric else "",
+        images_per_second=float(rows[-1]["images_per_second"]),
+    )
+
+
+def table(runs: list[RunCurves]) -> str:
+    """Loss and score of every run at the steps that all of them have."""
+    steps = set.intersection(*(set(run.scores) or {max(run.losses)} for run in runs))
+    steps &= set.intersection(*(set(run.losses) for run in runs))
+    lines = ["| step | " + " | ".join(f"{run.name}: loss | {run.score_title or 'score'}" for run in runs) + " |"]
+    lines.append("|---" * (1 + 2 * len(runs)) + "|")
+    for step in sorted(steps):
+        cells = []
+        for run in runs:
+            cells.append(f"{run.losses[step]:.4f} | " + (f"{run.scores[step]:.4f}" if step in run.scores else "-"))
+        lines.append(f"| {step:,} | {' | '.join(cells)} |")
+    lines.append("images/s: " + ", ".join(f"{run.name} {run.images_per_second:.1f}" for run in runs))
+    return "\n".join(lines)
+
+
+def plot(runs: list[RunCurves], path: Path) -> None:
+    """Loss on the left, scores on the right where there are some."""
+    from matplotlib.figure import Figure
+
+    scored = [run for run in runs if run.scores]
+    figure = Figure(figsize=(11 if scored else 6, 4), layout="constrained")
+    axes = figure.subplots(1, 2 if scored else 1, squeeze=False)[0]
+    for run in runs:
+        axes[0].plot(list(run.losses), list(run.losses.values()), linewidth=1, label=run.name)
+    for run in scored:
+        axes[1].plot(list(run.scores), list(run.scores.values()), marker="o", label=run.name)
+    for axis, label in zip(axes, ("training loss", scored[0].score_title if scored else ""), strict=False):
+        axis.set(xlabel="optimizer step", ylabel=label)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+
+
+def main(arguments: list[str]) -> None:
+    """Print the table, draw the curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="Folders of training runs.")
+    parser.add_argument("--output", type=Path, help="PNG to draw.")
+    options = parser.parse_args(arguments)
+    try:
+        runs = [read_run(folder) for folder in options.runs]
+    except (ValueError, json.JSONDecodeError) as error:
+        sys.exit(f"compare_runs: {error}")
+    print(table(runs))
+    if options.output:
+        plot(runs, options.output)
+        print(f"curves in {options.output}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
