@@ -63,8 +63,9 @@ def read_run(folder: Path) -> RunCurves:
 
 def table(runs: list[RunCurves]) -> str:
     """Loss and score of every run at the steps that all of them have."""
-    steps = set.intersection(*(set(run.scores) or {max(run.losses)} for run in runs))
-    steps &= set.intersection(*(set(run.losses) for run in runs))
+    steps = set(runs[0].losses)
+    for run in runs:
+        steps &= set(run.losses) & (set(run.scores) or {max(run.losses)})
     lines = ["| step | " + " | ".join(f"{run.name}: loss | {run.score_title or 'score'}" for run in runs) + " |"]
     lines.append("|---" * (1 + 2 * len(runs)) + "|")
     for step in sorted(steps):
