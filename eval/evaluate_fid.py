@@ -1,7 +1,7 @@
 """From a checkpoint, or from images, to FID, sFID, Inception Score, precision, recall and KID.
 
     python -m d_emo.eval.evaluate_fid --model runs/digits --preset quick --reference digits --features pixels
-    accelerate launch -m d_emo.eval.evaluate_fid --model runs/B-2 --preset dit-400k --reference imagenet256.npz
+    accelerate launch -m d_emo.eval.evaluate_fid --model runs/B-2 --preset dit-400k --reference ADM.npz
     python -m d_emo.eval.evaluate_fid --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz
     python -m d_emo.eval.evaluate_fid --model runs/B-2 --checkpoints all --preset quick --reference imagenet/train
 
@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,19 +39,8 @@ from d_emo.eval.fid.scoring import METRICS, format_scores, show
 from d_emo.pipelines import DEMOPipeline
 from d_emo.processes import keep_freed_memory, start_processes
 
-# Settings that the command line may change in a preset.
-SETTINGS = (
-    "num_images",
-    "sampler",
-    "steps",
-    "guidance_scale",
-    "guidance_channels",
-    "labels",
-    "vae",
-    "seed",
-    "weights",
-    "dtype",
-)
+# Settings that the command line may change in a preset: all of them.
+SETTINGS = tuple(field.name for field in fields(SamplingSettings))
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 INTERRUPTED = 130
 # A process may wait that long for the others; the default of some backends is minutes.
@@ -118,9 +107,11 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     drawing.add_argument("--weights", choices=("averaged", "raw"), help="Raw ones are in training checkpoints only.")
     drawing.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="Type of model and decoder.")
     running = parser.add_argument_group("running and output")
-    running.add_argument("--output-dir", help="Default: evaluation/NAME-PRESET, in the model's folder if it is one.")
     running.add_argument(
-        "--cache-dir", help="Features of references. Default: $D_EMO_CACHE or ~/.cache/d_emo, /features."
+        "--output-dir", help="Default: evaluation/PRESET in the model's folder, else evaluation/NAME."
+    )
+    running.add_argument(
+        "--cache-dir", help="For references' features. Default: features/ in $D_EMO_CACHE or ~/.cache/d_emo."
     )
     running.add_argument("--batch-size", type=int, default=32, help="Images drawn at once by a process.")
     running.add_argument("--feature-batch-size", type=int, default=50, help="Images at once in the feature network.")

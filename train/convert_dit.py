@@ -22,7 +22,7 @@ from d_emo.files import partial_path, replace_folder, written_whole
 from d_emo.labels import imagenet_wnid_to_name
 from d_emo.models.published import export_state, import_state, published_config
 from d_emo.models.transformer_dit import DiTBaselineTransformer2DModel
-from d_emo.pipelines import DEMOPipeline
+from d_emo.pipelines import DEMOPipeline, open_pipeline
 from d_emo.train.config import OptimizationOptions
 from d_emo.train.objectives import make_objective
 from d_emo.train.setup import AUTO_VAE, load_vae
@@ -106,9 +106,10 @@ def read_state(path: Path, weights: str) -> dict[str, torch.Tensor]:
 
 def export_checkpoint(pipeline: str, path: Path) -> None:
     """Write the transformer of a pipeline under the published names, whole."""
-    if not (Path(pipeline) / "model_index.json").is_file():
-        raise ValueError(f"--export {pipeline}: there is no pipeline in it.")
-    state = export_state(DEMOPipeline.from_pretrained(pipeline).transformer)
+    try:
+        state = export_state(open_pipeline(pipeline).transformer)
+    except ValueError as error:
+        raise ValueError(f"--export {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
         torch.save(state, partial)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from d_emo.models import ClassConditionalTransformer2DModel
-from d_emo.pipelines import DEMOPipeline
+from d_emo.pipelines import open_pipeline
 
 LABELS, POSITIONS = "label_embed.weight", "pos_embed"
 # What a new task may change of a model's configuration.
@@ -29,12 +29,9 @@ class InitialWeights:
 
     def __init__(self, name: str):
         try:
-            pipeline = DEMOPipeline.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"--init-from {name}: neither a pipeline folder nor reachable on the Hub ({reason})."
-            ) from error
+            pipeline = open_pipeline(name)
+        except ValueError as error:
+            raise ValueError(f"--init-from {error}") from error
         self.name = name
         self.transformer: ClassConditionalTransformer2DModel = pipeline.transformer
         self.id2label = pipeline.id2label

@@ -24,7 +24,7 @@ from d_emo.eval.fid.image_sets import MANIFEST, ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
 from d_emo.files import remove_partial, write_json
 from d_emo.latents import open_vae
-from d_emo.pipelines import DEMOPipeline
+from d_emo.pipelines import DEMOPipeline, open_pipeline
 
 SHARD_SIZE = 128
 # Key of the class labels' stream, so that it shares nothing with other uses of a seed.
@@ -42,18 +42,10 @@ def load_pipeline(model: str, dtype: str = "float32") -> DEMOPipeline:
     Raises:
         ValueError: it does not load; the message gives the remedy.
     """
-    path = Path(model)
-    if path.exists() and not (path / "model_index.json").is_file():
-        raise ValueError(f"--model {model}: there is no pipeline in it (no model_index.json).")
     try:
-        options = {} if _type(dtype) is None else {"torch_dtype": _type(dtype)}
-        return DEMOPipeline.from_pretrained(model, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"--model {model}: neither a pipeline folder nor reachable on the Hub ({reason}); fetch it where there is "
-            f"a network (hf download {model}) and pass its folder."
-        ) from error
+        return open_pipeline(model, _type(dtype))
+    except ValueError as error:
+        raise ValueError(f"--model {error}") from error
 
 
 def _type(dtype: str) -> torch.dtype | None:

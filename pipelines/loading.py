@@ -1,0 +1,31 @@
+"""Opening a pipeline that a user named, with an error that says what to do."""
+
+from pathlib import Path
+
+import torch
+
+from .pipeline_demo import DEMOPipeline
+
+
+def open_pipeline(name: str, dtype: torch.dtype | None = None) -> DEMOPipeline:
+    """The pipeline of a folder or Hub id.
+
+    Args:
+        name: the folder or id.
+        dtype: of its weights, None for float32; what must stay float32 (BatchNorm, positions) does.
+
+    Raises:
+        ValueError: it does not load; the message begins with the name and gives the remedy.
+    """
+    path = Path(name)
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise ValueError(f"{name}: there is no pipeline in it (no model_index.json).")
+    options = {} if dtype is None else {"torch_dtype": dtype}
+    try:
+        return DEMOPipeline.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{name}: neither a pipeline folder nor reachable on the Hub ({reason}); fetch it where there is a network "
+            f"(hf download {name}) and pass its folder."
+        ) from error
