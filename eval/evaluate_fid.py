@@ -107,9 +107,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     drawing.add_argument("--weights", choices=("averaged", "raw"), help="Raw ones are in training checkpoints only.")
     drawing.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="Type of model and decoder.")
     running = parser.add_argument_group("running and output")
-    running.add_argument(
-        "--output-dir", help="Default: evaluation/PRESET in the model's folder, else evaluation/NAME."
-    )
+    running.add_argument("--output-dir", help="Default: evaluation/PRESET in the model's folder, else evaluation/NAME.")
     running.add_argument(
         "--cache-dir", help="For references' features. Default: features/ in $D_EMO_CACHE or ~/.cache/d_emo."
     )
