@@ -36,11 +36,14 @@ from d_emo.eval.fid.references import default_cache, load_reference
 from d_emo.eval.fid.report import Entry, plot_curve, write_report
 from d_emo.eval.fid.sampling import apply_settings, load_pipeline
 from d_emo.eval.fid.scoring import METRICS, format_scores, show
+from d_emo.flow_paths import path_of
 from d_emo.pipelines import DEMOPipeline
 from d_emo.processes import keep_freed_memory, start_processes
 
 # Settings that the command line may change in a preset: all of them.
 SETTINGS = tuple(field.name for field in fields(SamplingSettings))
+# What SiT's published scores were trained with; other flows have none.
+SIT_PUBLISHED = {"flow_path": "linear", "prediction": "velocity"}
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 INTERRUPTED = 130
 # A process may wait that long for the others; the default of some backends is minutes.
@@ -235,8 +238,7 @@ def find_models(model: str, checkpoints: str | None) -> list[tuple[str, int | No
 def prepare(model: str, options: argparse.Namespace) -> tuple[str, SamplingSettings, DEMOPipeline]:
     """Preset, settings and pipeline of a model; mistakes are found before anything is computed."""
     pipeline = load_pipeline(model, options.dtype or SamplingSettings.dtype)
-    flow = pipeline.transformer.config.prediction_type == "flow_prediction"
-    preset = options.preset or ("sit-sde" if flow else "dit-400k")
+    preset = options.preset or ("dit-400k" if path_of(pipeline.transformer.config) is None else "sit-sde")
     settings = with_settings(preset, {name: getattr(options, name) for name in SETTINGS})
     if pipeline.vae is None:
         if options.vae:
@@ -282,7 +284,7 @@ def published_figure(run: str, entry: Entry) -> tuple[str, float | None]:
     """The run's model name, and the FID published for it at 400K steps where the reference is ADM's ImageNet."""
     path = Path(run) / "run.json"
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if settings.get("init_from"):
+    if settings.get("init_from") or any(settings.get(key, value) != value for key, value in SIT_PUBLISHED.items()):
         return Path(run).name, None
     name = settings.get("model", Path(run).name)
     objective = {"dit": "epsilon", "sit": "flow_prediction"}.get(settings.get("objective", ""), "")

@@ -25,6 +25,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FirstBlockCach
 from d_emo.eval.evaluate_digits import draw, load_digits_pipeline, real_digits, score_digits
 from d_emo.eval.fid.metrics import frechet_distance, moments_of
 from d_emo.files import write_json
+from d_emo.flow_paths import path_of
 from d_emo.pipelines import DEMOPipeline
 
 STEPS = (250, 50, 20, 10)
@@ -35,7 +36,7 @@ COLUMNS = ("solver", "steps", "cache", "seconds", "speed", "read right", "distan
 def fitting_schedulers(pipeline: DEMOPipeline) -> dict[str, Any]:
     """Solvers for the pipeline's objective; caches are compared on the first, which is deterministic."""
     config = pipeline.scheduler.config
-    if pipeline.transformer.config.prediction_type == "flow_prediction":
+    if path_of(pipeline.transformer.config) is not None:
         flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
         return {"Euler": pipeline.scheduler, "DPM-Solver++ (flow)": DPMSolverMultistepScheduler(**flow)}
     return {

@@ -19,14 +19,24 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from d_emo.choices import one_of
+from d_emo.flow_paths import path_numbers, path_of, sample_interval
 from d_emo.labels import LabelLike, LabelResolver, normalize_id2label
 from d_emo.latents import decode_latents, vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel
+from d_emo.schedulers import FlowMatchODESolverScheduler
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 LEARNED_VARIANCE = ("learned", "learned_range")
 
+# Schedulers that only follow velocities, and so fit every path.
+PATH_AGNOSTIC = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchODESolverScheduler")
+# The last moment of a guidance interval that lasts to 1.
+PROGRESS_END = 1.0 - 1e-6
+
 Generators = torch.Generator | list[torch.Generator] | None
+# (sample, timestep, progress from 0 to 1) -> what the scheduler takes
+Predict = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
 @dataclass
@@ -52,7 +62,8 @@ class DEMOPipeline(DiffusionPipeline):
     Args:
         transformer: `DEMOTransformer2DModel` or `DiTBaselineTransformer2DModel`.
         scheduler: any Diffusers scheduler of the model's kind: `DDPMScheduler`, `DDIMScheduler`,
-            `DPMSolverMultistepScheduler` for epsilon models; `FlowMatchEulerDiscreteScheduler` and others for flows.
+            `DPMSolverMultistepScheduler` for DiT's diffusion; `FlowMatchEulerDiscreteScheduler` and others for flow
+            models, whatever these predict.
         vae: decodes latents; without one the model works on pixels.
         id2label: class names by id, saved with the pipeline. A name may list synonyms separated by commas.
     """
@@ -156,28 +167,24 @@ class DEMOPipeline(DiffusionPipeline):
         null = self.transformer.null_label
         label_ids = torch.tensor(labels if conditional else [null] * batch, device=device)  # (N,)
         null_ids = torch.full_like(label_ids, null)  # (N,)
-        self._set_timesteps(num_inference_steps, device)
-        timesteps = self.scheduler.timesteps
-        first = guidance_interval[0] * len(timesteps)
-        last = guidance_interval[1] * len(timesteps)
-        takes_variance = self._takes_learned_variance()
-        step_arguments = self._step_arguments(generator, eta)
 
-        with _eval_mode(self.transformer, self.vae), self.progress_bar(total=len(timesteps)) as progress_bar:
-            for step, timestep in enumerate(timesteps):
-                scaled = self._scale_model_input(latents, timestep)  # (N, C, H, W)
-                if guided and first <= step < last:
-                    both = self._predict(scaled.repeat(2, 1, 1, 1), timestep, torch.cat([label_ids, null_ids]))
-                    prediction = _guide(both, guidance_scale, guidance_channels or channels)
-                else:
-                    prediction = self._predict(scaled, timestep, label_ids)  # (N, C or 2C, H, W)
-                if not takes_variance:
-                    prediction = prediction[:, :channels]
-                latents = self.scheduler.step(prediction, timestep, latents, **step_arguments, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    replaced = callback_on_step_end(self, step, timestep, {"latents": latents}) or {}
-                    latents = replaced.get("latents", latents)
-                progress_bar.update()
+        def predict(sample: torch.Tensor, timestep: torch.Tensor, progress: float) -> torch.Tensor:
+            """What the scheduler takes at a sample (N, C, H, W), of the model's one or two predictions."""
+            scaled = self._scale_model_input(sample, timestep)  # (N, C, H, W)
+            if guided and guidance_interval[0] <= progress < guidance_interval[1]:
+                both = self._predict(scaled.repeat(2, 1, 1, 1), timestep, torch.cat([label_ids, null_ids]))
+                prediction = _guide(both, guidance_scale, guidance_channels or channels)
+            else:
+                prediction = self._predict(scaled, timestep, label_ids)  # (N, C or 2C, H, W)
+            return self._as_scheduler_takes_it(prediction, sample, timestep)
+
+        with _eval_mode(self.transformer, self.vae):
+            if isinstance(self.scheduler, FlowMatchODESolverScheduler):
+                latents = self._integrate(predict, latents, num_inference_steps, callback_on_step_end)
+            else:
+                latents = self._step_through(
+                    predict, latents, num_inference_steps, callback_on_step_end, self._step_arguments(generator, eta)
+                )
             images = self._decode(latents, output_type)
 
         self.maybe_free_model_hooks()
@@ -191,6 +198,45 @@ class DEMOPipeline(DiffusionPipeline):
             "eta": eta,
         }
         return DEMOPipelineOutput(images=images, class_labels=labels, settings={**self._sampler_settings(), **settings})
+
+    def _step_through(
+        self,
+        predict: Predict,
+        latents: torch.Tensor,
+        num_inference_steps: int,
+        callback: Callable | None,
+        step_arguments: dict[str, Any],
+    ) -> torch.Tensor:
+        """From noise to a sample, (N, C, H, W), in a scheduler's own steps."""
+        self._set_timesteps(num_inference_steps, latents.device)
+        timesteps = self.scheduler.timesteps
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                prediction = predict(latents, timestep, step / len(timesteps))
+                latents = self.scheduler.step(prediction, timestep, latents, **step_arguments, return_dict=False)[0]
+                if callback is not None:
+                    replaced = callback(self, step, timestep, {"latents": latents}) or {}
+                    latents = replaced.get("latents", latents)
+                progress_bar.update()
+        return latents
+
+    def _integrate(
+        self, predict: Predict, latents: torch.Tensor, num_inference_steps: int, callback: Callable | None
+    ) -> torch.Tensor:
+        """The same by an ODE solver, which asks for velocities when it wants them."""
+        if callback is not None:
+            raise ValueError("callback_on_step_end: an ODE solver has no steps of the pipeline; use another scheduler.")
+        _require_steps(num_inference_steps)
+        end, start = sample_interval(*self._flow())
+        with self.progress_bar(total=100) as progress_bar:  # percent of the way: how many steps it takes is not known
+
+            def velocity(timestep: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+                time = float(timestep) / self.scheduler.config.num_train_timesteps
+                progress = (start - time) / (start - end)
+                progress_bar.update(max(0, round(100 * progress) - progress_bar.n))
+                return predict(sample, timestep, min(progress, PROGRESS_END))
+
+            return self.scheduler.integrate(velocity, latents, start, end, num_inference_steps)
 
     def _sampler_settings(self) -> dict[str, Any]:
         config = {name: value for name, value in self.scheduler.config.items() if not name.startswith("_")}
@@ -232,8 +278,7 @@ class DEMOPipeline(DiffusionPipeline):
             raise ValueError(
                 f"guidance_channels={guidance_channels} is not between 1 and {channels}; None guides all channels."
             )
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r} is unknown; use one of {', '.join(OUTPUT_TYPES)}.")
+        one_of("output_type", output_type, OUTPUT_TYPES)
         unknown = set(callback_tensors) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -243,14 +288,22 @@ class DEMOPipeline(DiffusionPipeline):
     def _check_scheduler(self) -> None:
         """Refuse pairs of model and scheduler that would run and draw noise."""
         name, config = type(self.scheduler).__name__, self.scheduler.config
-        wanted = self.transformer.config.prediction_type
+        path = path_of(self.transformer.config)
+        wanted = "epsilon" if path is None else "flow_prediction"  # whatever a flow model predicts becomes its flow
         is_flow = name.startswith("FlowMatch") or config.get("use_flow_sigmas", False)
         given = "flow_prediction" if is_flow else config.get("prediction_type", "epsilon")
         if given != wanted:
+            model = self.transformer.config.prediction_type + (f" on the {path} path" if path else "")
             raise ValueError(
-                f"{name} is set up for prediction_type={given!r}, the model predicts {wanted!r}; "
-                "use a DDPM, DDIM or DPM-Solver scheduler for epsilon, a FlowMatch one for flow_prediction "
+                f"{name} is set up for prediction_type={given!r}, the model predicts {model!r}; "
+                "use a DDPM, DDIM or DPM-Solver scheduler for epsilon, a FlowMatch one for flow models "
                 "(or a solver with use_flow_sigmas=True, prediction_type='flow_prediction')."
+            )
+        stored = config.get("flow_path", "linear")
+        if path not in (None, stored) and (name not in PATH_AGNOSTIC or config.get("stochastic_sampling")):
+            raise ValueError(
+                f"{name} works on the {stored} path, the model on {path}; use {', '.join(PATH_AGNOSTIC)} or "
+                f"FlowMatchEulerMaruyamaScheduler(flow_path={path!r})."
             )
         has_variance = self.transformer.config.learn_sigma
         learned = config.get("variance_type") in LEARNED_VARIANCE
@@ -301,15 +354,40 @@ class DEMOPipeline(DiffusionPipeline):
         return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def _set_timesteps(self, num_inference_steps: int, device: torch.device) -> None:
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps={num_inference_steps} is below 1.")
-        flow = type(self.scheduler).__name__.startswith("FlowMatch")
-        if flow and "sigmas" in inspect.signature(self.scheduler.set_timesteps).parameters:
+        _require_steps(num_inference_steps)
+        accepted = inspect.signature(self.scheduler.set_timesteps).parameters
+        path, prediction_type = self._flow()
+        start = sample_interval(path, prediction_type)[1] if path else 1.0
+        if type(self.scheduler).__name__.startswith("FlowMatch") and "sigmas" in accepted:
             # Even steps from 1 to 0 (SiT's); the scheduler's default ends at sigma = 0.001 and jumps to 0.
-            sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
+            sigmas = np.linspace(start, 0.0, num_inference_steps + 1)[:-1]
             self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
+        elif "start" in accepted:
+            self.scheduler.set_timesteps(num_inference_steps, device=device, start=start)
+        elif start < 1.0:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} starts at pure noise, where a {prediction_type} model on the {path} path "
+                "has no velocity; use FlowMatchEulerDiscreteScheduler or FlowMatchODESolverScheduler(method='heun2')."
+            )
         else:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
+
+    def _flow(self) -> tuple[Any, str]:
+        """The model's path, None if it is no flow model, and what it predicts."""
+        config = self.transformer.config
+        return path_of(config), config.prediction_type
+
+    def _as_scheduler_takes_it(
+        self, prediction: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor
+    ) -> torch.Tensor:
+        """A model's prediction (N, C or 2C, H, W): as velocity for flows, with its variance where that is wanted."""
+        path, prediction_type = self._flow()
+        if path is not None and prediction_type != "flow_prediction":
+            time = float(timestep) / self.scheduler.config.num_train_timesteps
+            return path_numbers(path, time).velocity_of(prediction_type, prediction, sample)
+        if self._takes_learned_variance():
+            return prediction
+        return prediction[:, : self.transformer.config.in_channels]
 
     def _scale_model_input(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         scale = getattr(self.scheduler, "scale_model_input", None)
@@ -334,6 +412,11 @@ class DEMOPipeline(DiffusionPipeline):
         images = decode_latents(self.vae, latents) if self.vae is not None else latents
         # Already float32, so that PIL output is rounded there and not in half precision.
         return self.image_processor.postprocess(images, output_type=output_type)
+
+
+def _require_steps(num_inference_steps: int) -> None:
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps={num_inference_steps} is below 1.")
 
 
 def _guide(both: torch.Tensor, scale: float, channels: int) -> torch.Tensor:

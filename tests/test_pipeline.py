@@ -28,7 +28,7 @@ from diffusers.models.cache_utils import CacheMixin
 from diffusers.schedulers import scheduling_ddpm
 
 from d_emo import DEMOPipeline, FlowMatchEulerMaruyamaScheduler
-from d_emo.pipelines import scheduling_flow_sde
+from d_emo.schedulers import flow_sde
 
 
 class StandIn(ModelMixin, ConfigMixin, CacheMixin):
@@ -118,7 +118,7 @@ def test_sit_stochastic_sampler_is_reached_through_the_pipeline(monkeypatch):
     scheduler = FlowMatchEulerMaruyamaScheduler(last_step_size=expected["last_step_size"])
     pipeline = stand_in_pipeline(scheduler, flow=True, learn_sigma=False, prediction_type="flow_prediction")
     seeds = iter(range(expected["noise_seed"] + 1, expected["noise_seed"] + 1 + expected["time_points"]))
-    monkeypatch.setattr(scheduling_flow_sde, "randn_tensor", lambda shape, **_: seeded_input(next(seeds), tuple(shape)))
+    monkeypatch.setattr(flow_sde, "randn_tensor", lambda shape, **_: seeded_input(next(seeds), tuple(shape)))
     result = sample_golden(pipeline, expected, expected["time_points"], "noise_seed")
     assert_golden(result, expected, 1e-4)
 

@@ -86,6 +86,11 @@ class OptimizationOptions:
     min_snr_gamma: float | None = option(
         None, "dit: weight epsilon's loss by min(SNR, this) / SNR; 5 is customary. Default: even weights."
     )
+    flow_path: Literal["linear", "gvp", "vp"] = option("linear", "sit: the path from data to noise.")
+    prediction: Literal["velocity", "noise", "score"] = option("velocity", "sit: what the network predicts.")
+    loss_weighting: Literal["none", "velocity", "likelihood"] = option(
+        "none", "sit, for noise and score: weight the loss as one on the velocity or as the likelihood's bound."
+    )
     time_sampling: Literal["uniform", "logit-normal"] = option("uniform", "sit: how times are drawn.")
     logit_normal_mean: float = option(0.0, "Mean of the time's logit; above 0 means more noise.")
     logit_normal_std: float = option(1.0, "Standard deviation of the time's logit.")
@@ -105,7 +110,15 @@ class OptimizationOptions:
         if self.objective == "sit":
             _require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, "belongs to --objective dit")
         else:
-            _require(self.time_sampling == "uniform", "time_sampling", self.time_sampling, "belongs to --objective sit")
+            flow = {"flow_path": "linear", "prediction": "velocity", "loss_weighting": "none", "time_sampling": "uniform"}
+            for name, default in flow.items():
+                _require(getattr(self, name) == default, name, getattr(self, name), "belongs to --objective sit")
+        _require(
+            self.prediction != "velocity" or self.loss_weighting == "none",
+            "loss_weighting",
+            self.loss_weighting,
+            "belongs to --prediction noise or score",
+        )
         _require(
             self.min_snr_gamma is None or self.min_snr_gamma > 0,
             "min_snr_gamma",

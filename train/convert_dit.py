@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
+from d_emo.flow_paths import PATHS
 from d_emo.files import partial_path, replace_folder, written_whole
 from d_emo.labels import imagenet_wnid_to_name
 from d_emo.models.published import export_state, import_state, published_config
 from d_emo.models.transformer_dit import DiTBaselineTransformer2DModel
 from d_emo.pipelines import DEMOPipeline, open_pipeline
 from d_emo.train.config import OptimizationOptions
-from d_emo.train.objectives import make_objective
+from d_emo.train.objectives import PREDICTIONS, make_objective
 from d_emo.train.setup import AUTO_VAE, load_vae
 
 IMAGENET_CLASSES = 1000
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("checkpoint", help="The .pt file to read, or with --export to write.")
     parser.add_argument("--objective", choices=("dit", "sit"), help="What it was trained for; the file does not tell.")
+    parser.add_argument("--flow-path", choices=PATHS, default="linear", help="sit: the path it was trained on.")
+    parser.add_argument("--prediction", choices=PREDICTIONS, default="velocity", help="sit: what the network predicts.")
     parser.add_argument("--output-dir", help="Pipeline folder to write.")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="Which ones of a full checkpoint.")
     parser.add_argument("--vae", default=AUTO_VAE, help="Decoder to save with it: folder, Hub id, or none.")
@@ -57,7 +60,8 @@ def main(arguments: Sequence[str]) -> None:
 def import_checkpoint(options: argparse.Namespace) -> None:
     """Write a pipeline folder, whole or not at all."""
     state = read_state(Path(options.checkpoint), options.weights)
-    config = published_config(state, options.objective, options.num_heads)
+    flow = (options.flow_path, PREDICTIONS[options.prediction])
+    config = published_config(state, options.objective, options.num_heads, *flow)
     target = Path(options.output_dir)
     if target.exists() and not (target / "model_index.json").is_file() and any(target.iterdir()):
         raise ValueError(f"--output-dir {target} is not empty and holds no pipeline; choose another.")
@@ -74,7 +78,7 @@ def import_checkpoint(options: argparse.Namespace) -> None:
     replace_folder(partial, target)
     print(
         f"{options.checkpoint}: {config['num_layers']} blocks of {config['hidden_size']} channels, patch "
-        f"{config['patch_size']}, {config['num_classes']} classes, {config['prediction_type']}; pipeline in {target}"
+        f"{config['patch_size']}, {config['num_classes']} classes, {model.config.prediction_type}; pipeline in {target}"
     )
 
 

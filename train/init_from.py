@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from d_emo.flow_paths import path_of
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.pipelines import open_pipeline
 
@@ -43,6 +44,7 @@ class InitialWeights:
             ValueError: the task wants another network; the message names what differs.
         """
         stored = {name: value for name, value in self.transformer.config.items() if name[0] != "_"}
+        stored["flow_path"] = path_of(stored)  # also where it was left to the prediction
         wrong = [
             f"{name} {stored[name]!r}, not {value!r}"
             for name, value in task.items()

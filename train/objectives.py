@@ -1,7 +1,7 @@
 """The two training objectives, each with the Diffusers scheduler that samples its models.
 
 DiT: epsilon and learned range variance with the hybrid loss, from "Improved Denoising Diffusion Probabilistic Models"
-(arXiv 2102.09672, equations 14 to 16) as in DiT and ADM. SiT: flow matching on the linear path (arXiv 2401.08740).
+(arXiv 2102.09672, equations 14 to 16) as in DiT and ADM. SiT: flows along its paths (arXiv 2401.08740).
 
 Shapes: B samples, C channels, H x W; losses are means over (C, H, W), one a sample.
 """
@@ -13,18 +13,22 @@ from typing import Protocol
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
+from d_emo.flow_paths import path_point, train_interval
 from d_emo.train.config import OptimizationOptions
 
 # model(noisy, timestep, labels) -> prediction
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 NUM_TRAIN_TIMESTEPS = 1000
+# --prediction, and what a model's configuration calls it.
+PREDICTIONS = {"velocity": "flow_prediction", "noise": "epsilon", "score": "score"}
 
 
 class Objective(Protocol):
     """What the trainer needs of an objective."""
 
     prediction_type: str
+    flow_path: str | None
     learn_sigma: bool
 
     def losses(
@@ -53,6 +57,7 @@ class DiTObjective:
     """
 
     prediction_type = "epsilon"
+    flow_path: str | None = None
     learn_sigma = True
 
     def __init__(self, min_snr_gamma: float | None = None) -> None:
@@ -153,18 +158,24 @@ def discretized_gaussian_log_likelihood(
 
 
 class FlowObjective:
-    """Velocity on the linear path in Diffusers' convention: sigma = 1 is noise, the target is noise - data.
+    """A flow along one of SiT's paths (`d_emo.flow_paths`): sigma = 1 is noise, the timestep is 1000 sigma.
 
     Args:
-        logit_normal: mean and standard deviation of the logit of sigma, as in Stable Diffusion 3 (arXiv 2403.03206, 0
-            and 1 there); None draws sigma evenly, as SiT does.
+        options: path, what the network predicts, the weighting of its loss, how times are drawn. The weighting "none"
+            is the plain squared error; "velocity" and "likelihood" weight noise and score by (r / sigma)^2 and
+            r / sigma^2, r the score's share of the velocity (SiT's table of losses).
     """
 
-    prediction_type = "flow_prediction"
     learn_sigma = False
 
-    def __init__(self, logit_normal: tuple[float, float] | None = None) -> None:
-        self.logit_normal = logit_normal
+    def __init__(self, options: OptimizationOptions) -> None:
+        self.flow_path: str | None = options.flow_path
+        self.prediction_type = PREDICTIONS[options.prediction]
+        self.weighting = options.loss_weighting
+        self.interval = train_interval(options.flow_path, self.prediction_type)
+        self.logit_normal = (
+            (options.logit_normal_mean, options.logit_normal_std) if options.time_sampling == "logit-normal" else None
+        )
 
     def make_scheduler(self) -> SchedulerMixin:
         """Euler on sigma from 1 to 0."""
@@ -174,19 +185,33 @@ class FlowObjective:
         self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """See `Objective.losses`."""
+        time = self._spread(time)  # (B,)
+        assert self.flow_path is not None
+        point = path_point(self.flow_path, time[:, None, None, None])
+        noisy = point.sample(data, noise)  # (B, C, H, W)
+        output = network(noisy, NUM_TRAIN_TIMESTEPS * time, labels).float()
+        if self.prediction_type == "flow_prediction":
+            error = output - point.velocity(data, noise)
+        elif self.prediction_type == "epsilon":
+            error = output - noise
+        else:
+            error = output * point.sigma + noise  # the score is -noise / sigma
+        if self.weighting == "velocity":
+            error = error * point.noise_rate
+        elif self.weighting == "likelihood":
+            error = error * (point.score_rate.sqrt() / point.sigma)
+        return {"loss": error.square().flatten(1).mean(1)}
+
+    def _spread(self, time: torch.Tensor) -> torch.Tensor:
+        """Even draws in [0, 1) as times of the path."""
         if self.logit_normal is not None:
             mean, std = self.logit_normal
             # The quantile function turns even draws into normal ones.
             time = torch.sigmoid(mean + std * torch.special.ndtri(time.double())).float()
-        sigma = time[:, None, None, None]
-        noisy = (1 - sigma) * data + sigma * noise  # (B, C, H, W)
-        velocity = network(noisy, NUM_TRAIN_TIMESTEPS * time, labels).float()
-        return {"loss": (velocity - (noise - data)).square().flatten(1).mean(1)}
+        low, high = self.interval
+        return low + (high - low) * time
 
 
 def make_objective(options: OptimizationOptions) -> Objective:
     """The objective that the options name."""
-    if options.objective == "dit":
-        return DiTObjective(options.min_snr_gamma)
-    logit_normal = (options.logit_normal_mean, options.logit_normal_std)
-    return FlowObjective(logit_normal if options.time_sampling == "logit-normal" else None)
+    return DiTObjective(options.min_snr_gamma) if options.objective == "dit" else FlowObjective(options)

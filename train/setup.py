@@ -133,7 +133,8 @@ class Plan:
             "data": f"{self.source.name}: {self.source.size:,} images, {classes or 'no'} classes, "
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
             "space": f"{space}, {shape}",
-            "objective": f"{options.optimization.objective} ({self.objective.prediction_type}), label dropout "
+            "objective": f"{options.optimization.objective} ({self.objective.prediction_type}"
+            f"{f' on the {self.objective.flow_path} path' if self.objective.flow_path else ''}), label dropout "
             f"{options.optimization.class_dropout_prob if classes else 0}",
             "optimizer": f"AdamW, learning rate {options.optimization.learning_rate:g} "
             f"({options.optimization.lr_scheduler}), averaging {options.optimization.ema_decay}",
@@ -176,6 +177,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         "num_classes": len(source.id2label),
         "learn_sigma": objective.learn_sigma,
         "prediction_type": objective.prediction_type,
+        "flow_path": objective.flow_path,
     }
     initial = InitialWeights(config.model.init_from) if config.model.init_from else None
     return Plan(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..choices import one_of
 from ..kernels import (
     ATTENTION_TYPES,
     Windows,
@@ -52,8 +53,7 @@ class SpanningWindowAttention(nn.Module):
         clip_window: bool = True,
     ):
         super().__init__()
-        if attention_type not in ATTENTION_TYPES:
-            raise ValueError(f"attention_type={attention_type!r} is unknown; use one of {', '.join(ATTENTION_TYPES)}.")
+        one_of("attention_type", attention_type, ATTENTION_TYPES)
         self.inner_dim = int(dim * expansion)
         if dim % num_heads or self.inner_dim % num_heads:
             raise ValueError(

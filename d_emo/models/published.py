@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..flow_paths import path_of
 from .transformer_dit import DiTBaselineTransformer2DModel
 from .variants import SIZES
 
@@ -36,13 +37,20 @@ OBJECTIVES = ("dit", "sit")
 SIT_TIME = {"timestep_offset": 1.0, "timestep_factor": -0.001}
 
 
-def published_config(state: Mapping[str, torch.Tensor], objective: str, num_heads: int | None = None) -> dict[str, Any]:
+def published_config(
+    state: Mapping[str, torch.Tensor],
+    objective: str,
+    num_heads: int | None = None,
+    flow_path: str = "linear",
+    prediction_type: str = "flow_prediction",
+) -> dict[str, Any]:
     """The DiT baseline's configuration of a published state dictionary.
 
     Args:
         state: tensors by published name.
         objective: "dit" or "sit"; the tensors do not tell.
         num_heads: attention heads, which the tensors do not tell either; None for a published size.
+        flow_path, prediction_type: of a SiT network; the published ones predict velocities on the linear path.
 
     Raises:
         ValueError: a tensor is missing, the objective is unknown, or heads are needed: the size is not a published one.
@@ -72,8 +80,7 @@ def published_config(state: Mapping[str, torch.Tensor], objective: str, num_head
         "mlp_ratio": mlp_ratio,
         "num_classes": classes,
         "learn_sigma": not flow and out_channels == 2 * in_channels,
-        "prediction_type": "flow_prediction" if flow else "epsilon",
-        **(SIT_TIME if flow else {}),
+        **({"prediction_type": prediction_type, "flow_path": flow_path, **SIT_TIME} if flow else {}),
     }
 
 
@@ -93,9 +100,11 @@ def import_state(state: Mapping[str, torch.Tensor], model: DiTBaselineTransforme
             ours[POSITIONS] = tensor.reshape(model.pos_embed.shape)
             continue
         ours[_translated(name, NAMES)] = tensor
-    if config.prediction_type == "flow_prediction":
+    if path_of(config) is not None:
+        sign = -1 if config.prediction_type == "flow_prediction" else 1
         for part in ("weight", "bias"):
-            ours[f"proj_out.{part}"] = _sit_output(ours[f"proj_out.{part}"], config.patch_size, config.in_channels)
+            rows = _sit_output(ours[f"proj_out.{part}"], config.patch_size, config.in_channels)
+            ours[f"proj_out.{part}"] = sign * rows
     expected = model.state_dict()
     wrong = [
         f"{name} {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
@@ -109,9 +118,9 @@ def import_state(state: Mapping[str, torch.Tensor], model: DiTBaselineTransforme
 
 
 def _sit_output(tensor: torch.Tensor, patch: int, channels: int) -> torch.Tensor:
-    """The rows of the last layer that are velocities, with the opposite sign. Rows are (patch, patch, channels)."""
+    """The rows of the last layer that are no variance. Rows are (patch, patch, channels)."""
     rows = tensor.unflatten(0, (patch * patch, -1))[:, :channels]
-    return -rows.flatten(0, 1)
+    return rows.flatten(0, 1)
 
 
 def export_state(model: DiTBaselineTransformer2DModel) -> dict[str, torch.Tensor]:
@@ -122,10 +131,10 @@ def export_state(model: DiTBaselineTransformer2DModel) -> dict[str, torch.Tensor
     """
     if not isinstance(model, DiTBaselineTransformer2DModel):
         raise ValueError(f"{type(model).__name__} is not the DiT network; only DiT-* models can be exported.")
-    if model.config.prediction_type != "epsilon":
+    if path_of(model.config) is not None:
         raise ValueError(
-            "flow models of this package see 1000 sigma and predict noise - data, SiT's see 1 - sigma and predict "
-            "data - noise: the weights would not work in SiT's scripts."
+            "flow models of this package see 1000 sigma and predict dx/dsigma, SiT's see t = 1 - sigma and predict "
+            "dx/dt: the weights would not work in SiT's scripts."
         )
     inverse = {ours: published for published, ours in NAMES.items()}
     state = {_translated(name, inverse): tensor for name, tensor in model.state_dict().items() if name != POSITIONS}

@@ -17,13 +17,13 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
+from ..choices import one_of
+from ..flow_paths import FLOW_PREDICTIONS, PATHS, path_of
 from .checkpointing import checkpoint_block
 from .layers import AdaLayerNormOut, sincos_positions
 
 # Channels of the sinusoidal timestep encoding, as in DiT.
 TIMESTEP_CHANNELS = 256
-
-PREDICTION_TYPES = ("epsilon", "flow_prediction")
 
 
 class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
@@ -51,12 +51,17 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
                 f"sample_size={config.sample_size} is not a multiple of patch_size={config.patch_size}; "
                 f"use {fitting[0]} x {fitting[1]}, or another patch."
             )
-        if config.prediction_type not in PREDICTION_TYPES:
+        one_of("prediction_type", config.prediction_type, FLOW_PREDICTIONS)
+        if config.flow_path is not None:
+            one_of("flow_path", config.flow_path, PATHS)
+        path = path_of(config)
+        if path is None and config.prediction_type != "epsilon":
             raise ValueError(
-                f"prediction_type={config.prediction_type!r} is unknown; use one of {', '.join(PREDICTION_TYPES)}."
+                f"prediction_type={config.prediction_type!r} needs a flow_path ({', '.join(PATHS)}); without one only "
+                "epsilon is known."
             )
-        if config.learn_sigma and config.prediction_type == "flow_prediction":
-            raise ValueError("learn_sigma=True belongs to prediction_type='epsilon'; set learn_sigma=False for flows.")
+        if config.learn_sigma and path is not None:
+            raise ValueError("learn_sigma=True belongs to DiT's diffusion (epsilon); set learn_sigma=False for flows.")
         if config.num_classes < 0:
             raise ValueError(f"num_classes={config.num_classes} is negative; use 0 for an unconditional model.")
 
@@ -131,7 +136,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Predict noise (and variance) or velocity.
+        """Predict noise (and variance), velocity or score, as `config.prediction_type` says.
 
         Args:
             hidden_states: (B, C, H, W) noisy images or latents; the patch divides H and W, which need not be equal.

@@ -63,9 +63,11 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         attention_type: "spanning" (the paper's), "neighborhood", "remote" or "none".
         num_classes: classes; the label table has one row more, for "no class". 0 makes an unconditional model.
         learn_sigma: predict the variance too (DiT objective), which doubles the output channels.
-        prediction_type: "epsilon" (DiT objective) or "flow_prediction" (noise - data, the SiT objective). The
-            pipeline checks it against the scheduler.
+        prediction_type: "epsilon" (noise; DiT's objective), "flow_prediction" (velocity, on the linear path noise -
+            data; SiT's objective) or "score". The pipeline checks it against the scheduler.
         norm_eps: epsilon of the LayerNorms.
+        flow_path: the path that a flow model was trained on, "linear", "gvp" or "vp" (`d_emo.flow_paths`). None: linear
+            for "flow_prediction", DiT's discrete diffusion for "epsilon".
     """
 
     _no_split_modules = ["DEMOBlock"]
@@ -88,6 +90,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         learn_sigma: bool = True,
         prediction_type: str = "epsilon",
         norm_eps: float = 1e-6,
+        flow_path: str | None = None,
     ):
         super().__init__()
 

@@ -79,6 +79,7 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
         norm_eps: float = 1e-6,
         timestep_offset: float = 0.0,
         timestep_factor: float = 1.0,
+        flow_path: str | None = None,
     ):
         super().__init__()
 

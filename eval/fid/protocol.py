@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
-from d_emo.pipelines import DEMOPipeline, FlowMatchEulerMaruyamaScheduler
+from d_emo.flow_paths import path_of
+from d_emo.pipelines import DEMOPipeline
+from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler
 
 FT_MSE = "stabilityai/sd-vae-ft-mse"
 FT_EMA = "stabilityai/sd-vae-ft-ema"
@@ -123,7 +125,8 @@ def make_sampler(name: SamplerName, pipeline: DEMOPipeline) -> Any:
         ValueError: it does not fit what the model predicts; the message gives those that do.
     """
     config = pipeline.transformer.config
-    flow = config.prediction_type == "flow_prediction"
+    path = path_of(config)
+    flow = path is not None
     if name == "own":
         return pipeline.scheduler
     if name == "fast":
@@ -142,7 +145,7 @@ def make_sampler(name: SamplerName, pipeline: DEMOPipeline) -> Any:
         return FlowMatchEulerDiscreteScheduler()
     if name == "heun":
         return FlowMatchHeunDiscreteScheduler()
-    return FlowMatchEulerMaruyamaScheduler()
+    return FlowMatchEulerMaruyamaScheduler(flow_path=path or "linear")
 
 
 def describe_settings(settings: SamplingSettings) -> str:

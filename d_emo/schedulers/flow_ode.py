@@ -1,0 +1,90 @@
+"""Solvers of torchdiffeq, adaptive ones among them, where `DEMOPipeline` takes a Diffusers scheduler.
+
+An adaptive solver decides by itself when to ask the model, so the pipeline hands it the velocity field instead of
+stepping. SiT's script uses `dopri5` with the tolerances that are the defaults here (arXiv 2401.08740).
+"""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+
+from ..choices import one_of
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
+
+
+class FlowMatchODESolverScheduler(SchedulerMixin, ConfigMixin):
+    """An ODE solver of torchdiffeq for flow models.
+
+    An adaptive solver chooses its steps for a whole batch: an image then depends, within the tolerances, on the others
+    of its batch. `evaluations` tells how often the last run asked the model.
+
+    Args:
+        num_train_timesteps: the timestep of pure noise.
+        method: adaptive ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), which ignores
+            `num_inference_steps`, or of fixed steps ("euler", "midpoint", "heun2", "heun3", "rk4").
+        atol, rtol: absolute and relative tolerance of adaptive methods.
+
+    Raises:
+        ValueError: unknown method, or a tolerance that is not positive.
+        ImportError: torchdiffeq is not installed; it comes with the extra `ode`.
+    """
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, method: str = "dopri5", atol: float = 1e-6, rtol: float = 1e-3
+    ):
+        one_of("method", method, ADAPTIVE + FIXED)
+        if min(atol, rtol) <= 0:
+            raise ValueError(f"atol={atol} and rtol={rtol} must be positive; SiT uses 1e-6 and 1e-3.")
+        try:
+            import torchdiffeq  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f"method={method!r} needs torchdiffeq; pip install 'd-emo[ode]'.") from error
+        self.evaluations = 0
+
+    def integrate(
+        self,
+        velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        sample: torch.Tensor,
+        start: float,
+        end: float,
+        num_inference_steps: int,
+    ) -> torch.Tensor:
+        """Follow the velocity from `start` to `end`.
+
+        Args:
+            velocity: (timestep, sample) -> dx/ds, (B, C, H, W).
+            sample: (B, C, H, W) noise.
+            start, end: times s, noise at 1.
+            num_inference_steps: steps of a fixed method.
+
+        Returns:
+            The sample at `end`, (B, C, H, W).
+        """
+        from torchdiffeq import odeint
+
+        self.evaluations = 0
+
+        def field(time: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+            self.evaluations += 1
+            return -velocity((1 - time) * self.config.num_train_timesteps, current)
+
+        config, device = self.config, sample.device
+        times = torch.tensor([1 - start, 1 - end], device=device)  # torchdiffeq counts upwards
+        if config.method in ADAPTIVE:
+            # Without `step_t` the last step would go beyond the end, to times that no model was trained on.
+            options = {"step_t": times[-1:]}
+            solved = odeint(
+                field, sample, times, method=config.method, atol=config.atol, rtol=config.rtol, options=options
+            )
+            return solved[-1]
+        # The grid as an option: as `times`, every point's sample would be kept.
+        grid = torch.linspace(1 - start, 1 - end, num_inference_steps + 1, device=device)
+        return odeint(field, sample, times, method=config.method, options={"grid_constructor": lambda *_: grid})[-1]
