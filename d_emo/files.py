@@ -12,6 +12,13 @@ from typing import Any
 PARTIAL_PREFIX = ".partial-"
 
 
+def cache_folder() -> Path:
+    """Where what can be computed again is kept: $D_EMO_CACHE, or d_emo in the user's cache folder."""
+    if chosen := os.environ.get("D_EMO_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "d_emo"
+
+
 def partial_path(path: Path) -> Path:
     """The name beside `path` under which its content is made."""
     return path.with_name(PARTIAL_PREFIX + path.name)

@@ -1,14 +1,15 @@
-"""Sets of images on disk: scikit-learn's digits, a tree of class folders, anything that `datasets` reads.
+"""Sets of labelled images: what all of them have in common, and the simple ones.
 
-All of them are read by index and decoded on access. Training and evaluation share them.
+scikit-learn's digits, a tree of class folders, latents; `dataset_images` has what the package `datasets` reads,
+`tar_images` WebDataset shards. Images are read by index and decoded on access, but for streams, which come in an order
+of their own. Training and evaluation share them.
 """
 
 import hashlib
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
@@ -26,12 +27,30 @@ class UnreadableImageError(ValueError):
 
 
 @dataclass(frozen=True)
+class EncodedImage:
+    """An image of a stream, not decoded yet: a binary file or a path, its class id, and what to call it."""
+
+    file: Any
+    label: int
+    name: str
+
+
+class ImageStream(Protocol):
+    """Images that can only be read from front to back, epoch by epoch."""
+
+    num_shards: int
+
+    def epoch(self, seed: int, epoch: int, rank: int, world_size: int) -> Iterator[EncodedImage]:
+        """One process's share of an epoch, in an order that (seed, epoch) decides."""
+
+
+@dataclass(frozen=True)
 class ImageSource:
     """A labelled set of images.
 
     Attributes:
         name: what to call it in messages and run names.
-        size: number of images.
+        size: number of images; 0 where a stream does not tell.
         read: index -> decoded image; raises UnreadableImageError.
         labels: (size,) class ids; zeros where there are no classes.
         id2label: class names by id; empty for unconditional training.
@@ -40,6 +59,7 @@ class ImageSource:
         resolution: default image side in pixels.
         num_workers: default number of loader processes.
         latents: what stands for the images where they were encoded beforehand; `read` then raises.
+        stream: what is read instead of `read`, which then raises, and `labels`, which are empty.
     """
 
     name: str
@@ -52,6 +72,12 @@ class ImageSource:
     resolution: int = 256
     num_workers: int = 4
     latents: LatentCache | None = None
+    stream: ImageStream | None = None
+
+    def describe_size(self) -> str:
+        """How many images, for people."""
+        count = f"{self.size:,} images" if self.size else "images of unknown number"
+        return count if self.stream is None else f"{count} in a stream of {self.stream.num_shards} files"
 
     @property
     def fingerprint(self) -> str:
@@ -110,6 +136,15 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
     )
 
 
+def no_image(reason: str) -> Callable[[int], PIL.Image.Image]:
+    """A `read` for sources without images to read by index."""
+
+    def read(index: int) -> PIL.Image.Image:
+        raise UnreadableImageError(f"image {index} cannot be read: {reason}")
+
+    return read
+
+
 def latents_source(folder: Path) -> ImageSource:
     """A data set that `train/encode_latents.py` encoded.
 
@@ -118,14 +153,10 @@ def latents_source(folder: Path) -> ImageSource:
     """
     cache = LatentCache(folder)
     manifest = cache.manifest
-
-    def read(index: int) -> PIL.Image.Image:
-        raise UnreadableImageError(f"{folder} holds latents, and no image {index}")
-
     return ImageSource(
         name=manifest.source,
         size=manifest.count,
-        read=read,
+        read=no_image(f"{folder} holds latents"),
         labels=cache.labels,
         id2label={int(key): name for key, name in manifest.id2label.items()},
         flip=manifest.flips == 2,
@@ -135,90 +166,19 @@ def latents_source(folder: Path) -> ImageSource:
     )
 
 
-def datasets_source(
-    name: str,
-    *,
-    config: str | None = None,
-    split: str = "train",
-    image_column: str = "image",
-    label_column: str | None = "label",
-) -> ImageSource:
-    """Anything that `datasets.load_dataset` reads.
-
-    Args:
-        name: Hub id, local dataset folder, or .parquet file.
-        config: configuration name of a Hub dataset.
-        split: split of the dataset.
-        image_column: column of images.
-        label_column: column of classes; None where they are not wanted.
-
-    Raises:
-        ValueError: it cannot be opened, is empty, or lacks a column or labels.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError("data sets need the datasets package; pip install 'd-emo[train]'.") from error
-    try:
-        if name.endswith(".parquet"):
-            table = datasets.load_dataset("parquet", data_files={split: name}, split=split)
-        else:
-            table = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"cannot be opened ({_first_line(error)}). It is looked for as a local path, then on the Hub; when "
-            "offline, pass a .parquet file or a folder."
-        ) from error
-    for column in [image_column] + ([] if label_column is None else [label_column]):
-        if column not in table.column_names:
-            flag = "--image-column" if column == image_column else "--label-column (or --unconditional)"
-            raise ValueError(f"no column {column!r} among {', '.join(table.column_names)}; set {flag}.")
-    if not len(table):
-        raise ValueError(f"the split {split!r} is empty.")
-    labels, names = _dataset_labels(table, label_column, split)
-    images = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-
-    def read(index: int) -> PIL.Image.Image:
-        stored = images[index][image_column]
-        file = io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]
-        return decode(file, f"{name}, row {index}" + (f" ({stored['path']})" if stored["path"] else ""))
-
-    return ImageSource(
-        name=Path(name).stem if name.endswith(".parquet") else name.replace("/", "--"),
-        size=len(table),
-        read=read,
-        labels=labels,
-        id2label=dict(enumerate(english_names(names))),
-        resolution=_default_resolution(read, len(table)),
-    )
-
-
-def _dataset_labels(table: Any, label_column: str | None, split: str) -> tuple[np.ndarray, list[str]]:
-    if label_column is None:
-        return np.zeros(len(table), dtype=np.int64), []
-    feature = table.features[label_column]
-    column = table.with_format("numpy").select_columns([label_column])[:][label_column]
-    if hasattr(feature, "names"):
-        labels, names = column, list(feature.names)
-    else:
-        values, labels = np.unique(column, return_inverse=True)
-        names = [str(value) for value in values]
-    if labels.min() < 0:
-        raise ValueError(
-            f"split {split!r} has samples without a label (-1); choose a labelled split or --unconditional."
-        )
-    return labels.astype(np.int64), names
-
-
-def _default_resolution(read: Callable[[int], PIL.Image.Image], size: int) -> int:
+def default_resolution(read: Callable[[int], PIL.Image.Image], size: int) -> int:
     """The largest power of two within the first readable image, from 16 to 256."""
     for index in range(size):
         try:
-            image = read(index)
+            return power_of_two_side(read(index))
         except UnreadableImageError:
             continue  # reported when training comes to it, as --on-bad-image says
-        return max(16, min(256, 2 ** (min(image.size).bit_length() - 1)))
     raise UnreadableImageError("no image of the data set can be read")
+
+
+def power_of_two_side(image: PIL.Image.Image) -> int:
+    """The largest power of two within an image, from 16 to 256."""
+    return max(16, min(256, 2 ** (min(image.size).bit_length() - 1)))
 
 
 def decode(file: Any, name: str) -> PIL.Image.Image:
@@ -232,10 +192,11 @@ def decode(file: Any, name: str) -> PIL.Image.Image:
             image.load()
             return image
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"{name} cannot be read ({_first_line(error)})") from error
+        raise UnreadableImageError(f"{name} cannot be read ({first_line(error)})") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -9,6 +9,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 LabelLike = str | int
@@ -35,6 +36,33 @@ def english_names(folder_names: Iterable[str]) -> list[str]:
         return table[name] if counts[_fold(table[name])] == 1 else f"{table[name]}, {name}"
 
     return [english(name) for name in folder_names]
+
+
+def read_class_names(source: str) -> list[str]:
+    """Class names in the order of their ids.
+
+    Args:
+        source: "imagenet" for ImageNet-1K's WordNet ids, or a file: JSON (a list, or a table of names by id), or text
+            with a name a line.
+
+    Raises:
+        ValueError: there is no such file, or ids are missing or names repeated in it.
+    """
+    if source == "imagenet":
+        return list(imagenet_wnid_to_name())
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"--class-names {source}: there is no such file ('imagenet' stands for ImageNet's).")
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
+        names = [content[str(i)] for i in range(len(content))] if isinstance(content, dict) else list(content)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"--class-names {source}: no list of names, and no table by the ids 0 to N - 1.") from error
+    repeated = [name for name, count in collections.Counter(names).items() if count > 1 or not name]
+    if repeated or not names:
+        raise ValueError(f"--class-names {source}: empty, or with empty or repeated names {repeated[:3]}.")
+    return [str(name) for name in names]
 
 
 def normalize_id2label(id2label: Mapping[Any, str], num_classes: int) -> dict[int, str]:

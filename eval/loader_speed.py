@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from d_emo.dataset_images import datasets_source
 from d_emo.digests import weights_digest
-from d_emo.images import ImageSource, datasets_source, digits_source, to_tensor
+from d_emo.images import ImageSource, digits_source, to_tensor
 from d_emo.latent_cache import CacheManifest, LatentCache, claim_folder, shard_path, write_shard
 from d_emo.latents import encode_images, vae_scale_factor
 

@@ -366,8 +366,9 @@ class DEMOPipeline(DiffusionPipeline):
             self.scheduler.set_timesteps(num_inference_steps, device=device, start=start)
         elif start < 1.0:
             raise ValueError(
-                f"{type(self.scheduler).__name__} starts at pure noise, where a {prediction_type} model on the {path} path "
-                "has no velocity; use FlowMatchEulerDiscreteScheduler or FlowMatchODESolverScheduler(method='heun2')."
+                f"{type(self.scheduler).__name__} starts at pure noise, where a {prediction_type} model on the {path} "
+                "path has no velocity; use FlowMatchEulerDiscreteScheduler or "
+                "FlowMatchODESolverScheduler(method='heun2')."
             )
         else:
             self.scheduler.set_timesteps(num_inference_steps, device=device)

@@ -16,7 +16,6 @@ def flow_objective(**options) -> FlowObjective:
     return FlowObjective(OptimizationOptions(objective="sit", **options))
 
 
-
 def test_dit_losses_equal_the_published_ones_to_1e_5():
     expected = golden("dit_diffusion")["losses"]
     objective = DiTObjective()
@@ -83,12 +82,16 @@ def test_logit_normal_times_have_that_distribution():
 
     even = (torch.arange(2000) + 0.5) / 2000
     data = torch.zeros(2000, 1, 1, 1)
-    flow_objective(time_sampling="logit-normal", logit_normal_mean=0.5, logit_normal_std=0.8).losses(network, data, torch.zeros(2000), data, even)
+    flow_objective(time_sampling="logit-normal", logit_normal_mean=0.5, logit_normal_std=0.8).losses(
+        network, data, torch.zeros(2000), data, even
+    )
     logits = torch.logit(seen[0].double() / 1000)
     # Even quantiles: mean and deviation to the width of a step.
     assert logits.mean().item() == pytest.approx(0.5, abs=1e-3) and logits.std().item() == pytest.approx(0.8, abs=5e-3)
     assert (seen[0].diff() > 0).all()
-    edge = flow_objective(time_sampling="logit-normal").losses(network, data[:1], torch.zeros(1), data[:1], torch.zeros(1))
+    edge = flow_objective(time_sampling="logit-normal").losses(
+        network, data[:1], torch.zeros(1), data[:1], torch.zeros(1)
+    )
     assert torch.isfinite(edge["loss"]).all() and seen[1].item() == 0
 
 

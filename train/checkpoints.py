@@ -9,6 +9,7 @@ folder under a final name.
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ FREE_OPTIONS = frozenset({
     "output_dir", "resume_from", "dry_run", "max_train_steps", "log_every", "checkpoint_every", "sample_every",
     "sample_steps", "sample_guidance_scale", "samples_per_class", "fid_every", "fid_images", "fid_reference",
     "fid_features", "fid_inception_weights", "report_to", "keep_checkpoints", "keep_every", "num_workers",
-    "on_bad_image", "dataset", "train_data_dir", "latents", "data", "gradient_checkpointing", "compile", "kernels",
-    "cpu_threads",
+    "on_bad_image", "dataset", "train_data_dir", "latents", "class_names", "data",
+    "gradient_checkpointing", "compile", "kernels", "cpu_threads",
 })  # fmt: skip
 
 
@@ -56,7 +57,12 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, pipeline: DiffusionPipeline, output_dir: Path, step: int, card: str
+    accelerator: Accelerator,
+    pipeline: DiffusionPipeline,
+    output_dir: Path,
+    step: int,
+    card: str,
+    more_state: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write a whole checkpoint of all processes; every process calls this.
 
@@ -66,6 +72,7 @@ def save_checkpoint(
         output_dir: the run's folder.
         step: optimizer steps done.
         card: what its README.md says.
+        more_state: writes what else a process must remember into the folder of training state; every process's runs.
     """
     final = checkpoint_path(output_dir, step)
     partial = partial_path(final)
@@ -74,6 +81,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial / STATE_FOLDER))
+        more_state(partial / STATE_FOLDER)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             pipeline.save_pretrained(partial)
@@ -191,13 +199,16 @@ def agreed_checkpoint(
     return answer[0]
 
 
-def check_run_folder(output_dir: Path, identity: dict[str, Any], resuming: bool) -> None:
+def check_run_folder(
+    output_dir: Path, identity: dict[str, Any], resuming: bool, defaults: dict[str, Any] | None = None
+) -> None:
     """Refuse to write into a folder that holds another run or anything else.
 
     Args:
         output_dir: the folder; may be missing.
         identity: what decides the run's results, as `Plan.identity` gives it.
         resuming: whether the user asked to continue a run.
+        defaults: of options; they stand for those that a run of an older version did not have.
 
     Raises:
         CheckpointError: with what differs and what to do.
@@ -217,7 +228,7 @@ def check_run_folder(output_dir: Path, identity: dict[str, Any], resuming: bool)
             f"--output-dir {output_dir} holds a run up to {checkpoints[-1].name}; continue it with "
             "--resume-from latest, or choose another folder."
         )
-    stored = json.loads(run_file.read_text(encoding="utf-8"))
+    stored = {**(defaults or {}), **json.loads(run_file.read_text(encoding="utf-8"))}
     changed = [
         f"{name} {stored.get(name)!r} -> {identity.get(name)!r}"
         for name in sorted({*stored, *identity})

@@ -59,7 +59,17 @@ DATA_SOURCES = ("dataset", "train_data_dir", "latents")
 class DataOptions:
     """What it is trained on; without a source, scikit-learn's handwritten digits."""
 
-    dataset: str | None = option(None, "Hub id of a dataset, a local dataset folder, or a .parquet file.")
+    dataset: str | None = option(
+        None,
+        "Hub id of a dataset, a local dataset folder, .parquet files, or WebDataset shards (train-{0000..0127}.tar).",
+    )
+    streaming: bool = option(
+        False, "Read the dataset as it comes, never storing it: for Hub ids and URLs, and for more data than disk."
+    )
+    stream_buffer: int = option(10_000, "With --streaming: images in memory from which the next one is drawn.")
+    class_names: str | None = option(
+        None, "Names of classes that the data give by number only: a file (one a line, or JSON), or 'imagenet'."
+    )
     dataset_config: str | None = option(None, "Configuration name of a Hub dataset.")
     dataset_split: str = option("train", "Split of the dataset.")
     image_column: str = option("image", "Column that holds the images.")
@@ -75,6 +85,11 @@ class DataOptions:
         named = [f"--{name.replace('_', '-')}" for name in DATA_SOURCES if getattr(self, name)]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are both given; choose one source.")
+        if self.streaming and not self.dataset:
+            raise ValueError("--streaming reads a --dataset, and none is named; folders and latents are read by index.")
+        if "://" in (self.dataset or "") and not self.streaming:
+            raise ValueError(f"--dataset {self.dataset} is a URL, which cannot be read by index; add --streaming.")
+        _require(self.stream_buffer > 0, "stream_buffer", self.stream_buffer, "must be positive")
         _require(self.num_workers is None or self.num_workers >= 0, "num_workers", self.num_workers, "must not be < 0")
 
 
@@ -110,7 +125,12 @@ class OptimizationOptions:
         if self.objective == "sit":
             _require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, "belongs to --objective dit")
         else:
-            flow = {"flow_path": "linear", "prediction": "velocity", "loss_weighting": "none", "time_sampling": "uniform"}
+            flow = {
+                "flow_path": "linear",
+                "prediction": "velocity",
+                "loss_weighting": "none",
+                "time_sampling": "uniform",
+            }
             for name, default in flow.items():
                 _require(getattr(self, name) == default, name, getattr(self, name), "belongs to --objective sit")
         _require(

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from d_emo.flow_paths import PATHS
 from d_emo.files import partial_path, replace_folder, written_whole
+from d_emo.flow_paths import PATHS
 from d_emo.labels import imagenet_wnid_to_name
 from d_emo.models.published import export_state, import_state, published_config
 from d_emo.models.transformer_dit import DiTBaselineTransformer2DModel

@@ -1,27 +1,31 @@
 """How images become batches: training on any `ImageSource`.
 
 Sources: scikit-learn's digits (the default), a tree of class folders, a `datasets` source (Hub id, local folder,
-parquet). All of them are read by index, decoded on access.
+parquet), WebDataset shards, latents. All of them are read by index, decoded on access; `stream_loader` has those that
+are read from front to back.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
+from d_emo.dataset_images import datasets_source, streamed_source
 from d_emo.images import (
     ImageSource,
     UnreadableImageError,
-    datasets_source,
     digits_source,
     folder_source,
     latents_source,
     to_tensor,
 )
+from d_emo.labels import read_class_names
+from d_emo.tar_images import tar_source
 from d_emo.train import stream
 from d_emo.train.config import DataOptions
 
@@ -47,7 +51,7 @@ def load_source(options: DataOptions) -> ImageSource:
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from error
     if options.unconditional:
-        return replace(source, labels=np.zeros(source.size, dtype=np.int64), id2label={})
+        return replace(source, labels=np.zeros(len(source.labels), dtype=np.int64), id2label={})
     return source
 
 
@@ -55,16 +59,34 @@ def _open_source(options: DataOptions) -> ImageSource:
     if options.train_data_dir:
         return folder_source(Path(options.train_data_dir), options.unconditional)
     if options.dataset:
-        return datasets_source(
-            options.dataset,
-            config=options.dataset_config,
-            split=options.dataset_split,
-            image_column=options.image_column,
-            label_column=None if options.unconditional else options.label_column,
-        )
+        return _open_dataset(options, options.dataset)
     if options.latents:
         return latents_source(Path(options.latents))
     return digits_source()
+
+
+def _open_dataset(options: DataOptions, name: str) -> ImageSource:
+    label_column = None if options.unconditional else options.label_column
+    class_names = read_class_names(options.class_names) if options.class_names else None
+    if name.endswith(".tar") and not options.streaming:
+        return tar_source(name, label_column, class_names)
+    columns: dict[str, Any] = {
+        "config": options.dataset_config,
+        "split": options.dataset_split,
+        "image_column": options.image_column,
+        "label_column": label_column,
+    }
+    if options.streaming:
+        return streamed_source(name, **columns, class_names=class_names, buffer_size=options.stream_buffer)
+    return datasets_source(name, **columns)
+
+
+@dataclass(frozen=True)
+class StreamPlace:
+    """Where a process is in its share of a stream: the epoch, and how many images of it were read."""
+
+    epoch: int = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,12 +99,14 @@ class Batch:
         labels: (B,) class ids, before label dropout.
         positions: B places in the stream of samples, the key of every random draw.
         bad_images: messages of the images that could not be read and were replaced.
+        place: where a stream was after this batch.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     positions: list[int]
     bad_images: list[str]
+    place: StreamPlace | None = None
 
 
 class TrainingImages(Dataset):
@@ -103,7 +127,7 @@ class TrainingImages(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int, list[str]]:
         position, index = key
-        flipped = self.flip and stream.generator(self.seed, "flip", position).random() < 0.5
+        flipped = self.flip and stream.flips(self.seed, position)
         bad_images: list[str] = []
         if self.source.latents is not None:
             data = self.source.latents.read(index, flipped)
@@ -128,7 +152,7 @@ class TrainingImages(Dataset):
         raise UnreadableImageError(f"no image can be read; the first: {bad_images[0]}")
 
 
-def collate(samples: Sequence[tuple[torch.Tensor, int, int, list[str]]]) -> Batch:
+def collate(samples: Sequence[tuple[torch.Tensor, int, int, list[str]]], place: StreamPlace | None = None) -> Batch:
     """Stack samples into a `Batch`."""
     images, labels, positions, bad_images = zip(*samples, strict=True)
     return Batch(
@@ -136,4 +160,5 @@ def collate(samples: Sequence[tuple[torch.Tensor, int, int, list[str]]]) -> Batc
         labels=torch.tensor(labels),
         positions=list(positions),
         bad_images=[message for messages in bad_images for message in messages],
+        place=place,
     )

@@ -86,6 +86,8 @@ def main(arguments: list[str]) -> None:
 def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) -> None:
     """Write the folder of latents, each process its share of the files."""
     source = load_source(data)
+    if source.stream is not None:
+        raise ValueError("--streaming: encoding takes images by index; fetch the files and name them without it.")
     vae = load_vae(options.vae)
     if vae is None:
         raise ValueError("--vae none: latents are what a VAE makes; train on pixels without this step.")

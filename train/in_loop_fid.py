@@ -44,8 +44,10 @@ class InLoopFID:
             extractor = make_extractor(options.fid_features, options.fid_inception_weights)
         extractor.to(accelerator.device)
         source: str | ImageSet
-        if options.fid_reference is None and plan.source.latents is not None:
-            raise ValueError("--fid-every: latents hold no images to compare with; name some with --fid-reference.")
+        if options.fid_reference is None and (plan.source.latents is not None or plan.source.stream is not None):
+            raise ValueError(
+                "--fid-every: latents and streams hold no images to compare with; name some with --fid-reference."
+            )
         if options.fid_reference is None:
             images = from_source(plan.source, plan.resolution, "training data")
             source, cache = images.first(min(len(images), MAX_REFERENCE_IMAGES)), self.folder / "reference"

@@ -19,6 +19,9 @@ SHOWN = (
     "ema_warmup",
     "mixed_precision",
     "min_snr_gamma",
+    "flow_path",
+    "prediction",
+    "loss_weighting",
     "time_sampling",
     "seed",
 )
@@ -55,7 +58,7 @@ def model_card(plan: Plan, step: int) -> str:
         f'DEMOPipeline.from_pretrained("FOLDER_OR_HUB_ID")({label}).images[0]',
         "```",
         "",
-        f"Data: {plan.source.name}, {plan.source.size:,} images, {len(names) or 'no'} classes"
+        f"Data: {plan.source.name}, {plan.source.describe_size()}, {len(names) or 'no'} classes"
         + (f" ({classes})" if names else "")
         + f", {'' if plan.flip else 'not '}mirrored at random.",
         "",

@@ -126,11 +126,12 @@ class Plan:
         classes = len(self.source.id2label)
         space = "pixels" if self.vae is None else f"latents of {vae_name(options.model.vae, self.resolution)}"
         shape = " x ".join(map(str, self.latent_shape))
-        epochs = options.run.max_train_steps * layout.global_batch_size / self.source.size
+        seen = options.run.max_train_steps * layout.global_batch_size
+        epochs = f"{seen / self.source.size:,.1f} epochs" if self.source.size else f"{seen:,} images"
         lines = {
             "model": f"{self.model_name}: {count_parameters(model):,} parameters, "
             f"{count_macs(model) / 1e9:.3f} GMACs an image (forward)",
-            "data": f"{self.source.name}: {self.source.size:,} images, {classes or 'no'} classes, "
+            "data": f"{self.source.name}: {self.source.describe_size()}, {classes or 'no'} classes, "
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
             "space": f"{space}, {shape}",
             "objective": f"{options.optimization.objective} ({self.objective.prediction_type}"
@@ -140,7 +141,7 @@ class Plan:
             f"({options.optimization.lr_scheduler}), averaging {options.optimization.ema_decay}",
             "batch": f"{layout.global_batch_size} = {layout.world_size} process(es) x {layout.accumulation} "
             f"accumulated x {layout.micro_batch_size}",
-            "length": f"{options.run.max_train_steps:,} steps, {epochs:,.1f} epochs",
+            "length": f"{options.run.max_train_steps:,} steps, {epochs}",
             "kernels": backend_report(self.device),
             "output": str(self.output_dir),
         }

@@ -35,6 +35,11 @@ def uniform(seed: int, purpose: Purpose, positions: Sequence[int]) -> torch.Tens
     return torch.tensor(draws, dtype=torch.float32)
 
 
+def flips(seed: int, position: int) -> bool:
+    """Whether the image at a position is mirrored."""
+    return bool(generator(seed, "flip", position).random() < 0.5)
+
+
 class StreamSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (position, sample index) of one process, from any optimizer step on.
 
@@ -77,10 +82,15 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         return max(0, self.last_step - self.first_step) * per_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for positions in self.positions():
+            yield [(position, self._index(position)) for position in positions]
+
+    def positions(self) -> Iterator[range]:
+        """The positions of each batch, for data that have no index."""
         stride = self.micro_batch_size * self.world_size
         for start in range(self.first_step * self.global_batch_size, self.last_step * self.global_batch_size, stride):
             first = start + self.rank * self.micro_batch_size
-            yield [(position, self._index(position)) for position in range(first, first + self.micro_batch_size)]
+            yield range(first, first + self.micro_batch_size)
 
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, self.num_samples)

@@ -7,83 +7,34 @@ The same script runs on a CPU, a GPU or many; options are in `config.py`. It wri
 `DEMOPipeline.from_pretrained` loads.
 """
 
-import csv
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from d_emo.eval.fid.scoring import summary
-from d_emo.figures import caption_grid, save_image
-from d_emo.files import remove_partial, write_json, written_whole
-from d_emo.images import UnreadableImageError
+from d_emo.files import remove_partial, write_json
+from d_emo.images import UnreadableImageError, first_line
 from d_emo.kernels import set_backend
 from d_emo.latents import encode_images, sample_latents
-from d_emo.pipelines import DEMOPipeline
 from d_emo.processes import LaunchError, keep_freed_memory, start_processes
-from d_emo.train import checkpoints, figures, stream
+from d_emo.train import checkpoints, stream, stream_loader
 from d_emo.train.batch_norm import average_statistics
 from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
 from d_emo.train.data import Batch, TrainingImages, collate, load_source
-from d_emo.train.in_loop_fid import InLoopFID, make_in_loop_fid
+from d_emo.train.in_loop_fid import make_in_loop_fid
 from d_emo.train.model_card import model_card
-from d_emo.train.on_track import PublishedLoss, published_loss
-from d_emo.train.setup import (
-    Plan,
-    make_average,
-    make_lr_schedule,
-    make_optimizer,
-    make_pipeline,
-    make_plan,
-    output_dir,
-)
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LOG_FILE = "train_log.csv"
-LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second")
-
-
-class NonFiniteLossError(FloatingPointError):
-    """Loss or gradient is NaN or infinite; raised before the weights change."""
-
-
-@dataclass
-class Run:
-    """The live parts of a training run."""
-
-    plan: Plan
-    accelerator: Accelerator
-    model: torch.nn.Module
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    lr_schedule: torch.optim.lr_scheduler.LRScheduler
-    pipeline: DEMOPipeline
-    published: PublishedLoss | None = None
-    fid: InLoopFID | None = None
-    step: int = 0
-    window: list[torch.Tensor] = field(default_factory=list)  # losses since the last log line
-
-    @property
-    def output_dir(self) -> Path:
-        """The run's folder."""
-        return self.plan.output_dir
-
-    def say(self, message: str) -> None:
-        """Print a line once, above the progress bar."""
-        if self.accelerator.is_main_process:
-            tqdm.write(message)
+from d_emo.train.on_track import published_loss
+from d_emo.train.reporting import LOG_FILE, log_progress, plot_losses, score_fid, show_samples, truncate_log
+from d_emo.train.run import LoaderError, NonFiniteLossError, Run
+from d_emo.train.setup import Plan, make_average, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
+from d_emo.train.stopping import StopRequest, ignore_stop_signals
 
 
 def main(arguments: list[str]) -> None:
@@ -103,7 +54,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"train_dit: {error}")
     try:
         code = train(run)
-    except (UnreadableImageError, NonFiniteLossError, checkpoints.SaveError) as error:
+    except (UnreadableImageError, NonFiniteLossError, LoaderError, checkpoints.SaveError) as error:
         sys.exit(f"train_dit: {error}")
     finally:
         accelerator.end_training()
@@ -171,7 +122,8 @@ def start_or_resume(run: Run) -> None:
     """Claim the output folder, load the checkpoint if one was asked for, open log and tracker, prepare FID."""
     config, accelerator = run.plan.config, run.accelerator
     identity = run.plan.identity()
-    checkpoints.check_run_folder(run.output_dir, identity, resuming=config.run.resume_from is not None)
+    resuming = config.run.resume_from is not None
+    checkpoints.check_run_folder(run.output_dir, identity, resuming, TrainConfig().flat())
     if config.run.resume_from:
         path, manifest, notes = checkpoints.agreed_checkpoint(accelerator, config.run.resume_from, run.output_dir)
         for note in notes:
@@ -196,6 +148,9 @@ def load_checkpoint(run: Run, path: Path, manifest: dict[str, Any]) -> None:
     run.average.module.load_state_dict(stored.state_dict(), strict=True)
     run.step = manifest["step"]
     run.average.n_averaged.fill_(1 + run.step)
+    if run.plan.source.stream is not None:
+        run.place, note = stream_loader.load_place(path / checkpoints.STATE_FOLDER, run.accelerator)
+        run.say(note)
 
 
 def train(run: Run) -> int:
@@ -206,7 +161,6 @@ def train(run: Run) -> int:
     """
     options, accelerator = run.plan.config.run, run.accelerator
     batches = iter(make_loader(run))
-    started, first_step = time.perf_counter(), run.step
     run.model.train()
     with (
         StopRequest() as stop,
@@ -215,23 +169,20 @@ def train(run: Run) -> int:
         ) as bar,
     ):
         while run.step < options.max_train_steps:
+            started = time.perf_counter()
             loss, grad_norm = train_step(run, batches)
+            run.seconds += time.perf_counter() - started
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.4f}", grad=f"{grad_norm:.2f}", refresh=False)
             stopping = stop.agreed(accelerator)
             saving = stopping or run.step == options.max_train_steps or run.step % options.checkpoint_every == 0
             # A line before every checkpoint, so that a resumed run has no losses of half an interval to remember.
             if saving or run.step % options.log_every == 0:
-                speed = (run.step - first_step) * run.plan.layout.global_batch_size / (time.perf_counter() - started)
-                log_progress(run, grad_norm, speed)
+                log_progress(run, grad_norm)
             if options.sample_every and run.step % options.sample_every == 0:
                 show_samples(run)
             if saving:
-                card = model_card(run.plan, run.step)
-                path = checkpoints.save_checkpoint(accelerator, run.pipeline, run.output_dir, run.step, card)
-                run.say(f"step {run.step}: saved {path}")
-                if accelerator.is_main_process:
-                    checkpoints.prune_checkpoints(run.output_dir, options.keep_checkpoints, options.keep_every)
+                save(run)
             if run.fid and run.step % options.fid_every == 0 and not stopping:
                 score_fid(run, run.fid)
             if stopping:
@@ -241,7 +192,24 @@ def train(run: Run) -> int:
     return 0
 
 
-def make_loader(run: Run) -> DataLoader:
+def save(run: Run) -> None:
+    """Write a checkpoint, then delete the older ones that the user does not keep."""
+    options, place = run.plan.config.run, run.place if run.plan.source.stream is not None else None
+
+    def write_place(folder: Path) -> None:
+        if place is not None:
+            stream_loader.save_place(folder, run.accelerator, place)
+
+    card = model_card(run.plan, run.step)
+    path = checkpoints.save_checkpoint(
+        run.accelerator, run.pipeline, run.output_dir, run.step, card, more_state=write_place
+    )
+    run.say(f"step {run.step}: saved {path}")
+    if run.accelerator.is_main_process:
+        checkpoints.prune_checkpoints(run.output_dir, options.keep_checkpoints, options.keep_every)
+
+
+def make_loader(run: Run) -> DataLoader | stream_loader.StreamLoader:
     """The rest of the run's samples, in the order that the seed gives."""
     plan, accelerator = run.plan, run.accelerator
     options = plan.config.run
@@ -256,6 +224,10 @@ def make_loader(run: Run) -> DataLoader:
         last_step=options.max_train_steps,
     )
     workers = plan.source.num_workers if plan.config.data.num_workers is None else plan.config.data.num_workers
+    if plan.source.stream is not None:
+        return stream_loader.StreamLoader(
+            plan.source, plan.resolution, plan.flip, options.seed, sampler, run.place, workers
+        )
     return DataLoader(
         TrainingImages(plan.source, plan.resolution, plan.flip, options.seed),
         batch_sampler=sampler,
@@ -264,12 +236,6 @@ def make_loader(run: Run) -> DataLoader:
         worker_init_fn=ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
-
-
-def ignore_stop_signals(_worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach a terminal's or a job's whole group, to the process that saves."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def train_step(run: Run, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]:
@@ -281,11 +247,13 @@ def train_step(run: Run, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]
     Raises:
         NonFiniteLossError: before the weights change.
         UnreadableImageError: a batch holds an unreadable image and the user chose to stop.
+        LoaderError: a loader process died.
     """
     accelerator, options = run.accelerator, run.plan.config.optimization
-    losses, positions = [], []
+    losses, positions, place = [], [], run.place
     for _ in range(run.plan.layout.accumulation):
-        batch = next(batches)
+        batch = next_batch(run, batches)
+        place = batch.place or place
         report_bad_images(run, batch)
         with accelerator.accumulate(run.model):
             loss = batch_loss(run, batch)
@@ -304,8 +272,22 @@ def train_step(run: Run, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]
     average_statistics(model, accelerator)
     run.average.update_parameters(model)
     run.step += 1
+    run.place = place
     run.window.append(loss)
     return loss, grad_norm
+
+
+def next_batch(run: Run, batches: Iterator[Batch]) -> Batch:
+    """The next micro batch; a loader's failure as one line that says how to go on."""
+    try:
+        return next(batches)
+    except (RuntimeError, OSError, ValueError) as error:
+        if isinstance(error, UnreadableImageError):
+            raise
+        raise LoaderError(
+            f"step {run.step + 1}: the data could not be read ({first_line(error)}). Nothing after the last checkpoint "
+            "is kept; continue with --resume-from latest, with fewer --num-workers if memory ran out."
+        ) from error
 
 
 def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
@@ -363,75 +345,6 @@ def describe_non_finite(run: Run, losses: list[torch.Tensor], grad_norm: float, 
     )
 
 
-def log_progress(run: Run, grad_norm: float, images_per_second: float) -> None:
-    """Write the mean loss since the last line, over all processes, to screen, log file and tracker."""
-    loss = float(run.accelerator.reduce(torch.stack(run.window).mean(), reduction="mean"))
-    published = run.published.mean(run.step - len(run.window), run.step) if run.published else None
-    run.window.clear()
-    if not run.accelerator.is_main_process:
-        return
-    rate = run.lr_schedule.get_last_lr()[0]
-    remaining = (run.plan.config.run.max_train_steps - run.step) * run.plan.layout.global_batch_size / images_per_second
-    run.say(
-        f"step {run.step}: loss {loss:.4f}"
-        + (f" ({loss / published:.3f} of the published)" if published else "")
-        + f", gradient norm {grad_norm:.3f}, learning rate {rate:.2e}, "
-        f"{images_per_second:.1f} images/s, {tqdm.format_interval(remaining)} left"
-    )
-    values = (run.step, loss, grad_norm, rate, images_per_second)
-    with (run.output_dir / LOG_FILE).open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(values)
-    tracked = dict(zip(LOG_COLUMNS[1:], values[1:], strict=True))
-    run.accelerator.log(tracked | ({"published_loss": published} if published else {}), step=run.step)
-
-
-def truncate_log(path: Path, step: int) -> None:
-    """Keep the header and the rows up to `step`: a resumed run writes the rest again."""
-    rows = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
-    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([LOG_COLUMNS, *rows])
-
-
-def show_samples(run: Run) -> None:
-    """Save a grid of samples of the averaged model; the main process draws, the others wait."""
-    accelerator, options = run.accelerator, run.plan.config.run
-    if accelerator.is_main_process:
-        count, steps, scale = options.samples_per_class, options.sample_steps, options.sample_guidance_scale
-        with accelerator.autocast():
-            rows, captions = figures.draw_samples(run.pipeline, count, steps, scale, options.seed)
-        grid = caption_grid(rows, captions)
-        path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
-        save_image(grid, path)
-        plot_losses(run)
-        run.say(f"step {run.step}: samples in {path}")
-        log_grid(accelerator, grid, run.step)
-    accelerator.wait_for_everyone()
-
-
-def score_fid(run: Run, fid: InLoopFID) -> None:
-    """Score the averaged model, say and track the scores."""
-    scores = fid.score(run.pipeline, run.step)
-    if run.accelerator.is_main_process:
-        run.say(f"step {run.step}: {summary(scores)}; curve in {fid.folder / 'fid.png'}")
-        run.accelerator.log({f"quick_{name}": value for name, value in scores.values.items()}, step=run.step)
-
-
-def log_grid(accelerator: Accelerator, grid: PIL.Image.Image, step: int) -> None:
-    """Hand the grid to every tracker that takes images."""
-    for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_images"):
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, **layout)
-
-
-def plot_losses(run: Run) -> None:
-    """Draw the loss curve so far."""
-    figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.model_name, run.published)
-
-
 def finish(run: Run) -> None:
     """Show the result, save the pipeline into the run's folder, say what to do next."""
     options = run.plan.config.run
@@ -443,42 +356,6 @@ def finish(run: Run) -> None:
         names = run.plan.source.id2label
         run.say(f'done: DEMOPipeline.from_pretrained("{run.output_dir}")({repr(names[0]) if names else ""}).images[0]')
     run.accelerator.wait_for_everyone()
-
-
-class StopRequest:
-    """Turns Ctrl-C and SIGTERM into "save and stop after this step"; a second one stops at once.
-
-    A context manager: the signals' former handlers are put back at its end.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        self._former = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: Any) -> None:
-        if self.received is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.received = number
-        tqdm.write("stopping: saving a checkpoint after this step (again to stop at once)")
-
-    @property
-    def exit_code(self) -> int:
-        """The shell's code for the signal."""
-        return 128 + (self.received or signal.SIGTERM)
-
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; all of them get the same answer."""
-        flag = torch.tensor(float(self.received is not None), device=accelerator.device)
-        return bool(accelerator.reduce(flag, reduction="sum") > 0)
 
 
 if __name__ == "__main__":

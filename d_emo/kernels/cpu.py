@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
+from ..files import cache_folder
+
 logger = logging.get_logger(__name__)
 
 LIBRARIES = ("attention", "local", "fused")
@@ -94,13 +96,6 @@ def _libraries() -> dict[str, Any]:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda name: _compile(compiler, name, paths[name]), missing))
     return {name: ctypes.CDLL(str(path)) for name, path in paths.items()}
-
-
-def cache_folder() -> Path:
-    """Where compiled libraries are kept."""
-    if chosen := os.environ.get("D_EMO_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "d_emo"
 
 
 def _compiler() -> str:

@@ -37,9 +37,7 @@ class FlowMatchODESolverScheduler(SchedulerMixin, ConfigMixin):
     init_noise_sigma = 1.0
 
     @register_to_config
-    def __init__(
-        self, num_train_timesteps: int = 1000, method: str = "dopri5", atol: float = 1e-6, rtol: float = 1e-3
-    ):
+    def __init__(self, num_train_timesteps: int = 1000, method: str = "dopri5", atol: float = 1e-6, rtol: float = 1e-3):
         one_of("method", method, ADAPTIVE + FIXED)
         if min(atol, rtol) <= 0:
             raise ValueError(f"atol={atol} and rtol={rtol} must be positive; SiT uses 1e-6 and 1e-3.")

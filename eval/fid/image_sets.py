@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
+from d_emo.dataset_images import datasets_source
 from d_emo.eval.fid import archives
 from d_emo.files import file_digest
 from d_emo.images import (
@@ -20,7 +21,6 @@ from d_emo.images import (
     ImageSource,
     UnreadableImageError,
     center_crop,
-    datasets_source,
     decode,
     digits_source,
 )

@@ -1,6 +1,5 @@
 """What samples are compared with: statistics of the literature, or images, whose features are computed and cached."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from d_emo.eval.fid.extractors import INCEPTION, FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore, compute_features
 from d_emo.eval.fid.image_sets import ImageSet, open_images
 from d_emo.eval.fid.metrics import Moments
-from d_emo.files import file_digest
+from d_emo.files import cache_folder, file_digest
 
 # ADM's reference images for precision and recall.
 MANIFOLD_IMAGES = 10_000
@@ -53,8 +52,8 @@ class Reference:
 
 
 def default_cache() -> Path:
-    """Where features of references are kept: $D_EMO_CACHE or the user's cache folder."""
-    return Path(os.environ.get("D_EMO_CACHE", Path.home() / ".cache" / "d_emo")) / "features"
+    """Where features of references are kept."""
+    return cache_folder() / "features"
 
 
 def load_reference(

@@ -1,0 +1,91 @@
+"""What a run shows on its way: log lines, the loss curve, sample grids, quick FIDs, each also to the tracker."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from d_emo.eval.fid.scoring import summary
+from d_emo.figures import caption_grid, save_image
+from d_emo.files import written_whole
+from d_emo.train import figures
+from d_emo.train.in_loop_fid import InLoopFID
+from d_emo.train.run import Run
+
+LOG_FILE = "train_log.csv"
+LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second")
+
+
+def log_progress(run: Run, grad_norm: float) -> None:
+    """Write the mean loss since the last line, over all processes, to screen, log file and tracker."""
+    images_per_second = len(run.window) * run.plan.layout.global_batch_size / run.seconds
+    loss = float(run.accelerator.reduce(torch.stack(run.window).mean(), reduction="mean"))
+    published = run.published.mean(run.step - len(run.window), run.step) if run.published else None
+    run.window.clear()
+    run.seconds = 0.0
+    if not run.accelerator.is_main_process:
+        return
+    rate = run.lr_schedule.get_last_lr()[0]
+    remaining = (run.plan.config.run.max_train_steps - run.step) * run.plan.layout.global_batch_size / images_per_second
+    run.say(
+        f"step {run.step}: loss {loss:.4f}"
+        + (f" ({loss / published:.3f} of the published)" if published else "")
+        + f", gradient norm {grad_norm:.3f}, learning rate {rate:.2e}, "
+        f"{images_per_second:.1f} images/s, {tqdm.format_interval(remaining)} left"
+    )
+    values = (run.step, loss, grad_norm, rate, images_per_second)
+    with (run.output_dir / LOG_FILE).open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(values)
+    tracked = dict(zip(LOG_COLUMNS[1:], values[1:], strict=True))
+    run.accelerator.log(tracked | ({"published_loss": published} if published else {}), step=run.step)
+
+
+def truncate_log(path: Path, step: int) -> None:
+    """Keep the header and the rows up to `step`: a resumed run writes the rest again."""
+    rows = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
+    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([LOG_COLUMNS, *rows])
+
+
+def show_samples(run: Run) -> None:
+    """Save a grid of samples of the averaged model; the main process draws, the others wait."""
+    accelerator, options = run.accelerator, run.plan.config.run
+    if accelerator.is_main_process:
+        count, steps, scale = options.samples_per_class, options.sample_steps, options.sample_guidance_scale
+        with accelerator.autocast():
+            rows, captions = figures.draw_samples(run.pipeline, count, steps, scale, options.seed)
+        grid = caption_grid(rows, captions)
+        path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
+        save_image(grid, path)
+        plot_losses(run)
+        run.say(f"step {run.step}: samples in {path}")
+        log_grid(accelerator, grid, run.step)
+    accelerator.wait_for_everyone()
+
+
+def score_fid(run: Run, fid: InLoopFID) -> None:
+    """Score the averaged model, say and track the scores."""
+    scores = fid.score(run.pipeline, run.step)
+    if run.accelerator.is_main_process:
+        run.say(f"step {run.step}: {summary(scores)}; curve in {fid.folder / 'fid.png'}")
+        run.accelerator.log({f"quick_{name}": value for name, value in scores.values.items()}, step=run.step)
+
+
+def log_grid(accelerator: Accelerator, grid: PIL.Image.Image, step: int) -> None:
+    """Hand the grid to every tracker that takes images."""
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, **layout)
+
+
+def plot_losses(run: Run) -> None:
+    """Draw the loss curve so far."""
+    figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.model_name, run.published)

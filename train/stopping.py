@@ -1,0 +1,52 @@
+"""Ctrl-C and a scheduler's SIGTERM: save after the step in progress, then stop."""
+
+import signal
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into "save and stop after this step"; a second one stops at once.
+
+    A context manager: the signals' former handlers are put back at its end.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._former = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: Any) -> None:
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.received = number
+        tqdm.write("stopping: saving a checkpoint after this step (again to stop at once)")
+
+    @property
+    def exit_code(self) -> int:
+        """The shell's code for the signal."""
+        return 128 + (self.received or signal.SIGTERM)
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop; all of them get the same answer."""
+        flag = torch.tensor(float(self.received is not None), device=accelerator.device)
+        return bool(accelerator.reduce(flag, reduction="sum") > 0)
+
+
+def ignore_stop_signals(_worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach a terminal's or a job's whole group, to the process that saves."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
