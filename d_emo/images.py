@@ -195,7 +195,7 @@ def decode(file: Any, name: str) -> PIL.Image.Image:
         raise UnreadableImageError(f"{name} cannot be read ({first_line(error)})") from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

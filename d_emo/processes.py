@@ -1,7 +1,9 @@
-"""One process or many, on a CPU or GPUs: starting Accelerate without its silent traps."""
+"""One process or many, on a CPU or GPUs: starting Accelerate and ending loaders without their silent traps."""
 
 import ctypes
+import multiprocessing
 import os
+import signal
 import sys
 from typing import Any
 
@@ -52,3 +54,21 @@ def keep_freed_memory() -> None:
         m_mmap_max, m_trim_threshold = -4, -1  # malloc.h
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def is_dead_worker(error: BaseException) -> bool:
+    """Whether an error is torch's word that a loader process died.
+
+    It may come up in any line of the main process: a signal handler raises it.
+    """
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
+def end_workers() -> None:
+    """End the loader processes that are left: they ignore polite signals, and the interpreter would wait for them."""
+    former = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    if former is not None:
+        signal.signal(signal.SIGCHLD, former)

@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
 from d_emo.files import file_digest, partial_path, replace_folder, sync, write_json
+from d_emo.processes import is_dead_worker
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -90,6 +91,8 @@ def save_checkpoint(
             replace_folder(partial, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as each library says it
         shutil.rmtree(partial, ignore_errors=True)
+        if is_dead_worker(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SaveError(
             f"{final} cannot be written ({reason}). Earlier checkpoints are whole; make room, or save elsewhere, and "

@@ -16,25 +16,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from d_emo.files import remove_partial, write_json
-from d_emo.images import UnreadableImageError, first_line
+from d_emo.images import UnreadableImageError
 from d_emo.kernels import set_backend
 from d_emo.latents import encode_images, sample_latents
-from d_emo.processes import LaunchError, keep_freed_memory, start_processes
-from d_emo.train import checkpoints, stream, stream_loader
+from d_emo.processes import LaunchError, end_workers, is_dead_worker, keep_freed_memory, start_processes
+from d_emo.train import checkpoints, loading, stream, stream_loader
 from d_emo.train.batch_norm import average_statistics
 from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
-from d_emo.train.data import Batch, TrainingImages, collate, load_source
+from d_emo.train.data import Batch, load_source
 from d_emo.train.in_loop_fid import make_in_loop_fid
 from d_emo.train.model_card import model_card
 from d_emo.train.on_track import published_loss
 from d_emo.train.reporting import LOG_FILE, log_progress, plot_losses, score_fid, show_samples, truncate_log
 from d_emo.train.run import LoaderError, NonFiniteLossError, Run
 from d_emo.train.setup import Plan, make_average, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
-from d_emo.train.stopping import StopRequest, ignore_stop_signals
+from d_emo.train.stopping import StopRequest
 
 
 def main(arguments: list[str]) -> None:
@@ -54,10 +53,15 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"train_dit: {error}")
     try:
         code = train(run)
-    except (UnreadableImageError, NonFiniteLossError, LoaderError, checkpoints.SaveError) as error:
+    except (UnreadableImageError, NonFiniteLossError, checkpoints.SaveError) as error:
         sys.exit(f"train_dit: {error}")
+    except RuntimeError as error:
+        if not isinstance(error, LoaderError) and not is_dead_worker(error):
+            raise
+        sys.exit(f"train_dit: {error if isinstance(error, LoaderError) else loading.loader_error(run, error)}")
     finally:
         accelerator.end_training()
+        end_workers()
     if code:
         sys.exit(code)
 
@@ -160,7 +164,7 @@ def train(run: Run) -> int:
         The exit code: 0, or the shell's code for the signal that stopped the run.
     """
     options, accelerator = run.plan.config.run, run.accelerator
-    batches = iter(make_loader(run))
+    batches = iter(loading.make_loader(run))
     run.model.train()
     with (
         StopRequest() as stop,
@@ -209,35 +213,6 @@ def save(run: Run) -> None:
         checkpoints.prune_checkpoints(run.output_dir, options.keep_checkpoints, options.keep_every)
 
 
-def make_loader(run: Run) -> DataLoader | stream_loader.StreamLoader:
-    """The rest of the run's samples, in the order that the seed gives."""
-    plan, accelerator = run.plan, run.accelerator
-    options = plan.config.run
-    sampler = stream.StreamSampler(
-        plan.source.size,
-        options.seed,
-        global_batch_size=plan.layout.global_batch_size,
-        micro_batch_size=plan.layout.micro_batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        first_step=run.step,
-        last_step=options.max_train_steps,
-    )
-    workers = plan.source.num_workers if plan.config.data.num_workers is None else plan.config.data.num_workers
-    if plan.source.stream is not None:
-        return stream_loader.StreamLoader(
-            plan.source, plan.resolution, plan.flip, options.seed, sampler, run.place, workers
-        )
-    return DataLoader(
-        TrainingImages(plan.source, plan.resolution, plan.flip, options.seed),
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=workers,
-        worker_init_fn=ignore_stop_signals,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-
 def train_step(run: Run, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]:
     """One optimizer step over its micro batches.
 
@@ -252,7 +227,7 @@ def train_step(run: Run, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]
     accelerator, options = run.accelerator, run.plan.config.optimization
     losses, positions, place = [], [], run.place
     for _ in range(run.plan.layout.accumulation):
-        batch = next_batch(run, batches)
+        batch = loading.next_batch(run, batches)
         place = batch.place or place
         report_bad_images(run, batch)
         with accelerator.accumulate(run.model):
@@ -275,19 +250,6 @@ def train_step(run: Run, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]
     run.place = place
     run.window.append(loss)
     return loss, grad_norm
-
-
-def next_batch(run: Run, batches: Iterator[Batch]) -> Batch:
-    """The next micro batch; a loader's failure as one line that says how to go on."""
-    try:
-        return next(batches)
-    except (RuntimeError, OSError, ValueError) as error:
-        if isinstance(error, UnreadableImageError):
-            raise
-        raise LoaderError(
-            f"step {run.step + 1}: the data could not be read ({first_line(error)}). Nothing after the last checkpoint "
-            "is kept; continue with --resume-from latest, with fewer --num-workers if memory ran out."
-        ) from error
 
 
 def batch_loss(run: Run, batch: Batch) -> torch.Tensor:

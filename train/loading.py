@@ -1,0 +1,62 @@
+"""The batches of a run, and what becomes of a loader's failures."""
+
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader
+
+from d_emo.images import UnreadableImageError, first_line
+from d_emo.train import stream
+from d_emo.train.data import Batch, TrainingImages, collate
+from d_emo.train.run import LoaderError, Run
+from d_emo.train.stopping import ignore_stop_signals
+from d_emo.train.stream_loader import StreamLoader
+
+
+def make_loader(run: Run) -> DataLoader | StreamLoader:
+    """The rest of the run's samples, in the order that the seed gives."""
+    plan, accelerator = run.plan, run.accelerator
+    options = plan.config.run
+    sampler = stream.StreamSampler(
+        plan.source.size,
+        options.seed,
+        global_batch_size=plan.layout.global_batch_size,
+        micro_batch_size=plan.layout.micro_batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        first_step=run.step,
+        last_step=options.max_train_steps,
+    )
+    workers = plan.source.num_workers if plan.config.data.num_workers is None else plan.config.data.num_workers
+    if plan.source.stream is not None:
+        return StreamLoader(plan.source, plan.resolution, plan.flip, options.seed, sampler, run.place, workers)
+    return DataLoader(
+        TrainingImages(plan.source, plan.resolution, plan.flip, options.seed),
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=ignore_stop_signals,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def next_batch(run: Run, batches: Iterator[Batch]) -> Batch:
+    """The next micro batch; a loader's failure becomes a line that says how to go on.
+
+    Raises:
+        LoaderError: a process or thread that reads data failed.
+        UnreadableImageError: as its sources raise it.
+    """
+    try:
+        return next(batches)
+    except UnreadableImageError:
+        raise
+    except (RuntimeError, OSError, ValueError) as error:
+        raise loader_error(run, error) from error
+
+
+def loader_error(run: Run, error: BaseException) -> LoaderError:
+    """What to tell the user when data could not be read."""
+    return LoaderError(
+        f"step {run.step + 1}: the data could not be read ({first_line(error)}). Nothing after the last checkpoint is "
+        "kept; continue with --resume-from latest, with fewer --num-workers if memory ran out."
+    )
