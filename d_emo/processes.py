@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 
 class LaunchError(ValueError):
@@ -26,6 +28,8 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
         LaunchError: the processes do not know of each other.
         ValueError, ImportError: Accelerate's, for an option that it refuses.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        options["fsdp_plugin"] = _fsdp_plugin()
     # Without `cpu`, Accelerate lets each process of a CPU launch work on its own, in silence.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
     launched = int(os.environ.get("WORLD_SIZE", 1))
@@ -39,6 +43,23 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(cpu_threads or max(1, cores // accelerator.num_processes))
     return accelerator
+
+
+def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
+    """FSDP2 as `accelerate launch` was told, with what this package's models need."""
+    plugin = FullyShardedDataParallelPlugin(
+        # Gathered weights stay float32 and autocast computes: BatchNorm's and the loss's arithmetic is as in DDP.
+        mixed_precision_policy=MixedPrecisionPolicy(),
+        cpu_ram_efficient_loading=False,  # weights come from a seed or --init-from in every process
+    )
+    if plugin.fsdp_version != 2:
+        raise LaunchError(f"FSDP version {plugin.fsdp_version} is not supported; set fsdp_version: 2.")
+    return plugin
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether the processes share one copy of the model."""
+    return bool(accelerator.is_fsdp2)
 
 
 def keep_freed_memory() -> None:

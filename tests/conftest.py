@@ -131,10 +131,17 @@ class Trainer:
     def __init__(self, log: Path, *arguments: object, processes: int = 1):
         self.log = log
         with log.open("w") as output:
-            command = trainer_command(*arguments, processes=processes)
             self.process = psutil.Popen(
-                command, env=offline_environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                self.command(*arguments, processes=processes),
+                env=offline_environment(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
+
+    def command(self, *arguments: object, processes: int) -> list[str]:
+        """The command line."""
+        return trainer_command(*arguments, processes=processes)
 
     def __enter__(self) -> "Trainer":
         return self

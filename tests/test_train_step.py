@@ -7,10 +7,11 @@ import torch
 from accelerate import Accelerator
 from conftest import randomize
 
-from d_emo.train import train_dit
+from d_emo.train import loading, train_dit
+from d_emo.train.averaging import WeightAverage
 from d_emo.train.config import OptimizationOptions, parse_config
 from d_emo.train.data import Batch, load_source
-from d_emo.train.setup import make_average, make_plan
+from d_emo.train.setup import make_plan
 
 
 def make_run(*arguments):
@@ -27,14 +28,14 @@ def make_run(*arguments):
 
 
 def steps(run, count):
-    batches = iter(train_dit.make_loader(run))
+    batches = iter(loading.make_loader(run))
     return [train_dit.train_step(run, batches)[0].item() for _ in range(count)]
 
 
 @pytest.mark.parametrize("objective", ["dit", "sit"])
 def test_a_step_changes_weights_and_lowers_the_loss_on_its_batch(objective):
     run = make_run("--objective", objective, "--learning-rate", "1e-3")
-    batch = next(iter(train_dit.make_loader(run)))
+    batch = next(iter(loading.make_loader(run)))
     before = train_dit.batch_loss(run, batch).item()
     for _ in range(30):
         train_dit.train_step(run, iter([batch]))
@@ -59,7 +60,7 @@ def test_average_holds_parameters_and_buffers_after_each_step():
 
 def test_average_starts_at_the_models_values_not_at_the_first_step():
     model = torch.nn.Linear(2, 2)
-    average = make_average(model, OptimizationOptions(ema_decay=0.5))
+    average = WeightAverage(model, OptimizationOptions(ema_decay=0.5))
     start = model.weight.detach().clone()
     with torch.no_grad():
         model.weight += 1
@@ -69,7 +70,7 @@ def test_average_starts_at_the_models_values_not_at_the_first_step():
 
 def test_warm_up_follows_its_formula():
     model = torch.nn.Linear(2, 2)
-    average = make_average(model, OptimizationOptions(ema_decay=0.9999, ema_warmup=True))
+    average = WeightAverage(model, OptimizationOptions(ema_decay=0.9999, ema_warmup=True))
     start = model.weight.detach().clone()
     with torch.no_grad():
         model.weight += 1
@@ -124,7 +125,7 @@ def test_a_non_finite_loss_stops_before_weights_average_and_step_change():
     run = make_run()
     steps(run, 1)
     weights, average = copy.deepcopy(dict(run.model.named_parameters())), copy.deepcopy(run.average.module.state_dict())
-    batch = next(iter(train_dit.make_loader(run)))
+    batch = next(iter(loading.make_loader(run)))
     broken = Batch(torch.full_like(batch.images, float("nan")), batch.labels, batch.positions, [])
     with pytest.raises(
         train_dit.NonFiniteLossError, match=r"step 2, process 0: loss \[nan\].*weights were not changed"

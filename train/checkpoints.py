@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
 from d_emo.files import file_digest, partial_path, replace_folder, sync, write_json
-from d_emo.processes import is_dead_worker
+from d_emo.processes import is_dead_worker, is_sharded
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -87,7 +87,8 @@ def save_checkpoint(
         if accelerator.is_main_process:
             pipeline.save_pretrained(partial)
             (partial / CARD).write_text(card, encoding="utf-8")
-            write_manifest(partial, {"step": step, "processes": accelerator.num_processes})
+            content = {"step": step, "processes": accelerator.num_processes, "sharded": is_sharded(accelerator)}
+            write_manifest(partial, content)
             replace_folder(partial, final)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, as each library says it
         shutil.rmtree(partial, ignore_errors=True)
@@ -197,6 +198,14 @@ def agreed_checkpoint(
         except CheckpointError as error:
             answer[1] = str(error)
     broadcast_object_list(answer)
+    if answer[0] is not None and answer[0][0] is not None:
+        path, manifest, _ = answer[0]
+        sharded = manifest.get("sharded", False)
+        if sharded != is_sharded(accelerator):
+            answer[1] = (
+                f"checkpoint {path}: its state was saved {'with' if sharded else 'without'} FSDP; continue with the "
+                "launch configuration of before, or start from its averaged weights with --init-from."
+            )
     if answer[1] is not None:
         raise CheckpointError(answer[1])
     return answer[0]

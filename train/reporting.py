@@ -57,6 +57,7 @@ def truncate_log(path: Path, step: int) -> None:
 def show_samples(run: Run) -> None:
     """Save a grid of samples of the averaged model; the main process draws, the others wait."""
     accelerator, options = run.accelerator, run.plan.config.run
+    run.refresh_pipeline()
     if accelerator.is_main_process:
         count, steps, scale = options.samples_per_class, options.sample_steps, options.sample_guidance_scale
         with accelerator.autocast():
@@ -72,6 +73,7 @@ def show_samples(run: Run) -> None:
 
 def score_fid(run: Run, fid: InLoopFID) -> None:
     """Score the averaged model, say and track the scores."""
+    run.refresh_pipeline()
     scores = fid.score(run.pipeline, run.step)
     if run.accelerator.is_main_process:
         run.say(f"step {run.step}: {summary(scores)}; curve in {fid.folder / 'fid.png'}")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from d_emo.pipelines import DEMOPipeline
+from d_emo.train.averaging import WeightAverage
 from d_emo.train.data import StreamPlace
 from d_emo.train.in_loop_fid import InLoopFID
 from d_emo.train.on_track import PublishedLoss
@@ -30,7 +30,7 @@ class Run:
     plan: Plan
     accelerator: Accelerator
     model: torch.nn.Module
-    average: AveragedModel
+    average: WeightAverage
     optimizer: torch.optim.Optimizer
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
     pipeline: DEMOPipeline
@@ -47,6 +47,10 @@ class Run:
     def output_dir(self) -> Path:
         """The run's folder."""
         return self.plan.output_dir
+
+    def refresh_pipeline(self) -> None:
+        """Bring the averaged weights into the pipeline, before it draws or is saved; every process calls this."""
+        self.average.write_into(self.pipeline.transformer)
 
     def say(self, message: str) -> None:
         """Print a line once, above the progress bar."""

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d_emo.digests import weights_digest
 from d_emo.flops import count_macs, count_parameters
@@ -252,28 +251,6 @@ def load_vae(name: str) -> AutoencoderKL | None:
         return open_vae(name).requires_grad_(False).eval()
     except ValueError as error:
         raise ValueError(f"--vae {error} Or train on pixels with --vae none.") from error
-
-
-def make_average(model: torch.nn.Module, options: OptimizationOptions) -> AveragedModel:
-    """An exponential moving average of parameters and buffers, starting at the model's own values.
-
-    Buffers count: with averaged weights and unaveraged BatchNorm statistics the result draws noise.
-    """
-    average = AveragedModel(model, multi_avg_fn=_average_function(options), use_buffers=True)
-    # Marks the copy as the first term; otherwise the first update would copy instead of averaging.
-    average.n_averaged.fill_(1)
-    return average.requires_grad_(False).eval()
-
-
-def _average_function(options: OptimizationOptions) -> Any:
-    if not options.ema_warmup:
-        return get_ema_multi_avg_fn(options.ema_decay)
-
-    def warmed_up(averages: Any, values: Any, count: torch.Tensor) -> None:
-        decay = min(options.ema_decay, (1 + count.item()) / (10 + count.item()))
-        get_ema_multi_avg_fn(decay)(averages, values, count)
-
-    return warmed_up
 
 
 def make_optimizer(model: torch.nn.Module, options: OptimizationOptions) -> torch.optim.Optimizer:

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from d_emo.files import remove_partial, write_json
 from d_emo.images import UnreadableImageError
 from d_emo.kernels import set_backend
 from d_emo.latents import encode_images, sample_latents
-from d_emo.processes import LaunchError, end_workers, is_dead_worker, keep_freed_memory, start_processes
+from d_emo.processes import LaunchError, end_workers, is_dead_worker, is_sharded, keep_freed_memory, start_processes
 from d_emo.train import checkpoints, loading, stream, stream_loader
+from d_emo.train.averaging import WeightAverage
 from d_emo.train.batch_norm import average_statistics
 from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
 from d_emo.train.data import Batch, load_source
@@ -32,7 +34,7 @@ from d_emo.train.model_card import model_card
 from d_emo.train.on_track import published_loss
 from d_emo.train.reporting import LOG_FILE, log_progress, plot_losses, score_fid, show_samples, truncate_log
 from d_emo.train.run import LoaderError, NonFiniteLossError, Run
-from d_emo.train.setup import Plan, make_average, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
+from d_emo.train.setup import Plan, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
 from d_emo.train.stopping import StopRequest
 
 
@@ -106,7 +108,7 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
     config = plan.config
     set_seed(config.run.seed % 2**32)
     model = plan.build_model()
-    average = make_average(model, config.optimization).to(accelerator.device)
+    average = WeightAverage(model, config.optimization).to(accelerator.device)
     if config.model.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     optimizer = make_optimizer(model, config.optimization)
@@ -118,7 +120,9 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         model.compile_repeated_blocks(fullgraph=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(lr_schedule)
-    pipeline = make_pipeline(average.module, plan)
+    average.shard_like(model)
+    whole = plan.build_model().eval().requires_grad_(False) if is_sharded(accelerator) else average.module
+    pipeline = make_pipeline(whole.to(accelerator.device), plan)
     return Run(plan, accelerator, model, average, optimizer, lr_schedule, pipeline, published_loss(plan))
 
 
@@ -149,7 +153,7 @@ def load_checkpoint(run: Run, path: Path, manifest: dict[str, Any]) -> None:
     """Restore weights, average, optimizer, schedule and generators exactly."""
     run.accelerator.load_state(str(path / checkpoints.STATE_FOLDER))
     stored = type(run.pipeline.transformer).from_pretrained(path / "transformer")
-    run.average.module.load_state_dict(stored.state_dict(), strict=True)
+    run.average.load_whole_state(stored.state_dict())
     run.step = manifest["step"]
     run.average.n_averaged.fill_(1 + run.step)
     if run.plan.source.stream is not None:
@@ -198,6 +202,7 @@ def train(run: Run) -> int:
 
 def save(run: Run) -> None:
     """Write a checkpoint, then delete the older ones that the user does not keep."""
+    run.refresh_pipeline()
     options, place = run.plan.config.run, run.place if run.plan.source.stream is not None else None
 
     def write_place(folder: Path) -> None:
@@ -237,7 +242,7 @@ def train_step(run: Run, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]
         positions += batch.positions
     loss = torch.stack(losses).mean()
     norm = accelerator.clip_grad_norm_(run.model.parameters(), options.max_grad_norm or float("inf"))
-    grad_norm = float(norm)
+    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not (grad_norm < float("inf") and bool(torch.isfinite(loss))):
         raise NonFiniteLossError(describe_non_finite(run, losses, grad_norm, positions))
     run.optimizer.step()
@@ -312,6 +317,7 @@ def finish(run: Run) -> None:
     options = run.plan.config.run
     if options.sample_every and run.step % options.sample_every:
         show_samples(run)
+    run.refresh_pipeline()
     if run.accelerator.is_main_process:
         checkpoints.publish_pipeline(run.pipeline, run.output_dir, model_card(run.plan, run.step))
         plot_losses(run)
