@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train.averaging import WeightAverage
+from d_emo.train.batch_norm import StepStatistics
 from d_emo.train.data import StreamPlace
 from d_emo.train.in_loop_fid import InLoopFID
 from d_emo.train.on_track import PublishedLoss
@@ -32,6 +33,7 @@ class Run:
     model: torch.nn.Module
     average: WeightAverage
     optimizer: torch.optim.Optimizer
+    statistics: StepStatistics
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
     pipeline: DEMOPipeline
     published: PublishedLoss | None = None

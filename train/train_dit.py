@@ -26,7 +26,7 @@ from d_emo.latents import encode_images, sample_latents
 from d_emo.processes import LaunchError, end_workers, is_dead_worker, is_sharded, keep_freed_memory, start_processes
 from d_emo.train import checkpoints, loading, stream, stream_loader
 from d_emo.train.averaging import WeightAverage
-from d_emo.train.batch_norm import average_statistics
+from d_emo.train.batch_norm import StepStatistics, average_statistics
 from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
 from d_emo.train.data import Batch, load_source
 from d_emo.train.in_loop_fid import make_in_loop_fid
@@ -108,6 +108,7 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
     config = plan.config
     set_seed(config.run.seed % 2**32)
     model = plan.build_model()
+    statistics = StepStatistics(model, constant=config.model.compile)
     average = WeightAverage(model, config.optimization).to(accelerator.device)
     if config.model.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -123,7 +124,7 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
     average.shard_like(model)
     whole = plan.build_model().eval().requires_grad_(False) if is_sharded(accelerator) else average.module
     pipeline = make_pipeline(whole.to(accelerator.device), plan)
-    return Run(plan, accelerator, model, average, optimizer, lr_schedule, pipeline, published_loss(plan))
+    return Run(plan, accelerator, model, average, optimizer, statistics, lr_schedule, pipeline, published_loss(plan))
 
 
 def start_or_resume(run: Run) -> None:
@@ -231,7 +232,8 @@ def train_step(run: Run, batches: Iterator[Batch]) -> tuple[torch.Tensor, float]
     """
     accelerator, options = run.accelerator, run.plan.config.optimization
     losses, positions, place = [], [], run.place
-    for _ in range(run.plan.layout.accumulation):
+    for index in range(run.plan.layout.accumulation):
+        run.statistics.begin_micro_batch(index, run.plan.layout.accumulation)
         batch = loading.next_batch(run, batches)
         place = batch.place or place
         report_bad_images(run, batch)
