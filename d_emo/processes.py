@@ -28,6 +28,11 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
         LaunchError: the processes do not know of each other.
         ValueError, ImportError: Accelerate's, for an option that it refuses.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise LaunchError(
+            "DeepSpeed is not supported: its engine would change the weights before a non-finite gradient is seen. "
+            "FSDP2 shards as it does: accelerate launch --config_file train/configs/accelerate/fsdp2.yaml ..."
+        )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         options["fsdp_plugin"] = _fsdp_plugin()
     # Without `cpu`, Accelerate lets each process of a CPU launch work on its own, in silence.
@@ -47,14 +52,14 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
 
 def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
     """FSDP2 as `accelerate launch` was told, with what this package's models need."""
-    plugin = FullyShardedDataParallelPlugin(
+    version = os.environ.get("FSDP_VERSION", "1")  # Accelerate's default
+    if version != "2":
+        raise LaunchError(f"FSDP version {version} is not supported; set fsdp_version: 2.")
+    return FullyShardedDataParallelPlugin(
         # Gathered weights stay float32 and autocast computes: BatchNorm's and the loss's arithmetic is as in DDP.
         mixed_precision_policy=MixedPrecisionPolicy(),
         cpu_ram_efficient_loading=False,  # weights come from a seed or --init-from in every process
     )
-    if plugin.fsdp_version != 2:
-        raise LaunchError(f"FSDP version {plugin.fsdp_version} is not supported; set fsdp_version: 2.")
-    return plugin
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

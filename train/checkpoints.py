@@ -32,7 +32,8 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 FREE_OPTIONS = frozenset({
     "output_dir", "resume_from", "dry_run", "max_train_steps", "log_every", "checkpoint_every", "sample_every",
     "sample_steps", "sample_guidance_scale", "samples_per_class", "fid_every", "fid_images", "fid_reference",
-    "fid_features", "fid_inception_weights", "report_to", "keep_checkpoints", "keep_every", "num_workers",
+    "fid_features", "fid_inception_weights", "report_to",
+    "push_to_hub", "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "num_workers",
     "on_bad_image", "dataset", "train_data_dir", "latents", "class_names", "data",
     "gradient_checkpointing", "compile", "kernels", "cpu_threads",
 })  # fmt: skip
@@ -63,7 +64,7 @@ def save_checkpoint(
     output_dir: Path,
     step: int,
     card: str,
-    more_state: Callable[[Path], None] = lambda folder: None,
+    write_more: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write a whole checkpoint of all processes; every process calls this.
 
@@ -73,7 +74,7 @@ def save_checkpoint(
         output_dir: the run's folder.
         step: optimizer steps done.
         card: what its README.md says.
-        more_state: writes what else a process must remember into the folder of training state; every process's runs.
+        write_more: writes what else belongs into the folder; every process calls it.
     """
     final = checkpoint_path(output_dir, step)
     partial = partial_path(final)
@@ -82,7 +83,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial / STATE_FOLDER))
-        more_state(partial / STATE_FOLDER)
+        write_more(partial)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             pipeline.save_pretrained(partial)
@@ -253,7 +254,9 @@ def check_run_folder(
         )
 
 
-def publish_pipeline(pipeline: DiffusionPipeline, output_dir: Path, card: str) -> None:
+def publish_pipeline(
+    pipeline: DiffusionPipeline, output_dir: Path, card: str, write_more: Callable[[Path], None] = lambda folder: None
+) -> None:
     """Save the pipeline with its card into the run's folder itself, whole or not at all.
 
     `model_index.json`, without which a folder does not load, goes first and comes last.
@@ -261,6 +264,7 @@ def publish_pipeline(pipeline: DiffusionPipeline, output_dir: Path, card: str) -
     partial = partial_path(output_dir / "pipeline")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)
+    write_more(partial)
     (partial / CARD).write_text(card, encoding="utf-8")
     index = output_dir / "model_index.json"
     index.unlink(missing_ok=True)

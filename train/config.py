@@ -32,6 +32,10 @@ class ModelOptions:
         "Start from a trained pipeline (folder or Hub id): its network and weights, --model aside; the label table is "
         "new where the classes differ.",
     )
+    lora_rank: int | None = option(
+        None, "With --init-from: train adapters of this rank and the label table only. Default: all weights."
+    )
+    lora_alpha: float | None = option(None, "Scale of the adapters, over their rank. Default: the rank.")
     resolution: int | None = option(
         None, "Image side in pixels. Default: 16 for the digits, 256 for folders, for a data set as its first image."
     )
@@ -48,7 +52,16 @@ class ModelOptions:
     )
 
     def __post_init__(self):
-        _require(self.resolution is None or self.resolution > 0, "resolution", self.resolution, "must be positive")
+        for name in ("resolution", "lora_rank", "lora_alpha"):
+            _require(
+                getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "must be positive"
+            )
+        _require(
+            self.lora_rank is None or self.init_from is not None,
+            "lora_rank",
+            self.lora_rank,
+            "adapters belong to trained weights; name them with --init-from",
+        )
 
 
 # The options that name a source of data.
@@ -189,6 +202,13 @@ class RunOptions:
     resume_from: str | None = option(
         None, "A checkpoint folder, or 'latest': the newest whole one in the output folder."
     )
+    push_to_hub: bool = option(
+        False, "Upload the finished pipeline, with its card and samples, to the Hugging Face Hub."
+    )
+    hub_model_id: str | None = option(
+        None, "Repository to upload to. Default: the output folder's name, in your account."
+    )
+    hub_private: bool | None = option(None, "Make a new repository private (true/false). Default: your account's.")
     cpu_threads: int | None = option(None, "Threads a process on a CPU. Default: the cores shared by the processes.")
     dry_run: bool = option(False, "Print what would run, and stop.")
 
@@ -215,6 +235,8 @@ class RunOptions:
             _require(
                 getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "must be positive"
             )
+        if not self.push_to_hub and (self.hub_model_id or self.hub_private is not None):
+            raise ValueError("--hub-model-id and --hub-private need --push-to-hub.")
         if self.keep_every and not self.keep_checkpoints:
             raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
         _require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")

@@ -10,6 +10,7 @@ from d_emo.train.setup import Plan
 SHOWN = (
     "objective",
     "init_from",
+    "lora_rank",
     "global_batch_size",
     "learning_rate",
     "lr_scheduler",

@@ -38,6 +38,7 @@ class Run:
     pipeline: DEMOPipeline
     published: PublishedLoss | None = None
     fid: InLoopFID | None = None
+    repository: str | None = None  # of --push-to-hub
     step: int = 0
     place: StreamPlace = field(
         default_factory=StreamPlace

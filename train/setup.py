@@ -20,6 +20,7 @@ from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train.config import OptimizationOptions, TrainConfig
 from d_emo.train.init_from import InitialWeights
+from d_emo.train.lora import add_lora
 from d_emo.train.objectives import Objective, make_objective
 
 AUTO_VAE = "stabilityai/sd-vae-ft-ema"
@@ -98,6 +99,13 @@ class Plan:
             return self.initial.build(self.model_config, self.source.id2label)
         return create_model(self.config.model.model, **self.model_config)
 
+    def build_trained(self) -> ClassConditionalTransformer2DModel:
+        """The model as it is trained: with adapters where --lora-rank asks for them."""
+        model, options = self.build_model(), self.config.model
+        if options.lora_rank is not None:
+            add_lora(model, options.lora_rank, options.lora_alpha or options.lora_rank)
+        return model
+
     @property
     def model_name(self) -> str:
         """What to call the model."""
@@ -120,7 +128,8 @@ class Plan:
     def describe(self) -> str:
         """What would run, for people."""
         with torch.device("meta"):
-            model = self.build_model()
+            model, trained = self.build_model(), self.build_trained()
+        adapters = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
         options, layout = self.config, self.layout
         classes = len(self.source.id2label)
         space = "pixels" if self.vae is None else f"latents of {vae_name(options.model.vae, self.resolution)}"
@@ -129,7 +138,8 @@ class Plan:
         epochs = f"{seen / self.source.size:,.1f} epochs" if self.source.size else f"{seen:,} images"
         lines = {
             "model": f"{self.model_name}: {count_parameters(model):,} parameters, "
-            f"{count_macs(model) / 1e9:.3f} GMACs an image (forward)",
+            f"{count_macs(model) / 1e9:.3f} GMACs an image (forward)"
+            + ("" if options.model.lora_rank is None else f"; {adapters:,} trained, LoRA and labels"),
             "data": f"{self.source.name}: {self.source.describe_size()}, {classes or 'no'} classes, "
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
             "space": f"{space}, {shape}",

@@ -24,7 +24,7 @@ from d_emo.images import UnreadableImageError
 from d_emo.kernels import set_backend
 from d_emo.latents import encode_images, sample_latents
 from d_emo.processes import LaunchError, end_workers, is_dead_worker, is_sharded, keep_freed_memory, start_processes
-from d_emo.train import checkpoints, loading, stream, stream_loader
+from d_emo.train import checkpoints, hub, loading, lora, stream, stream_loader
 from d_emo.train.averaging import WeightAverage
 from d_emo.train.batch_norm import StepStatistics, average_statistics
 from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"train_dit: {error}")
     try:
         code = train(run)
-    except (UnreadableImageError, NonFiniteLossError, checkpoints.SaveError) as error:
+    except (UnreadableImageError, NonFiniteLossError, checkpoints.SaveError, hub.PushError) as error:
         sys.exit(f"train_dit: {error}")
     except RuntimeError as error:
         if not isinstance(error, LoaderError) and not is_dead_worker(error):
@@ -107,7 +107,9 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
     """Build model, average, optimizer and schedule, and hand them to Accelerate."""
     config = plan.config
     set_seed(config.run.seed % 2**32)
-    model = plan.build_model()
+    if config.model.lora_rank is not None and is_sharded(accelerator):
+        raise ValueError(f"--lora-rank {config.model.lora_rank}: adapters are small; launch without FSDP.")
+    model = plan.build_trained()
     statistics = StepStatistics(model, constant=config.model.compile)
     average = WeightAverage(model, config.optimization).to(accelerator.device)
     if config.model.gradient_checkpointing:
@@ -122,8 +124,10 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(lr_schedule)
     average.shard_like(model)
-    whole = plan.build_model().eval().requires_grad_(False) if is_sharded(accelerator) else average.module
-    pipeline = make_pipeline(whole.to(accelerator.device), plan)
+    published = average.module
+    if is_sharded(accelerator) or config.model.lora_rank is not None:
+        published = plan.build_model().eval().requires_grad_(False).to(accelerator.device)
+    pipeline = make_pipeline(published, plan)
     return Run(plan, accelerator, model, average, optimizer, statistics, lr_schedule, pipeline, published_loss(plan))
 
 
@@ -148,13 +152,18 @@ def start_or_resume(run: Run) -> None:
     settings = {name: value for name, value in config.flat().items() if isinstance(value, int | float | str | bool)}
     accelerator.init_trackers("d_emo", config=settings)
     run.fid = make_in_loop_fid(run.plan, accelerator)
+    if config.run.push_to_hub and accelerator.is_main_process:
+        run.repository = hub.claim_repository(run.plan)
 
 
 def load_checkpoint(run: Run, path: Path, manifest: dict[str, Any]) -> None:
     """Restore weights, average, optimizer, schedule and generators exactly."""
     run.accelerator.load_state(str(path / checkpoints.STATE_FOLDER))
-    stored = type(run.pipeline.transformer).from_pretrained(path / "transformer")
-    run.average.load_whole_state(stored.state_dict())
+    if run.plan.config.model.lora_rank is None:
+        stored = type(run.pipeline.transformer).from_pretrained(path / "transformer").state_dict()
+    else:
+        stored = lora.load_average(path / checkpoints.STATE_FOLDER)
+    run.average.load_whole_state(stored)
     run.step = manifest["step"]
     run.average.n_averaged.fill_(1 + run.step)
     if run.plan.source.stream is not None:
@@ -170,7 +179,7 @@ def train(run: Run) -> int:
     """
     options, accelerator = run.plan.config.run, run.accelerator
     batches = iter(loading.make_loader(run))
-    run.model.train()
+    lora.set_mode(run.model, frozen_norms=run.plan.config.model.lora_rank is not None)
     with (
         StopRequest() as stop,
         tqdm(
@@ -204,16 +213,16 @@ def train(run: Run) -> int:
 def save(run: Run) -> None:
     """Write a checkpoint, then delete the older ones that the user does not keep."""
     run.refresh_pipeline()
-    options, place = run.plan.config.run, run.place if run.plan.source.stream is not None else None
+    options, card = run.plan.config.run, model_card(run.plan, run.step)
 
-    def write_place(folder: Path) -> None:
-        if place is not None:
-            stream_loader.save_place(folder, run.accelerator, place)
+    def write_more(folder: Path) -> None:
+        if run.plan.source.stream is not None:
+            stream_loader.save_place(folder / checkpoints.STATE_FOLDER, run.accelerator, run.place)
+        if run.plan.config.model.lora_rank is not None and run.accelerator.is_main_process:
+            lora.save_average(run.average.module, run.model, folder / checkpoints.STATE_FOLDER)
+            lora.save_adapters(run.average.module, folder)
 
-    card = model_card(run.plan, run.step)
-    path = checkpoints.save_checkpoint(
-        run.accelerator, run.pipeline, run.output_dir, run.step, card, more_state=write_place
-    )
+    path = checkpoints.save_checkpoint(run.accelerator, run.pipeline, run.output_dir, run.step, card, write_more)
     run.say(f"step {run.step}: saved {path}")
     if run.accelerator.is_main_process:
         checkpoints.prune_checkpoints(run.output_dir, options.keep_checkpoints, options.keep_every)
@@ -321,10 +330,18 @@ def finish(run: Run) -> None:
         show_samples(run)
     run.refresh_pipeline()
     if run.accelerator.is_main_process:
-        checkpoints.publish_pipeline(run.pipeline, run.output_dir, model_card(run.plan, run.step))
+        adapters = [run.average.module] if run.plan.config.model.lora_rank is not None else []
+        checkpoints.publish_pipeline(
+            run.pipeline,
+            run.output_dir,
+            model_card(run.plan, run.step),
+            lambda folder: [lora.save_adapters(model, folder) for model in adapters],
+        )
         plot_losses(run)
         names = run.plan.source.id2label
         run.say(f'done: DEMOPipeline.from_pretrained("{run.output_dir}")({repr(names[0]) if names else ""}).images[0]')
+        if run.repository:
+            run.say(f"uploaded: {hub.push(run.output_dir, run.repository, run.step)}")
     run.accelerator.wait_for_everyone()
 
 
