@@ -6,11 +6,16 @@ Reads a shuffled epoch in one process, images and mirror images at random, in ro
 medians of images/s and the ratio to the first row. `latent cache` is what --latents reads. `raw files` reads the same
 bytes from the same files, without a cache's book-keeping. `one file an image` is a .npy file for each. `encode on the
 fly` decodes the picture, crops it and runs the VAE (by default a random one of SD's size; nothing is fetched).
+
+A second table compares how pictures are stored, for training in pixels or encoding: the same JPEG files in class
+folders, a parquet file, and WebDataset shards read by index and as a stream; each is read and decoded, in one process.
 """
 
 import argparse
+import io
 import statistics
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,12 +25,15 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from d_emo.dataset_images import datasets_source
+from d_emo.dataset_images import datasets_source, streamed_source
 from d_emo.digests import weights_digest
-from d_emo.images import ImageSource, digits_source, to_tensor
+from d_emo.images import ImageSource, center_crop, decode, digits_source, folder_source, to_tensor
 from d_emo.latent_cache import CacheManifest, LatentCache, claim_folder, shard_path, write_shard
 from d_emo.latents import encode_images, vae_scale_factor
+from d_emo.tar_images import tar_source
 
+# Pictures are slow to decode; so many tell enough.
+MAX_PICTURES = 1000
 # The layout of SD's VAE.
 SD_VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -78,6 +86,65 @@ def ways(folder: Path, manifest: CacheManifest, source: ImageSource, vae: Autoen
     }
 
 
+def store_pictures(folder: Path, source: ImageSource, count: int, resolution: int) -> dict[str, ImageSource]:
+    """The same JPEG files in every kind of storage, opened; shards hold 100 of them."""
+    import datasets
+
+    names = ("even", "odd")
+    for name in names:
+        (folder / "folders" / name).mkdir(parents=True)
+    encoded = []
+    for index in range(count):
+        content = io.BytesIO()
+        picture = center_crop(source.read(index % source.size).convert("RGB"), resolution)
+        picture.save(content, "JPEG", quality=95)
+        encoded.append(content.getvalue())
+        (folder / "folders" / names[index % 2] / f"{index:06d}.jpg").write_bytes(encoded[-1])
+    for first in range(0, count, 100):
+        with tarfile.open(folder / f"shard-{first // 100:04d}.tar", "w") as archive:
+            for index in range(first, min(first + 100, count)):
+                for suffix, content_of in (("jpg", encoded[index]), ("cls", str(index % 2).encode())):
+                    member = tarfile.TarInfo(f"{index:06d}.{suffix}")
+                    member.size = len(content_of)
+                    archive.addfile(member, io.BytesIO(content_of))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
+    rows = {"image": [{"bytes": item, "path": None} for item in encoded], "label": [i % 2 for i in range(count)]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "pictures.parquet")
+    shards = f"{folder}/shard-*.tar"
+    return {
+        "class folders": folder_source(folder / "folders", False),
+        "parquet": datasets_source(str(folder / "pictures.parquet")),
+        "WebDataset by index": tar_source(shards),
+        "WebDataset stream": streamed_source(shards, class_names=names, buffer_size=200),
+    }
+
+
+def picture_speeds(sources: dict[str, ImageSource], rounds: int) -> dict[str, float]:
+    """Images/s of each storage, medians of rounds in which they take turns; a round is a shuffled epoch."""
+    speeds: dict[str, list[float]] = {name: [] for name in sources}
+    for turn in range(rounds):
+        for name, source in sources.items():
+            start, read = time.perf_counter(), 0
+            if source.stream is not None:
+                for image in source.stream.epoch(0, turn, 0, 1):
+                    decode(image.file, image.name)
+                    read += 1
+            else:
+                for index in np.random.default_rng(turn).permutation(source.size).tolist():
+                    source.read(index)
+                    read += 1
+            speeds[name].append(read / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def print_table(medians: dict[str, float]) -> None:
+    """A row a way, with its ratio to the first."""
+    first = next(iter(medians.values()))
+    print("| way | images/s | ratio |\n|---|---|---|")
+    for name, median in medians.items():
+        print(f"| {name} | {median:,.1f} | {median / first:.4f} |")
+
+
 def main(arguments: list[str]) -> None:
     """Print a row a way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,11 +172,12 @@ def main(arguments: list[str]) -> None:
                 for index, flipped in zip(order[:count].tolist(), mirrored[:count].tolist(), strict=True):
                     read(index, flipped)
                 speeds[name].append(count / (time.perf_counter() - start))
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
+        stored = store_pictures(Path(place), source, min(options.count, MAX_PICTURES), options.resolution)
+        pictures = picture_speeds(stored, options.rounds)
     print(f"{options.count} images of {options.resolution} x {options.resolution}, latents {manifest.shape}, float32")
-    print("| way | images/s | ratio |\n|---|---|---|")
-    for name, median in medians.items():
-        print(f"| {name} | {median:,.1f} | {median / medians['latent cache']:.4f} |")
+    print_table({name: statistics.median(values) for name, values in speeds.items()})
+    print(f"\n{stored['parquet'].size} pictures of {options.resolution} x {options.resolution}, JPEG")
+    print_table(pictures)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from conftest import kill_when, tiny_pipeline
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchHeunDiscreteScheduler
 from safetensors.torch import save_file
 
-from d_emo import DEMOPipeline, FlowMatchEulerMaruyamaScheduler
+from d_emo import DEMOPipeline, FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
 from d_emo.eval.fid import sampling
 from d_emo.eval.fid.protocol import (
     FT_MSE,
@@ -221,6 +221,13 @@ def test_samplers_fit_the_model_or_are_refused():
     assert isinstance(heun, FlowMatchHeunDiscreteScheduler)
     heun.set_timesteps(PRESETS["sit-ode"].steps)
     assert len(heun.timesteps) == 249
+    flow.scheduler = FlowMatchODESolverScheduler(method="midpoint")
+    assert make_sampler("own", flow) is flow.scheduler
+    flow.scheduler = FlowMatchODESolverScheduler()
+    with pytest.raises(ValueError, match="--sampler own: dopri5 chooses its steps for a batch"):
+        make_sampler("own", flow)
+    curved = tiny_pipeline(flow=True, flow_path="vp")
+    assert make_sampler("sde", curved).config.flow_path == "vp"
     with pytest.raises(ValueError, match="--sampler sde: the model predicts noise"):
         make_sampler("sde", noise)
     with pytest.raises(ValueError, match=r"--sampler ddpm: the model predicts the flow.*sit-sde"):

@@ -185,6 +185,22 @@ def test_sit_checkpoints_are_sampled_as_flows(tmp_path):
     assert torch.isfinite(images).all() and pipeline.transformer.config.timestep_offset == 1.0
 
 
+@torch.no_grad()
+def test_sit_weights_of_another_path_and_prediction_keep_their_sign(tmp_path, inputs):
+    images, labels = inputs
+    torch.save(published_state(), tmp_path / "sit.pt")
+    convert(tmp_path / "sit.pt", "--objective", "sit", "--flow-path", "gvp", "--prediction", "noise", "--output-dir",
+            tmp_path / "sit", "--vae", "none", "--num-heads", HEADS)  # fmt: skip
+    pipeline = DEMOPipeline.from_pretrained(tmp_path / "sit")
+    config = pipeline.transformer.config
+    assert (config.flow_path, config.prediction_type) == ("gvp", "epsilon")
+    time = torch.tensor([0.1, 0.417, 0.999])
+    expected = plain_dit(published_state(), images, time, labels)[:, :CHANNELS]
+    found = pipeline.transformer(images, 1000 * (1 - time), labels, return_dict=False)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert torch.isfinite(pipeline([1], num_inference_steps=3, output_type="latent").images).all()
+
+
 class Harmful:
     def __reduce__(self):
         return (print, ("code of a file ran",))

@@ -14,7 +14,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 
 from d_emo.flow_paths import path_of
 from d_emo.pipelines import DEMOPipeline
-from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler
+from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
+from d_emo.schedulers.flow_ode import ADAPTIVE
 
 FT_MSE = "stabilityai/sd-vae-ft-mse"
 FT_EMA = "stabilityai/sd-vae-ft-ema"
@@ -128,7 +129,13 @@ def make_sampler(name: SamplerName, pipeline: DEMOPipeline) -> Any:
     path = path_of(config)
     flow = path is not None
     if name == "own":
-        return pipeline.scheduler
+        solver = pipeline.scheduler
+        if isinstance(solver, FlowMatchODESolverScheduler) and solver.config.method in ADAPTIVE:
+            raise ValueError(
+                f"--sampler own: {solver.config.method} chooses its steps for a batch, so an image would depend on the "
+                "others of its batch; use heun, or a solver of fixed steps."
+            )
+        return solver
     if name == "fast":
         name = "euler" if flow else "ddim"
     if flow != (name in ("euler", "heun", "sde")):
