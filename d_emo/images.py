@@ -38,7 +38,9 @@ class EncodedImage:
 class ImageStream(Protocol):
     """Images that can only be read from front to back, epoch by epoch."""
 
-    num_shards: int
+    @property
+    def num_shards(self) -> int:
+        """Files that it is dealt out by."""
 
     def epoch(self, seed: int, epoch: int, rank: int, world_size: int) -> Iterator[EncodedImage]:
         """One process's share of an epoch, in an order that (seed, epoch) decides."""

@@ -51,9 +51,10 @@ class WeightAverage(AveragedModel):
         if not isinstance(model, FSDPModule):
             return
         mesh = next(p.device_mesh for p in model.parameters() if isinstance(p, DTensor))
-        for block in self.module.blocks:
+        average: Any = self.module
+        for block in average.blocks:
             fully_shard(block, mesh=mesh)
-        fully_shard(self.module, mesh=mesh)
+        fully_shard(average, mesh=mesh)
 
     def whole_state(self) -> dict[str, torch.Tensor]:
         """The module's state with every tensor whole; every process must call this."""
@@ -73,7 +74,7 @@ class WeightAverage(AveragedModel):
         if plain is self.module:
             return
         if getattr(self.module, "peft_config", None):
-            merged = copy.deepcopy(self.module)
+            merged: Any = copy.deepcopy(self.module)
             merged.fuse_lora()
             merged.unload_lora()
             state = merged.state_dict()

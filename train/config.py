@@ -35,7 +35,7 @@ class ModelOptions:
     lora_rank: int | None = option(
         None, "With --init-from: train adapters of this rank and the label table only. Default: all weights."
     )
-    lora_alpha: float | None = option(None, "Scale of the adapters, over their rank. Default: the rank.")
+    lora_alpha: int | None = option(None, "Scale of the adapters, over their rank. Default: the rank.")
     resolution: int | None = option(
         None, "Image side in pixels. Default: 16 for the digits, 256 for folders, for a data set as its first image."
     )

@@ -5,6 +5,7 @@ belong to weights that do not change.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ LABELS = "label_embed"
 FOLDER, AVERAGE = "lora", "average.safetensors"
 
 
-def add_lora(model: ClassConditionalTransformer2DModel, rank: int, alpha: float) -> None:
+def add_lora(model: ClassConditionalTransformer2DModel, rank: int, alpha: int) -> None:
     """Freeze a model and give it trainable adapters, which change nothing yet.
 
     Args:
@@ -46,7 +47,7 @@ def set_mode(model: torch.nn.Module, frozen_norms: bool) -> None:
                 module.eval()
 
 
-def save_adapters(model: ClassConditionalTransformer2DModel, folder: Path) -> None:
+def save_adapters(model: Any, folder: Path) -> None:
     """Write a model's adapters as Diffusers' `load_lora_adapter` reads them."""
     model.save_lora_adapter(folder / FOLDER, weight_name="pytorch_lora_weights.safetensors")
 

@@ -330,13 +330,13 @@ def finish(run: Run) -> None:
         show_samples(run)
     run.refresh_pipeline()
     if run.accelerator.is_main_process:
-        adapters = [run.average.module] if run.plan.config.model.lora_rank is not None else []
-        checkpoints.publish_pipeline(
-            run.pipeline,
-            run.output_dir,
-            model_card(run.plan, run.step),
-            lambda folder: [lora.save_adapters(model, folder) for model in adapters],
-        )
+
+        def write_more(folder: Path) -> None:
+            if run.plan.config.model.lora_rank is not None:
+                lora.save_adapters(run.average.module, folder)
+
+        card = model_card(run.plan, run.step)
+        checkpoints.publish_pipeline(run.pipeline, run.output_dir, card, write_more)
         plot_losses(run)
         names = run.plan.source.id2label
         run.say(f'done: DEMOPipeline.from_pretrained("{run.output_dir}")({repr(names[0]) if names else ""}).images[0]')
