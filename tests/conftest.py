@@ -40,6 +40,23 @@ def seeded_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy((scale * random.standard_normal(shape)).astype(np.float32))
 
 
+def seeded_state(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """The golden classifiers' state dictionary: each tensor from its name (their rules for every kind of tensor)."""
+    state = {}
+    for name, shape in shapes.items():
+        random = np.random.RandomState(zlib.crc32(name.encode()))
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.zeros(shape, dtype=torch.int64)
+        elif name.endswith(("running_var", "gamma")):
+            state[name] = torch.from_numpy((0.5 + random.random_sample(shape)).astype(np.float32))
+        elif len(shape) == 1:
+            value = 0.1 * random.standard_normal(shape) + (1.0 if name.endswith("weight") else 0.0)
+            state[name] = torch.from_numpy(value.astype(np.float32))
+        else:
+            state[name] = seeded_weight(name, tuple(shape))
+    return state
+
+
 def seeded_input(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     """The golden files' standard-normal input."""
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))

@@ -9,12 +9,10 @@ that a file may hold.
 """
 
 import argparse
-import pickle
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +25,7 @@ from d_emo.pipelines import DEMOPipeline, open_pipeline
 from d_emo.train.config import OptimizationOptions
 from d_emo.train.objectives import PREDICTIONS, make_objective
 from d_emo.train.setup import AUTO_VAE, load_vae
+from d_emo.train.tensor_files import read_state
 
 IMAGENET_CLASSES = 1000
 
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def import_checkpoint(options: argparse.Namespace) -> None:
     """Write a pipeline folder, whole or not at all."""
-    state = read_state(Path(options.checkpoint), options.weights)
+    state = read_state(Path(options.checkpoint), ("ema", "model"), options.weights)
     flow = (options.flow_path, PREDICTIONS[options.prediction])
     config = published_config(state, options.objective, options.num_heads, *flow)
     target = Path(options.output_dir)
@@ -80,32 +79,6 @@ def import_checkpoint(options: argparse.Namespace) -> None:
         f"{options.checkpoint}: {config['num_layers']} blocks of {config['hidden_size']} channels, patch "
         f"{config['patch_size']}, {config['num_classes']} classes, {model.config.prediction_type}; pipeline in {target}"
     )
-
-
-def read_state(path: Path, weights: str) -> dict[str, torch.Tensor]:
-    """The tensors of a .pt file by their published names.
-
-    Raises:
-        ValueError: no such file, no file of tensors, or the weights asked for are not in it.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file.")
-    try:
-        # Full checkpoints also hold the trainer's options.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a file of tensors ({reason}).") from error
-    if isinstance(content, dict) and {"ema", "model"} & set(content):
-        if weights not in content:
-            raise ValueError(
-                f"{path}: there are no {weights!r} weights in it, but {', '.join(content)}; see --weights."
-            )
-        content = content[weights]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path}: it holds no state dictionary.")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
 def export_checkpoint(pipeline: str, path: Path) -> None:

@@ -10,7 +10,14 @@
 Models call these functions; nothing else in the package knows that there are kernels.
 """
 
-from .attention import ATTENTION_TYPES, Windows, linear_and_bias, window_attention
+from .attention import (
+    ATTENTION_TYPES,
+    Windows,
+    linear_and_bias,
+    merge_windows,
+    split_windows,
+    window_attention,
+)
 from .backend import BACKENDS, backend_report, is_plain, set_backend, use_backend
 from .fused import attend_and_convolve, fuses_for_inference
 from .local import local_branch
@@ -25,7 +32,9 @@ __all__ = [
     "is_plain",
     "linear_and_bias",
     "local_branch",
+    "merge_windows",
     "set_backend",
+    "split_windows",
     "use_backend",
     "window_attention",
 ]
