@@ -2,7 +2,7 @@
 
 import pytest
 
-from d_emo.train.config import RunOptions, parse_config
+from d_emo.train.config import DiffusionRunOptions, parse_config
 from d_emo.train.setup import batch_layout
 
 
@@ -72,7 +72,7 @@ def test_wrong_types_and_unknown_flags_are_refused(arguments, capsys):
 )
 def test_values_out_of_range_are_refused(name, value, rule):
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} {value}: {rule}"):
-        RunOptions(**{name: value})
+        DiffusionRunOptions(**{name: value})
 
 
 def test_two_sources_are_refused():

@@ -7,10 +7,12 @@ import torch
 from accelerate import Accelerator
 from conftest import randomize
 
-from d_emo.train import loading, train_dit
+from d_emo.images import UnreadableImageError
+from d_emo.train import loop, train_dit
 from d_emo.train.averaging import WeightAverage
 from d_emo.train.config import OptimizationOptions, parse_config
 from d_emo.train.data import Batch, load_source
+from d_emo.train.run import NonFiniteLossError
 from d_emo.train.setup import make_plan
 
 
@@ -27,18 +29,22 @@ def make_run(*arguments):
     return run
 
 
+def train_step(run, batches):
+    return loop.train_step(run, batches, lambda batch: train_dit.batch_loss(run, batch))
+
+
 def steps(run, count):
-    batches = iter(loading.make_loader(run))
-    return [train_dit.train_step(run, batches)[0].item() for _ in range(count)]
+    batches = iter(train_dit.make_loader(run))
+    return [train_step(run, batches)[0].item() for _ in range(count)]
 
 
 @pytest.mark.parametrize("objective", ["dit", "sit"])
 def test_a_step_changes_weights_and_lowers_the_loss_on_its_batch(objective):
     run = make_run("--objective", objective, "--learning-rate", "1e-3")
-    batch = next(iter(loading.make_loader(run)))
+    batch = next(iter(train_dit.make_loader(run)))
     before = train_dit.batch_loss(run, batch).item()
     for _ in range(30):
-        train_dit.train_step(run, iter([batch]))
+        train_step(run, iter([batch]))
     assert train_dit.batch_loss(run, batch).item() < 0.8 * before
 
 
@@ -125,12 +131,10 @@ def test_a_non_finite_loss_stops_before_weights_average_and_step_change():
     run = make_run()
     steps(run, 1)
     weights, average = copy.deepcopy(dict(run.model.named_parameters())), copy.deepcopy(run.average.module.state_dict())
-    batch = next(iter(loading.make_loader(run)))
+    batch = next(iter(train_dit.make_loader(run)))
     broken = Batch(torch.full_like(batch.images, float("nan")), batch.labels, batch.positions, [])
-    with pytest.raises(
-        train_dit.NonFiniteLossError, match=r"step 2, process 0: loss \[nan\].*weights were not changed"
-    ):
-        train_dit.train_step(run, iter([broken]))
+    with pytest.raises(NonFiniteLossError, match=r"step 2, process 0: loss \[nan\].*weights were not changed"):
+        train_step(run, iter([broken]))
     assert run.step == 1
     assert all(torch.equal(value, weights[name]) for name, value in run.model.named_parameters())
     assert all(torch.equal(value, average[name]) for name, value in run.average.module.state_dict().items())
@@ -139,9 +143,9 @@ def test_a_non_finite_loss_stops_before_weights_average_and_step_change():
 def test_unreadable_images_stop_or_are_named(capsys):
     run = make_run()
     batch = Batch(torch.zeros(1, 1, 16, 16), torch.zeros(1), [0], ["cat/1.png cannot be read (cut)"])
-    with pytest.raises(train_dit.UnreadableImageError, match=r"cat/1\.png.*--on-bad-image skip"):
-        train_dit.report_bad_images(run, batch)
-    train_dit.report_bad_images(make_run("--on-bad-image", "skip"), batch)
+    with pytest.raises(UnreadableImageError, match=r"cat/1\.png.*--on-bad-image skip"):
+        loop.report_bad_images(run, batch)
+    loop.report_bad_images(make_run("--on-bad-image", "skip"), batch)
     assert "skipped: cat/1.png cannot be read (cut)" in capsys.readouterr().out
 
 

@@ -172,7 +172,7 @@ class OptimizationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Length, batch, output, and what happens on the way."""
+    """Length, batch and output of any trainer."""
 
     output_dir: str | None = option(None, "Where everything is written. Default: runs/MODEL-DATA.")
     max_train_steps: int = option(400_000, "Optimizer steps in all.")
@@ -182,11 +182,33 @@ class RunOptions:
         "Images a process computes at once; gradients are accumulated over the rest of its share. Default: its whole "
         "share on a GPU, at most 32 on a CPU. BatchNorm sees one micro batch at a time.",
     )
-    seed: int = option(0, "Seed of weights, order, noise, times, flips and label dropout.")
+    seed: int = option(0, "Seed of weights and of everything that is drawn.")
     log_every: int = option(100, "Steps between two log lines.")
     checkpoint_every: int = option(10_000, "Steps between two checkpoints.")
     keep_checkpoints: int | None = option(None, "Keep so many of the newest checkpoints. Default: all.")
     keep_every: int | None = option(None, "With --keep-checkpoints: also those at multiples of so many steps.")
+    report_to: str = option("tensorboard", "Tracker: tensorboard, wandb, another that Accelerate knows, or none.")
+    resume_from: str | None = option(
+        None, "A checkpoint folder, or 'latest': the newest whole one in the output folder."
+    )
+    cpu_threads: int | None = option(None, "Threads a process on a CPU. Default: the cores shared by the processes.")
+    dry_run: bool = option(False, "Print what would run, and stop.")
+
+    def __post_init__(self):
+        positive = ("max_train_steps", "global_batch_size", "micro_batch_size", "log_every", "checkpoint_every",
+                    "keep_checkpoints", "keep_every", "cpu_threads")  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "must be positive")
+        if self.keep_every and not self.keep_checkpoints:
+            raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
+        _require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionRunOptions(RunOptions):
+    """What the diffusion trainer shows, scores and shares on its way."""
+
     sample_every: int = option(10_000, "Steps between two sample grids; 0 for none.")
     sample_steps: int = option(50, "Sampler steps of a grid.")
     sample_guidance_scale: float = option(1.5, "Guidance scale of a grid; 1.0 is off.")
@@ -198,10 +220,6 @@ class RunOptions:
     fid_inception_weights: str | None = option(
         None, "File of the Inception weights. Default: torch's cache, or the net."
     )
-    report_to: str = option("tensorboard", "Tracker: tensorboard, wandb, another that Accelerate knows, or none.")
-    resume_from: str | None = option(
-        None, "A checkpoint folder, or 'latest': the newest whole one in the output folder."
-    )
     push_to_hub: bool = option(
         False, "Upload the finished pipeline, with its card and samples, to the Hugging Face Hub."
     )
@@ -209,36 +227,13 @@ class RunOptions:
         None, "Repository to upload to. Default: the output folder's name, in your account."
     )
     hub_private: bool | None = option(None, "Make a new repository private (true/false). Default: your account's.")
-    cpu_threads: int | None = option(None, "Threads a process on a CPU. Default: the cores shared by the processes.")
-    dry_run: bool = option(False, "Print what would run, and stop.")
 
     def __post_init__(self):
-        positive = (
-            "max_train_steps",
-            "global_batch_size",
-            "log_every",
-            "checkpoint_every",
-            "sample_steps",
-            "samples_per_class",
-            "fid_images",
-        )
-        for name in positive:
+        super().__post_init__()
+        for name in ("sample_steps", "samples_per_class", "fid_images"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
-        _require(
-            self.micro_batch_size is None or self.micro_batch_size > 0,
-            "micro_batch_size",
-            self.micro_batch_size,
-            "must be positive",
-        )
-        _require(self.cpu_threads is None or self.cpu_threads > 0, "cpu_threads", self.cpu_threads, "must be positive")
-        for name in ("keep_checkpoints", "keep_every"):
-            _require(
-                getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "must be positive"
-            )
         if not self.push_to_hub and (self.hub_model_id or self.hub_private is not None):
             raise ValueError("--hub-model-id and --hub-private need --push-to-hub.")
-        if self.keep_every and not self.keep_checkpoints:
-            raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
         _require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")
         _require(self.sample_every >= 0, "sample_every", self.sample_every, "must be 0 (no grids) or more")
         _require(
@@ -247,10 +242,9 @@ class RunOptions:
             self.sample_guidance_scale,
             "must be 1 (off) or more",
         )
-        _require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
 
 
-OPTION_GROUPS: tuple[Any, ...] = (ModelOptions, DataOptions, OptimizationOptions, RunOptions)
+OPTION_GROUPS: tuple[Any, ...] = (ModelOptions, DataOptions, OptimizationOptions, DiffusionRunOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +254,7 @@ class TrainConfig:
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
-    run: RunOptions = field(default_factory=RunOptions)
+    run: DiffusionRunOptions = field(default_factory=DiffusionRunOptions)
 
     def flat(self) -> dict[str, Any]:
         """Every option by name, as a YAML file would hold them."""

@@ -2,18 +2,23 @@
 
 from collections.abc import Iterator
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from d_emo.images import UnreadableImageError, first_line
 from d_emo.train import stream
-from d_emo.train.data import Batch, TrainingImages, collate
-from d_emo.train.run import LoaderError, Run
+from d_emo.train.data import Batch, collate
+from d_emo.train.run import LoaderError, TrainingRun
 from d_emo.train.stopping import ignore_stop_signals
 from d_emo.train.stream_loader import StreamLoader
 
 
-def make_loader(run: Run) -> DataLoader | StreamLoader:
-    """The rest of the run's samples, in the order that the seed gives."""
+def make_loader(run: TrainingRun, images: Dataset) -> DataLoader | StreamLoader:
+    """The rest of the run's samples, in the order that the seed gives.
+
+    Args:
+        run: where it is.
+        images: answers (position, index); a stream reads its pictures itself, as `TrainingImages` would.
+    """
     plan, accelerator = run.plan, run.accelerator
     options = plan.config.run
     sampler = stream.StreamSampler(
@@ -24,13 +29,13 @@ def make_loader(run: Run) -> DataLoader | StreamLoader:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         first_step=run.step,
-        last_step=options.max_train_steps,
+        last_step=plan.max_train_steps,
     )
     workers = plan.source.num_workers if plan.config.data.num_workers is None else plan.config.data.num_workers
     if plan.source.stream is not None:
         return StreamLoader(plan.source, plan.resolution, plan.flip, options.seed, sampler, run.place, workers)
     return DataLoader(
-        TrainingImages(plan.source, plan.resolution, plan.flip, options.seed),
+        images,
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
@@ -39,7 +44,7 @@ def make_loader(run: Run) -> DataLoader | StreamLoader:
     )
 
 
-def next_batch(run: Run, batches: Iterator[Batch]) -> Batch:
+def next_batch(run: TrainingRun, batches: Iterator[Batch]) -> Batch:
     """The next micro batch; a loader's failure becomes a line that says how to go on.
 
     Raises:
@@ -54,7 +59,7 @@ def next_batch(run: Run, batches: Iterator[Batch]) -> Batch:
         raise loader_error(run, error) from error
 
 
-def loader_error(run: Run, error: BaseException) -> LoaderError:
+def loader_error(run: TrainingRun, error: BaseException) -> LoaderError:
     """What to tell the user when data could not be read."""
     return LoaderError(
         f"step {run.step + 1}: the data could not be read ({first_line(error)}). Nothing after the last checkpoint is "

@@ -14,13 +14,13 @@ from d_emo.figures import caption_grid, save_image
 from d_emo.files import written_whole
 from d_emo.train import figures
 from d_emo.train.in_loop_fid import InLoopFID
-from d_emo.train.run import Run
+from d_emo.train.run import Run, TrainingRun
 
 LOG_FILE = "train_log.csv"
 LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second")
 
 
-def log_progress(run: Run, grad_norm: float) -> None:
+def log_progress(run: TrainingRun, grad_norm: float) -> None:
     """Write the mean loss since the last line, over all processes, to screen, log file and tracker."""
     images_per_second = len(run.window) * run.plan.layout.global_batch_size / run.seconds
     loss = float(run.accelerator.reduce(torch.stack(run.window).mean(), reduction="mean"))
@@ -30,7 +30,7 @@ def log_progress(run: Run, grad_norm: float) -> None:
     if not run.accelerator.is_main_process:
         return
     rate = run.lr_schedule.get_last_lr()[0]
-    remaining = (run.plan.config.run.max_train_steps - run.step) * run.plan.layout.global_batch_size / images_per_second
+    remaining = (run.plan.max_train_steps - run.step) * run.plan.layout.global_batch_size / images_per_second
     run.say(
         f"step {run.step}: loss {loss:.4f}"
         + (f" ({loss / published:.3f} of the published)" if published else "")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +14,6 @@ from d_emo.train.batch_norm import StepStatistics
 from d_emo.train.data import StreamPlace
 from d_emo.train.in_loop_fid import InLoopFID
 from d_emo.train.on_track import PublishedLoss
-from d_emo.train.setup import Plan
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -24,38 +24,51 @@ class LoaderError(RuntimeError):
     """A process or thread that reads data failed."""
 
 
-@dataclass
-class Run:
-    """The live parts of a training run."""
+@dataclass(kw_only=True)
+class TrainingRun:
+    """The live parts of a run, whatever is trained.
 
-    plan: Plan
+    Attributes:
+        plan: what is to be done; `Plan` or `ClassifierPlan`, of which the loop uses what they share: options, source,
+            batch layout, output folder, number of steps.
+        place: of this process in a stream; unused for data read by index.
+        window: losses since the last log line.
+        seconds: that these steps took, pauses for samples, scores and checkpoints aside.
+        published: a published loss curve to compare with.
+    """
+
+    plan: Any
     accelerator: Accelerator
     model: torch.nn.Module
     average: WeightAverage
     optimizer: torch.optim.Optimizer
     statistics: StepStatistics
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
-    pipeline: DEMOPipeline
-    published: PublishedLoss | None = None
-    fid: InLoopFID | None = None
-    repository: str | None = None  # of --push-to-hub
     step: int = 0
-    place: StreamPlace = field(
-        default_factory=StreamPlace
-    )  # of this process in a stream; unused for data read by index
-    window: list[torch.Tensor] = field(default_factory=list)  # losses since the last log line
-    seconds: float = 0.0  # that these steps took, pauses for samples, scores and checkpoints aside
+    place: StreamPlace = field(default_factory=StreamPlace)
+    window: list[torch.Tensor] = field(default_factory=list)
+    seconds: float = 0.0
+    published: PublishedLoss | None = None
 
     @property
     def output_dir(self) -> Path:
         """The run's folder."""
         return self.plan.output_dir
 
-    def refresh_pipeline(self) -> None:
-        """Bring the averaged weights into the pipeline, before it draws or is saved; every process calls this."""
-        self.average.write_into(self.pipeline.transformer)
-
     def say(self, message: str) -> None:
         """Print a line once, above the progress bar."""
         if self.accelerator.is_main_process:
             tqdm.write(message)
+
+
+@dataclass(kw_only=True)
+class Run(TrainingRun):
+    """A run of the diffusion trainer."""
+
+    pipeline: DEMOPipeline
+    fid: InLoopFID | None = None
+    repository: str | None = None  # of --push-to-hub
+
+    def refresh_pipeline(self) -> None:
+        """Bring the averaged weights into the pipeline, before it draws or is saved; every process calls this."""
+        self.average.write_into(self.pipeline.transformer)

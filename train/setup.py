@@ -107,6 +107,11 @@ class Plan:
         return model
 
     @property
+    def max_train_steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.config.run.max_train_steps
+
+    @property
     def model_name(self) -> str:
         """What to call the model."""
         return model_name(self.config)

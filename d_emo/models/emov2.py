@@ -253,7 +253,7 @@ class EMOv2(nn.Module):
                 in_dim = widths[stage]
             stages.append(Stage(blocks))
         self.stages = nn.Sequential(*stages)  # timm's feature extractor looks into these only
-        self.norm = nn.LayerNorm(in_dim, eps=LAYER_NORM_EPS)
+        self.norm: nn.Module = nn.LayerNorm(in_dim, eps=LAYER_NORM_EPS)
         self.head = nn.Linear(in_dim, num_classes) if num_classes else nn.Identity()
         self.apply(initialize)
 
@@ -277,6 +277,10 @@ class EMOv2(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> logits (B, num_classes)."""
         return self.forward_head(self.forward_features(pixels))
+
+    def drop_final_norm(self) -> None:
+        """Leave out the norm before the head, which backbones do not use."""
+        self.norm = nn.Identity()
 
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh head for other classes; 0 for none."""

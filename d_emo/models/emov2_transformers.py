@@ -123,7 +123,7 @@ class EMOv2PreTrainedModel(PreTrainedModel):
     config_class = EMOv2Config
     base_model_prefix = "emov2"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _no_split_modules = ["EMOBlock", "StemV1", "StemV2"]
     supports_gradient_checkpointing = False
 
@@ -142,10 +142,8 @@ class EMOv2PreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm2d):
-                init.zeros_(module.running_mean)
-                init.ones_(module.running_var)
-                init.zeros_(module.num_batches_tracked)
+            for name, buffer in module.named_buffers(recurse=False):
+                (init.ones_ if name == "running_var" else init.zeros_)(buffer)
         elif isinstance(module, EMOBlock) and module.layer_scale is not None:
             init.constant_(module.layer_scale, self.config.layer_scale)
 
@@ -155,7 +153,7 @@ class EMOv2ForImageClassification(EMOv2PreTrainedModel):
 
     def __init__(self, config: EMOv2Config):
         super().__init__(config)
-        self.emov2 = config.build(config.num_labels)
+        self.emov2 = config.build(config.num_labels or 0)
         self.post_init()
 
     def forward(
@@ -200,7 +198,7 @@ class EMOv2Backbone(BackboneMixin, EMOv2PreTrainedModel):
     def __init__(self, config: EMOv2Config):
         super().__init__(config)
         self.emov2 = config.build(0)
-        self.emov2.norm = nn.Identity()  # unused: feature maps are the stages' own
+        self.emov2.drop_final_norm()  # feature maps are the stages' own
         self.num_features = [self.emov2.stem_dim, *config.widths]
         self.post_init()
 
@@ -208,12 +206,15 @@ class EMOv2Backbone(BackboneMixin, EMOv2PreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **_: Any,
     ) -> BackboneOutput | tuple:
         """(B, 3, H, W) -> the chosen stages' outputs, (B, C, H / 2^i, W / 2^i) with i from 1 (stem) to 5."""
         stages = self.emov2.forward_stages(pixel_values)
-        maps = tuple(stage for name, stage in zip(self.stage_names, stages, strict=True) if name in self.out_features)
+        maps: Any = tuple(
+            stage for name, stage in zip(self.stage_names, stages, strict=True) if name in self.out_features
+        )
         output = BackboneOutput(feature_maps=maps, hidden_states=tuple(stages) if output_hidden_states else None)
         return output if return_dict is not False else output.to_tuple()
 

@@ -9,6 +9,8 @@ Shapes: B batch, H x W token grid, C channels, E = expansion * C inner channels,
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ from ..kernels import (
 
 # BatchNorm's epsilon in the published EMOv2 backbones; that D-EMOv2 has the same one is inferred.
 BATCH_NORM_EPS = 1e-6
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": F.gelu, "silu": F.silu}
 LOCAL_KINDS = ("conv", "deformable", "none")
 ARRANGEMENTS = ("cascaded", "parallel")
 
@@ -200,8 +202,8 @@ class DeformableConvolution(nn.Module):
             raise ImportError("local='deformable' needs torchvision; pip install 'd-emo[eval]'.") from error
         self.conv = DeformConv2d(dim, dim, kernel_size, stride, padding, groups=dim, bias=False)
         self.offset = nn.Conv2d(dim, 3 * kernel_size**2, 1, stride)
-        nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, E, H, W) -> (B, E, H / stride, W / stride)."""
@@ -255,25 +257,26 @@ class I2RMB(nn.Module):
         if stride != 1 and local == "none":
             local = "conv"  # somebody has to halve the grid
         attention = SpanningWindowAttention if attend == "values" else InputWindowAttention
-        self.attn = attention(dim, num_heads, expansion, window_size, attention_type, clip_window, activation)
+        self.attn: Any = attention(dim, num_heads, expansion, window_size, attention_type, clip_window, activation)
         inner_dim, padding = self.attn.inner_dim, dilation * (kernel_size // 2)
         self.local_skip = local_skip
         self.parallel = arrangement == "parallel" and attention_type != "none"
-        self.conv: nn.Module | None = None
+        self.conv: Any = None
         if local == "deformable":
             self.conv = DeformableConvolution(inner_dim, kernel_size, stride, padding)
         elif local == "conv":
             self.conv = nn.Conv2d(
                 inner_dim, inner_dim, kernel_size, stride, padding, dilation, groups=inner_dim, bias=False
             )
-        self.conv_norm = nn.BatchNorm2d(inner_dim, eps=BATCH_NORM_EPS) if self.conv is not None else None
+        self.conv_norm: Any = nn.BatchNorm2d(inner_dim, eps=BATCH_NORM_EPS) if self.conv is not None else None
         self.proj_out = nn.Linear(inner_dim, out_dim or dim, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, O), halved by a stride of 2; the input is normalised, the output not yet added."""
         if self._fuses_for_inference(hidden_states):
-            inputs = self.attn.project(hidden_states)
-            hidden_states = attend_and_convolve(*inputs, self.conv, self.conv_norm)  # the next two lines at once
+            qkv, bias, windows = self.attn.project(hidden_states)
+            # Attention and the local branch at once.
+            hidden_states = attend_and_convolve(qkv, bias, windows, self.conv, self.conv_norm)  # (B, H, W, E)
         elif self.parallel:
             hidden_states = self.attn(hidden_states) + self._local(self.attn.values(hidden_states))  # (B, H, W, E)
         else:
@@ -289,7 +292,7 @@ class I2RMB(nn.Module):
         return self._local(hidden_states)                                    # (B, H', W', E)
 
     def _local(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.conv is None or self.conv_norm is None:
+        if self.conv is None:
             return torch.zeros_like(hidden_states)
         local = self.conv(hidden_states.permute(0, 3, 1, 2))                 # (B, E, H', W'), channels-last memory
         return F.silu(self.conv_norm(local)).permute(0, 2, 3, 1)             # (B, H', W', E)

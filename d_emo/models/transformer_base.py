@@ -61,7 +61,9 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
                 "epsilon is known."
             )
         if config.learn_sigma and path is not None:
-            raise ValueError("learn_sigma=True belongs to DiT's diffusion (epsilon); set learn_sigma=False for flows.")
+            raise ValueError(
+                "learn_sigma=True belongs to prediction_type='epsilon' without a flow_path; set learn_sigma=False."
+            )
         if config.num_classes < 0:
             raise ValueError(f"num_classes={config.num_classes} is negative; use 0 for an unconditional model.")
 
