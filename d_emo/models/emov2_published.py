@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from .emov2 import EMOv2
+from .published import load_strictly
 
 # Published part of a block -> ours; attention's parts are joined below.
 BLOCK = {
@@ -86,13 +87,4 @@ def import_classifier(state: Mapping[str, torch.Tensor], model: EMOv2) -> None:
     Raises:
         ValueError: a tensor is missing, left over, or of another shape; the message names some.
     """
-    ours, expected = published_state(state), model.state_dict()
-    wrong = [
-        f"{name} {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-        for name, tensor in ours.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
-    if wrong or missing or unknown:
-        raise ValueError(f"weights do not fit: missing {missing[:5]}, unknown {unknown[:5]}, other shapes {wrong[:5]}.")
-    model.load_state_dict(ours, strict=True)
+    load_strictly(published_state(state), model)

@@ -105,16 +105,25 @@ def import_state(state: Mapping[str, torch.Tensor], model: DiTBaselineTransforme
         for part in ("weight", "bias"):
             rows = _sit_output(ours[f"proj_out.{part}"], config.patch_size, config.in_channels)
             ours[f"proj_out.{part}"] = sign * rows
+    load_strictly(ours, model)
+
+
+def load_strictly(state: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
+    """Load tensors under a model's own names, every one of them.
+
+    Raises:
+        ValueError: a tensor is missing, left over, or of another shape; the message names some.
+    """
     expected = model.state_dict()
     wrong = [
         f"{name} {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-        for name, tensor in ours.items()
+        for name, tensor in state.items()
         if name in expected and tensor.shape != expected[name].shape
     ]
-    missing, unknown = sorted(expected.keys() - ours.keys()), sorted(ours.keys() - expected.keys())
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if wrong or missing or unknown:
         raise ValueError(f"weights do not fit: missing {missing[:5]}, unknown {unknown[:5]}, other shapes {wrong[:5]}.")
-    model.load_state_dict(ours, strict=True)
+    model.load_state_dict(state, strict=True)
 
 
 def _sit_output(tensor: torch.Tensor, patch: int, channels: int) -> torch.Tensor:
