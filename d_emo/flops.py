@@ -21,11 +21,16 @@ def count_macs(model: ClassConditionalTransformer2DModel) -> int:
     device = next(model.parameters()).device
     latents = torch.zeros(1, model.config.in_channels, *model.sample_shape, device=device)
     labels = torch.full((1,), model.null_label, device=device)
+    return count_macs_on(model, latents, torch.zeros(1, device=device), labels)
+
+
+def count_macs_on(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
+    """Multiply-adds of one forward pass in eval mode on these inputs, counted as `count_macs` does."""
     counter = FlopCounterMode(display=False)
     training = model.training
     model.eval()
     # Plain PyTorch: the kernels' own check, made before their first use, would be counted too.
     with use_backend("reference"), counter, torch.no_grad():
-        model(latents, torch.zeros(1, device=device), labels)
+        model(*inputs)
     model.train(training)
     return counter.get_total_flops() // 2

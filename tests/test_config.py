@@ -3,7 +3,7 @@
 import pytest
 
 from d_emo.train.config import DiffusionRunOptions, parse_config
-from d_emo.train.setup import batch_layout
+from d_emo.train.batches import batch_layout
 
 
 def write(tmp_path, text):

@@ -7,7 +7,7 @@ import torch
 
 from d_emo.images import UnreadableImageError, center_crop, digits_source, to_tensor
 from d_emo.train.config import DataOptions
-from d_emo.train.data import TrainingImages, collate, load_source
+from d_emo.train.data import Pixels, TrainingImages, collate, load_source
 
 
 def write_images(root, classes=("cat", "dog"), count=3, size=(20, 16)):
@@ -128,7 +128,7 @@ def test_a_broken_image_is_named_and_replaced_by_the_next(tmp_path):
     source = load_source(DataOptions(train_data_dir=str(tmp_path)))
     with pytest.raises(UnreadableImageError, match=r"cat/1\.png cannot be read"):
         source.read(1)
-    batch = collate([TrainingImages(source, 16, False, 0)[(0, index)] for index in range(3)])
+    batch = collate([TrainingImages(source, Pixels(3, 16, False, 0))[(0, index)] for index in range(3)])
     assert len(batch.bad_images) == 1 and "cat/1.png" in batch.bad_images[0]
     assert torch.equal(batch.images[1], batch.images[2])
 
@@ -152,7 +152,7 @@ def test_nothing_readable_is_an_error(tmp_path):
     (tmp_path / "cat" / "0.png").write_bytes(b"no image")
     source = load_source(DataOptions(train_data_dir=str(tmp_path)))
     with pytest.raises(UnreadableImageError, match="no image can be read"):
-        TrainingImages(source, 16, False, 0)[(0, 0)]
+        TrainingImages(source, Pixels(3, 16, False, 0))[(0, 0)]
 
 
 def adm_crop(image, size):
@@ -181,9 +181,9 @@ def test_tensors_span_minus_one_to_one():
 
 
 def test_flips_depend_on_the_position_only():
-    images = TrainingImages(digits_source(), 16, True, 0)
-    flipped = [torch.equal(images[(p, 9)][0], TrainingImages(digits_source(), 16, False, 0)[(p, 9)][0].flip(-1))
-               for p in range(40)]  # fmt: skip
+    images = TrainingImages(digits_source(), Pixels(1, 16, True, 0))
+    plain = TrainingImages(digits_source(), Pixels(1, 16, False, 0))
+    flipped = [torch.equal(images[(p, 9)][0], plain[(p, 9)][0].flip(-1)) for p in range(40)]
     assert 8 < sum(flipped) < 32
     assert torch.equal(images[(3, 9)][0], images[(3, 9)][0])
 

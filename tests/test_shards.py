@@ -16,7 +16,7 @@ from d_emo.images import UnreadableImageError
 from d_emo.labels import read_class_names
 from d_emo.tar_images import expand_braces, expand_shards
 from d_emo.train.config import DataOptions
-from d_emo.train.data import StreamPlace, load_source
+from d_emo.train.data import Pixels, StreamPlace, load_source
 from d_emo.train.stream import StreamSampler
 from d_emo.train.stream_loader import StreamLoader
 
@@ -160,7 +160,7 @@ def read_stream(source, batches, rank=0, world=1, place=None, first=0, threads=2
     """Grey levels and labels of some batches of four, and the place after each."""
     sampler = StreamSampler(1, 3, global_batch_size=4 * world, micro_batch_size=4, rank=rank, world_size=world,
                             first_step=first, last_step=first + batches)  # fmt: skip
-    loaded = list(StreamLoader(source, 16, True, 3, sampler, place or StreamPlace(), threads))
+    loaded = list(StreamLoader(source, Pixels(3, 16, True, 3), 3, sampler, place or StreamPlace(), threads))
     levels = [((batch.images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() for batch in loaded]
     for batch, grey in zip(loaded, levels, strict=True):
         assert batch.bad_images or batch.labels.tolist() == [level % 3 for level in grey]

@@ -11,11 +11,10 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
 from d_emo.files import file_digest, partial_path, replace_folder, sync, write_json
@@ -36,7 +35,15 @@ FREE_OPTIONS = frozenset({
     "push_to_hub", "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "num_workers",
     "on_bad_image", "dataset", "train_data_dir", "latents", "class_names", "data",
     "gradient_checkpointing", "compile", "kernels", "cpu_threads",
+    "epochs", "validate_every", "validation_split", "validation_dataset", "validation_dir", "validation_share",
 })  # fmt: skip
+
+
+class Savable(Protocol):
+    """A pipeline or another bundle that goes into a folder."""
+
+    def save_pretrained(self, save_directory: Any) -> Any:
+        """Write it."""
 
 
 class CheckpointError(ValueError):
@@ -60,7 +67,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 def save_checkpoint(
     accelerator: Accelerator,
-    pipeline: DiffusionPipeline,
+    pipeline: Savable,
     output_dir: Path,
     step: int,
     card: str,
@@ -70,7 +77,7 @@ def save_checkpoint(
 
     Args:
         accelerator: holds model, optimizer and schedule.
-        pipeline: the averaged model with its scheduler and VAE.
+        pipeline: the averaged model with what it takes to use it.
         output_dir: the run's folder.
         step: optimizer steps done.
         card: what its README.md says.
@@ -255,18 +262,22 @@ def check_run_folder(
 
 
 def publish_pipeline(
-    pipeline: DiffusionPipeline, output_dir: Path, card: str, write_more: Callable[[Path], None] = lambda folder: None
+    pipeline: Savable,
+    output_dir: Path,
+    card: str,
+    write_more: Callable[[Path], None] = lambda folder: None,
+    index_name: str = "model_index.json",
 ) -> None:
     """Save the pipeline with its card into the run's folder itself, whole or not at all.
 
-    `model_index.json`, without which a folder does not load, goes first and comes last.
+    `index_name`, the file without which a folder does not load, goes first and comes last.
     """
     partial = partial_path(output_dir / "pipeline")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)
     write_more(partial)
     (partial / CARD).write_text(card, encoding="utf-8")
-    index = output_dir / "model_index.json"
+    index = output_dir / index_name
     index.unlink(missing_ok=True)
     for part in (path for path in partial.iterdir() if path.name != index.name):
         if part.is_dir():

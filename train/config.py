@@ -4,6 +4,7 @@ A YAML file holds the same names (`learning_rate: 1e-4`); the command line overr
 """
 
 import difflib
+import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,8 @@ def option(default: Any, help_text: str) -> Any:
     return field(default=default, metadata={"help": help_text})
 
 
-def _require(condition: bool, name: str, value: Any, rule: str) -> None:
+def require(condition: bool, name: str, value: Any, rule: str) -> None:
+    """Raise a ValueError that names option, value and rule, unless the condition holds."""
     if not condition:
         raise ValueError(f"--{name.replace('_', '-')} {value}: {rule}.")
 
@@ -53,10 +55,10 @@ class ModelOptions:
 
     def __post_init__(self):
         for name in ("resolution", "lora_rank", "lora_alpha"):
-            _require(
+            require(
                 getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "must be positive"
             )
-        _require(
+        require(
             self.lora_rank is None or self.init_from is not None,
             "lora_rank",
             self.lora_rank,
@@ -102,8 +104,8 @@ class DataOptions:
             raise ValueError("--streaming reads a --dataset, and none is named; folders and latents are read by index.")
         if "://" in (self.dataset or "") and not self.streaming:
             raise ValueError(f"--dataset {self.dataset} is a URL, which cannot be read by index; add --streaming.")
-        _require(self.stream_buffer > 0, "stream_buffer", self.stream_buffer, "must be positive")
-        _require(self.num_workers is None or self.num_workers >= 0, "num_workers", self.num_workers, "must not be < 0")
+        require(self.stream_buffer > 0, "stream_buffer", self.stream_buffer, "must be positive")
+        require(self.num_workers is None or self.num_workers >= 0, "num_workers", self.num_workers, "must not be < 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ class OptimizationOptions:
 
     def __post_init__(self):
         if self.objective == "sit":
-            _require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, "belongs to --objective dit")
+            require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, "belongs to --objective dit")
         else:
             flow = {
                 "flow_path": "linear",
@@ -145,24 +147,24 @@ class OptimizationOptions:
                 "time_sampling": "uniform",
             }
             for name, default in flow.items():
-                _require(getattr(self, name) == default, name, getattr(self, name), "belongs to --objective sit")
-        _require(
+                require(getattr(self, name) == default, name, getattr(self, name), "belongs to --objective sit")
+        require(
             self.prediction != "velocity" or self.loss_weighting == "none",
             "loss_weighting",
             self.loss_weighting,
             "belongs to --prediction noise or score",
         )
-        _require(
+        require(
             self.min_snr_gamma is None or self.min_snr_gamma > 0,
             "min_snr_gamma",
             self.min_snr_gamma,
             "must be positive",
         )
-        _require(self.logit_normal_std > 0, "logit_normal_std", self.logit_normal_std, "must be positive")
-        _require(0 <= self.class_dropout_prob < 1, "class_dropout_prob", self.class_dropout_prob, "must be in [0, 1)")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
-        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
-        _require(
+        require(self.logit_normal_std > 0, "logit_normal_std", self.logit_normal_std, "must be positive")
+        require(0 <= self.class_dropout_prob < 1, "class_dropout_prob", self.class_dropout_prob, "must be in [0, 1)")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
+        require(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             "max_grad_norm",
             self.max_grad_norm,
@@ -172,10 +174,9 @@ class OptimizationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Length, batch and output of any trainer."""
+    """Batch and output of any trainer."""
 
     output_dir: str | None = option(None, "Where everything is written. Default: runs/MODEL-DATA.")
-    max_train_steps: int = option(400_000, "Optimizer steps in all.")
     global_batch_size: int = option(256, "Images an optimizer step, over all processes.")
     micro_batch_size: int | None = option(
         None,
@@ -195,20 +196,21 @@ class RunOptions:
     dry_run: bool = option(False, "Print what would run, and stop.")
 
     def __post_init__(self):
-        positive = ("max_train_steps", "global_batch_size", "micro_batch_size", "log_every", "checkpoint_every",
+        positive = ("global_batch_size", "micro_batch_size", "log_every", "checkpoint_every",
                     "keep_checkpoints", "keep_every", "cpu_threads")  # fmt: skip
         for name in positive:
             value = getattr(self, name)
-            _require(value is None or value > 0, name, value, "must be positive")
+            require(value is None or value > 0, name, value, "must be positive")
         if self.keep_every and not self.keep_checkpoints:
             raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
-        _require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
+        require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionRunOptions(RunOptions):
-    """What the diffusion trainer shows, scores and shares on its way."""
+    """The diffusion trainer's length, and what it shows, scores and shares on its way."""
 
+    max_train_steps: int = option(400_000, "Optimizer steps in all.")
     sample_every: int = option(10_000, "Steps between two sample grids; 0 for none.")
     sample_steps: int = option(50, "Sampler steps of a grid.")
     sample_guidance_scale: float = option(1.5, "Guidance scale of a grid; 1.0 is off.")
@@ -230,13 +232,13 @@ class DiffusionRunOptions(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("sample_steps", "samples_per_class", "fid_images"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        for name in ("max_train_steps", "sample_steps", "samples_per_class", "fid_images"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         if not self.push_to_hub and (self.hub_model_id or self.hub_private is not None):
             raise ValueError("--hub-model-id and --hub-private need --push-to-hub.")
-        _require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")
-        _require(self.sample_every >= 0, "sample_every", self.sample_every, "must be 0 (no grids) or more")
-        _require(
+        require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")
+        require(self.sample_every >= 0, "sample_every", self.sample_every, "must be 0 (no grids) or more")
+        require(
             self.sample_guidance_scale >= 1,
             "sample_guidance_scale",
             self.sample_guidance_scale,
@@ -302,7 +304,7 @@ def _yaml_arguments(path: Path, names: list[str]) -> list[str]:
         if name not in names:
             raise ValueError(f"--config {path}: option {name!r} is unknown; {_suggestion(str(name), names)}")
         if value is not None:
-            arguments += [f"--{name}", str(value)]
+            arguments += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return arguments
 
 

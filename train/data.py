@@ -5,7 +5,7 @@ parquet), WebDataset shards, latents. All of them are read by index, decoded on 
 are read from front to back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,8 @@ class Batch:
     """One micro batch of one process.
 
     Attributes:
-        images: (B, channels, side, side) in [-1, 1]; or (B, 2, C, h, w), mean and deviation of the VAE's posterior,
-            where the source was encoded beforehand.
+        images: (B, channels, side, side) as the trainer prepares them; or (B, 2, C, h, w), mean and deviation of the
+            VAE's posterior, where the source was encoded beforehand.
         labels: (B,) class ids, before label dropout.
         positions: B places in the stream of samples, the key of every random draw.
         bad_images: messages of the images that could not be read and were replaced.
@@ -109,39 +109,47 @@ class Batch:
     place: StreamPlace | None = None
 
 
+# What a trainer makes of an image at a position of the stream; a pure function of both.
+Preparation = Callable[[PIL.Image.Image, int], torch.Tensor]
+# Data, class id, position, messages of images that could not be read.
+Sample = tuple[torch.Tensor, int, int, list[str]]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The diffusion trainers' preparation: (channels, side, side) in [-1, 1], mirrored where the position says so."""
+
+    channels: int
+    side: int
+    flip: bool
+    seed: int
+
+    def __call__(self, image: PIL.Image.Image, position: int) -> torch.Tensor:
+        data = to_tensor(image, self.channels, self.side)
+        return data.flip(-1) if self.flip and stream.flips(self.seed, position) else data
+
+
 class TrainingImages(Dataset):
-    """Reads `(position, index)` pairs, images or the moments of their latents; the position decides the flip.
+    """Reads `(position, index)` pairs and prepares the images.
 
     An unreadable image is replaced by the next readable one and reported in the batch, so that the trainer stops or
     goes on as the user chose, in one place.
     """
 
-    def __init__(self, source: ImageSource, side: int, flip: bool, seed: int):
+    def __init__(self, source: ImageSource, prepare: Preparation):
         self.source = source
-        self.side = side
-        self.flip = flip
-        self.seed = seed
+        self.prepare = prepare
 
     def __len__(self) -> int:
         return self.source.size
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, int, list[str]]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, index = key
-        flipped = self.flip and stream.flips(self.seed, position)
-        bad_images: list[str] = []
-        if self.source.latents is not None:
-            data = self.source.latents.read(index, flipped)
-        else:
-            data, index, bad_images = self.pixels(index)
-            data = data.flip(-1) if flipped else data
-        return data, int(self.source.labels[index]), position, bad_images
+        image, index, bad_images = self.read(index)
+        return self.prepare(image, position), int(self.source.labels[index]), position, bad_images
 
-    def pixels(self, index: int) -> tuple[torch.Tensor, int, list[str]]:
-        """The image (channels, side, side) in [-1, 1], the index that it is of, and messages if that is another one."""
-        image, index, bad_images = self._read(index)
-        return to_tensor(image, self.source.channels, self.side), index, bad_images
-
-    def _read(self, index: int) -> tuple[PIL.Image.Image, int, list[str]]:
+    def read(self, index: int) -> tuple[PIL.Image.Image, int, list[str]]:
+        """The image, the index that it is of, and messages if that is another one."""
         bad_images: list[str] = []
         for offset in range(self.source.size):
             candidate = (index + offset) % self.source.size
@@ -152,7 +160,26 @@ class TrainingImages(Dataset):
         raise UnreadableImageError(f"no image can be read; the first: {bad_images[0]}")
 
 
-def collate(samples: Sequence[tuple[torch.Tensor, int, int, list[str]]], place: StreamPlace | None = None) -> Batch:
+class TrainingLatents(Dataset):
+    """Reads `(position, index)` pairs: moments of encoded images, mirrored where the position says so."""
+
+    def __init__(self, source: ImageSource, flip: bool, seed: int):
+        assert source.latents is not None
+        self.latents = source.latents
+        self.labels = source.labels
+        self.flip = flip
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        position, index = key
+        data = self.latents.read(index, self.flip and stream.flips(self.seed, position))
+        return data, int(self.labels[index]), position, []
+
+
+def collate(samples: Sequence[Sample], place: StreamPlace | None = None) -> Batch:
     """Stack samples into a `Batch`."""
     images, labels, positions, bad_images = zip(*samples, strict=True)
     return Batch(

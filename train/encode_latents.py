@@ -28,7 +28,7 @@ from d_emo.images import UnreadableImageError
 from d_emo.latents import encode_moments, vae_scale_factor
 from d_emo.processes import keep_freed_memory, start_processes
 from d_emo.train.config import DataOptions, option, parse_options
-from d_emo.train.data import TrainingImages, load_source
+from d_emo.train.data import Pixels, TrainingImages, load_source
 from d_emo.train.setup import AUTO_VAE, load_vae
 
 
@@ -66,10 +66,10 @@ class _Images(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, list[str]]:
-        pixels, used, bad_images = self.images.pixels(index)
+        image, used, bad_images = self.images.read(index)
         if bad_images and self.on_bad_image == "stop":
             raise UnreadableImageError(f"{bad_images[0]}. Repair or remove it, or go on: --on-bad-image skip.")
-        return pixels, used, bad_images
+        return self.images.prepare(image, index), used, bad_images
 
 
 def main(arguments: list[str]) -> None:
@@ -119,7 +119,7 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     accelerator.wait_for_everyone()
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    images = _Images(TrainingImages(source, resolution, flip=False, seed=0), data.on_bad_image)
+    images = _Images(TrainingImages(source, Pixels(source.channels, resolution, flip=False, seed=0)), data.on_bad_image)
     workers = source.num_workers if data.num_workers is None else data.num_workers
     write_missing(manifest, folder, images, vae.to(accelerator.device), accelerator, options.batch_size, workers)
     accelerator.wait_for_everyone()

@@ -2,22 +2,24 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from d_emo.images import UnreadableImageError, first_line
 from d_emo.train import stream
-from d_emo.train.data import Batch, collate
+from d_emo.train.data import Batch, Preparation, TrainingImages, collate
 from d_emo.train.run import LoaderError, TrainingRun
 from d_emo.train.stopping import ignore_stop_signals
 from d_emo.train.stream_loader import StreamLoader
 
 
-def make_loader(run: TrainingRun, images: Dataset) -> DataLoader | StreamLoader:
+def make_loader(run: TrainingRun, prepare: Preparation, latents: Dataset | None = None) -> DataLoader | StreamLoader:
     """The rest of the run's samples, in the order that the seed gives.
 
     Args:
         run: where it is.
-        images: answers (position, index); a stream reads its pictures itself, as `TrainingImages` would.
+        prepare: what becomes of an image.
+        latents: answers (position, index) in place of the source's images.
     """
     plan, accelerator = run.plan, run.accelerator
     options = plan.config.run
@@ -33,14 +35,15 @@ def make_loader(run: TrainingRun, images: Dataset) -> DataLoader | StreamLoader:
     )
     workers = plan.source.num_workers if plan.config.data.num_workers is None else plan.config.data.num_workers
     if plan.source.stream is not None:
-        return StreamLoader(plan.source, plan.resolution, plan.flip, options.seed, sampler, run.place, workers)
+        return StreamLoader(plan.source, prepare, options.seed, sampler, run.place, workers)
     return DataLoader(
-        images,
+        latents or TrainingImages(plan.source, prepare),
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=ignore_stop_signals,
         pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # otherwise a resumed run would draw from the global one once more
     )
 
 

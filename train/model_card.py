@@ -1,5 +1,8 @@
 """The model card that goes with every saved pipeline: what it is, how it was trained, which weights it holds."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import yaml
 
 from d_emo.eval.fid.report import load_entries
@@ -38,10 +41,7 @@ def model_card(plan: Plan, step: int) -> str:
     }
     names = list(plan.source.id2label.values())
     label = f'"{names[0]}"' if names else ""
-    classes = ", ".join(names[:MAX_CLASSES]) + (" ..." if len(names) > MAX_CLASSES else "")
     space = "pixels" if plan.vae is None else "latents"
-    settings = plan.config.flat()
-    rows = [f"| {name} | {settings[name]} |" for name in SHOWN if settings[name] is not None]
     lines = [
         "---",
         yaml.safe_dump(header, sort_keys=False).strip(),
@@ -60,16 +60,25 @@ def model_card(plan: Plan, step: int) -> str:
         "```",
         "",
         f"Data: {plan.source.name}, {plan.source.describe_size()}, {len(names) or 'no'} classes"
-        + (f" ({classes})" if names else "")
+        + (f" ({class_list(names)})" if names else "")
         + f", {'' if plan.flip else 'not '}mirrored at random.",
         "",
-        "| setting | value |",
-        "|---|---|",
-        *rows,
+        *settings_table(plan.config.flat(), SHOWN),
         "",
         *_scores(plan, step),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def class_list(names: Sequence[str]) -> str:
+    """The first names, for people."""
+    return ", ".join(names[:MAX_CLASSES]) + (" ..." if len(names) > MAX_CLASSES else "")
+
+
+def settings_table(settings: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    """Lines of a table of the settings that have a value."""
+    rows = [f"| {name} | {settings[name]} |" for name in shown if settings[name] is not None]
+    return ["| setting | value |", "|---|---|", *rows]
 
 
 def _scores(plan: Plan, step: int) -> list[str]:

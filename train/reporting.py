@@ -1,6 +1,7 @@
 """What a run shows on its way: log lines, the loss curve, sample grids, quick FIDs, each also to the tracker."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,14 +45,14 @@ def log_progress(run: TrainingRun, grad_norm: float) -> None:
     run.accelerator.log(tracked | ({"published_loss": published} if published else {}), step=run.step)
 
 
-def truncate_log(path: Path, step: int) -> None:
+def truncate_log(path: Path, step: int, columns: Sequence[str] = LOG_COLUMNS) -> None:
     """Keep the header and the rows up to `step`: a resumed run writes the rest again."""
     rows = []
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
     with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([LOG_COLUMNS, *rows])
+        csv.writer(file).writerows([columns, *rows])
 
 
 def show_samples(run: Run) -> None:

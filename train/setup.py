@@ -18,6 +18,7 @@ from d_emo.latent_cache import CacheManifest
 from d_emo.latents import open_vae, vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.pipelines import DEMOPipeline
+from d_emo.train.batches import BatchLayout, batch_layout, nearest_multiple
 from d_emo.train.config import OptimizationOptions, TrainConfig
 from d_emo.train.init_from import InitialWeights
 from d_emo.train.lora import add_lora
@@ -26,45 +27,6 @@ from d_emo.train.objectives import Objective, make_objective
 AUTO_VAE = "stabilityai/sd-vae-ft-ema"
 # From this side on, --vae auto trains on latents.
 AUTO_VAE_RESOLUTION = 128
-# Default cap on a CPU, where a whole global batch rarely fits in memory.
-CPU_MICRO_BATCH = 32
-
-
-@dataclass(frozen=True)
-class BatchLayout:
-    """How a global batch is split: world_size x accumulation x micro_batch_size images an optimizer step."""
-
-    global_batch_size: int
-    micro_batch_size: int
-    accumulation: int
-    world_size: int
-
-
-def batch_layout(global_batch_size: int, micro_batch_size: int | None, world_size: int, on_cpu: bool) -> BatchLayout:
-    """Split a global batch evenly.
-
-    Raises:
-        ValueError: it cannot be split evenly; the message gives the nearest sizes that can.
-    """
-    if global_batch_size % world_size:
-        raise ValueError(
-            f"--global-batch-size {global_batch_size} cannot be shared by {world_size} processes; "
-            f"use {_nearest_multiple(global_batch_size, world_size)}."
-        )
-    share = global_batch_size // world_size
-    if micro_batch_size is None:
-        cap = CPU_MICRO_BATCH if on_cpu else share
-        micro_batch_size = max(size for size in range(1, min(cap, share) + 1) if share % size == 0)
-    if share % micro_batch_size:
-        raise ValueError(
-            f"--micro-batch-size {micro_batch_size} does not divide the {share} images that each of {world_size} "
-            f"process(es) takes of --global-batch-size {global_batch_size}."
-        )
-    return BatchLayout(global_batch_size, micro_batch_size, share // micro_batch_size, world_size)
-
-
-def _nearest_multiple(value: int, factor: int) -> int:
-    return max(factor, round(value / factor) * factor)
 
 
 @dataclass(frozen=True)
@@ -153,8 +115,7 @@ class Plan:
             f"{options.optimization.class_dropout_prob if classes else 0}",
             "optimizer": f"AdamW, learning rate {options.optimization.learning_rate:g} "
             f"({options.optimization.lr_scheduler}), averaging {options.optimization.ema_decay}",
-            "batch": f"{layout.global_batch_size} = {layout.world_size} process(es) x {layout.accumulation} "
-            f"accumulated x {layout.micro_batch_size}",
+            "batch": layout.describe(),
             "length": f"{options.run.max_train_steps:,} steps, {epochs}",
             "kernels": backend_report(self.device),
             "output": str(self.output_dir),
@@ -177,7 +138,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     if resolution % factor:
         raise ValueError(
             f"--resolution {resolution} is not a multiple of the VAE's factor {factor}; use "
-            f"{_nearest_multiple(resolution, factor)}."
+            f"{nearest_multiple(resolution, factor)}."
         )
     if vae is not None and source.latents is None and vae.config.in_channels != source.channels:
         raise ValueError(

@@ -16,9 +16,9 @@ import torch
 from accelerate import Accelerator
 
 from d_emo.files import write_json
-from d_emo.images import EncodedImage, ImageSource, ImageStream, UnreadableImageError, decode, to_tensor
+from d_emo.images import EncodedImage, ImageSource, ImageStream, UnreadableImageError, decode
 from d_emo.train import stream
-from d_emo.train.data import Batch, StreamPlace, collate
+from d_emo.train.data import Batch, Preparation, Sample, StreamPlace, collate
 
 PLACE_FILE = "stream-{}.json"
 # Batches that wait, decoded, for the model.
@@ -29,7 +29,7 @@ READY_BATCHES = 4
 class _Pending:
     """A batch whose images are being decoded."""
 
-    samples: list["Future[tuple[torch.Tensor, int, int, list[str]]]"]
+    samples: list["Future[Sample]"]
     place: StreamPlace
 
 
@@ -38,9 +38,8 @@ class StreamLoader:
 
     Args:
         source: has a stream.
-        side: image side.
-        flip: mirror at random.
-        seed: of order and flips.
+        prepare: what becomes of an image.
+        seed: of the order.
         sampler: the positions of each batch, the process and how many there are.
         place: where to go on.
         num_threads: decoders.
@@ -53,8 +52,7 @@ class StreamLoader:
     def __init__(
         self,
         source: ImageSource,
-        side: int,
-        flip: bool,
+        prepare: Preparation,
         seed: int,
         sampler: stream.StreamSampler,
         place: StreamPlace,
@@ -62,9 +60,7 @@ class StreamLoader:
     ):
         assert source.stream is not None
         self.images: ImageStream = source.stream
-        self.channels = source.channels
-        self.side = side
-        self.flip = flip
+        self.prepare = prepare
         self.seed = seed
         self.sampler = sampler
         self.place = place
@@ -125,12 +121,12 @@ class StreamLoader:
                 )
             epoch, skipped = epoch + 1, 0
 
-    def _load(self, image: EncodedImage, position: int) -> tuple[torch.Tensor, int, int, list[str]]:
+    def _load(self, image: EncodedImage, position: int) -> Sample:
         try:
-            data = to_tensor(decode(image.file, image.name), self.channels, self.side)
+            picture = decode(image.file, image.name)
         except UnreadableImageError as error:
             return torch.empty(0), image.label, position, [str(error)]
-        return data.flip(-1) if self.flip and stream.flips(self.seed, position) else data, image.label, position, []
+        return self.prepare(picture, position), image.label, position, []
 
 
 def _finish(pending: _Pending) -> Batch:

@@ -22,7 +22,7 @@ from d_emo.train import checkpoints, hub, loading, loop, lora, starting, stream,
 from d_emo.train.averaging import WeightAverage
 from d_emo.train.batch_norm import StepStatistics
 from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
-from d_emo.train.data import Batch, TrainingImages, load_source
+from d_emo.train.data import Batch, Pixels, TrainingLatents, load_source
 from d_emo.train.in_loop_fid import make_in_loop_fid
 from d_emo.train.model_card import model_card
 from d_emo.train.on_track import published_loss
@@ -150,8 +150,9 @@ def train(run: Run) -> int:
 
 def make_loader(run: Run) -> Iterable[Batch]:
     """The rest of the run's batches."""
-    plan = run.plan
-    return loading.make_loader(run, TrainingImages(plan.source, plan.resolution, plan.flip, plan.config.run.seed))
+    plan, seed = run.plan, run.plan.config.run.seed
+    latents = None if plan.source.latents is None else TrainingLatents(plan.source, plan.flip, seed)
+    return loading.make_loader(run, Pixels(plan.source.channels, plan.resolution, plan.flip, seed), latents)
 
 
 def save(run: Run) -> None:

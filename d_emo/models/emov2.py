@@ -58,7 +58,7 @@ class EMOBlock(nn.Module):
         stride: of the depthwise convolution.
         layer_scale: initial scale of the branch; None for none (EMOv1).
         drop_path: probability of dropping the branch.
-        attention_type, attend, window_size, kernel_size, dilation, local, arrangement: see `I2RMB`.
+        attention_type, attend, window_size, clip_window, kernel_size, dilation, local, arrangement: see `I2RMB`.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class EMOBlock(nn.Module):
         attention_type: str,
         attend: str,
         window_size: int,
+        clip_window: bool,
         kernel_size: int,
         dilation: int,
         local: str,
@@ -96,7 +97,7 @@ class EMOBlock(nn.Module):
             window_size,
             kernel_size,
             attention_type,
-            clip_window=False,
+            clip_window=clip_window,
             out_dim=out_dim,
             stride=stride,
             dilation=dilation,
@@ -178,6 +179,7 @@ class EMOv2(nn.Module):
         in_channels: of the images.
         stem_dim: channels of the stem; None for the published ones (widths[0] / 2, or 24 for EMOv1).
         window_size: window side in tokens: 7 for images of 224, 8 for 256 and 512.
+        clip_window: shrink windows to grids smaller than them, as D-EMOv2 does; the published classifiers pad the grid.
         attention_type: "spanning", "neighborhood", "remote" or "none".
         attending_stages: which of the stages 1 to 4 attend; none of their first blocks does.
         local: "conv", "deformable" (torchvision's) or "none" in place of the depthwise convolution.
@@ -200,6 +202,7 @@ class EMOv2(nn.Module):
         in_channels: int = 3,
         stem_dim: int | None = None,
         window_size: int = 7,
+        clip_window: bool = False,
         attention_type: str = "spanning",
         attending_stages: Sequence[int] = ATTENDING_STAGES,
         local: str = "conv",
@@ -241,6 +244,7 @@ class EMOv2(nn.Module):
                         attention_type=attention_type if attends else "none",
                         attend="values" if version == 2 else "inputs",
                         window_size=window_size,
+                        clip_window=clip_window,
                         kernel_size=kernel_sizes[stage],
                         dilation=dilation,
                         local=local,

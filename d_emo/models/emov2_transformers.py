@@ -56,6 +56,7 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         num_channels: int = 3,
         stem_dim: int | None = None,
         window_size: int = 7,
+        clip_window: bool = False,
         attention_type: str = "spanning",
         attending_stages: Any = (3, 4),
         local: str = "conv",
@@ -80,6 +81,7 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         self.num_channels = num_channels
         self.stem_dim = stem_dim
         self.window_size = window_size
+        self.clip_window = clip_window
         self.attention_type = attention_type
         self.attending_stages = list(attending_stages)
         self.local = local
@@ -105,11 +107,11 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: the name is unknown.
         """
-        return cls(**classifier_config(name, image_size), image_size=image_size, **overrides)
+        return cls(**{**classifier_config(name, image_size), "image_size": image_size, **overrides})
 
     def build(self, num_classes: int) -> EMOv2:
         """The network, with fresh weights."""
-        names = ("version", "depths", "widths", "expansions", "head_dims", "kernel_sizes", "stem_dim", "window_size",
+        names = ("version", "depths", "widths", "expansions", "head_dims", "kernel_sizes", "stem_dim", "window_size", "clip_window",
                  "attention_type", "attending_stages", "local", "dilation", "arrangement", "norms", "activations",
                  "layer_scale", "drop_path")  # fmt: skip
         return EMOv2(
@@ -219,10 +221,15 @@ class EMOv2Backbone(BackboneMixin, EMOv2PreTrainedModel):
         return output if return_dict is not False else output.to_tuple()
 
 
-def make_image_processor(image_size: int = 224) -> BitImageProcessorPil:
-    """The published evaluation's preprocessing: bicubic resize, centre crop of 0.875, ImageNet's mean and deviation."""
+def make_image_processor(image_size: int = 224, crop_ratio: float = CROP_RATIO) -> BitImageProcessorPil:
+    """The published evaluation's preprocessing: bicubic resize, centre crop of 0.875, ImageNet's mean and deviation.
+
+    Args:
+        image_size: side of what the model sees.
+        crop_ratio: it is this share of the resized image's short side.
+    """
     return BitImageProcessorPil(
-        size={"shortest_edge": round(image_size / CROP_RATIO)},
+        size={"shortest_edge": round(image_size / crop_ratio)},
         crop_size={"height": image_size, "width": image_size},
         resample=PILImageResampling.BICUBIC,
         image_mean=list(IMAGENET_MEAN),

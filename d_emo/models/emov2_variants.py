@@ -41,7 +41,8 @@ def classifier_config(name: str, image_size: int = 224, **overrides: Any) -> dic
 
     Args:
         name: one of `list_classifiers()`.
-        image_size: decides the window: 7 tokens where 224 divides it evenly, else 8; `window_size` overrides.
+        image_size: decides the window: 7 tokens where 224 divides it evenly, else 8; `window_size` overrides. Below
+            224 windows are clipped to the grid, which would otherwise be padded to a multiple of its size.
         **overrides: other arguments of `EMOv2`.
 
     Raises:
@@ -52,7 +53,7 @@ def classifier_config(name: str, image_size: int = 224, **overrides: Any) -> dic
         hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(CLASSIFIERS)}."
         raise ValueError(f"classifier {name!r} is unknown; {hint}")
     window = WINDOW_SIZES.get(image_size, 7 if image_size % 224 == 0 else 8)
-    return {**CLASSIFIERS[name], "window_size": window, **overrides}
+    return {**CLASSIFIERS[name], "window_size": window, "clip_window": image_size < min(WINDOW_SIZES), **overrides}
 
 
 def create_classifier(name: str, image_size: int = 224, **overrides: Any) -> EMOv2:
