@@ -125,12 +125,9 @@ class Targets:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, 3, H, W) and ids (B,) -> images, mixed with each other, and targets (B, K).
 
-        Raises:
-            ValueError: images are to be mixed in pairs and there is an odd number of them.
+        Images are mixed in pairs, for which B must be even.
         """
         if self.mixup is not None:
-            if len(images) % 2:
-                raise ValueError(f"--mixup and --cutmix need an even --micro-batch-size, not {len(images)}.")
             with seeded(self.seed, "mixup", positions[0]):
                 return self.mixup(images, labels)
         targets = F.one_hot(labels, self.num_classes).float()  # (B, K)

@@ -101,6 +101,15 @@ class AugmentationOptions:
             value = getattr(self, name)
             require(value is None or 0 < value <= 1, name, value, "must be in (0, 1]")
 
+    def describe(self) -> str:
+        """What is on, for people."""
+        mixing = [
+            f"{name} {getattr(self, name):g}"
+            for name in ("random_erasing", "mixup", "cutmix", "label_smoothing")
+            if getattr(self, name)
+        ]
+        return ", ".join([f"{self.crop} crop", self.policy or "no policy", *mixing])
+
     @property
     def policy(self) -> str | None:
         """timm's policy, None for none."""
@@ -129,16 +138,24 @@ class DistillationOptions:
         require(self.teacher_weight >= 0, "teacher_weight", self.teacher_weight, "must not be < 0")
         require(self.teacher_tau > 0, "teacher_tau", self.teacher_tau, "must be positive")
 
+    def describe(self) -> str:
+        """The teacher, for people."""
+        return f"{self.teacher}, weight {self.teacher_weight:g}, tau {self.teacher_tau:g}" if self.teacher else "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierOptimizationOptions:
     """The optimizer. The defaults are the paper's, for batches of 1024."""
 
-    learning_rate: float = option(1.5e-3, "AdamW's learning rate.")
-    weight_decay: float = option(0.05, "AdamW's decay; never of norms, biases and layer scale.")
+    optimizer: str = option("adamw", "A name of timm's optimizers.")
+    learning_rate: float = option(1.5e-3, "The highest learning rate.")
+    weight_decay: float = option(0.05, "The decay; never of norms, biases and layer scale.")
     adam_beta1: float = option(0.9, "AdamW's first beta.")
     adam_beta2: float = option(0.999, "AdamW's second beta.")
-    adam_eps: float = option(1e-8, "AdamW's epsilon.")
+    adam_eps: float = option(1e-8, "The optimizer's epsilon.")
+    lr_decay: Literal["cosine", "step"] = option("cosine", "How the learning rate falls after the warm-up.")
+    decay_epochs: float = option(2.4, "step: epochs between two falls.")
+    decay_rate: float = option(0.97, "step: what it is multiplied by.")
     warmup_epochs: float = option(20.0, "Linear warm-up, part of --epochs.")
     warmup_lr_ratio: float = option(1 / 6000, "Where the warm-up starts, as a share of the learning rate.")
     min_lr_ratio: float = option(1 / 6000, "Where the cosine ends, as a share of the learning rate.")
@@ -151,6 +168,7 @@ class ClassifierOptimizationOptions:
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
         require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "must not be < 0")
+        require(self.decay_epochs > 0, "decay_epochs", self.decay_epochs, "must be positive")
         for name in ("warmup_lr_ratio", "min_lr_ratio"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be in [0, 1]")
 

@@ -2,11 +2,10 @@
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import AutoImageProcessor, TimmWrapperConfig, TimmWrapperForImageClassification
@@ -15,16 +14,19 @@ from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmu
 from d_emo.flops import count_macs_on, count_parameters
 from d_emo.images import ImageSource, first_line
 from d_emo.kernels import backend_report
-from d_emo.models.emov2_transformers import EMOv2Config, EMOv2ForImageClassification, make_image_processor
+from d_emo.models.emov2_transformers import (
+    NETWORK_ARGUMENTS,
+    EMOv2Config,
+    EMOv2ForImageClassification,
+    make_image_processor,
+)
 from d_emo.train.batches import BatchLayout, batch_layout
-from d_emo.train.classifier_config import ClassifierConfig, ClassifierDataOptions, ClassifierOptimizationOptions
-from d_emo.train.data import load_source
+from d_emo.train.classifier_config import ClassifierConfig
 
 TIMM = "timm:"
 # Images up to this side are shown at twice their size: the networks halve the grid five times.
 SMALL_SIDE = 64
 RESOLUTION = 224
-DIGITS_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,12 @@ class ClassifierPlan:
                 name = options.model.removeprefix(TIMM)
                 config = TimmWrapperConfig(architecture=name, model_args=options.overrides() or None, **labels)
                 return TimmWrapperForImageClassification(config)
-            return EMOv2ForImageClassification(
-                EMOv2Config.of(options.model, self.resolution, **labels, **options.overrides())
-            )
-        except (ValueError, TypeError, RuntimeError) as error:
+            overrides = options.overrides()
+            unknown = [name for name in overrides if name not in NETWORK_ARGUMENTS]
+            if unknown:
+                raise ValueError(f"--model-config has {unknown}; choose from {', '.join(NETWORK_ARGUMENTS)}.")
+            return EMOv2ForImageClassification(EMOv2Config.of(options.model, self.resolution, **labels, **overrides))
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:
             raise ValueError(f"--model {options.model}: {first_line(error)}") from error
 
     def identity(self) -> dict[str, Any]:
@@ -97,40 +101,25 @@ class ClassifierPlan:
 
     def describe(self) -> str:
         """What would run, for people."""
-        config, layout, validation = self.config, self.layout, self.validation
+        options, layout, validation = self.config.optimization, self.layout, self.validation
         model = self.build_model()
-        images = torch.zeros(1, 3, self.resolution, self.resolution)
-        augmentation, optimization, distillation = config.augmentation, config.optimization, config.distillation
-        mixing = [f"{name} {getattr(augmentation, name):g}" for name in ("random_erasing", "mixup", "cutmix")
-                  if getattr(augmentation, name)]  # fmt: skip
-        epochs = (
-            f"{self.max_train_steps * layout.global_batch_size / self.source.size:,.1f} epochs, "
-            if self.source.size
-            else ""
-        )
+        macs = count_macs_on(model, torch.zeros(1, 3, self.resolution, self.resolution))
+        seen = self.max_train_steps * layout.global_batch_size
+        epochs = f"{seen / self.source.size:,.1f} epochs, " if self.source.size else ""
         lines = {
-            "model": f"{self.model_name}: {count_parameters(model):,} parameters, "
-            f"{count_macs_on(model, images) / 1e6:.1f} MMACs an image (forward)",
+            "model": f"{self.model_name}: {count_parameters(model):,} parameters, {macs / 1e6:.1f} MMACs an image "
+            "(forward)",
             "data": f"{self.source.name}: {self.source.describe_size()}, {len(self.source.id2label)} classes, "
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
             "validation": f"{validation.name}: {validation.describe_size()}, every {self.validate_every:,} steps"
             if validation
             else "none (--validation-dir, --validation-dataset, --validation-split or --validation-share)",
-            "augment": ", ".join(
-                [
-                    f"{augmentation.crop} crop",
-                    augmentation.policy or "no policy",
-                    *mixing,
-                    f"label smoothing {augmentation.label_smoothing:g}",
-                ]
-            ),  # fmt: skip
-            "optimizer": f"AdamW, learning rate {optimization.learning_rate:g} (cosine after {self.warmup_steps:,} steps "
-            f"of warm-up), decay {optimization.weight_decay:g}, averaging {optimization.ema_decay}",
-            "teacher": f"{distillation.teacher}, weight {distillation.teacher_weight:g}, tau {distillation.teacher_tau:g}"
-            if distillation.teacher
-            else "none",
+            "augment": self.config.augmentation.describe(),
+            "teacher": self.config.distillation.describe(),
+            "optimizer": f"{options.optimizer}, learning rate {options.learning_rate:g} ({options.lr_decay} after "
+            f"{self.warmup_steps:,} steps of warm-up), decay {options.weight_decay:g}, averaging {options.ema_decay}",
             "batch": layout.describe(),
-            "length": f"{self.max_train_steps:,} steps, {epochs}{self.max_train_steps * layout.global_batch_size:,} images",
+            "length": f"{self.max_train_steps:,} steps, {epochs}{seen:,} images",
             "kernels": backend_report(self.device),
             "output": str(self.output_dir),
         }
@@ -154,6 +143,8 @@ def make_classifier_plan(
         accelerator.num_processes,
         accelerator.device.type == "cpu",
     )
+    if layout.micro_batch_size % 2 and (config.augmentation.mixup or config.augmentation.cutmix):
+        raise ValueError(f"--mixup and --cutmix pair images: {layout.describe()} at once is odd; use an even number.")
     small = source.resolution <= SMALL_SIDE
     resolution = config.model.resolution or (2 * source.resolution if small else RESOLUTION)
     if options.max_train_steps is None and not source.size:
@@ -214,77 +205,6 @@ def start_from(name: str, labels: dict[str, Any]) -> EMOv2ForImageClassification
     return model
 
 
-def load_sources(data: ClassifierDataOptions) -> tuple[ImageSource, ImageSource | None]:
-    """The images to train on and those to validate on, with the same class ids.
-
-    Raises:
-        ValueError: either does not open, or their classes differ.
-    """
-    source = load_source(data)
-    share = data.validation_share
-    if data.validation_dir:
-        return source, same_classes(load_source(_other(data, train_data_dir=data.validation_dir)), source)
-    if data.validation_dataset:
-        return source, same_classes(load_source(_other(data, dataset=data.validation_dataset)), source)
-    if data.validation_split:
-        other = _other(data, dataset=data.dataset, dataset_split=data.validation_split)
-        return source, same_classes(load_source(other), source)
-    if share is None:
-        share = DIGITS_SHARE if not (data.dataset or data.train_data_dir) else 0.0
-    return held_out(source, share) if share else (source, None)
-
-
-def _other(data: ClassifierDataOptions, **changes: Any) -> ClassifierDataOptions:
-    """The same columns and names, of another source, read by index."""
-    bare = {"dataset": None, "train_data_dir": None, "streaming": False, "validation_dir": None,
-            "validation_dataset": None, "validation_split": None, "validation_share": None}  # fmt: skip
-    return replace(data, **{**bare, **changes})
-
-
-def same_classes(validation: ImageSource, source: ImageSource) -> ImageSource:
-    """The validation images with the training images' class ids.
-
-    Raises:
-        ValueError: it has a class that was not trained.
-    """
-    if validation.id2label == source.id2label:
-        return validation
-    ids = {name: number for number, name in source.id2label.items()}
-    unknown = [name for name in validation.id2label.values() if name not in ids]
-    if unknown:
-        raise ValueError(
-            f"{validation.name}, to validate on, has classes that {source.name} does not have: "
-            f"{', '.join(unknown[:5])}; they have {len(validation.id2label)} and {len(ids)}."
-        )
-    table = np.array([ids[validation.id2label[number]] for number in range(len(validation.id2label))])
-    return replace(validation, labels=table[validation.labels], id2label=source.id2label)
-
-
-def held_out(source: ImageSource, share: float) -> tuple[ImageSource, ImageSource]:
-    """Split a source into two, each class by the same share; the same split every time.
-
-    Raises:
-        ValueError: it is a stream, or too small.
-    """
-    from sklearn.model_selection import train_test_split
-
-    if source.stream is not None:
-        raise ValueError(f"--validation-share {share:g}: a stream has no index; name other images to validate on.")
-    try:
-        parts = train_test_split(np.arange(source.size), test_size=share, random_state=0, stratify=source.labels)
-    except ValueError as error:
-        raise ValueError(f"--validation-share {share:g}: {first_line(error)}") from error
-    train, held = (subset(source, np.sort(part)) for part in parts)
-    return train, replace(held, name=f"{source.name}, held out")
-
-
-def subset(source: ImageSource, indices: np.ndarray) -> ImageSource:
-    """Some images of a source."""
-    return replace(
-        source, size=len(indices), read=lambda index: source.read(int(indices[index])), labels=source.labels[indices]
-    )
-
-
 def model_name(config: ClassifierConfig) -> str:
     """--model, or what --init-from is called."""
     return Path(config.model.init_from).name if config.model.init_from else config.model.model.removeprefix(TIMM)
@@ -296,28 +216,40 @@ def output_dir(config: ClassifierConfig, source: ImageSource) -> Path:
     return Path(config.run.output_dir or default)
 
 
-def make_classifier_optimizer(model: torch.nn.Module, options: ClassifierOptimizationOptions) -> torch.optim.Optimizer:
-    """AdamW; vectors (norms, biases, layer scale) do not decay."""
-    from timm.optim import param_groups_weight_decay
+def make_classifier_optimizer(model: torch.nn.Module, plan: ClassifierPlan) -> torch.optim.Optimizer:
+    """timm's optimizer of that name; vectors (norms, biases, layer scale) do not decay.
 
-    return torch.optim.AdamW(
-        param_groups_weight_decay(model, options.weight_decay),
-        lr=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_eps,
-        fused=True,
-    )
+    Raises:
+        ValueError: timm does not know it.
+    """
+    from timm.optim import create_optimizer_v2
+
+    options = plan.config.optimization
+    more = {"betas": (options.adam_beta1, options.adam_beta2), "fused": True} if options.optimizer == "adamw" else {}
+    try:
+        return create_optimizer_v2(
+            model, options.optimizer, options.learning_rate, options.weight_decay, eps=options.adam_eps, **more
+        )
+    except (ValueError, AssertionError, TypeError) as error:
+        raise ValueError(f"--optimizer {options.optimizer}: {first_line(error)}.") from error
 
 
-def make_cosine_schedule(
+def make_classifier_schedule(
     optimizer: torch.optim.Optimizer, plan: ClassifierPlan
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up, then a cosine; counts optimizer steps."""
-    options = plan.config.optimization
-    return get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
-        optimizer,
-        plan.warmup_steps,
-        plan.max_train_steps,
-        min_lr_rate=options.min_lr_ratio,
-        warmup_lr_rate=options.warmup_lr_ratio,
-    )
+    """Linear warm-up, then a cosine or steps; counts optimizer steps."""
+    options, warmup = plan.config.optimization, plan.warmup_steps
+    if options.lr_decay == "cosine":
+        return get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
+            optimizer,
+            warmup,
+            plan.max_train_steps,
+            min_lr_rate=options.min_lr_ratio,
+            warmup_lr_rate=options.warmup_lr_ratio,
+        )
+    interval = max(1, round(plan.max_train_steps * options.decay_epochs / plan.config.run.epochs))
+    steps = torch.optim.lr_scheduler.StepLR(optimizer, interval, options.decay_rate)
+    if not warmup:
+        return steps
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, max(options.warmup_lr_ratio, 1e-8), total_iters=warmup)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, steps], [warmup])

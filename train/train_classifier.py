@@ -30,12 +30,12 @@ from d_emo.train.averaging import WeightAverage
 from d_emo.train.batch_norm import StepStatistics
 from d_emo.train.classifier_card import classifier_card
 from d_emo.train.classifier_config import ClassifierConfig, parse_classifier_config
+from d_emo.train.classifier_data import load_sources
 from d_emo.train.classifier_setup import (
     ClassifierPlan,
-    load_sources,
     make_classifier_optimizer,
     make_classifier_plan,
-    make_cosine_schedule,
+    make_classifier_schedule,
     output_dir,
 )
 from d_emo.train.data import Batch
@@ -63,6 +63,7 @@ class ClassifierRun(TrainingRun):
     """A run of the classification trainer."""
 
     classifier: Classifier
+    augmentation: Augmentation
     targets: Targets
     teacher: Teacher | None
 
@@ -102,8 +103,8 @@ def make_run(plan: ClassifierPlan, accelerator: Accelerator) -> ClassifierRun:
     model = plan.build_model().to(memory_format=torch.channels_last)
     statistics = StepStatistics(model, constant=config.model.compile)
     average = WeightAverage(model, config.optimization).to(accelerator.device)
-    optimizer = make_classifier_optimizer(model, config.optimization)
-    lr_schedule = make_cosine_schedule(optimizer, plan)
+    optimizer = make_classifier_optimizer(model, plan)
+    lr_schedule = make_classifier_schedule(optimizer, plan)
     accelerator.gradient_accumulation_steps = plan.layout.accumulation
     if config.model.compile:
         model.compile()
@@ -125,6 +126,14 @@ def make_run(plan: ClassifierPlan, accelerator: Accelerator) -> ClassifierRun:
         statistics=statistics,
         lr_schedule=lr_schedule,
         classifier=Classifier(average.module, processor),
+        augmentation=Augmentation(
+            config.augmentation,
+            plan.resolution,
+            plan.flip,
+            tuple(processor.image_mean),
+            tuple(processor.image_std),
+            seed,
+        ),
         targets=Targets(config.augmentation, classes, seed),
         teacher=teacher,
     )
@@ -143,14 +152,6 @@ def train(run: ClassifierRun) -> int:
     """
     plan = run.plan
     run.model.train()
-    augmentation = Augmentation(
-        plan.config.augmentation,
-        plan.resolution,
-        plan.flip,
-        tuple(plan.processor.image_mean),
-        tuple(plan.processor.image_std),
-        plan.config.run.seed,
-    )
 
     def score() -> None:
         if run.step % plan.validate_every == 0:
@@ -158,7 +159,7 @@ def train(run: ClassifierRun) -> int:
 
     stopped = loop.train_until_done(
         run,
-        iter(loading.make_loader(run, augmentation)),
+        iter(loading.make_loader(run, run.augmentation)),
         lambda batch: batch_loss(run, batch),
         show=lambda: None,
         save=lambda: save(run),

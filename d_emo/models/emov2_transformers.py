@@ -30,6 +30,13 @@ from .emov2_variants import classifier_config
 CROP_RATIO = 0.875
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# What a configuration says of the network; arguments of `EMOv2`.
+NETWORK_ARGUMENTS = (
+    "version", "depths", "widths", "expansions", "head_dims", "kernel_sizes", "stem_dim", "window_size", "clip_window",
+    "attention_type", "attending_stages", "local", "dilation", "arrangement", "norms", "activations", "layer_scale",
+    "drop_path",
+)  # fmt: skip
+
 
 class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of an EMOv1 or EMOv2 network; `EMOv2Config.of("EMOv2-5M")` gives the published sizes.
@@ -111,11 +118,10 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     def build(self, num_classes: int) -> EMOv2:
         """The network, with fresh weights."""
-        names = ("version", "depths", "widths", "expansions", "head_dims", "kernel_sizes", "stem_dim", "window_size", "clip_window",
-                 "attention_type", "attending_stages", "local", "dilation", "arrangement", "norms", "activations",
-                 "layer_scale", "drop_path")  # fmt: skip
         return EMOv2(
-            **{name: getattr(self, name) for name in names}, num_classes=num_classes, in_channels=self.num_channels
+            **{name: getattr(self, name) for name in NETWORK_ARGUMENTS},
+            num_classes=num_classes,
+            in_channels=self.num_channels,
         )
 
 
