@@ -7,7 +7,7 @@ of their own. Training and evaluation share them.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,9 @@ from d_emo.latent_cache import LatentCache
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+# Of a source that is split into images to train on and images to validate on.
+HELD_OUT_SHARE = 0.2
 
 
 class UnreadableImageError(ValueError):
@@ -135,6 +138,28 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
         read=lambda index: decode(paths[index], str(paths[index])),
         labels=np.repeat(np.arange(len(folders)), [len(found) for found in files]),
         id2label=dict(enumerate(english_names(folder.name for folder in folders))),
+    )
+
+
+def held_out(source: ImageSource, share: float = HELD_OUT_SHARE) -> tuple[ImageSource, ImageSource]:
+    """Split a source into two, each class by the same share; the same split every time.
+
+    Raises:
+        ValueError: it is a stream, or too small.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if source.stream is not None:
+        raise ValueError("a stream has no index and cannot be split; name other images to validate on.")
+    parts = train_test_split(np.arange(source.size), test_size=share, random_state=0, stratify=source.labels)
+    train, held = (subset(source, np.sort(part)) for part in parts)
+    return train, replace(held, name=f"{source.name}, held out")
+
+
+def subset(source: ImageSource, indices: np.ndarray) -> ImageSource:
+    """Some images of a source."""
+    return replace(
+        source, size=len(indices), read=lambda index: source.read(int(indices[index])), labels=source.labels[indices]
     )
 
 

@@ -10,9 +10,8 @@ from conftest import ROOT, Trainer, run_here, torchrun
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from d_emo.images import digits_source
+from d_emo.images import digits_source, held_out
 from d_emo.train import train_classifier
-from d_emo.train.classifier_data import held_out
 
 # A real network of 10,000 parameters, everything else as a user would run it.
 TINY_NETWORK = '{"depths": [1, 1, 2, 1], "widths": [8, 8, 16, 16], "head_dims": [8, 8, 8, 8], "drop_path": 0.2}'

@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from d_emo.images import ImageSource, first_line
+from d_emo.images import HELD_OUT_SHARE, ImageSource, held_out
 from d_emo.train.classifier_config import ClassifierDataOptions
 from d_emo.train.data import load_source
-
-DIGITS_SHARE = 0.2
 
 
 def load_sources(data: ClassifierDataOptions) -> tuple[ImageSource, ImageSource | None]:
@@ -21,15 +19,22 @@ def load_sources(data: ClassifierDataOptions) -> tuple[ImageSource, ImageSource 
     source = load_source(data)
     share = data.validation_share
     if data.validation_dir:
-        return source, same_classes(load_source(_other(data, train_data_dir=data.validation_dir)), source)
+        other = _other(data, train_data_dir=data.validation_dir)
+        return source, same_classes(load_source(other, f"--validation-dir {data.validation_dir}"), source)
     if data.validation_dataset:
-        return source, same_classes(load_source(_other(data, dataset=data.validation_dataset)), source)
+        other = _other(data, dataset=data.validation_dataset)
+        return source, same_classes(load_source(other, f"--validation-dataset {data.validation_dataset}"), source)
     if data.validation_split:
         other = _other(data, dataset=data.dataset, dataset_split=data.validation_split)
-        return source, same_classes(load_source(other), source)
+        return source, same_classes(load_source(other, f"--validation-split {data.validation_split}"), source)
     if share is None:
-        share = DIGITS_SHARE if not (data.dataset or data.train_data_dir) else 0.0
-    return held_out(source, share) if share else (source, None)
+        share = HELD_OUT_SHARE if not (data.dataset or data.train_data_dir) else 0.0
+    if not share:
+        return source, None
+    try:
+        return held_out(source, share)
+    except ValueError as error:
+        raise ValueError(f"--validation-share {share:g}: {error}") from error
 
 
 def _other(data: ClassifierDataOptions, **changes: Any) -> ClassifierDataOptions:
@@ -56,28 +61,3 @@ def same_classes(validation: ImageSource, source: ImageSource) -> ImageSource:
         )
     table = np.array([ids[validation.id2label[number]] for number in range(len(validation.id2label))])
     return replace(validation, labels=table[validation.labels], id2label=source.id2label)
-
-
-def held_out(source: ImageSource, share: float) -> tuple[ImageSource, ImageSource]:
-    """Split a source into two, each class by the same share; the same split every time.
-
-    Raises:
-        ValueError: it is a stream, or too small.
-    """
-    from sklearn.model_selection import train_test_split
-
-    if source.stream is not None:
-        raise ValueError(f"--validation-share {share:g}: a stream has no index; name other images to validate on.")
-    try:
-        parts = train_test_split(np.arange(source.size), test_size=share, random_state=0, stratify=source.labels)
-    except ValueError as error:
-        raise ValueError(f"--validation-share {share:g}: {first_line(error)}") from error
-    train, held = (subset(source, np.sort(part)) for part in parts)
-    return train, replace(held, name=f"{source.name}, held out")
-
-
-def subset(source: ImageSource, indices: np.ndarray) -> ImageSource:
-    """Some images of a source."""
-    return replace(
-        source, size=len(indices), read=lambda index: source.read(int(indices[index])), labels=source.labels[indices]
-    )

@@ -30,8 +30,12 @@ from d_emo.train import stream
 from d_emo.train.config import DataOptions
 
 
-def load_source(options: DataOptions) -> ImageSource:
+def load_source(options: DataOptions, named: str | None = None) -> ImageSource:
     """Open the source that the options name.
+
+    Args:
+        options: of the data.
+        named: how the user named it, for messages; None for the options' own names.
 
     Raises:
         ValueError: no images, no such folder, dataset or column; the message gives the remedy.
@@ -49,7 +53,7 @@ def load_source(options: DataOptions) -> ImageSource:
     except UnreadableImageError:
         raise
     except ValueError as error:
-        raise ValueError(f"{flag}: {error}") from error
+        raise ValueError(f"{named or flag}: {error}") from error
     if options.unconditional:
         return replace(source, labels=np.zeros(len(source.labels), dtype=np.int64), id2label={})
     return source
