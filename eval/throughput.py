@@ -3,10 +3,13 @@
     python eval/throughput.py                                            # D-EMOv2-S-2 against DiT-S-2 on this machine
     python eval/throughput.py --models D-EMOv2-XL-2 DiT-XL-2 --batch 32 64 128 256 --dtypes bfloat16 --compile blocks
     python eval/throughput.py --latent 32 64 128 --jobs forward          # cost as the image grows
-    python eval/throughput.py --models D-EMOv2-S-2 D-EMOv2-S-2@reference diffusers:DiT-S-2 timm:vit_small_patch16_224
+    python eval/throughput.py --models D-EMOv2-S-2 D-EMOv2-S-2@reference diffusers:DiT-S-2
+    python eval/throughput.py --models EMOv2-1M EMOv2-1M@onnx timm:mobilenetv4_conv_small timm:edgenext_x_small \
+        --jobs forward --dtypes float32 --batch 1                        # a classifier's latency
 
-A model is a name of `d_emo.list_models()`, `diffusers:DiT-S-2` (Diffusers' own network at that size) or `timm:NAME`.
-`NAME@reference` runs plain PyTorch in place of the fast kernels, `NAME@checkpointed` recomputes activations, and
+A model is a name of `d_emo.list_models()`, `diffusers:DiT-S-2` (Diffusers' own network at that size), or, among
+networks of images, a name of `d_emo.list_classifiers()` or `timm:NAME`. `NAME@reference` runs plain PyTorch in place of
+the fast kernels, `NAME@checkpointed` recomputes activations, `NAME@onnx` runs in onnxruntime, and
 `NAME@reference+checkpointed` does both. The last model is the baseline of every ratio.
 Every model runs once a round, for `--repeats` rounds after a warm-up; a matrix product is timed in every round too.
 
@@ -17,7 +20,6 @@ and convolutions; a training step counts as three forward passes. Memory is the 
 
 import argparse
 import gc
-import importlib.util
 import itertools
 import statistics
 import sys
@@ -28,39 +30,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from d_emo import DEMOPipeline, create_model
+from d_emo.eval.benchmark_subjects import (
+    DTYPES,
+    SAMPLE_STEPS,
+    Case,
+    Subject,
+    check_name,
+    is_classifier,
+    split_name,
+    synchronize,
+)
 from d_emo.eval.peak_memory import PeakMemory
 from d_emo.files import write_json
-from d_emo.kernels import use_backend
-from d_emo.models.variants import model_spec
 from d_emo.processes import keep_freed_memory
 
 JOBS = ("forward", "train", "sample")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SAMPLE_STEPS = 10
-VARIANTS = ("reference", "checkpointed")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row's conditions, apart from the model."""
-
-    job: str
-    dtype: str
-    compile: str
-    batch: int
-    latent: int
-    depth: int | None
-
-    @property
-    def label(self) -> str:
-        """The conditions, for people."""
-        depth = f", depth {self.depth}" if self.depth else ""
-        compiled = ", compiled" if self.compile != "none" else ""
-        return f"{self.job} {self.dtype}, batch {self.batch}, {self.latent}x{self.latent}{depth}{compiled}"
 
 
 @dataclass
@@ -70,8 +56,14 @@ class Result:
     model: str
     case: Case
     flops: int
+    parameters: int
     seconds: list[float] = field(default_factory=list)
     peak_mib: float | None = None
+
+    @property
+    def macs(self) -> float:
+        """Multiply-adds of the job, an image."""
+        return self.flops / 2 / self.case.batch
 
     @property
     def median(self) -> float:
@@ -83,150 +75,6 @@ class Result:
         """Half the distance between the quartiles, over the median."""
         low, _, high = statistics.quantiles(self.seconds, n=4)
         return (high - low) / 2 / self.median
-
-
-class Subject:
-    """A model that is ready to do a job again and again."""
-
-    def __init__(self, name: str, case: Case, device: torch.device):
-        self.name, self.case, self.device = name, case, device
-        plain, variants = split_name(name)
-        self.backend = "reference" if "reference" in variants else "auto"
-        self.model = build(plain, case)
-        self.inputs = make_inputs(self.model, plain, case, device)
-        with torch.device("meta"):
-            self.flops = count_flops(build(plain, case), make_inputs(self.model, plain, case, torch.device("meta")))
-        randomize(self.model)
-        if "checkpointed" in variants:
-            self.model.enable_gradient_checkpointing()
-        self.model.to(device)
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._job: Callable[[], None] = getattr(self, f"_prepare_{case.job}")()
-        if case.compile == "blocks":
-            compile_blocks(self.model)
-
-    def run(self) -> None:
-        """The job, once."""
-        with use_backend(self.backend):
-            self._job()
-        synchronize(self.device)
-
-    def _prepare_forward(self) -> Callable[[], None]:
-        dtype = DTYPES[self.case.dtype]
-        self.model.eval().to(dtype)
-        inputs = [x.to(dtype) if x.is_floating_point() and x.ndim == 4 else x for x in self.inputs]
-
-        def forward() -> None:
-            with torch.no_grad():
-                self.model(*inputs)
-
-        return forward
-
-    def _prepare_train(self) -> Callable[[], None]:
-        self.model.train()
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.dtype == "bfloat16")
-
-        def step() -> None:
-            with autocast:
-                output = self.model(*self.inputs)
-            getattr(output, "sample", output).float().square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    def _prepare_sample(self) -> Callable[[], None]:
-        from diffusers import DDIMScheduler
-
-        pipeline = DEMOPipeline(self.model.eval().to(DTYPES[self.case.dtype]), DDIMScheduler())
-        pipeline.set_progress_bar_config(disable=True)
-        labels = [0] * self.case.batch
-
-        def sample() -> None:
-            pipeline(labels, guidance_scale=4.0, num_inference_steps=SAMPLE_STEPS, output_type="latent")
-
-        return sample
-
-
-def split_name(name: str) -> tuple[str, list[str]]:
-    """A model's name and its variants: "D-EMOv2-S-2@reference+checkpointed".
-
-    Raises:
-        ValueError: a variant is unknown.
-    """
-    plain, _, suffix = name.partition("@")
-    variants = suffix.split("+") if suffix else []
-    for variant in variants:
-        if variant not in VARIANTS:
-            raise ValueError(f"{name}: the variant {variant!r} is unknown; use {' or '.join(VARIANTS)}.")
-    return plain, variants
-
-
-def build(name: str, case: Case) -> Any:
-    """A model by its name in this script, with fresh weights, on the default device."""
-    family, _, rest = name.rpartition(":")
-    if family == "timm":
-        import timm
-
-        return timm.create_model(rest)
-    overrides: dict[str, Any] = {"sample_size": case.latent} | ({"num_layers": case.depth} if case.depth else {})
-    if family == "diffusers":
-        from diffusers import DiTTransformer2DModel
-
-        _, size, patch = model_spec(rest)
-        return DiTTransformer2DModel(
-            num_attention_heads=size.num_attention_heads,
-            attention_head_dim=size.hidden_size // size.num_attention_heads,
-            in_channels=4,
-            out_channels=8,
-            patch_size=patch,
-            num_embeds_ada_norm=1000,
-            activation_fn="gelu-approximate",
-            norm_type="ada_norm_zero",
-            norm_elementwise_affine=False,
-            **{"num_layers": size.num_layers, **overrides},
-        )
-    return create_model(name, **overrides)
-
-
-def make_inputs(model: Any, name: str, case: Case, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Arguments of the model's forward pass."""
-    if name.startswith("timm:"):
-        return (torch.randn(case.batch, *model.default_cfg["input_size"], device=device),)
-    latents = torch.randn(case.batch, 4, case.latent, case.latent, device=device)
-    labels = torch.zeros(case.batch, dtype=torch.long, device=device)
-    return latents, torch.full((case.batch,), 500, device=device), labels
-
-
-def randomize(model: torch.nn.Module) -> None:
-    """Random weights everywhere: adaLN-Zero's zeros would make gradients zero or denormal, which distorts times."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.02)
-
-
-def count_flops(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
-    """Floating-point operations of one forward pass."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad(), use_backend("reference"):
-        model.eval()(*inputs)
-    return counter.get_total_flops()
-
-
-def compile_blocks(model: Any) -> None:
-    """Compile the repeated block, or the whole of a model that names none."""
-    if getattr(model, "_repeated_blocks", None):
-        model.compile_repeated_blocks(fullgraph=True)
-    else:
-        model.compile()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the accelerator."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def timed(job: Callable[[], None]) -> float:
@@ -253,7 +101,7 @@ def measure(names: list[str], case: Case, repeats: int, device: torch.device) ->
     """Run every model in turns; results in the order of `names`, and the matrix product's FLOP/s."""
     subjects = [Subject(name, case, device) for name in names]
     scale = {"forward": 1, "train": 3, "sample": 2 * SAMPLE_STEPS}[case.job]
-    results = [Result(subject.name, case, subject.flops * scale) for subject in subjects]
+    results = [Result(subject.name, case, subject.flops * scale, subject.parameters) for subject in subjects]
     product, product_flops = matrix_product(DTYPES[case.dtype], device)
     for subject, result in zip(subjects, results, strict=True):
         subject.run()  # warm-up: compiles, allocates, makes the optimizer's state
@@ -269,7 +117,9 @@ def measure(names: list[str], case: Case, repeats: int, device: torch.device) ->
 
 
 HEADER = (
-    "| case | model | ms | spread | images/s | ratio | GFLOP/s | of matrix product | peak MiB |\n" + "|---" * 9 + "|"
+    "| case | model | parameters | MMACs | ms | spread | images/s | ratio | GFLOP/s | of matrix product | peak MiB |\n"
+    + "|---" * 11
+    + "|"
 )
 
 
@@ -279,8 +129,9 @@ def row(result: Result, baseline: Result, rate: float) -> str:
     achieved = result.flops / result.median
     peak = "-" if result.peak_mib is None else f"{result.peak_mib:.0f}"
     return (
-        f"| {case.label} | {result.model} | {1e3 * result.median:.0f} | {result.spread:.1%} "
-        f"| {case.batch / result.median:.1f} | {baseline.median / result.median:.2f} | {achieved / 1e9:.0f} "
+        f"| {case.label} | {result.model} | {result.parameters / 1e6:.2f}M | {result.macs / 1e6:,.0f} "
+        f"| {1e3 * result.median:.3g} | {result.spread:.1%} | {case.batch / result.median:.1f} "
+        f"| {baseline.median / result.median:.2f} | {achieved / 1e9:.0f} "
         f"| {achieved / rate:.0%} | {peak} |"
     )
 
@@ -331,6 +182,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--compile", nargs="+", choices=("none", "blocks"), default=["none"])
     parser.add_argument("--batch", nargs="+", type=int, default=[8])
     parser.add_argument("--latent", nargs="+", type=int, default=[32], help="Side of the latent.")
+    parser.add_argument("--image", nargs="+", type=int, default=[224], help="Side of a classifier's image.")
     parser.add_argument("--depth", nargs="+", type=int, default=[None], help="Blocks in place of the model's own.")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, help="CPU threads. Default: all cores.")
@@ -338,19 +190,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.repeats < 2:
         parser.error(f"--repeats {options.repeats}: a median and a spread take at least 2.")
-    if min(options.batch + options.latent) < 1:
-        parser.error("--batch and --latent must be positive.")
-    if "sample" in options.jobs and any(":" in name for name in options.models):
-        parser.error("--jobs sample takes models of this package only; leave diffusers: and timm: names out.")
+    if min(options.batch + options.latent + options.image) < 1:
+        parser.error("--batch, --latent and --image must be positive.")
     for name in options.models:
         try:
-            plain, _ = split_name(name)
-            if plain.startswith("timm:") and importlib.util.find_spec("timm") is None:
-                parser.error(f"{name} needs the package timm: pip install timm.")
-            if not plain.startswith("timm:"):
-                model_spec(plain.removeprefix("diffusers:"))
+            check_name(name, options.jobs, options.dtypes)
         except ValueError as error:
             parser.error(str(error))
+    if len({is_classifier(split_name(name)[0]) for name in options.models}) > 1:
+        parser.error("--models: networks of images and of latents cannot be measured side by side.")
     return options
 
 
@@ -365,7 +213,8 @@ def main(arguments: list[str]) -> None:
     about = machine(device)
     print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}\n\n{HEADER}", flush=True)
     rows, lines = [], []
-    grid = (options.jobs, options.dtypes, options.compile, options.batch, options.latent, options.depth)
+    sizes = options.image if is_classifier(split_name(options.models[0])[0]) else options.latent
+    grid = (options.jobs, options.dtypes, options.compile, options.batch, sizes, options.depth)
     cases = [Case(*values) for values in itertools.product(*grid)]
     for case in tqdm(cases, desc="cases", disable=not sys.stderr.isatty()):
         results, rate = measure(options.models, case, options.repeats, device)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from d_emo.eval import throughput
+from d_emo.eval.benchmark_subjects import Case, Subject
 from d_emo.eval.peak_memory import PeakMemory
 
 
@@ -25,9 +26,19 @@ def test_it_measures_models_in_turns_and_writes_table_json_and_plot(tmp_path, ca
     assert "DiT-N-8" in capsys.readouterr().out
 
 
+def test_classifiers_are_measured_beside_timms_and_onnxruntime(tmp_path, capsys):
+    models = ["EMOv2-1M", "EMOv2-1M@onnx", "timm:mobilenetv4_conv_small_050"]
+    throughput.main(["--models", *models, "--jobs", "forward", "--dtypes", "float32", "--batch", "1", "--image", "64",
+                     "--repeats", "2", "--output", str(tmp_path)])  # fmt: skip
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [entry["model"] for entry in results] == models and results[0]["parameters"] == 1_460_844
+    assert results[0]["flops"] == results[1]["flops"] > 0
+    assert "| 1.46M |" in capsys.readouterr().out
+
+
 def test_flops_are_those_of_the_model():
-    case = throughput.Case("forward", "float32", "none", 3, 32, None)
-    subject = throughput.Subject("D-EMOv2-N-4", case, torch.device("cpu"))
+    case = Case("forward", "float32", "none", 3, 32, None)
+    subject = Subject("D-EMOv2-N-4", case, torch.device("cpu"))
     from d_emo import create_model
     from d_emo.flops import count_macs
 
@@ -42,6 +53,8 @@ def test_flops_are_those_of_the_model():
         (["--repeats", "1"], "at least 2"),
         (["--batch", "0"], "must be positive"),
         (["--models", "timm:resnet18", "--jobs", "sample"], "models of this package only"),
+        (["--models", "EMOv2-1M@onnx"], "add --jobs forward --dtypes float32"),
+        (["--models", "EMOv2-1M", "DiT-S-2"], "cannot be measured side by side"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, capsys):
