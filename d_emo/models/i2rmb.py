@@ -126,17 +126,32 @@ class SpanningWindowAttention(_WindowedProjection):
         attended = window_attention(*self.project(self._padded(hidden_states)))  # (B, H', W', E)
         return attended[:, :height, :width]                                  # (B, H, W, E)
 
-    def values(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The expanded values before anything attends, (B, H, W, C) -> (B, H, W, E)."""
-        weight, bias = (parameter[-self.inner_dim:] for parameter in (self.to_qkv.weight, self.to_qkv.bias))
-        return self.activation(F.linear(hidden_states, weight, bias))        # (B, H, W, E)
+    def macs_saved(self, batch: int, height: int, width: int, _: int) -> int:
+        """Multiply-adds that a (B, H, W, C) grid of one window saves, being attended to once instead of twice."""
+        pad_bottom, pad_right = self.padding(height, width)
+        tokens = (height + pad_bottom) * (width + pad_right)
+        if self.attention_type == "none" or self._windows(height + pad_bottom, width + pad_right).weight == 1:
+            return 0
+        return batch * tokens**2 * (self.dim + self.inner_dim)
+
+    def with_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is attended to, and the expanded values before that, (B, H, W, C) -> twice (B, H, W, E)."""
+        _, height, width, _ = hidden_states.shape
+        padded = self._padded(hidden_states)
+        qkv = self.to_qkv(padded)                                            # (B, H', W', 2C + E)
+        windows = self._windows(*padded.shape[1:3])
+        values = self.activation(qkv[..., -self.inner_dim:])                 # (B, H', W', E)
+        attended = window_attention(qkv, None, windows)                      # (B, H', W', E)
+        return attended[:, :height, :width], values[:, :height, :width]
 
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, Windows]:
         """Queries, keys and values of a grid that needs no padding; the bias still to be added; the windows."""
-        _, height, width, _ = hidden_states.shape
         qkv, bias = linear_and_bias(self.to_qkv, hidden_states)              # (B, H, W, 2C + E)
+        return qkv, bias, self._windows(*hidden_states.shape[1:3])
+
+    def _windows(self, height: int, width: int) -> Windows:
         window = self._window(height, width)
-        return qkv, bias, Windows.of(self.attention_type, self.dim, self.num_heads, window, (height, width))
+        return Windows.of(self.attention_type, self.dim, self.num_heads, window, (height, width))
 
 
 class InputWindowAttention(_WindowedProjection):
@@ -164,10 +179,6 @@ class InputWindowAttention(_WindowedProjection):
         if self.to_qk is not None:
             _, height, width, _ = hidden_states.shape
             hidden_states = self._mix(self._padded(hidden_states))[:, :height, :width]  # (B, H, W, C)
-        return self.values(hidden_states)                                    # (B, H, W, E)
-
-    def values(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The expanded values, (B, H, W, C) -> (B, H, W, E)."""
         return self.activation(self.to_v(hidden_states))                     # (B, H, W, E)
 
     def _mix(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -226,7 +237,8 @@ class I2RMB(nn.Module):
         local: "conv", "deformable" or "none" in its place.
         local_skip: add the convolution's branch to its input; without it the branch replaces the input.
         attend: "values" (i2RMB: values are expanded, then mixed) or "inputs" (EMOv1's iRMB: mixed, then expanded).
-        arrangement: "cascaded" (the convolution sees what was attended) or "parallel" (it sees the values before).
+        arrangement: "cascaded" (the convolution sees what was attended) or "parallel" (it sees the values before, and
+            both are added; EMOv1's attention then mixes values as EMOv2's does, which one projection serves).
     """
 
     def __init__(
@@ -256,11 +268,11 @@ class I2RMB(nn.Module):
         one_of("arrangement", arrangement, ARRANGEMENTS)
         if stride != 1 and local == "none":
             local = "conv"  # somebody has to halve the grid
-        attention = SpanningWindowAttention if attend == "values" else InputWindowAttention
+        self.parallel = arrangement == "parallel" and attention_type != "none"
+        attention = SpanningWindowAttention if attend == "values" or self.parallel else InputWindowAttention
         self.attn: Any = attention(dim, num_heads, expansion, window_size, attention_type, clip_window, activation)
         inner_dim, padding = self.attn.inner_dim, dilation * (kernel_size // 2)
         self.local_skip = local_skip
-        self.parallel = arrangement == "parallel" and attention_type != "none"
         self.conv: Any = None
         if local == "deformable":
             self.conv = DeformableConvolution(inner_dim, kernel_size, stride, padding)
@@ -278,7 +290,8 @@ class I2RMB(nn.Module):
             # Attention and the local branch at once.
             hidden_states = attend_and_convolve(qkv, bias, windows, self.conv, self.conv_norm)  # (B, H, W, E)
         elif self.parallel:
-            hidden_states = self.attn(hidden_states) + self._local(self.attn.values(hidden_states))  # (B, H, W, E)
+            attended, values = self.attn.with_values(hidden_states)          # (B, H, W, E) each
+            hidden_states = attended + self._local(values)                   # (B, H, W, E)
         else:
             hidden_states = self._with_local(self.attn(hidden_states))       # (B, H, W, C) -> (B, H', W', E)
         return self.proj_out(hidden_states)                                  # (B, H', W', E) -> (B, H', W', O)
