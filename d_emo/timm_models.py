@@ -51,7 +51,11 @@ class TimmEMOv2(EMOv2):
         stem = "stem.pointwise" if config.get("version", 2) == 2 else "stem"
         maps = [(self.stem_dim, stem), *((width, f"stages.{number}") for number, width in enumerate(self.widths))]
         self.feature_info = [
-            {"num_chs": channels, "reduction": 2 ** (number + 1), "module": module}
+            {
+                "num_chs": channels,
+                "reduction": min(2 ** (number + 1), config.get("output_stride", 32)),
+                "module": module,
+            }
             for number, (channels, module) in enumerate(maps)
         ]
 

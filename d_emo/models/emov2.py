@@ -18,16 +18,9 @@ from .i2rmb import BATCH_NORM_EPS, I2RMB
 
 LAYER_NORM_EPS = 1e-6
 NORMS = ("batch", "layer")
+OUTPUT_STRIDES = (8, 16, 32)
 # Which of the four stages attend.
 ATTENDING_STAGES = (3, 4)
-
-
-class ChannelsLastBatchNorm(nn.BatchNorm2d):
-    """BatchNorm of (B, H, W, C)."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        return super().forward(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class DropPath(nn.Module):
@@ -47,7 +40,7 @@ class DropPath(nn.Module):
 
 
 class EMOBlock(nn.Module):
-    """norm, then the inside of i2RMB (EMOv2) or iRMB (EMOv1), scaled and added where the shape stays.
+    """norm, then the inside of i2RMB (EMOv2) or iRMB (EMOv1), scaled and added to the input.
 
     Args:
         in_dim, out_dim: channels C and O.
@@ -56,6 +49,7 @@ class EMOBlock(nn.Module):
         norm: "batch" or "layer".
         activation: of the expanded values where nothing attends, "silu" or "gelu".
         stride: of the depthwise convolution.
+        skip: add the input; channels and grid must stay.
         layer_scale: initial scale of the branch; None for none (EMOv1).
         drop_path: probability of dropping the branch.
         attention_type, attend, window_size, clip_window, kernel_size, dilation, local, arrangement: see `I2RMB`.
@@ -79,16 +73,16 @@ class EMOBlock(nn.Module):
         local: str,
         arrangement: str,
         stride: int,
+        skip: bool,
         layer_scale: float | None,
         drop_path: float,
     ):
         super().__init__()
         one_of("norm", norm, NORMS)
-        self.has_skip = in_dim == out_dim and stride == 1
+        self.has_skip = skip
+        self.norm_kind = norm
         self.norm = (
-            ChannelsLastBatchNorm(in_dim, eps=BATCH_NORM_EPS)
-            if norm == "batch"
-            else nn.LayerNorm(in_dim, eps=LAYER_NORM_EPS)
+            nn.BatchNorm2d(in_dim, eps=BATCH_NORM_EPS) if norm == "batch" else nn.LayerNorm(in_dim, eps=LAYER_NORM_EPS)
         )
         self.i2rmb = I2RMB(
             in_dim,
@@ -112,21 +106,27 @@ class EMOBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H / stride, W / stride, O)."""
-        branch = self.i2rmb(self.norm(hidden_states))  # (B, H', W', O)
+        branch = self.i2rmb(self._normalize(hidden_states))  # (B, H', W', O)
         if self.layer_scale is not None:
             branch = branch * self.layer_scale  # (B, H', W', O)
         return hidden_states + self.drop_path(branch) if self.has_skip else branch
 
+    def _normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.norm_kind == "layer":
+            return self.norm(hidden_states)
+        # A plain BatchNorm, which detection code replaces by a frozen one, takes channels first.
+        return self.norm(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
 
 class Stage(nn.Module):
-    """Blocks of one resolution; the first halves the grid."""
+    """Blocks of one resolution; the first one makes it."""
 
     def __init__(self, blocks: Sequence[nn.Module]):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, O, H / 2, W / 2)."""
+        """(B, C, H, W) -> (B, O, H / 2, W / 2), or the grid as it was where the first block does not halve it."""
         hidden_states = hidden_states.permute(0, 2, 3, 1)  # (B, H, W, C)
         for block in self.blocks:
             hidden_states = block(hidden_states)  # (B, H / 2, W / 2, O)
@@ -188,6 +188,7 @@ class EMOv2(nn.Module):
         norms, activations: four words each, one a stage.
         layer_scale: initial value, None for none.
         drop_path: probability of the last block; rises linearly from 0.
+        output_stride: how much the grid shrinks in all; below 32 the last stages keep it and dilate, for segmentation.
     """
 
     def __init__(
@@ -212,8 +213,11 @@ class EMOv2(nn.Module):
         activations: Sequence[str] = ("silu", "silu", "gelu", "gelu"),
         layer_scale: float | None = 1e-6,
         drop_path: float = 0.05,
+        output_stride: int = 32,
     ):
         super().__init__()
+        if output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride={output_stride} is not one of {', '.join(map(str, OUTPUT_STRIDES))}.")
         if version not in (1, 2):
             raise ValueError(f"version={version} is unknown; 2 is EMOv2, 1 is EMOv1.")
         per_stage = {"depths": depths, "widths": widths, "expansions": expansions, "head_dims": head_dims,
@@ -227,9 +231,13 @@ class EMOv2(nn.Module):
         self.stem_dim = stem_dim
         self.stem = StemV2(in_channels, stem_dim) if version == 2 else StemV1(in_channels, stem_dim)
         drops = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()
-        stages, in_dim = [], stem_dim
+        stages, in_dim, reduction = [], stem_dim, 2
         for stage, depth in enumerate(depths):
             blocks = []
+            # Beyond the output stride the grid stays, and the convolutions see as far as before.
+            stride = 2 if reduction < output_stride else 1
+            dilation *= 2 // stride
+            reduction *= stride
             for index in range(depth):
                 opens = index == 0
                 attends = not opens and stage + 1 in attending_stages
@@ -249,7 +257,8 @@ class EMOv2(nn.Module):
                         dilation=dilation,
                         local=local,
                         arrangement=arrangement,
-                        stride=2 if opens else 1,
+                        stride=stride if opens else 1,
+                        skip=not opens,
                         layer_scale=layer_scale,
                         drop_path=drops.pop(0),
                     )

@@ -34,7 +34,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NETWORK_ARGUMENTS = (
     "version", "depths", "widths", "expansions", "head_dims", "kernel_sizes", "stem_dim", "window_size", "clip_window",
     "attention_type", "attending_stages", "local", "dilation", "arrangement", "norms", "activations", "layer_scale",
-    "drop_path",
+    "drop_path", "output_stride",
 )  # fmt: skip
 
 
@@ -73,6 +73,7 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         activations: Any = ("silu", "silu", "gelu", "gelu"),
         layer_scale: float | None = 1e-6,
         drop_path: float = 0.05,
+        output_stride: int = 32,
         image_size: int = 224,
         out_features: list[str] | None = None,
         out_indices: list[int] | None = None,
@@ -98,6 +99,7 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         self.activations = list(activations)
         self.layer_scale = layer_scale
         self.drop_path = drop_path
+        self.output_stride = output_stride
         self.image_size = image_size
         self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
