@@ -98,3 +98,9 @@ def end_workers() -> None:
         process.join()
     if former is not None:
         signal.signal(signal.SIGCHLD, former)
+
+
+def default_device() -> torch.device:
+    """The accelerator, or the CPU where there is none."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return device or torch.device("cpu")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -28,6 +27,7 @@ from d_emo.eval.accuracy import Predictions, predict
 from d_emo.files import write_json, written_whole
 from d_emo.images import ImageSource, UnreadableImageError, digits_source, first_line, folder_source, held_out
 from d_emo.labels import LabelResolver, read_class_names
+from d_emo.processes import default_device
 from d_emo.tar_images import tar_source
 
 # More classes than this are drawn without their names.
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
         source, note = align_labels(open_images(options), model.config.id2label)
     except ValueError as error:
         sys.exit(f"evaluate_classifier: {error}")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = default_device()
     print(f"{options.model} on {source.name}: {source.describe_size()}, {len(np.unique(source.labels))} classes{note}")
     try:
         predictions = predict(

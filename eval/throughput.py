@@ -44,7 +44,7 @@ from d_emo.eval.benchmark_subjects import (
 )
 from d_emo.eval.peak_memory import PeakMemory
 from d_emo.files import write_json
-from d_emo.processes import keep_freed_memory
+from d_emo.processes import default_device, keep_freed_memory
 
 JOBS = ("forward", "train", "sample")
 
@@ -206,8 +206,7 @@ def main(arguments: list[str]) -> None:
     """Measure every case, print the table as it grows, write the files."""
     options = parse(arguments)
     keep_freed_memory()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    assert device is not None
+    device = default_device()
     if options.threads:
         torch.set_num_threads(options.threads)
     about = machine(device)

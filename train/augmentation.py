@@ -57,8 +57,8 @@ class Augmentation:
     options: AugmentationOptions
     side: int
     flip: bool
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     seed: int
     transform: Any = field(init=False, repr=False)
 

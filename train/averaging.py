@@ -6,7 +6,7 @@ For sampling and saving, the average is then written into a plain model of the s
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -14,7 +14,18 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d_emo.models import ClassConditionalTransformer2DModel
-from d_emo.train.config import OptimizationOptions
+
+
+class AveragingOptions(Protocol):
+    """What the averages of all trainers have in common."""
+
+    @property
+    def ema_decay(self) -> float:
+        """Decay a step."""
+
+    @property
+    def ema_warmup(self) -> bool:
+        """Let the decay grow to that."""
 
 
 class WeightAverage(AveragedModel):
@@ -24,10 +35,10 @@ class WeightAverage(AveragedModel):
 
     Args:
         model: the model, before it is sharded.
-        options: decay and its warm-up.
+        options: decay and its warm-up, as any trainer's.
     """
 
-    def __init__(self, model: torch.nn.Module, options: OptimizationOptions):
+    def __init__(self, model: torch.nn.Module, options: AveragingOptions):
         super().__init__(model, multi_avg_fn=_average_function(options), use_buffers=True)
         # Marks the copy as the first term; otherwise the first update would copy instead of averaging.
         self.n_averaged.fill_(1)
@@ -83,7 +94,7 @@ class WeightAverage(AveragedModel):
         plain.load_state_dict(state, strict=True)
 
 
-def _average_function(options: OptimizationOptions) -> Callable[..., None]:
+def _average_function(options: AveragingOptions) -> Callable[..., None]:
     if not options.ema_warmup:
         return get_ema_multi_avg_fn(options.ema_decay)
 

@@ -69,7 +69,7 @@ class ClassifierPlan:
             ValueError: no such network, or overrides that it does not take.
         """
         names = self.source.id2label
-        labels = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+        labels: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
         options = self.config.model
         if options.init_from:
             return start_from(options.init_from, labels)
@@ -225,7 +225,9 @@ def make_classifier_optimizer(model: torch.nn.Module, plan: ClassifierPlan) -> t
     from timm.optim import create_optimizer_v2
 
     options = plan.config.optimization
-    more = {"betas": (options.adam_beta1, options.adam_beta2), "fused": True} if options.optimizer == "adamw" else {}
+    more: dict[str, Any] = (
+        {"betas": (options.adam_beta1, options.adam_beta2), "fused": True} if options.optimizer == "adamw" else {}
+    )
     try:
         return create_optimizer_v2(
             model, options.optimizer, options.learning_rate, options.weight_decay, eps=options.adam_eps, **more
