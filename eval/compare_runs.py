@@ -2,8 +2,8 @@
 
     python eval/compare_runs.py runs/D-EMOv2-N-4-cifar10 runs/DiT-N-4-cifar10 --output comparison.png
 
-Reads what the trainer left: `train_log.csv`, and `fid/` where it ran with --fid-every. Prints a table at each scored
-step (or at the last one) and draws the curves.
+Reads what a trainer left: `train_log.csv`, and the scores, of `fid/` where it ran with --fid-every, or of a classifier's
+`validation.csv`. Prints a table at each scored step (or at the last one) and draws the curves.
 """
 
 import argparse
@@ -25,7 +25,7 @@ class RunCurves:
     Attributes:
         name: its folder's name.
         losses: step -> mean loss since the line before.
-        scores: step -> score, of the first metric.
+        scores: step -> score, of the first metric, or top-1 accuracy in %.
         score_title: what to call it; empty without scores.
         images_per_second: of the last line.
     """
@@ -45,33 +45,43 @@ def read_run(folder: Path) -> RunCurves:
     """
     log = folder / "train_log.csv"
     if not log.is_file():
-        raise ValueError(f"{folder}: there is no train_log.csv; name folders that train/train_dit.py wrote.")
+        raise ValueError(f"{folder}: there is no train_log.csv; name folders that a trainer wrote.")
     with log.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError(f"{log} has no line yet.")
-    entries = load_entries(folder / "fid", folder.name)
-    metric = next((name for name in TITLES if entries and name in entries[-1].scores.values), "")
+    scores, score_title = read_scores(folder)
     return RunCurves(
         name=folder.name,
         losses={int(row["step"]): float(row["loss"]) for row in rows},
-        scores={entry.step: entry.scores.values[metric] for entry in entries if entry.step is not None},
-        score_title=title(metric, entries[-1].extractor, entries[-1].count) if metric else "",
+        scores=scores,
+        score_title=score_title,
         images_per_second=float(rows[-1]["images_per_second"]),
     )
 
 
+def read_scores(folder: Path) -> tuple[dict[int, float], str]:
+    """Scores by step, and what they are; empty where nothing was scored."""
+    validation = folder / "validation.csv"
+    if validation.is_file():
+        with validation.open(newline="", encoding="utf-8") as file:
+            return {int(row["step"]): 100 * float(row["top1"]) for row in csv.DictReader(file)}, "top-1 in %"
+    entries = load_entries(folder / "fid", folder.name)
+    metric = next((name for name in TITLES if entries and name in entries[-1].scores.values), "")
+    scores = {entry.step: entry.scores.values[metric] for entry in entries if entry.step is not None}
+    return scores, title(metric, entries[-1].extractor, entries[-1].count) if metric else ""
+
+
 def table(runs: list[RunCurves]) -> str:
-    """Loss and score of every run at the steps that all of them have."""
-    steps = set(runs[0].losses)
-    for run in runs:
-        steps &= set(run.losses) & (set(run.scores) or {max(run.losses)})
+    """Score of every run at the steps that all of them have, with the loss last logged before."""
+    steps = set.intersection(*(set(run.scores) or {max(run.losses)} for run in runs))
     lines = ["| step | " + " | ".join(f"{run.name}: loss | {run.score_title or 'score'}" for run in runs) + " |"]
     lines.append("|---" * (1 + 2 * len(runs)) + "|")
     for step in sorted(steps):
         cells = []
         for run in runs:
-            cells.append(f"{run.losses[step]:.4f} | " + (f"{run.scores[step]:.4f}" if step in run.scores else "-"))
+            logged = max((logged for logged in run.losses if logged <= step), default=min(run.losses))
+            cells.append(f"{run.losses[logged]:.4f} | " + (f"{run.scores[step]:.4f}" if step in run.scores else "-"))
         lines.append(f"| {step:,} | {' | '.join(cells)} |")
     lines.append("images/s: " + ", ".join(f"{run.name} {run.images_per_second:.1f}" for run in runs))
     return "\n".join(lines)

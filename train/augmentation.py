@@ -19,7 +19,7 @@ try:
     from timm.data import Mixup, create_transform
     from torchvision import transforms
 except ImportError as error:
-    raise ImportError("training classifiers needs timm's augmentation; pip install 'd-emo[train,timm]'.") from error
+    raise ImportError("training classifiers needs timm's augmentation; pip install 'd-emo[train]'.") from error
 
 # Threads of a stream's loader augment one after the other: timm draws from generators that they share.
 _GLOBAL_GENERATORS = threading.Lock()
