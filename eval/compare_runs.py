@@ -2,7 +2,7 @@
 
     python eval/compare_runs.py runs/D-EMOv2-N-4-cifar10 runs/DiT-N-4-cifar10 --output comparison.png
 
-Reads what a trainer left: `train_log.csv`, and the scores, of `fid/` where it ran with --fid-every, or of a classifier's
+Reads what a trainer left: `train_log.csv`, and scores, of `fid/` where it ran with --fid-every, or of a classifier's
 `validation.csv`. Prints a table at each scored step (or at the last one) and draws the curves.
 """
 
