@@ -29,7 +29,12 @@ class ClassifierOptions:
 
     def __post_init__(self):
         require(self.resolution is None or self.resolution >= 32, "resolution", self.resolution, "must be 32 or more")
-        self.overrides()
+        require(
+            not (self.init_from and self.overrides()),
+            "model_config",
+            self.model_config,
+            "the network of --init-from is what it is; leave one of them out",
+        )
 
     def overrides(self) -> dict[str, Any]:
         """--model-config, read.

@@ -72,7 +72,7 @@ class ClassifierPlan:
         labels: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
         options = self.config.model
         if options.init_from:
-            return start_from(options.init_from, labels)
+            return start_from(options.init_from, labels, self.resolution)
         try:
             if options.model.startswith(TIMM):
                 name = options.model.removeprefix(TIMM)
@@ -185,12 +185,13 @@ def make_processor(config: ClassifierConfig, resolution: int) -> Any:
     return processor
 
 
-def start_from(name: str, labels: dict[str, Any]) -> EMOv2ForImageClassification:
+def start_from(name: str, labels: dict[str, Any], resolution: int) -> EMOv2ForImageClassification:
     """Trained weights for a new task: a fresh head where the classes differ.
 
     Args:
         name: folder or Hub id.
         labels: `id2label` and `label2id` of the new task.
+        resolution: image side in pixels; the windows stay as they were trained.
 
     Raises:
         ValueError: it does not load, or is no EMOv2.
@@ -202,6 +203,7 @@ def start_from(name: str, labels: dict[str, Any]) -> EMOv2ForImageClassification
     if model.config.id2label != labels["id2label"]:
         model.emov2.reset_classifier(len(labels["id2label"]))
         model.config.id2label, model.config.label2id = labels["id2label"], labels["label2id"]
+    model.config.image_size = resolution
     return model
 
 

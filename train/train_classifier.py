@@ -179,7 +179,8 @@ def batch_loss(run: ClassifierRun, batch: Batch) -> torch.Tensor:
     logits = run.model(images).logits.float()  # (B, K)
     loss = F.cross_entropy(logits, targets)
     if run.teacher is not None:
-        loss = loss + run.teacher.loss(logits, images)
+        with run.accelerator.autocast():
+            loss = loss + run.teacher.loss(logits, images)
     return loss
 
 

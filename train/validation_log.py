@@ -5,7 +5,7 @@ from pathlib import Path
 
 from d_emo.eval.accuracy import Predictions
 from d_emo.files import written_whole
-from d_emo.train.reporting import LOG_FILE
+from d_emo.train.reporting import LOG_FILE, truncate_log
 from d_emo.train.run import TrainingRun
 
 VALIDATION_FILE = "validation.csv"
@@ -16,8 +16,10 @@ def log_validation(run: TrainingRun, predictions: Predictions) -> None:
     """Say, write and track the scores of a step, and draw the curve; every process calls this."""
     if not run.accelerator.is_main_process:
         return
+    path = run.output_dir / VALIDATION_FILE
+    truncate_log(path, run.step - 1, VALIDATION_COLUMNS)  # a finished run that is resumed scores its last step again
     values = (run.step, predictions.accuracy(1), predictions.accuracy(5), predictions.loss)
-    with (run.output_dir / VALIDATION_FILE).open("a", newline="", encoding="utf-8") as file:
+    with path.open("a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(values)
     plot_validation(run.output_dir, run.plan.model_name)
     run.say(
