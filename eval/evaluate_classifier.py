@@ -251,6 +251,7 @@ def draw_confusion(matrix: np.ndarray, names: list[str], path: Path) -> None:
     right.barh([f"{names[a].split(',')[0]} taken for\n{names[b].split(',')[0]}" for a, b in worst],
                [off_diagonal[pair] for pair in worst])  # fmt: skip
     right.tick_params(axis="y", labelsize=8)
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="images", title="confused most")
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
