@@ -126,6 +126,8 @@ class OnnxModel:
             raise ImportError("ONNX needs onnxruntime; pip install 'd-emo[export]'.") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        # Its threads would spin between two calls, and take the cores from whatever runs then.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
