@@ -1,7 +1,7 @@
 """A classifier as a file that runs without this package: ONNX, torch.export, Core ML.
 
-Every format holds the network alone, (B, 3, H, W) normalised pixels -> logits (B, K), with any batch size; the image
-processor that goes with a saved model says how pixels become its input. Extras: `export` (ONNX), `coreml`.
+Every format holds the network alone, (B, 3, H, W) normalised pixels -> logits (B, K), for any B (Core ML: one image);
+the image processor that goes with a saved model says how pixels become its input. Extras: `export` (ONNX), `coreml`.
 """
 
 from pathlib import Path
@@ -55,8 +55,7 @@ def save_program(model: nn.Module, image_size: int, path: Path) -> None:
     """Write a `.pt2` file; `torch.export.load(path).module()(pixels)` runs it."""
     program = export_program(model, image_size)
     with written_whole(path) as partial:
-        torch.export.save(program, str(partial.with_suffix(".pt2")))
-        partial.with_suffix(".pt2").replace(partial)
+        torch.export.save(program, str(partial))
 
 
 def save_onnx(model: nn.Module, image_size: int, path: Path) -> None:

@@ -91,6 +91,10 @@ class ImageSource:
         digest.update(repr((self.size, sorted(self.id2label.items()))).encode())
         return digest.hexdigest()[:16]
 
+    def identity(self) -> dict[str, Any]:
+        """What a run remembers of its images, to be resumed on the same ones."""
+        return {"data": self.name, "data_size": self.size, "data_fingerprint": self.fingerprint}
+
 
 def digits_source() -> ImageSource:
     """scikit-learn's handwritten digits: 1,797 real scans of 8 x 8 pixels, ten classes."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from d_emo import DEMOPipeline, create_classifier, create_model
+from d_emo.flops import count_macs_on, count_parameters
 from d_emo.kernels import use_backend
 from d_emo.models.emov2_variants import CLASSIFIERS
 from d_emo.models.variants import model_spec
@@ -48,9 +48,9 @@ class Subject:
         self.backend = "reference" if "reference" in variants else "auto"
         self.model = build(plain, case)
         self.inputs = make_inputs(plain, case, device)
-        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.parameters = count_parameters(self.model)
         with torch.device("meta"):
-            self.flops = count_flops(build(plain, case), make_inputs(plain, case, torch.device("meta")))
+            self.flops = 2 * count_macs_on(build(plain, case), *make_inputs(plain, case, torch.device("meta")))
         if not is_classifier(plain):
             randomize(self.model)
         if "checkpointed" in variants:
@@ -199,14 +199,6 @@ def randomize(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.02)
-
-
-def count_flops(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
-    """Floating-point operations of one forward pass."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad(), use_backend("reference"):
-        model.eval()(*inputs)
-    return counter.get_total_flops()
 
 
 def compile_blocks(model: Any) -> None:

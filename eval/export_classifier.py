@@ -19,6 +19,7 @@ import torch
 
 from d_emo import export
 from d_emo.eval.evaluate_classifier import open_classifier
+from d_emo.flops import count_parameters
 from d_emo.models.emov2_transformers import EMOv2Config, EMOv2ForImageClassification, make_image_processor
 from d_emo.models.emov2_variants import CLASSIFIERS
 
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
         folder = options.output_dir or default_folder(options.model)
         folder.mkdir(parents=True, exist_ok=True)
         name = Path(options.model).name
-        print(f"{options.model}: {sum(p.numel() for p in model.parameters()):,} parameters, images of {size} x {size}")
+        print(f"{options.model}: {count_parameters(model):,} parameters, images of {size} x {size}")
         for kind in options.formats:
             print(export_and_check(model, size, kind, folder / f"{name}{SUFFIXES[kind]}"), flush=True)
         processor.save_pretrained(folder)

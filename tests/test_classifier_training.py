@@ -191,6 +191,7 @@ def test_a_stream_is_trained_on(capsys, tmp_path):
         (["--teacher", "nowhere"], "--teacher nowhere does not load"),
         (["--mixup", "0.8", "--global-batch-size", "15"], "use an even number"),
         (["--label-smoothing", "1"], "must be in [0, 1)"),
+        (["--max-grad-norm", "-1"], "must be 0 or more"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_writes_nothing(capsys, tmp_path, offline, arguments, message):

@@ -1,10 +1,10 @@
 """Every option of the classification trainer, once; what it shares with the diffusion trainer is in `config`."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from d_emo.train.config import DataOptions, RunOptions, option, parse_options, require
+from d_emo.train.config import DataOptions, OptionTable, RunOptions, option, parse_options, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +173,12 @@ class ClassifierOptimizationOptions:
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
         require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "must not be < 0")
+        require(
+            self.max_grad_norm is None or self.max_grad_norm >= 0,
+            "max_grad_norm",
+            self.max_grad_norm,
+            "must be 0 or more",
+        )
         require(self.decay_epochs > 0, "decay_epochs", self.decay_epochs, "must be positive")
         for name in ("warmup_lr_ratio", "min_lr_ratio"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be in [0, 1]")
@@ -201,8 +207,8 @@ CLASSIFIER_GROUPS: tuple[Any, ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
-    """All options of a run, by group."""
+class ClassifierConfig(OptionTable):
+    """The classification trainer's options."""
 
     model: ClassifierOptions = field(default_factory=ClassifierOptions)
     data: ClassifierDataOptions = field(default_factory=ClassifierDataOptions)
@@ -210,10 +216,6 @@ class ClassifierConfig:
     distillation: DistillationOptions = field(default_factory=DistillationOptions)
     optimization: ClassifierOptimizationOptions = field(default_factory=ClassifierOptimizationOptions)
     run: ClassifierRunOptions = field(default_factory=ClassifierRunOptions)
-
-    def flat(self) -> dict[str, Any]:
-        """Every option by name, as a YAML file would hold them."""
-        return {name: value for group in asdict(self).values() for name, value in group.items()}
 
 
 def parse_classifier_config(arguments: list[str]) -> ClassifierConfig:

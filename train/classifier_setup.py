@@ -1,7 +1,6 @@
 """From options to everything a classifier's run needs: data, network, optimizer, schedule, what is saved."""
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +93,7 @@ class ClassifierPlan:
             "warmup_steps": self.warmup_steps,
             "resolution": self.resolution,
             "random_flip": self.flip,
-            "data": self.source.name,
-            "data_size": self.source.size,
-            "data_fingerprint": self.source.fingerprint,
+            **self.source.identity(),
         }
 
     def describe(self) -> str:
@@ -213,9 +210,8 @@ def model_name(config: ClassifierConfig) -> str:
 
 
 def output_dir(config: ClassifierConfig, source: ImageSource) -> Path:
-    """--output-dir, or runs/MODEL-DATA with the data's name made fit for a folder."""
-    default = f"runs/{model_name(config)}-{re.sub(r'[^A-Za-z0-9._-]+', '-', source.name)}"
-    return Path(config.run.output_dir or default)
+    """Where the run is written."""
+    return config.run.folder(model_name(config), source.name)
 
 
 def make_classifier_optimizer(model: torch.nn.Module, plan: ClassifierPlan) -> torch.optim.Optimizer:

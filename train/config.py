@@ -5,9 +5,10 @@ A YAML file holds the same names (`learning_rate: 1e-4`); the command line overr
 
 import difflib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from transformers import HfArgumentParser
@@ -205,6 +206,10 @@ class RunOptions:
             raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
         require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
 
+    def folder(self, model: str, data: str) -> Path:
+        """--output-dir, or runs/MODEL-DATA with the data's name made fit for a folder."""
+        return Path(self.output_dir or f"runs/{model}-{re.sub(r'[^A-Za-z0-9._-]+', '-', data)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionRunOptions(RunOptions):
@@ -249,18 +254,23 @@ class DiffusionRunOptions(RunOptions):
 OPTION_GROUPS: tuple[Any, ...] = (ModelOptions, DataOptions, OptimizationOptions, DiffusionRunOptions)
 
 
+class OptionTable:
+    """All options of a run, by group; its fields are dataclasses."""
+
+    def flat(self) -> dict[str, Any]:
+        """Every option by name, as a YAML file would hold them."""
+        groups = (getattr(self, group.name) for group in fields(cast(Any, self)))
+        return {name: value for group in groups for name, value in asdict(group).items()}
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """All options of a run, by group."""
+class TrainConfig(OptionTable):
+    """The diffusion trainer's options."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     run: DiffusionRunOptions = field(default_factory=DiffusionRunOptions)
-
-    def flat(self) -> dict[str, Any]:
-        """Every option by name, as a YAML file would hold them."""
-        return {name: value for group in asdict(self).values() for name, value in group.items()}
 
 
 def parse_config(arguments: list[str]) -> TrainConfig:

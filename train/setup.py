@@ -1,6 +1,5 @@
 """From options to everything a run needs: data, batch layout, model, averaged copy, optimizer, pipeline."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,9 +86,7 @@ class Plan:
             "lr_schedule_steps": None if constant else self.config.run.max_train_steps,
             "resolution": self.resolution,
             "random_flip": self.flip,
-            "data": self.source.name,
-            "data_size": self.source.size,
-            "data_fingerprint": self.source.fingerprint,
+            **self.source.identity(),
         }
 
     def describe(self) -> str:
@@ -203,9 +200,8 @@ def model_name(config: TrainConfig) -> str:
 
 
 def output_dir(config: TrainConfig, source: ImageSource) -> Path:
-    """--output-dir, or runs/MODEL-DATA with the data's name made fit for a folder."""
-    default = f"runs/{model_name(config)}-{re.sub(r'[^A-Za-z0-9._-]+', '-', source.name)}"
-    return Path(config.run.output_dir or default)
+    """Where the run is written."""
+    return config.run.folder(model_name(config), source.name)
 
 
 def vae_name(name: str, resolution: int) -> str:
