@@ -22,8 +22,9 @@ void fused_forward(const AttentionShape& s, const LocalShape& local, const S* qk
         Vec<C>* tile = scratch.take<Vec<C>>(Channels::tile_size(local));
         Vec<C>* convolved = scratch.take<Vec<C>>(s.tokens());
         std::fill_n(tile, Channels::tile_size(local), Vec<C>{});
-        AttentionHead<S, C> head(s, tokens, scratch, false);
-        head.forward(qkv + first * s.row(), bias, unit % s.heads, scratch, [&](int c, int n, const C* rows, int ld) {
+        const StoredProjections<S, C> projections{s, qkv + first * s.row(), bias};
+        AttentionHead<S, C> head(s, tokens, scratch);
+        head.forward(projections, unit % s.heads, scratch, [&](int c, int n, const C* rows, int ld) {
             for (int k = 0; k < n; k += kLanes<C>) {
                 const Channels channels(local, p, c + k, n - k);
                 const int lanes = channels.n;

@@ -49,6 +49,7 @@ struct bfloat16 {
 
 inline float to_arithmetic(float x) { return x; }
 inline double to_arithmetic(double x) { return x; }
+inline uint32_t to_arithmetic(uint32_t x) { return x; }
 inline float to_arithmetic(bfloat16 x) {
     const uint32_t wide = uint32_t(x.bits) << 16;
     float y;
@@ -89,11 +90,18 @@ template <class C>
 inline void store(C* p, Vec<C> v) {
     std::memcpy(p, &v, sizeof v);
 }
-inline void store(bfloat16* p, Vec<float> v) {
+inline HalfWords to_halves(Vec<float> v) {
+#if defined(__AVX512BF16__)
+    return (HalfWords)_mm512_cvtneps_pbh((__m512)v);
+#else
     const Words bits = (Words)v;
     const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Words quiet = (bits >> 16) | 0x40;
-    const HalfWords half = __builtin_convertvector(v != v ? quiet : rounded, HalfWords);
+    return __builtin_convertvector(v != v ? quiet : rounded, HalfWords);
+#endif
+}
+inline void store(bfloat16* p, Vec<float> v) {
+    const HalfWords half = to_halves(v);
     std::memcpy(p, &half, sizeof half);
 }
 // ... and the first n lanes of one; the others are read as zero and not written. The uncommon case is kept out of line,
