@@ -5,6 +5,7 @@
     selfcheck.py             whether the fast ones are right on this machine, asked before their first use
     fused.py                 both operations as one, for inference on the CPU
     cpu.py, *.cpp, *.h       C++ for the CPU, compiled on first use
+    linear.py                products with weights, by the faster of PyTorch's libraries
     triton_*.py              Triton for CUDA GPUs
 
 Models call these functions; nothing else in the package knows that there are kernels.
@@ -13,13 +14,13 @@ Models call these functions; nothing else in the package knows that there are ke
 from .attention import (
     ATTENTION_TYPES,
     Windows,
-    linear_and_bias,
     merge_windows,
     split_windows,
     window_attention,
 )
 from .backend import BACKENDS, backend_report, is_plain, set_backend, use_backend
 from .fused import attend_and_convolve, fuses_for_inference
+from .linear import linear, linear_and_bias
 from .local import local_branch
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "backend_report",
     "fuses_for_inference",
     "is_plain",
+    "linear",
     "linear_and_bias",
     "local_branch",
     "merge_windows",

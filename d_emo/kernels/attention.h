@@ -245,17 +245,26 @@ struct AttentionHead {
 
     // Rows of arithmetic, times scale, into rows of grad_qkv, and their sum into grad_bias.
     void scatter(const C* rows, int ld, int n, C scale, S* out, C* sums) const {
-        for (int k = 0; k < n; k += lanes) {
-            Vec<C> sum = {};
-            for (int i = 0; i < N; ++i) {
+        const bool past_cache = streams<S>(int64_t(s.batch) * N, s.row());
+        std::fill_n(sums, n, C(0));
+        for (int i = 0; i < N; ++i)
+            for (int k = 0; k < n; k += lanes) {
                 const Vec<C> v = load(rows + int64_t(i) * ld + k) * scale;
-                store_lanes<C>(out + i * s.row() + k, v, n - k);
-                sum += v;
+                store_result<C>(out + i * s.row() + k, v, n - k, past_cache);
+                store_lanes<C>(sums + k, load_lanes<C>(sums + k, n - k) + v, n - k);
             }
-            store_lanes<C>(sums + k, sum, n - k);
-        }
     }
 };
+
+// n channels of an image's rows into a tensor of all value channels.
+template <class S, class C>
+inline void store_rows(const AttentionShape& s, const C* rows, int ld, int n, S* out) {
+    const int64_t step = int64_t(s.heads) * s.value_dim;
+    const bool past_cache = streams<S>(int64_t(s.batch) * s.tokens(), step);
+    for (int i = 0; i < s.tokens(); ++i)
+        for (int k = 0; k < n; k += kLanes<C>)
+            store_result<C>(out + i * step + k, load(rows + int64_t(i) * ld + k), n - k, past_cache);
+}
 
 template <class S, class C>
 void attention_forward(const AttentionShape& s, const S* qkv, const C* bias, S* out, int threads) {
@@ -269,10 +278,9 @@ void attention_forward(const AttentionShape& s, const S* qkv, const C* bias, S* 
         const StoredProjections<S, C> projections{s, qkv + first * s.row(), bias};
         AttentionHead<S, C> head(s, tokens, scratch);
         head.forward(projections, unit % s.heads, scratch, [&](int c, int n, const C* rows, int ld) {
-            for (int i = 0; i < s.tokens(); ++i)
-                for (int k = 0; k < n; k += kLanes<C>)
-                    store_lanes<C>(out + (first + i) * step + c + k, load(rows + int64_t(i) * ld + k), n - k);
+            store_rows(s, rows, ld, n, out + first * step + c);
         });
+        finish_streaming();
     }
 }
 
@@ -291,6 +299,7 @@ void attention_backward(const AttentionShape& s, const S* qkv, const C* bias, co
         AttentionHead<S, C> head(s, tokens, scratch);
         head.backward(projections, unit % s.heads, grad_out + first * step, grad_qkv + first * s.row(),
                       grad_bias + image * s.row(), scratch);
+        finish_streaming();
     }
 }
 

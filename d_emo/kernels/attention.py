@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu
-from .backend import fast_path, is_plain
+from .backend import fast_path
 
 ATTENTION_TYPES = ("none", "neighborhood", "remote", "spanning")
 
@@ -43,16 +42,6 @@ class Windows(NamedTuple):
             # A single window covers the grid: both kinds are the same tokens.
             remote, weight = False, 2.0
         return cls(dim, num_heads, *window, neighborhood, remote, weight)
-
-
-def linear_and_bias(linear: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`linear(inputs)` as a product and a bias still to be added, for `window_attention` to add while it reads.
-
-    A bias of None means that it is in the product already.
-    """
-    if isinstance(linear, nn.Linear) and is_plain(linear, nn.Linear) and fast_path(inputs):
-        return F.linear(inputs, linear.weight), linear.bias
-    return linear(inputs), None
 
 
 def window_attention(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> torch.Tensor:

@@ -13,25 +13,22 @@ void fused_forward(const AttentionShape& s, const LocalShape& local, const S* qk
                    const LocalParameters<C>& p, S* out, int threads) {
     using Channels = LocalChannels<S, C, K>;
     const std::vector<int> tokens = window_tokens(s);
-    const int64_t step = local.channels;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int unit = 0; unit < s.batch * s.heads; ++unit) {
         const int64_t first = int64_t(unit / s.heads) * s.tokens();
         const FlushDenormals flush;
-        Scratch scratch(AttentionHead<S, C>::scratch_bytes(s, false) + Channels::scratch_bytes(local, false));
+        Scratch scratch(AttentionHead<S, C>::scratch_bytes(s, false) + Channels::scratch_bytes(local, 1, false));
         Vec<C>* tile = scratch.take<Vec<C>>(Channels::tile_size(local));
         Vec<C>* convolved = scratch.take<Vec<C>>(s.tokens());
         std::fill_n(tile, Channels::tile_size(local), Vec<C>{});
         const StoredProjections<S, C> projections{s, qkv + first * s.row(), bias};
         AttentionHead<S, C> head(s, tokens, scratch);
-        head.forward(projections, unit % s.heads, scratch, [&](int c, int n, const C* rows, int ld) {
-            for (int k = 0; k < n; k += kLanes<C>) {
-                const Channels channels(local, p, c + k, n - k);
-                const int lanes = channels.n;
-                channels.infer(rows + k, ld, out + first * step + c + k, step, load_lanes<C>(p.mean + c + k, lanes),
-                               load_lanes<C>(p.variance + c + k, lanes), tile, convolved);
-            }
+        head.forward(projections, unit % s.heads, scratch, [&](int c, int n, C* rows, int ld) {
+            for (int k = 0; k < n; k += kLanes<C>)
+                Channels(local, p, c + k, std::min(kLanes<C>, n - k)).infer(rows + k, ld, tile, convolved);
+            store_rows(s, rows, ld, n, out + first * local.channels + c);
         });
+        finish_streaming();
     }
 }
 

@@ -1,9 +1,9 @@
 // The block's local branch on the CPU: x + SiLU(BatchNorm(depthwise convolution of x)), channels last, and its
 // gradient.
 //
-// The unit of work is one vector of channels over the whole batch, so statistics and weight gradients need no sum over
-// threads. Its pixels are gathered into a zero-bordered tile, and the convolution is products of whole vectors. The
-// convolution is computed again in the backward pass; nothing but x is kept.
+// The unit of work is a few vectors of channels over the whole batch, so statistics and weight gradients need no sum
+// over threads. An image's pixels are gathered into zero-bordered tiles, one a vector of channels, and the convolution
+// is products of whole vectors. It is computed again in the backward pass; nothing but x is kept.
 
 #pragma once
 
@@ -29,45 +29,45 @@ struct LocalParameters {
 
 template <class S, class C, int K>
 struct LocalChannels {
-    static constexpr int lanes = kLanes<C>, border = K / 2;
+    static constexpr int lanes = kLanes<C>, border = K / 2, most_vectors = 4;
     using V = Vec<C>;
     const LocalShape& s;
-    const int first, n;  // channels first .. first + n - 1, n at most `lanes` and `limit`
+    const LocalParameters<C>& p;
+    const int first, n, vectors;  // channels first .. first + n - 1
     const int N, tile_width;
-    V weight[K * K];
-    V gamma, beta;
+    const bool past_cache;  // results are too many to stay in the cache
 
-    LocalChannels(const LocalShape& shape, const LocalParameters<C>& p, int channel, int limit = lanes)
+    LocalChannels(const LocalShape& shape, const LocalParameters<C>& parameters, int channel, int most)
         : s(shape),
+          p(parameters),
           first(channel),
-          n(std::min({lanes, limit, shape.channels - channel})),
+          n(std::min(most, shape.channels - channel)),
+          vectors(round_up(n, lanes) / lanes),
           N(shape.tokens()),
-          tile_width(shape.width + 2 * border) {
-        for (int t = 0; t < K * K; ++t) weight[t] = load_lanes<C>(p.weight + int64_t(t) * s.channels + first, n);
-        gamma = load_lanes<C>(p.gamma + first, n);
-        beta = load_lanes<C>(p.beta + first, n);
-    }
+          tile_width(shape.width + 2 * border),
+          past_cache(streams<S>(int64_t(shape.batch) * N, shape.channels)) {}
 
     static size_t tile_size(const LocalShape& s) { return size_t(s.height + 2 * border) * (s.width + 2 * border); }
-    static size_t scratch_bytes(const LocalShape& s, bool backward) {
+    static size_t scratch_bytes(const LocalShape& s, int vectors, bool backward) {
         const size_t images = backward || s.batch_statistics ? s.batch : 1;
-        return (2 * tile_size(s) + (backward ? 2 : 1) * images * s.tokens() + 4) * sizeof(V);
+        return vectors * (2 * tile_size(s) + (backward ? 2 : 1) * images * s.tokens() + 4) * sizeof(V);
     }
 
-    const S* image(const S* x, int b) const { return x + int64_t(b) * N * s.channels + first; }
-    S* image(S* x, int b) const { return x + int64_t(b) * N * s.channels + first; }
+    // ---- one vector of channels ----
 
-    V pixel(const S* x, int i) const { return load_lanes<C>(x + int64_t(i) * s.channels, n); }
-    void set_pixel(S* x, int i, V v) const { store_lanes<C>(x + int64_t(i) * s.channels, v, n); }
-    V* inside(V* tile, int row) const { return tile + (row + border) * tile_width + border; }
-
-    // The tile's inside, from pixels `step` elements apart.
-    template <class X>
-    void fill_tile(const X* x, int64_t step, V* tile) const {
-        for (int r = 0; r < s.height; ++r)
-            for (int c = 0; c < s.width; ++c) inside(tile, r)[c] = load_lanes<C>(x + (r * s.width + c) * step, n);
+    int64_t channel(int v) const { return first + int64_t(v) * lanes; }
+    V of_channels(const C* parameter, int v) const { return load_lanes<C>(parameter + channel(v), n - v * lanes); }
+    void set_of_channels(C* parameter, int v, V value) const {
+        store_lanes<C>(parameter + channel(v), value, n - v * lanes);
     }
-    void fill_tile(const S* x, V* tile) const { fill_tile(x, s.channels, tile); }
+    struct Taps {
+        V at[K * K];
+    };
+    Taps taps(int v) const {
+        Taps taps;
+        for (int t = 0; t < K * K; ++t) taps.at[t] = of_channels(p.weight + int64_t(t) * s.channels, v);
+        return taps;
+    }
 
     template <int R>
     void convolve_pixels(const V* corner, const V* w, V* out) const {
@@ -84,12 +84,12 @@ struct LocalChannels {
     }
 
     // out (N) = the tile under the taps w.
-    void convolve(const V* tile, const V* w, V* out) const {
+    void convolve(const V* tile, const Taps& w, V* out) const {
         for (int r = 0; r < s.height; ++r) {
             int c = 0;
-            for (; c + 8 <= s.width; c += 8) convolve_pixels<8>(tile + r * tile_width + c, w, out + r * s.width + c);
-            for (; c + 2 <= s.width; c += 2) convolve_pixels<2>(tile + r * tile_width + c, w, out + r * s.width + c);
-            for (; c < s.width; ++c) convolve_pixels<1>(tile + r * tile_width + c, w, out + r * s.width + c);
+            for (; c + 8 <= s.width; c += 8) convolve_pixels<8>(tile + r * tile_width + c, w.at, out + r * s.width + c);
+            for (; c + 2 <= s.width; c += 2) convolve_pixels<2>(tile + r * tile_width + c, w.at, out + r * s.width + c);
+            for (; c < s.width; ++c) convolve_pixels<1>(tile + r * tile_width + c, w.at, out + r * s.width + c);
         }
     }
 
@@ -117,130 +117,203 @@ struct LocalChannels {
     V inverse_deviation(V variance) const {
         return by_lane<C>(variance + C(s.eps), [](C v) { return C(1) / std::sqrt(v); });
     }
+    static V with_branch(V x, V normed) { return x + normed * sigmoid<C>(normed); }
 
-    // One image with given statistics; pixels of x and out lie `x_step` and `out_step` elements apart.
-    template <class X>
-    void infer(const X* x, int64_t x_step, S* out, int64_t out_step, V mean, V variance, V* tile, V* local) const {
-        const V scale = gamma * inverse_deviation(variance), shift = beta - mean * scale;
-        fill_tile(x, x_step, tile);
-        convolve(tile, weight, local);
-        for (int r = 0; r < s.height; ++r)
-            for (int c = 0; c < s.width; ++c) {
-                const V u = local[r * s.width + c] * scale + shift;
-                store_lanes<C>(out + (r * s.width + c) * out_step, inside(tile, r)[c] + u * sigmoid<C>(u), n);
-            }
+    // ---- tensors and tiles: all vectors of a pixel at once, since pixels lie far apart ----
+
+    V* tile_of(V* tiles, int v) const { return tiles + v * tile_size(s); }
+    // Calls f(pixel number, place in a tile).
+    template <class F>
+    void each_pixel(F f) const {
+        for (int r = 0, i = 0; r < s.height; ++r)
+            for (int c = 0; c < s.width; ++c, ++i) f(i, (r + border) * tile_width + border + c);
     }
 
-    void forward(const S* x, S* out, const LocalParameters<C>& p, Scratch& scratch) const {
-        V* tile = scratch.take<V>(tile_size(s));
-        V* local = scratch.take<V>(size_t(s.batch_statistics ? s.batch : 1) * N);
-        std::fill_n(tile, tile_size(s), V{});
+    // The insides of the tiles, from pixels `step` elements apart: too far for the processor to fetch the next by itself.
+    template <class X>
+    void load_image(const X* x, int64_t step, V* tiles) const {
+        each_pixel([&](int i, int place) {
+            for (int v = 0; v < vectors; ++v) __builtin_prefetch(x + (i + 16) * step + v * lanes);
+            for (int v = 0; v < vectors; ++v)
+                tile_of(tiles, v)[place] = load_lanes<C>(x + i * step + v * lanes, n - v * lanes);
+        });
+    }
+    void load_image(const S* x, int b, V* tiles) const {
+        load_image<S>(x + int64_t(b) * N * s.channels + first, s.channels, tiles);
+    }
+    // Image b of out = value(vector, pixel number, the tile's pixel).
+    template <class F>
+    void store_image(S* out, int b, const V* tiles, F value) const {
+        S* pixels = out + int64_t(b) * N * s.channels + first;
+        each_pixel([&](int i, int place) {
+            for (int v = 0; v < vectors; ++v)
+                store_result<C>(pixels + int64_t(i) * s.channels + v * lanes,
+                                value(v, i, tiles[v * tile_size(s) + place]), n - v * lanes, past_cache);
+        });
+    }
+
+    // ---- the operation ----
+
+    // One image with given statistics, in place: pixels `step` apart of an array of the arithmetic type.
+    void infer(C* x, int64_t step, V* tiles, V* local) const {
+        load_image<C>(x, step, tiles);
+        for (int v = 0; v < vectors; ++v) {
+            const V scale = of_channels(p.gamma, v) * inverse_deviation(of_channels(p.variance, v));
+            const V shift = of_channels(p.beta, v) - of_channels(p.mean, v) * scale;
+            const V* tile = tile_of(tiles, v);
+            convolve(tile, taps(v), local);
+            each_pixel([&](int i, int place) {
+                const V result = with_branch(tile[place], local[i] * scale + shift);
+                store_lanes<C>(x + i * step + v * lanes, result, n - v * lanes);
+            });
+        }
+    }
+
+    void forward(const S* x, S* out, Scratch& scratch) const {
+        V* tiles = scratch.take<V>(vectors * tile_size(s));
+        V* local = scratch.take<V>(vectors * size_t(s.batch_statistics ? s.batch : 1) * N);
+        std::fill_n(tiles, vectors * tile_size(s), V{});
+        V mean[most_vectors] = {}, squares[most_vectors] = {}, scale[most_vectors], shift[most_vectors];
+        const auto normalise = [&](int v, V mean, V variance) {
+            scale[v] = of_channels(p.gamma, v) * inverse_deviation(variance);
+            shift[v] = of_channels(p.beta, v) - mean * scale[v];
+        };
         if (!s.batch_statistics) {
-            const V mean = load_lanes<C>(p.mean + first, n), variance = load_lanes<C>(p.variance + first, n);
-            for (int b = 0; b < s.batch; ++b)
-                infer(image(x, b), s.channels, image(out, b), s.channels, mean, variance, tile, local);
+            for (int v = 0; v < vectors; ++v) normalise(v, of_channels(p.mean, v), of_channels(p.variance, v));
+            for (int b = 0; b < s.batch; ++b) {
+                load_image(x, b, tiles);
+                for (int v = 0; v < vectors; ++v) convolve(tile_of(tiles, v), taps(v), local + v * N);
+                store_image(out, b, tiles, [&](int v, int i, V x) {
+                    return with_branch(x, local[v * N + i] * scale[v] + shift[v]);
+                });
+            }
             return;
         }
-        V mean = {}, squares = {};
         for (int b = 0; b < s.batch; ++b) {
-            V* image_local = local + size_t(b) * N;
-            fill_tile(image(x, b), tile);
-            convolve(tile, weight, image_local);
-            V image_mean = {}, image_squares = {};
-            for (int i = 0; i < N; ++i) image_mean += image_local[i];
-            image_mean /= C(N);
-            for (int i = 0; i < N; ++i) image_squares += (image_local[i] - image_mean) * (image_local[i] - image_mean);
-            const V step = image_mean - mean;  // images joined after Chan, Golub and LeVeque (1979)
-            mean += step / C(b + 1);
-            squares += image_squares + step * step * (C(N) * b / C(b + 1));
-        }
-        const V variance = squares / (C(s.batch) * N);
-        store_lanes<C>(p.mean + first, mean, n);
-        store_lanes<C>(p.variance + first, variance, n);
-        const V scale = gamma * inverse_deviation(variance), shift = beta - mean * scale;
-        for (int b = 0; b < s.batch; ++b) {
-            const V* image_local = local + size_t(b) * N;
-            for (int i = 0; i < N; ++i) {
-                const V u = image_local[i] * scale + shift;
-                set_pixel(image(out, b), i, pixel(image(x, b), i) + u * sigmoid<C>(u));
+            load_image(x, b, tiles);
+            for (int v = 0; v < vectors; ++v) {
+                V* image = local + (int64_t(v) * s.batch + b) * N;
+                convolve(tile_of(tiles, v), taps(v), image);
+                V image_mean = {}, image_squares = {};
+                for (int i = 0; i < N; ++i) image_mean += image[i];
+                image_mean /= C(N);
+                for (int i = 0; i < N; ++i) image_squares += (image[i] - image_mean) * (image[i] - image_mean);
+                const V step = image_mean - mean[v];  // images joined after Chan, Golub and LeVeque (1979)
+                mean[v] += step / C(b + 1);
+                squares[v] += image_squares + step * step * (C(N) * b / C(b + 1));
             }
+        }
+        for (int v = 0; v < vectors; ++v) {
+            const V variance = squares[v] / (C(s.batch) * N);
+            set_of_channels(p.mean, v, mean[v]);
+            set_of_channels(p.variance, v, variance);
+            normalise(v, mean[v], variance);
+        }
+        for (int b = 0; b < s.batch; ++b) {
+            load_image(x, b, tiles);
+            store_image(out, b, tiles, [&](int v, int i, V x) {
+                return with_branch(x, local[(int64_t(v) * s.batch + b) * N + i] * scale[v] + shift[v]);
+            });
         }
     }
 
-    // grad_parameters: weight, gamma and beta gradients, laid out as the parameters.
-    void backward(const S* x, const S* grad_out, S* grad_x, const LocalParameters<C>& p, C* grad_weight, C* grad_gamma,
-                  C* grad_beta, Scratch& scratch) const {
-        V* tile = scratch.take<V>(tile_size(s));
-        V* grad_tile = scratch.take<V>(tile_size(s));
-        V* normed = scratch.take<V>(size_t(s.batch) * N);
-        V* grad = scratch.take<V>(size_t(s.batch) * N);
-        std::fill_n(tile, tile_size(s), V{});
-        std::fill_n(grad_tile, tile_size(s), V{});
-        const V mean = load_lanes<C>(p.mean + first, n);
-        const V deviation = inverse_deviation(load_lanes<C>(p.variance + first, n));
+    // grad_weight, grad_gamma and grad_beta are laid out as the parameters.
+    void backward(const S* x, const S* grad_out, S* grad_x, C* grad_weight, C* grad_gamma, C* grad_beta,
+                  Scratch& scratch) const {
+        V* tiles = scratch.take<V>(vectors * tile_size(s));
+        V* grad_tiles = scratch.take<V>(vectors * tile_size(s));
+        V* normed = scratch.take<V>(size_t(vectors) * s.batch * N);
+        V* grad = scratch.take<V>(size_t(vectors) * s.batch * N);
+        std::fill_n(tiles, vectors * tile_size(s), V{});
+        std::fill_n(grad_tiles, vectors * tile_size(s), V{});
+        V sum_grad[most_vectors] = {}, sum_grad_normed[most_vectors] = {}, deviation[most_vectors];
+        for (int v = 0; v < vectors; ++v) deviation[v] = inverse_deviation(of_channels(p.variance, v));
 
-        V sum_grad = {}, sum_grad_normed = {};
         for (int b = 0; b < s.batch; ++b) {
-            V *image_normed = normed + size_t(b) * N, *image_grad = grad + size_t(b) * N;
-            fill_tile(image(x, b), tile);
-            convolve(tile, weight, image_normed);
-            V image_sum = {}, image_sum_normed = {};
-            for (int i = 0; i < N; ++i) {
-                const V z = (image_normed[i] - mean) * deviation, u = z * gamma + beta, gate = sigmoid<C>(u);
-                const V g = pixel(image(grad_out, b), i) * gate * (1 + u * (1 - gate));
-                image_normed[i] = z;
-                image_grad[i] = g;
-                image_sum += g;
-                image_sum_normed += g * z;
+            load_image(x, b, tiles);
+            load_image(grad_out, b, grad_tiles);
+            for (int v = 0; v < vectors; ++v) {
+                V* image_normed = normed + (int64_t(v) * s.batch + b) * N;
+                V* image_grad = grad + (int64_t(v) * s.batch + b) * N;
+                const V mean = of_channels(p.mean, v), gamma = of_channels(p.gamma, v), beta = of_channels(p.beta, v);
+                const V* grad_tile = tile_of(grad_tiles, v);
+                convolve(tile_of(tiles, v), taps(v), image_normed);
+                V image_sum = {}, image_sum_normed = {};
+                each_pixel([&](int i, int place) {
+                    const V z = (image_normed[i] - mean) * deviation[v], u = z * gamma + beta, gate = sigmoid<C>(u);
+                    const V g = grad_tile[place] * gate * (1 + u * (1 - gate));
+                    image_normed[i] = z;
+                    image_grad[i] = g;
+                    image_sum += g;
+                    image_sum_normed += g * z;
+                });
+                sum_grad[v] += image_sum;
+                sum_grad_normed[v] += image_sum_normed;
             }
-            sum_grad += image_sum;
-            sum_grad_normed += image_sum_normed;
         }
-        store_lanes<C>(grad_beta + first, sum_grad, n);
-        store_lanes<C>(grad_gamma + first, sum_grad_normed, n);
+        Taps flipped[most_vectors], total[most_vectors] = {};
+        for (int v = 0; v < vectors; ++v) {
+            set_of_channels(grad_beta, v, sum_grad[v]);
+            set_of_channels(grad_gamma, v, sum_grad_normed[v]);
+            const Taps weight = taps(v);
+            std::reverse_copy(weight.at, weight.at + K * K, flipped[v].at);
+        }
 
         // With the batch's own statistics, the normalisation's gradient loses its mean and its part along `normed`.
         const C part = s.batch_statistics ? 1 / (C(s.batch) * N) : C(0);
-        const V drop = sum_grad * part, drop_normed = sum_grad_normed * part, scale = gamma * deviation;
-        V flipped[K * K], total[K * K] = {};
-        for (int t = 0; t < K * K; ++t) flipped[t] = weight[K * K - 1 - t];
         for (int b = 0; b < s.batch; ++b) {
-            V *image_normed = normed + size_t(b) * N, *image_grad = grad + size_t(b) * N;
-            fill_tile(image(x, b), tile);
-            for (int r = 0; r < s.height; ++r)
-                for (int c = 0; c < s.width; ++c) {
-                    const int i = r * s.width + c;
-                    inside(grad_tile, r)[c] = (image_grad[i] - drop - image_normed[i] * drop_normed) * scale;
-                }
-            add_weight_gradient(tile, grad_tile, total);
-            convolve(grad_tile, flipped, image_grad);
-            for (int i = 0; i < N; ++i) set_pixel(image(grad_x, b), i, pixel(image(grad_out, b), i) + image_grad[i]);
+            load_image(x, b, tiles);
+            for (int v = 0; v < vectors; ++v) {
+                V *grad_tile = tile_of(grad_tiles, v), *image_grad = grad + (int64_t(v) * s.batch + b) * N;
+                const V* image_normed = normed + (int64_t(v) * s.batch + b) * N;
+                const V drop = sum_grad[v] * part, drop_normed = sum_grad_normed[v] * part;
+                const V scale = of_channels(p.gamma, v) * deviation[v];
+                each_pixel([&](int i, int place) {
+                    grad_tile[place] = (image_grad[i] - drop - image_normed[i] * drop_normed) * scale;
+                });
+                add_weight_gradient(tile_of(tiles, v), grad_tile, total[v].at);
+                convolve(grad_tile, flipped[v], image_grad);
+            }
+            load_image(grad_out, b, tiles);
+            store_image(grad_x, b, tiles,
+                        [&](int v, int i, V x) { return x + grad[(int64_t(v) * s.batch + b) * N + i]; });
         }
-        for (int t = 0; t < K * K; ++t) store_lanes<C>(grad_weight + int64_t(t) * s.channels + first, total[t], n);
+        for (int v = 0; v < vectors; ++v)
+            for (int t = 0; t < K * K; ++t) set_of_channels(grad_weight + int64_t(t) * s.channels, v, total[v].at[t]);
     }
 };
 
+// Vectors of channels a unit has: neighboring ones share cache lines and pages, but every thread wants several units.
+template <class S, class C>
+inline int unit_vectors(const LocalShape& s, int threads) {
+    const int wanted = sizeof(S) < 4 ? 2 : LocalChannels<S, C, 1>::most_vectors;
+    const int vectors = round_up(s.channels, kLanes<C>) / kLanes<C>;
+    return std::max(1, std::min(wanted, vectors / (2 * threads)));
+}
+
 template <class S, class C, int K>
 void local_forward(const LocalShape& s, const S* x, S* out, const LocalParameters<C>& p, int threads) {
-    constexpr int lanes = kLanes<C>;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 2)
-    for (int channel = 0; channel < s.channels; channel += lanes) {
+    const int vectors = unit_vectors<S, C>(s, threads), channels = vectors * kLanes<C>;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int channel = 0; channel < s.channels; channel += channels) {
         const FlushDenormals flush;
-        Scratch scratch(LocalChannels<S, C, K>::scratch_bytes(s, false));
-        LocalChannels<S, C, K>(s, p, channel).forward(x, out, p, scratch);
+        Scratch scratch(LocalChannels<S, C, K>::scratch_bytes(s, vectors, false));
+        LocalChannels<S, C, K>(s, p, channel, channels).forward(x, out, scratch);
+        finish_streaming();
     }
 }
 
 template <class S, class C, int K>
 void local_backward(const LocalShape& s, const S* x, const S* grad_out, S* grad_x, const LocalParameters<C>& p,
                     C* grad_weight, C* grad_gamma, C* grad_beta, int threads) {
-    constexpr int lanes = kLanes<C>;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 2)
-    for (int channel = 0; channel < s.channels; channel += lanes) {
+    const int vectors = unit_vectors<S, C>(s, threads), channels = vectors * kLanes<C>;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int channel = 0; channel < s.channels; channel += channels) {
         const FlushDenormals flush;
-        Scratch scratch(LocalChannels<S, C, K>::scratch_bytes(s, true));
-        LocalChannels<S, C, K>(s, p, channel)
-            .backward(x, grad_out, grad_x, p, grad_weight, grad_gamma, grad_beta, scratch);
+        Scratch scratch(LocalChannels<S, C, K>::scratch_bytes(s, vectors, true));
+        LocalChannels<S, C, K>(s, p, channel, channels)
+            .backward(x, grad_out, grad_x, grad_weight, grad_gamma, grad_beta, scratch);
+        finish_streaming();
     }
 }
 

@@ -129,6 +129,32 @@ inline void store_lanes(S* p, Vec<C> v, int n) {
     }
 }
 
+// Results of a tensor, n lanes. Those of a large one (`streams`) go past the cache, which spares the memory a read of
+// what is overwritten; the thread that wrote them ends with `finish_streaming`.
+template <class S>
+inline bool streams(int64_t rows, int64_t channels) {
+    return kVectorBytes == 64 && channels * sizeof(S) % 64 == 0 && rows * channels * int64_t(sizeof(S)) > (4 << 20);
+}
+template <class C, class S>
+inline void store_result(S* p, Vec<C> v, int n, bool past_cache) {
+#if defined(__AVX512F__)
+    if (past_cache && n >= kLanes<C> && reinterpret_cast<uintptr_t>(p) % (kLanes<C> * sizeof(S)) == 0) {
+        if constexpr (sizeof(S) == 2) {
+            _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)to_halves(v));
+        } else {
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+        }
+        return;
+    }
+#endif
+    store_lanes<C>(p, v, n);
+}
+inline void finish_streaming() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
+}
+
 // ---- functions -----------------------------------------------------------------------------------------------------
 
 template <class C, class F>

@@ -1,0 +1,47 @@
+"""Products with a linear layer's weight, by whichever of PyTorch's libraries is faster on this processor."""
+
+import functools
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .backend import fast_path, is_plain
+
+
+def linear(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """`layer(inputs)`, (B, H, W, C) -> (B, H, W, O)."""
+    if isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear) and layer.bias is None:
+        return _product(inputs, layer.weight)
+    return layer(inputs)
+
+
+def linear_and_bias(layer: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`layer(inputs)` as a product and a bias still to be added, for `window_attention` to add while it reads.
+
+    A bias of None means that it is in the product already.
+    """
+    if isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear) and fast_path(inputs):
+        return _product(inputs, layer.weight), layer.bias
+    return layer(inputs), None
+
+
+def _product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if inputs.device.type == "cpu" and inputs.dtype != torch.float64 and _mkl_is_slow() and fast_path(inputs):
+        # PyTorch hands products to MKL and convolutions to oneDNN.
+        pixels = F.conv2d(inputs.permute(0, 3, 1, 2), weight[:, :, None, None])  # (B, O, H, W), channels-last memory
+        return pixels.permute(0, 2, 3, 1)
+    return F.linear(inputs, weight)
+
+
+@torch.compiler.assume_constant_result
+def _mkl_is_slow() -> bool:
+    """MKL keeps its fastest code for Intel's processors; on AMD's, oneDNN is a tenth faster (docs/speed.md)."""
+    return _is_amd() and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
+
+@functools.cache
+def _is_amd() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")
