@@ -3,7 +3,7 @@
     attention.py, local.py   the operations: plain PyTorch as reference and fallback, and the choice between them
     backend.py               what is chosen, and how to choose otherwise
     selfcheck.py             whether the fast ones are right on this machine, asked before their first use
-    fused.py                 both operations as one, for inference on the CPU
+    fused.py                 the block as one operation, for inference on the CPU
     cpu.py, *.cpp, *.h       C++ for the CPU, compiled on first use
     linear.py                products with weights, by the faster of PyTorch's libraries
     triton_*.py              Triton for CUDA GPUs
@@ -19,7 +19,7 @@ from .attention import (
     window_attention,
 )
 from .backend import BACKENDS, backend_report, is_plain, set_backend, use_backend
-from .fused import attend_and_convolve, fuses_for_inference
+from .fused import fuses_for_inference, infer_block
 from .linear import linear, linear_and_bias
 from .local import local_branch
 
@@ -27,9 +27,9 @@ __all__ = [
     "ATTENTION_TYPES",
     "BACKENDS",
     "Windows",
-    "attend_and_convolve",
     "backend_report",
     "fuses_for_inference",
+    "infer_block",
     "is_plain",
     "linear",
     "linear_and_bias",

@@ -50,7 +50,8 @@ struct StoredProjections {
     const S* qkv;
     const C* bias;
 
-    // Calls f(token, column, vector) for n channels from `channel` on; lanes past the last are zero.
+    // Calls f(token, column, vector) for n channels from `channel` on, all of one head and kind; lanes past the last are
+    // zero.
     template <class F>
     void each(int64_t channel, int n, F f) const {
         for (int i = 0; i < s.tokens(); ++i)

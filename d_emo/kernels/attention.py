@@ -135,7 +135,7 @@ def _window_attention(
     windows = Windows(dim, num_heads, height, width, neighborhood, remote, weight)
     qkv = qkv.contiguous()
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
-    cpu.call("attention", "attention_forward", qkv.dtype, cpu_shape(qkv, windows), qkv, cpu_parameter(bias, qkv), out)
+    cpu.call("attention", "attention_forward", qkv.dtype, cpu_shape(qkv.shape, windows), qkv, cpu_parameter(bias, qkv), out)
     return out
 
 
@@ -157,7 +157,7 @@ def _window_attention_backward(
     grad_qkv = torch.empty_like(qkv)
     sums = qkv.new_empty(qkv.shape[0], qkv.shape[-1], dtype=cpu.arithmetic(qkv.dtype))
     tensors = (qkv, cpu_parameter(bias, qkv), grad, grad_qkv, sums)
-    cpu.call("attention", "attention_backward", qkv.dtype, cpu_shape(qkv, windows), *tensors)
+    cpu.call("attention", "attention_backward", qkv.dtype, cpu_shape(qkv.shape, windows), *tensors)
     return grad_qkv, sums.sum(0)
 
 
@@ -180,10 +180,10 @@ def cpu_parameter(parameter: torch.Tensor | None, tensor: torch.Tensor) -> torch
     return None if parameter is None else parameter.to(cpu.arithmetic(tensor.dtype)).contiguous()
 
 
-def cpu_shape(qkv: torch.Tensor, windows: Windows) -> cpu.AttentionShape:
+def cpu_shape(qkv_shape: Sequence[int], windows: Windows) -> cpu.AttentionShape:
     """The C++ kernels' description of the problem."""
-    heads, value_dim = windows.num_heads, (qkv.shape[-1] - 2 * windows.dim) // windows.num_heads
-    return cpu.AttentionShape(*qkv.shape[:3], heads, windows.dim // heads, value_dim, *windows[2:])
+    heads, value_dim = windows.num_heads, (qkv_shape[-1] - 2 * windows.dim) // windows.num_heads
+    return cpu.AttentionShape(*qkv_shape[:3], heads, windows.dim // heads, value_dim, *windows[2:])
 
 
 @_window_attention.register_fake

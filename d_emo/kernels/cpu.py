@@ -52,6 +52,12 @@ class LocalShape(ctypes.Structure):
     ]
 
 
+class BlockShape(ctypes.Structure):
+    """The C++ struct of the same name."""
+
+    _fields_ = [("outputs", ctypes.c_int32)]
+
+
 def call(library: str, function: str, dtype: torch.dtype, shape: ctypes.Structure, *arguments: Any) -> None:
     """Call `d_emo_<function>` of a library: storage type, shape, then contiguous tensors (or None) and other shapes."""
     pointers = [
@@ -63,6 +69,11 @@ def call(library: str, function: str, dtype: torch.dtype, shape: ctypes.Structur
     kernel = getattr(_libraries()[library], f"d_emo_{function}")
     if kernel(ctypes.byref(shape), DTYPE_CODES[dtype], torch.get_num_threads(), *pointers):
         raise RuntimeError(f"d_emo_{function} takes no {dtype} tensors of this shape; use the backend 'reference'.")
+
+
+def block_multiplies(dtype: torch.dtype) -> bool:
+    """Whether the kernel of the whole block has matrix products of this type that match a library's here."""
+    return bool(_libraries()["fused"].d_emo_block_multiplies(DTYPE_CODES[dtype]))
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:

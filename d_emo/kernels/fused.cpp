@@ -4,9 +4,11 @@
 
 using namespace d_emo;
 
-extern "C" int d_emo_fused_forward(const AttentionShape* s, int dtype, int threads, const LocalShape* local,
-                                   const void* qkv, const void* bias, const void* weight, const void* gamma,
-                                   const void* beta, void* mean, void* variance, void* out) {
+extern "C" {
+
+int d_emo_fused_forward(const AttentionShape* s, int dtype, int threads, const LocalShape* local, const void* qkv,
+                        const void* bias, const void* weight, const void* gamma, const void* beta, void* mean,
+                        void* variance, void* out) {
     return with_types(dtype, [&](auto storage, auto arithmetic) {
         using S = decltype(storage);
         using C = decltype(arithmetic);
@@ -17,3 +19,30 @@ extern "C" int d_emo_fused_forward(const AttentionShape* s, int dtype, int threa
         });
     });
 }
+
+int d_emo_block_forward(const AttentionShape* s, int dtype, int threads, const LocalShape* local,
+                        const BlockShape* block, const void* x, const void* expansion, const void* bias,
+                        const void* weight, const void* gamma, const void* beta, void* mean, void* variance,
+                        const void* projection, void* out) {
+    return with_types(dtype, [&](auto storage, auto arithmetic) {
+        using S = decltype(storage);
+        using C = decltype(arithmetic);
+        if constexpr (!multiplies<S>()) {
+            return -1;
+        } else {
+            return with_kernel(local->kernel, [&](auto kernel) {
+                const LocalParameters<C> p{(const C*)weight, (const C*)gamma, (const C*)beta, (C*)mean, (C*)variance};
+                block_forward<S, C, kernel.value>(*s, *local, block->outputs, (const S*)x, (const S*)expansion,
+                                                  (const C*)bias, p, (const S*)projection, (S*)out, threads);
+                return 0;
+            });
+        }
+    });
+}
+
+// Whether there is a block_forward for this type.
+int d_emo_block_multiplies(int dtype) {
+    return with_types(dtype, [](auto storage, auto) { return int(multiplies<decltype(storage)>()); });
+}
+
+}  // extern "C"

@@ -1,7 +1,10 @@
-"""Attention and local branch as one operation, for inference on the CPU.
+"""The block as one operation, for inference on the CPU.
 
 With running statistics the local branch needs only the channels that a head has just made, so they stay in the cache.
+Where the kernels' own matrix products match a library's, the projections stay there too.
 """
+
+import math
 
 import torch
 from torch import nn
@@ -9,21 +12,88 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu
 from .attention import Windows, attention_flops, cpu_parameter, cpu_shape
+from .backend import is_plain
+from .linear import linear, linear_and_bias, product
 from .local import convolution_flops, fusible, kernel_parameters
 
 
 def fuses_for_inference(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether `attend_and_convolve` can be used: no gradients, running statistics, CPU kernels."""
+    """Whether `infer_block` can be used: no gradients, running statistics, CPU kernels."""
     no_gradients = not torch.is_grad_enabled() and not norm.training
     return no_gradients and hidden_states.device.type == "cpu" and fusible(hidden_states, conv, norm)
 
 
-def attend_and_convolve(
-    qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows, conv: nn.Conv2d, norm: nn.BatchNorm2d
+def infer_block(
+    hidden_states: torch.Tensor,
+    to_qkv: nn.Module,
+    windows: Windows,
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    proj_out: nn.Module,
 ) -> torch.Tensor:
-    """`local_branch(window_attention(qkv, bias, windows), conv, norm)`; see there. Has no gradient."""
-    statistics = (norm.running_mean, norm.running_var)
-    return _attend_and_convolve(qkv, bias, *windows, conv.weight, norm.weight, norm.bias, *statistics, norm.eps)
+    """`proj_out(local_branch(window_attention(to_qkv(x), windows), conv, norm))`, (B, H, W, C) -> (B, H, W, O).
+
+    Has no gradient.
+    """
+    local = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+    if (
+        is_plain(to_qkv, nn.Linear)
+        and is_plain(proj_out, nn.Linear)
+        and proj_out.bias is None
+        and to_qkv.weight.dtype == proj_out.weight.dtype == hidden_states.dtype
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return _infer_block(hidden_states, to_qkv.weight, to_qkv.bias, proj_out.weight, *windows, *local)
+    qkv, bias = linear_and_bias(to_qkv, hidden_states)                       # (B, H, W, 2C + E)
+    return linear(proj_out, _attend_and_convolve(qkv, bias, *windows, *local))
+
+
+def _multiplies(hidden_states: torch.Tensor, projection: torch.Tensor, windows: Windows) -> bool:
+    """Whether the kernels' own products serve here. They take pairs, and a thread takes a head of an image."""
+    return (
+        cpu.block_multiplies(hidden_states.dtype)
+        and windows.dim % 2 == projection.shape[1] % 2 == 0
+        and torch.get_num_threads() <= hidden_states.shape[0] * windows.num_heads
+    )
+
+
+@torch.library.custom_op("d_emo::infer_block", mutates_args=(), device_types="cpu")
+def _infer_block(
+    hidden_states: torch.Tensor,
+    expansion: torch.Tensor,
+    bias: torch.Tensor | None,
+    projection: torch.Tensor,
+    dim: int,
+    num_heads: int,
+    height: int,
+    width: int,
+    neighborhood: bool,
+    remote: bool,
+    weighting: float,
+    weight: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    windows = Windows(dim, num_heads, height, width, neighborhood, remote, weighting)
+    if not _multiplies(hidden_states, projection, windows):
+        local = (weight, gamma, beta, mean, variance, eps)
+        expanded = _attend_and_convolve(product(hidden_states, expansion), bias, *windows, *local)
+        return product(expanded, projection).contiguous()
+    hidden_states, grid = hidden_states.contiguous(), hidden_states.shape[:3]
+    out = hidden_states.new_empty(*grid, projection.shape[0])
+    shapes = (
+        cpu_shape((*grid, expansion.shape[0]), windows),
+        cpu.LocalShape(*grid, projection.shape[1], weight.shape[-1], False, eps),
+        cpu.BlockShape(projection.shape[0]),
+    )
+    local = _local_parameters(hidden_states, weight, gamma, beta, mean, variance)
+    tensors = (hidden_states, expansion.contiguous(), cpu_parameter(bias, hidden_states), *local)
+    arguments = (*shapes[1:], *tensors, projection.contiguous(), out)
+    cpu.call("fused", "block_forward", out.dtype, shapes[0], *arguments)
+    return out
 
 
 @torch.library.custom_op("d_emo::attend_and_convolve", mutates_args=(), device_types="cpu")
@@ -47,17 +117,41 @@ def _attend_and_convolve(
     windows = Windows(dim, num_heads, height, width, neighborhood, remote, weighting)
     qkv = qkv.contiguous()
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
-    local = cpu.LocalShape(*out.shape, weight.shape[-1], False, eps)
-    statistics = [cpu_parameter(tensor, qkv) for tensor in (mean, variance)]
-    parameters = kernel_parameters(qkv.dtype, weight, gamma, beta)
-    tensors = (qkv, cpu_parameter(bias, qkv), *parameters, *statistics, out)
-    cpu.call("fused", "fused_forward", qkv.dtype, cpu_shape(qkv, windows), local, *tensors)
+    shape = cpu.LocalShape(*out.shape, weight.shape[-1], False, eps)
+    tensors = (qkv, cpu_parameter(bias, qkv), *_local_parameters(qkv, weight, gamma, beta, mean, variance), out)
+    cpu.call("fused", "fused_forward", qkv.dtype, cpu_shape(qkv.shape, windows), shape, *tensors)
     return out
+
+
+def _local_parameters(
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+) -> tuple[torch.Tensor | None, ...]:
+    """The local branch's parameters as the C++ kernels take them with `inputs`."""
+    statistics = (cpu_parameter(mean, inputs), cpu_parameter(variance, inputs))
+    return *kernel_parameters(inputs.dtype, weight, gamma, beta), *statistics
+
+
+@_infer_block.register_fake
+def _(hidden_states, expansion, bias, projection, *_):
+    return hidden_states.new_empty(*hidden_states.shape[:3], projection.shape[0])
 
 
 @_attend_and_convolve.register_fake
 def _(qkv, bias, dim, *_):
     return qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
+
+
+@register_flop_formula(torch.ops.d_emo.infer_block)
+def _block_flops(x_shape, expansion_shape, bias_shape, projection_shape, dim, *windows_and_weight, **__):
+    """The projections', attention's and the convolution's."""
+    pixels = x_shape[0] * x_shape[1] * x_shape[2]
+    products = 2 * pixels * (math.prod(expansion_shape) + math.prod(projection_shape))
+    return products + _flops((*x_shape[:3], expansion_shape[0]), bias_shape, dim, *windows_and_weight)
 
 
 @register_flop_formula(torch.ops.d_emo.attend_and_convolve)

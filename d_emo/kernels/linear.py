@@ -13,7 +13,7 @@ from .backend import fast_path, is_plain
 def linear(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """`layer(inputs)`, (B, H, W, C) -> (B, H, W, O)."""
     if isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear) and layer.bias is None:
-        return _product(inputs, layer.weight)
+        return product(inputs, layer.weight)
     return layer(inputs)
 
 
@@ -23,11 +23,12 @@ def linear_and_bias(layer: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tenso
     A bias of None means that it is in the product already.
     """
     if isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear) and fast_path(inputs):
-        return _product(inputs, layer.weight), layer.bias
+        return product(inputs, layer.weight), layer.bias
     return layer(inputs), None
 
 
-def _product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`F.linear(inputs, weight)`, (B, H, W, C) and (O, C) -> (B, H, W, O)."""
     if inputs.device.type == "cpu" and inputs.dtype != torch.float64 and _mkl_is_slow() and fast_path(inputs):
         # PyTorch hands products to MKL and convolutions to oneDNN.
         pixels = F.conv2d(inputs.permute(0, 3, 1, 2), weight[:, :, None, None])  # (B, O, H, W), channels-last memory

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -272,19 +273,24 @@ class FlushDenormals {
 #endif
 };
 
-// A thread's own memory, kept from call to call and handed out in aligned pieces.
+// A thread's own memory, kept from call to call and handed out in aligned pieces. What lives at the same time as another
+// Scratch of its thread has another slot.
 class Scratch {
  public:
-    explicit Scratch(size_t bytes) {
-        thread_local std::unique_ptr<char, decltype(&std::free)> memory(nullptr, &std::free);
-        thread_local size_t size = 0;
-        if (bytes > size) {
-            memory.reset();
-            size = (bytes + 4095) / 4096 * 4096;
-            memory.reset(static_cast<char*>(std::aligned_alloc(4096, size)));
-            if (!memory) std::abort();
+    explicit Scratch(size_t bytes, int slot = 0) {
+        struct Memory {
+            std::unique_ptr<char, decltype(&std::free)> start{nullptr, &std::free};
+            size_t size = 0;
+        };
+        thread_local Memory memories[2];
+        Memory& memory = memories[slot];
+        if (bytes > memory.size) {
+            memory.start.reset();
+            memory.size = (bytes + 4095) / 4096 * 4096;
+            memory.start.reset(static_cast<char*>(std::aligned_alloc(4096, memory.size)));
+            if (!memory.start) std::abort();
         }
-        next_ = memory.get();
+        next_ = memory.start.get();
     }
     template <class T>
     T* take(size_t count) {

@@ -20,8 +20,8 @@ from ..choices import one_of
 from ..kernels import (
     ATTENTION_TYPES,
     Windows,
-    attend_and_convolve,
     fuses_for_inference,
+    infer_block,
     is_plain,
     linear,
     linear_and_bias,
@@ -131,7 +131,7 @@ class SpanningWindowAttention(_WindowedProjection):
         """Multiply-adds that a (B, H, W, C) grid of one window saves, being attended to once instead of twice."""
         pad_bottom, pad_right = self.padding(height, width)
         tokens = (height + pad_bottom) * (width + pad_right)
-        if self.attention_type == "none" or self._windows(height + pad_bottom, width + pad_right).weight == 1:
+        if self.attention_type == "none" or self.windows(height + pad_bottom, width + pad_right).weight == 1:
             return 0
         return batch * tokens**2 * (self.dim + self.inner_dim)
 
@@ -140,7 +140,7 @@ class SpanningWindowAttention(_WindowedProjection):
         _, height, width, _ = hidden_states.shape
         padded = self._padded(hidden_states)
         qkv = self.to_qkv(padded)                                            # (B, H', W', 2C + E)
-        windows = self._windows(*padded.shape[1:3])
+        windows = self.windows(*padded.shape[1:3])
         values = self.activation(qkv[..., -self.inner_dim:])                 # (B, H', W', E)
         attended = window_attention(qkv, None, windows)                      # (B, H', W', E)
         return attended[:, :height, :width], values[:, :height, :width]
@@ -148,9 +148,10 @@ class SpanningWindowAttention(_WindowedProjection):
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, Windows]:
         """Queries, keys and values of a grid that needs no padding; the bias still to be added; the windows."""
         qkv, bias = linear_and_bias(self.to_qkv, hidden_states)              # (B, H, W, 2C + E)
-        return qkv, bias, self._windows(*hidden_states.shape[1:3])
+        return qkv, bias, self.windows(*hidden_states.shape[1:3])
 
-    def _windows(self, height: int, width: int) -> Windows:
+    def windows(self, height: int, width: int) -> Windows:
+        """How a grid that needs no padding is cut."""
         window = self._window(height, width)
         return Windows.of(self.attention_type, self.dim, self.num_heads, window, (height, width))
 
@@ -287,10 +288,9 @@ class I2RMB(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, O), halved by a stride of 2; the input is normalised, the output not yet added."""
         if self._fuses_for_inference(hidden_states):
-            qkv, bias, windows = self.attn.project(hidden_states)
-            # Attention and the local branch at once.
-            hidden_states = attend_and_convolve(qkv, bias, windows, self.conv, self.conv_norm)  # (B, H, W, E)
-        elif self.parallel:
+            windows = self.attn.windows(*hidden_states.shape[1:3])
+            return infer_block(hidden_states, self.attn.to_qkv, windows, self.conv, self.conv_norm, self.proj_out)
+        if self.parallel:
             attended, values = self.attn.with_values(hidden_states)          # (B, H, W, E) each
             hidden_states = attended + self._local(values)                   # (B, H, W, E)
         else:
