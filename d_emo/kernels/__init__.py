@@ -1,4 +1,4 @@
-"""The block's two hot operations, each with a fast implementation and plain PyTorch beside it.
+"""The block's hot operations, each with a fast implementation and plain PyTorch beside it.
 
     attention.py, local.py   the operations: plain PyTorch as reference and fallback, and the choice between them
     backend.py               what is chosen, and how to choose otherwise
@@ -20,7 +20,7 @@ from .attention import (
 )
 from .backend import BACKENDS, backend_report, is_plain, set_backend, use_backend
 from .fused import fuses_for_inference, infer_block
-from .linear import linear, linear_and_bias
+from .linear import apply_linear, linear_and_bias
 from .local import local_branch
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "fuses_for_inference",
     "infer_block",
     "is_plain",
-    "linear",
+    "apply_linear",
     "linear_and_bias",
     "local_branch",
     "merge_windows",

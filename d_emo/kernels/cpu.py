@@ -26,7 +26,7 @@ from ..files import cache_folder
 logger = logging.get_logger(__name__)
 
 LIBRARIES = ("attention", "local", "fused")
-SOURCES = ("vectors.h", "products.h", "attention.h", "local.h", "fused.h", *(f"{name}.cpp" for name in LIBRARIES))
+SOURCES = ("vectors.h", "products.h", "attention.h", "local.h", "linear.h", "fused.h", *(f"{name}.cpp" for name in LIBRARIES))
 # No -ffast-math: vectors.h rounds by adding a large number.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 
@@ -72,8 +72,22 @@ def call(library: str, function: str, dtype: torch.dtype, shape: ctypes.Structur
 
 
 def block_multiplies(dtype: torch.dtype) -> bool:
-    """Whether the kernel of the whole block has matrix products of this type that match a library's here."""
-    return bool(_libraries()["fused"].d_emo_block_multiplies(DTYPE_CODES[dtype]))
+    """Whether the kernel of the whole block has matrix products of this type that are faster here than PyTorch's.
+
+    Measured on AMD's processors with AVX-512 (docs/speed.md); others keep PyTorch's.
+    """
+    return _is_amd() and bool(_libraries()["fused"].d_emo_block_multiplies(DTYPE_CODES[dtype]))
+
+
+@torch.compiler.assume_constant_result
+def mkl_is_slow() -> bool:
+    """Whether PyTorch's products are MKL's on a processor that MKL does not keep its fastest code for."""
+    return _is_amd() and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
+
+@functools.cache
+def _is_amd() -> bool:
+    return "AuthenticAMD" in _first_processor()
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
@@ -120,13 +134,17 @@ def _compiler() -> str:
 def _digest(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
     processor = [platform.machine()]
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        # The first processor's model and features: what -march=native reads.
-        lines = cpuinfo.read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
-        processor += [line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features")]
+    # Model and features are what -march=native reads.
+    lines = _first_processor().splitlines()
+    processor += [line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features")]
     content = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in SOURCES]
     return hashlib.sha256("\0".join([version, *FLAGS, *processor, *content]).encode()).hexdigest()[:16]
+
+
+def _first_processor() -> str:
+    """What Linux says of the first processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text(encoding="utf-8").split("\n\n", 1)[0] if cpuinfo.exists() else ""
 
 
 def _compile(compiler: str, name: str, target: Path) -> None:

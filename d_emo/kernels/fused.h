@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention.h"
+#include "linear.h"
 #include "local.h"
 
 namespace d_emo {
@@ -52,50 +53,6 @@ struct BlockShape {
     int32_t outputs;  // channels of the result
 };
 
-// A linear layer's weight (outputs x inputs), turned into panels of kWide<C> outputs that products read in order. No
-// panel holds outputs of two heads: they come as counts[i] groups of sizes[i], one kind after the other.
-template <class S, class C>
-struct Panels {
-    using P = typename ProductsOf<S, C>::type;
-    using Word = typename P::Word;
-    const S* weight;
-    int inputs, counts[2], sizes[2];
-    Word* packed = nullptr;
-
-    int depth() const { return P::words(inputs); }
-    int64_t panel_size() const { return int64_t(round_up(depth(), kLanes<Word>)) * kWide<C>; }
-    int pieces(int kind) const { return (sizes[kind] + kWide<C> - 1) / kWide<C>; }
-    int count() const { return counts[0] * pieces(0) + counts[1] * pieces(1); }
-    size_t bytes() const { return Scratch::piece_bytes<Word>(count() * panel_size()); }
-
-    const Word* panel_from(int64_t output) const {
-        const int kind = output >= int64_t(counts[0]) * sizes[0];
-        const int64_t place = kind ? output - int64_t(counts[0]) * sizes[0] : output;
-        const int64_t panel = place / sizes[kind] * pieces(kind) + place % sizes[kind] / kWide<C>;
-        return packed + (kind ? counts[0] * pieces(0) + panel : panel) * panel_size();
-    }
-    void pack(int panel) const {
-        const int kind = panel >= counts[0] * pieces(0), number = kind ? panel - counts[0] * pieces(0) : panel;
-        const int piece = number % pieces(kind) * kWide<C>;
-        const int64_t output = int64_t(kind) * counts[0] * sizes[0] + int64_t(number / pieces(kind)) * sizes[kind] + piece;
-        const Word* rows = reinterpret_cast<const Word*>(weight + output * inputs);
-        transpose<Word>(std::min(kWide<C>, sizes[kind] - piece), depth(), {rows, depth()}, packed + panel * panel_size(),
-                        kWide<C>);
-    }
-    // out (rows x n, `ld` apart) = x (rows x inputs) times n outputs of one group, from the start of a panel on.
-    void multiply(int rows, const S* x, int64_t output, int n, C* out, int64_t ld) const {
-        constexpr int block = 64;  // words of depth: a block of a panel stays in the first-level cache
-        const Word* words = reinterpret_cast<const Word*>(x);
-        for (int c = 0; c < n; c += kWide<C>) {
-            const Word* panel = panel_from(output + c);
-            const int columns = round_up(std::min(kWide<C>, n - c), kLanes<C>);
-            for (int k = 0; k < depth(); k += block)
-                product<Word, C>(k > 0, rows, columns, std::min(block, depth() - k), {words + k, depth()}, 1,
-                                 {panel + k * kWide<C>, kWide<C>}, {out + c, ld});
-        }
-    }
-};
-
 // The projections of an image, made when they are asked for; `place` holds (N, ld) of them.
 template <class S, class C>
 struct OwnProjections {
@@ -122,63 +79,46 @@ struct OwnProjections {
 template <class S, class C, int K>
 void block_forward(const AttentionShape& s, const LocalShape& local, int outputs, const S* x, const S* expansion,
                    const C* bias, const LocalParameters<C>& p, const S* projection, S* out, int threads) {
-    constexpr int row_block = 64;
     const std::vector<int> tokens = window_tokens(s);
     const int inputs = s.heads * s.head_dim, N = s.tokens(), channels = local.channels;
-    Panels<S, C> expand{expansion, inputs, {2 * s.heads, s.heads}, {s.head_dim, s.value_dim}};
-    Panels<S, C> project{projection, channels, {1, 0}, {outputs, 1}};
+    Panels<S, C> expand(inputs, {2 * s.heads, s.heads}, {s.head_dim, s.value_dim}), project(channels, outputs);
     // A few images at a time, so that what lies between the two products stays in the cache.
     const int group = std::min(s.batch, (4 * threads + s.heads - 1) / s.heads);
     AttentionShape images = s;
     images.batch = group;
     Scratch shared(expand.bytes() + project.bytes() + Scratch::piece_bytes<S>(size_t(group) * N * channels), 1);
-    expand.packed = shared.take<typename Panels<S, C>::Word>(expand.count() * expand.panel_size());
-    project.packed = shared.take<typename Panels<S, C>::Word>(project.count() * project.panel_size());
+    expand.take(shared);
+    project.take(shared);
     S* expanded = shared.take<S>(size_t(group) * N * channels);
-    const int ld = row_distance<C>(AttentionHead<S, C>::widest(s)), out_ld = row_distance<C>(outputs);
-    const size_t place_size = std::max(size_t(N) * ld, size_t(row_block) * out_ld);
+    const int ld = row_distance<C>(AttentionHead<S, C>::widest(s));
+    const size_t head_size = head_bytes<S, C, K>(s, local) + Scratch::piece_bytes<C>(size_t(N) * ld);
     const bool past_cache = streams<S>(int64_t(s.batch) * N, outputs);
 #pragma omp parallel num_threads(threads)
     {
         const FlushDenormals flush;
-        Scratch own(head_bytes<S, C, K>(s, local) + Scratch::piece_bytes<C>(place_size));
-        C* place = own.take<C>(place_size);
+        Scratch own(std::max(head_size, project.sums_bytes()));
 #pragma omp for schedule(dynamic)
         for (int panel = 0; panel < expand.count() + project.count(); ++panel)
-            panel < expand.count() ? expand.pack(panel) : project.pack(panel - expand.count());
+            panel < expand.count() ? expand.pack(panel, expansion)
+                                   : project.pack(panel - expand.count(), projection);
         for (int start = 0; start < s.batch; start += group) {
             const int count = std::min(group, s.batch - start);
 #pragma omp for schedule(dynamic)
             for (int unit = 0; unit < count * s.heads; ++unit) {
                 const int64_t image = unit / s.heads;
-                const S* pixels = x + (start + image) * N * inputs;
-                const OwnProjections<S, C> projections{s, expand, pixels, bias, place, ld};
                 Scratch scratch = own;
+                C* place = scratch.take<C>(size_t(N) * ld);
+                const OwnProjections<S, C> projections{s, expand, x + (start + image) * N * inputs, bias, place, ld};
                 attend_and_convolve_head<S, C, K>(images, local, p, tokens, projections, unit % s.heads, scratch,
                                                   expanded + image * N * channels);
             }
 #pragma omp for schedule(dynamic)
-            for (int row = 0; row < count * N; row += row_block) {
-                const int rows = std::min(row_block, count * N - row);
-                project.multiply(rows, expanded + int64_t(row) * channels, 0, outputs, place, out_ld);
-                S* target = out + (int64_t(start) * N + row) * outputs;
-                for (int i = 0; i < rows; ++i)
-                    for (int k = 0; k < outputs; k += kLanes<C>)
-                        store_result<C>(target + int64_t(i) * outputs + k, load(place + int64_t(i) * out_ld + k), outputs - k,
-                                        past_cache);
-            }
+            for (int row = 0; row < count * N; row += kRowBlock)
+                project.multiply_rows(std::min(kRowBlock, count * N - row), expanded + int64_t(row) * channels,
+                                      out + (int64_t(start) * N + row) * outputs, past_cache, own);
         }
         finish_streaming();
     }
-}
-
-// Whether `block_forward` is worth it: measured with AVX-512 only, and no match for AMX's products of bfloat16.
-template <class S>
-constexpr bool multiplies() {
-#if defined(__AMX_BF16__) || !defined(__AVX512BF16__)
-    if (std::is_same<S, bfloat16>::value) return false;
-#endif
-    return kVectorBytes == 64 && !std::is_same<S, double>::value;
 }
 
 }  // namespace d_emo

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import cpu
 from .attention import Windows, attention_flops, cpu_parameter, cpu_shape
 from .backend import is_plain
-from .linear import linear, linear_and_bias, product
+from .linear import apply_linear, linear_and_bias, product
 from .local import convolution_flops, fusible, kernel_parameters
 
 
@@ -45,14 +45,14 @@ def infer_block(
     ):
         return _infer_block(hidden_states, to_qkv.weight, to_qkv.bias, proj_out.weight, *windows, *local)
     qkv, bias = linear_and_bias(to_qkv, hidden_states)                       # (B, H, W, 2C + E)
-    return linear(proj_out, _attend_and_convolve(qkv, bias, *windows, *local))
+    return apply_linear(proj_out, _attend_and_convolve(qkv, bias, *windows, *local))
 
 
 def _multiplies(hidden_states: torch.Tensor, projection: torch.Tensor, windows: Windows) -> bool:
-    """Whether the kernels' own products serve here. They take pairs, and a thread takes a head of an image."""
+    """Whether the kernels' own products serve here; a thread takes a head of an image."""
     return (
         cpu.block_multiplies(hidden_states.dtype)
-        and windows.dim % 2 == projection.shape[1] % 2 == 0
+        and windows.dim % 2 == projection.shape[1] % 2 == 0  # rows of whole pairs
         and torch.get_num_threads() <= hidden_states.shape[0] * windows.num_heads
     )
 

@@ -1,16 +1,14 @@
 """Products with a linear layer's weight, by whichever of PyTorch's libraries is faster on this processor."""
 
-import functools
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import cpu
 from .backend import fast_path, is_plain
 
 
-def linear(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+def apply_linear(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """`layer(inputs)`, (B, H, W, C) -> (B, H, W, O)."""
     if isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear) and layer.bias is None:
         return product(inputs, layer.weight)
@@ -29,20 +27,8 @@ def linear_and_bias(layer: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tenso
 
 def product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`F.linear(inputs, weight)`, (B, H, W, C) and (O, C) -> (B, H, W, O)."""
-    if inputs.device.type == "cpu" and inputs.dtype != torch.float64 and _mkl_is_slow() and fast_path(inputs):
-        # PyTorch hands products to MKL and convolutions to oneDNN.
+    if inputs.device.type == "cpu" and inputs.dtype != torch.float64 and cpu.mkl_is_slow() and fast_path(inputs):
+        # PyTorch hands products to MKL and convolutions to oneDNN, which is a tenth faster here (docs/speed.md).
         pixels = F.conv2d(inputs.permute(0, 3, 1, 2), weight[:, :, None, None])  # (B, O, H, W), channels-last memory
         return pixels.permute(0, 2, 3, 1)
     return F.linear(inputs, weight)
-
-
-@torch.compiler.assume_constant_result
-def _mkl_is_slow() -> bool:
-    """MKL keeps its fastest code for Intel's processors; on AMD's, oneDNN is a tenth faster (docs/speed.md)."""
-    return _is_amd() and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-
-
-@functools.cache
-def _is_amd() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")

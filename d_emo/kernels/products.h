@@ -44,6 +44,7 @@ inline void product_tile(int depth, const T* const* a, int64_t a_step, const Row
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < V; ++j) sum[i][j] = add ? load(c[i] + column + j * lanes) : Vec<C>{};
+#pragma GCC unroll 4
     for (int k = 0; k < depth; ++k) {
         const T* b_row = b.row(k) + column;
         Vec<T> right[V];
@@ -146,9 +147,7 @@ struct Exact {
 struct Halves {
     using Word = uint32_t;
     static int words(int n) { return (n + 1) / 2; }
-    static bfloat16* numbers(Word* row) { return reinterpret_cast<bfloat16*>(row); }
-    static const bfloat16* numbers(const Word* row) { return reinterpret_cast<const bfloat16*>(row); }
-    static void put(Word* row, int column, Vec<float> v) { store(numbers(row) + column, v); }
+    static void put(Word* row, int column, Vec<float> v) { store(reinterpret_cast<bfloat16*>(row) + column, v); }
 
     static void narrow(int rows, int n, float* a, int ld) {
         for (int i = 0; i < rows; ++i)
@@ -158,7 +157,9 @@ struct Halves {
             }
     }
     static Rows<const Word> zip(int depth, int n, Rows<const Word> a, Word* place, int64_t ld) {
-        return zipped(depth, n, place, ld, [&](int i, int k) { return widened(numbers(a.row(i)) + k); });
+        return zipped(depth, n, place, ld, [&](int i, int k) {
+            return widened(reinterpret_cast<const bfloat16*>(a.row(i)) + k);
+        });
     }
     static Rows<const Word> zip_sums(int depth, int n, Rows<const float> a, Word* place, int64_t ld) {
         return zipped(depth, n, place, ld, [&](int i, int k) { return rounded(load(a.row(i) + k)); });

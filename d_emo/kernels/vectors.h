@@ -299,7 +299,7 @@ class Scratch {
         return piece;
     }
     template <class T>
-    static size_t piece_bytes(size_t count) {
+    static constexpr size_t piece_bytes(size_t count) {
         return (count * sizeof(T) + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
     }
 
