@@ -44,7 +44,7 @@ def infer_block(
         and not torch.is_autocast_enabled("cpu")
     ):
         return _infer_block(hidden_states, to_qkv.weight, to_qkv.bias, proj_out.weight, *windows, *local)
-    qkv, bias = linear_and_bias(to_qkv, hidden_states)                       # (B, H, W, 2C + E)
+    qkv, bias = linear_and_bias(to_qkv, hidden_states)  # (B, H, W, 2C + E)
     return apply_linear(proj_out, _attend_and_convolve(qkv, bias, *windows, *local))
 
 

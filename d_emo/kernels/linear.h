@@ -7,10 +7,10 @@
 namespace d_emo {
 
 constexpr int kRowBlock = 64;  // rows that are worked on together
-constexpr int kDepth = 64;     // words of depth: a panel's piece of this depth stays in the first-level cache
+constexpr int kDepth = 384;   // words of depth that sums stay in registers for
 
-// A transposed weight (depth x columns) in panels of kWide<C> columns. No panel holds columns of two groups, such as heads:
-// they come as counts[i] groups of sizes[i] columns, one kind after the other.
+// A transposed weight (depth x columns) in panels of kWide<C> columns. No panel holds columns of two groups, such as
+// heads: they come as counts[i] groups of sizes[i] columns, one kind after the other.
 template <class S, class C>
 struct Panels {
     using P = typename ProductsOf<S, C>::type;
@@ -51,6 +51,7 @@ struct Panels {
         const Word* rows = reinterpret_cast<const Word*>(matrix + int64_t(first) * numbers);
         transpose<Word>(n, depth, {rows, depth}, packed + panel * panel_size(), kWide<C>);
     }
+
     // out (rows x n, `ld` apart) = x (rows x depth) times n columns of one group, from the start of a panel on.
     void multiply(int rows, const S* x, int first, int n, C* out, int64_t ld) const {
         const Word* words = reinterpret_cast<const Word*>(x);
@@ -74,7 +75,8 @@ struct Panels {
     size_t sums_bytes() const { return Scratch::piece_bytes<C>(size_t(kRowBlock) * row_distance<C>(columns())); }
 };
 
-// Whether products of this storage type are worth it: measured with AVX-512 only, and no match for AMX's products of bfloat16.
+// Whether products of this storage type are worth it: measured with AVX-512 only, and no match for AMX's products of
+// bfloat16.
 template <class S>
 constexpr bool multiplies() {
 #if defined(__AMX_BF16__) || !defined(__AVX512BF16__)

@@ -20,10 +20,10 @@ from ..choices import one_of
 from ..kernels import (
     ATTENTION_TYPES,
     Windows,
+    apply_linear,
     fuses_for_inference,
     infer_block,
     is_plain,
-    apply_linear,
     linear_and_bias,
     local_branch,
     merge_windows,
