@@ -143,6 +143,9 @@ def test_operators_are_registered_as_pytorch_wants_them():
         torch.library.opcheck(local._local_branch, (h.clone().requires_grad_(), *weights, *statistics, True, 1e-5))
         torch.library.opcheck(local._local_branch_backward, (h, h, *weights, *statistics, True, 1e-5))
         torch.library.opcheck(fused._attend_and_convolve, (x, bias, *windows, *fused_weights, 1e-5))
+        products = (torch.rand(qkv.shape[-1], windows.dim), bias, torch.rand(10, channels))
+        pixels = torch.rand(*qkv.shape[:3], windows.dim)
+        torch.library.opcheck(fused._infer_block, (order(pixels), *products, *windows, *fused_weights, 1e-5))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -158,6 +161,26 @@ def test_block_in_inference_equals_the_reference(dtype, grid):
     with use_backend("reference"):
         expected = exact(hidden.double())
     assert_close(out, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dim", "heads", "expansion", "out_dim", "grid"),
+    [(48, 3, 4, 48, (16, 16)), (72, 1, 5, 100, (8, 24)), (400, 2, 4, 400, (8, 16)), (20, 2, 1.5, 14, (8, 8))],
+)
+@torch.no_grad()
+def test_the_blocks_own_products_equal_a_librarys(monkeypatch, dim, heads, expansion, out_dim, grid, dtype):
+    """Also where heads fill no whole vector or panel, and sums go beyond one piece of the depth."""
+    block = randomize(I2RMB(dim, heads, expansion, out_dim=out_dim)).to(dtype).eval()
+    hidden = torch.randn(5, *grid, dim).to(dtype)
+    with use_backend("native"):
+        out = block(hidden)
+        monkeypatch.setattr(cpu, "block_multiplies", lambda _: False)
+        assert_close(out, block(hidden), dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_close(out, block.float()(hidden.float()), torch.bfloat16)
+    with use_backend("reference"):
+        assert_close(out, block.double()(hidden.double()), dtype)
 
 
 def test_hooked_modules_are_called():

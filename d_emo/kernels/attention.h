@@ -50,8 +50,8 @@ struct StoredProjections {
     const S* qkv;
     const C* bias;
 
-    // Calls f(token, column, vector) for n channels from `channel` on, all of one head and kind; lanes past the last are
-    // zero.
+    // Calls f(token, column, vector) for n channels from `channel` on, all of one head and kind; lanes past the last
+    // are zero.
     template <class F>
     void each(int64_t channel, int n, F f) const {
         for (int i = 0; i < s.tokens(); ++i)
@@ -104,7 +104,8 @@ struct AttentionHead {
         const size_t dl = row_distance<C>(s.head_dim), tl = row_distance<C>(s.window());
         const size_t chunkl = row_distance<C>(value_chunk(s)), widestl = row_distance<C>(widest(s));
         const size_t operands = 2 * copies * N * (dl + chunkl) + copies * kinds * N * tl;
-        return (operands + (widestl + lanes + 1) * tl + (s.window() + 1) * (widestl + tl)) * sizeof(C) + 16 * kVectorBytes;
+        const size_t turned_and_zipped = (widestl + lanes + 1) * tl + (s.window() + 1) * (widestl + tl);
+        return (operands + turned_and_zipped) * sizeof(C) + 16 * kVectorBytes;
     }
 
     AttentionHead(const AttentionShape& shape, const std::vector<int>& window_tokens, Scratch& scratch)
@@ -141,7 +142,8 @@ struct AttentionHead {
         const C scale = C(1 / std::sqrt(double(d)));
         const int64_t first = int64_t(head) * d;
         projections.each(first, d, [&](int i, int c, Vec<C> v) { P::put(query + int64_t(i) * dl, c, v * scale); });
-        projections.each(s.key_offset() + first, d, [&](int i, int c, Vec<C> v) { P::put(key + int64_t(i) * dl, c, v); });
+        projections.each(s.key_offset() + first, d,
+                         [&](int i, int c, Vec<C> v) { P::put(key + int64_t(i) * dl, c, v); });
         for (int w = 0; w < windows; ++w) {
             C* scores = window_scores(probabilities, w);
             transpose<Word>(T, P::words(d), {key, dl, window(w)}, turned, tl);

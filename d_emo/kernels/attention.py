@@ -135,7 +135,8 @@ def _window_attention(
     windows = Windows(dim, num_heads, height, width, neighborhood, remote, weight)
     qkv = qkv.contiguous()
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
-    cpu.call("attention", "attention_forward", qkv.dtype, cpu_shape(qkv.shape, windows), qkv, cpu_parameter(bias, qkv), out)
+    tensors = (qkv, cpu_parameter(bias, qkv), out)
+    cpu.call("attention", "attention_forward", qkv.dtype, cpu_shape(qkv.shape, windows), *tensors)
     return out
 
 

@@ -26,15 +26,8 @@ from ..files import cache_folder
 logger = logging.get_logger(__name__)
 
 LIBRARIES = ("attention", "local", "fused")
-SOURCES = (
-    "vectors.h",
-    "products.h",
-    "attention.h",
-    "local.h",
-    "linear.h",
-    "fused.h",
-    *(f"{name}.cpp" for name in LIBRARIES),
-)
+HEADERS = ("vectors.h", "products.h", "attention.h", "local.h", "linear.h", "fused.h")
+SOURCES = (*HEADERS, *(f"{name}.cpp" for name in LIBRARIES))
 # No -ffast-math: vectors.h rounds by adding a large number.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 

@@ -12,8 +12,8 @@ namespace d_emo {
 // One head of one image: attention, then the local branch, into its channels of `out` (N, channels).
 template <class S, class C, int K, class Projections>
 void attend_and_convolve_head(const AttentionShape& s, const LocalShape& local, const LocalParameters<C>& p,
-                              const std::vector<int>& tokens, const Projections& projections, int head, Scratch& scratch,
-                              S* out) {
+                              const std::vector<int>& tokens, const Projections& projections, int head,
+                              Scratch& scratch, S* out) {
     using Channels = LocalChannels<S, C, K>;
     Vec<C>* tile = scratch.take<Vec<C>>(Channels::tile_size(local));
     Vec<C>* convolved = scratch.take<Vec<C>>(s.tokens());

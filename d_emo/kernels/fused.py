@@ -37,7 +37,9 @@ def infer_block(
     """
     local = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
     if (
-        is_plain(to_qkv, nn.Linear)
+        isinstance(to_qkv, nn.Linear)
+        and isinstance(proj_out, nn.Linear)
+        and is_plain(to_qkv, nn.Linear)
         and is_plain(proj_out, nn.Linear)
         and proj_out.bias is None
         and to_qkv.weight.dtype == proj_out.weight.dtype == hidden_states.dtype

@@ -129,7 +129,7 @@ struct LocalChannels {
             for (int c = 0; c < s.width; ++c, ++i) f(i, (r + border) * tile_width + border + c);
     }
 
-    // The insides of the tiles, from pixels `step` elements apart: too far for the processor to fetch the next by itself.
+    // The insides of the tiles, from pixels `step` elements apart: too far for the processor to fetch the next unasked.
     template <class X>
     void load_image(const X* x, int64_t step, V* tiles) const {
         each_pixel([&](int i, int place) {

@@ -1,8 +1,8 @@
 // Matrix products of operands in the cache, and the forms in which they take them.
 //
-// An operand holds words along a product's depth. In `Exact` a word is one number of the arithmetic type. In `Halves` it
-// is two bfloat16 numbers, which the processor multiplies and adds in one instruction: a row of numbers is as it lies in
-// memory, a column of words comes from two rows (`zip`). Sums are always in the arithmetic type.
+// An operand holds words along a product's depth. In `Exact` a word is one number of the arithmetic type. In `Halves`
+// it is two bfloat16 numbers, which the processor multiplies and adds in one instruction: a row of numbers is as it
+// lies in memory, a column of words comes from two rows (`zip`). Sums are always in the arithmetic type.
 
 #pragma once
 
@@ -37,7 +37,8 @@ inline Vec<float> multiply_add(Vec<float> sum, Words a, Words b) {
 #endif
 
 template <class T, class C, int M, int V, bool add>
-inline void product_tile(int depth, const T* const* a, int64_t a_step, const Rows<const T>& b, int column, C* const* c) {
+inline void product_tile(int depth, const T* const* a, int64_t a_step, const Rows<const T>& b, int column,
+                         C* const* c) {
     constexpr int lanes = kLanes<C>;
     Vec<C> sum[M][V];
 #pragma GCC unroll 8

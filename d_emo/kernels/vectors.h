@@ -273,8 +273,8 @@ class FlushDenormals {
 #endif
 };
 
-// A thread's own memory, kept from call to call and handed out in aligned pieces. What lives at the same time as another
-// Scratch of its thread has another slot.
+// A thread's own memory, kept from call to call and handed out in aligned pieces. What lives at the same time as
+// another Scratch of its thread has another slot.
 class Scratch {
  public:
     explicit Scratch(size_t bytes, int slot = 0) {
