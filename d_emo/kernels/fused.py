@@ -81,8 +81,8 @@ def _infer_block(
 ) -> torch.Tensor:
     windows = Windows(dim, num_heads, height, width, neighborhood, remote, weighting)
     if not _multiplies(hidden_states, projection, windows):
-        local = (weight, gamma, beta, mean, variance, eps)
-        expanded = _attend_and_convolve(product(hidden_states, expansion), bias, *windows, *local)
+        qkv = product(hidden_states, expansion)                              # (B, H, W, 2C + E)
+        expanded = _attend_and_convolve(qkv, bias, *windows, weight, gamma, beta, mean, variance, eps)
         return product(expanded, projection).contiguous()
     hidden_states, grid = hidden_states.contiguous(), hidden_states.shape[:3]
     out = hidden_states.new_empty(*grid, projection.shape[0])
