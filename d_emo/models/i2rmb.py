@@ -295,7 +295,7 @@ class I2RMB(nn.Module):
             hidden_states = attended + self._local(values)                   # (B, H, W, E)
         else:
             hidden_states = self._with_local(self.attn(hidden_states))       # (B, H, W, C) -> (B, H', W', E)
-        return apply_linear(self.proj_out, hidden_states)                      # (B, H', W', E) -> (B, H', W', O)
+        return apply_linear(self.proj_out, hidden_states)                    # (B, H', W', E) -> (B, H', W', O)
 
     def _with_local(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """x + SiLU(BatchNorm(conv(x))), or without the first x, or x alone."""
