@@ -81,7 +81,7 @@ def _infer_block(
 ) -> torch.Tensor:
     windows = Windows(dim, num_heads, height, width, neighborhood, remote, weighting)
     if not _multiplies(hidden_states, projection, windows):
-        qkv = product(hidden_states, expansion)                              # (B, H, W, 2C + E)
+        qkv = product(hidden_states, expansion)  # (B, H, W, 2C + E)
         expanded = _attend_and_convolve(qkv, bias, *windows, weight, gamma, beta, mean, variance, eps)
         return product(expanded, projection).contiguous()
     hidden_states, grid = hidden_states.contiguous(), hidden_states.shape[:3]
