@@ -175,7 +175,7 @@ def test_the_blocks_own_products_equal_a_librarys(monkeypatch, dim, heads, expan
     hidden = torch.randn(5, *grid, dim).to(dtype)
     with use_backend("native"):
         out = block(hidden)
-        monkeypatch.setattr(cpu, "block_multiplies", lambda _: False)
+        monkeypatch.setattr(linear, "own_products_are_faster", lambda _: False)
         assert_close(out, block(hidden), dtype)
         with torch.autocast("cpu", torch.bfloat16):
             assert_close(out, block.float()(hidden.float()), torch.bfloat16)

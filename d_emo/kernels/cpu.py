@@ -25,8 +25,8 @@ from ..files import cache_folder
 
 logger = logging.get_logger(__name__)
 
-LIBRARIES = ("attention", "local", "fused")
-HEADERS = ("vectors.h", "products.h", "attention.h", "local.h", "linear.h", "fused.h")
+LIBRARIES = ("attention", "local", "linear", "fused")
+HEADERS = ("vectors.h", "products.h", "attention.h", "linear.h", "local.h", "fused.h")
 SOURCES = (*HEADERS, *(f"{name}.cpp" for name in LIBRARIES))
 # No -ffast-math: vectors.h rounds by adding a large number.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
@@ -53,6 +53,12 @@ class LocalShape(ctypes.Structure):
     ]
 
 
+class LinearShape(ctypes.Structure):
+    """The C++ struct of the same name."""
+
+    _fields_ = [("rows", ctypes.c_int64), *((name, ctypes.c_int32) for name in ("inputs", "outputs", "by_column"))]
+
+
 class BlockShape(ctypes.Structure):
     """The C++ struct of the same name."""
 
@@ -70,25 +76,6 @@ def call(library: str, function: str, dtype: torch.dtype, shape: ctypes.Structur
     kernel = getattr(_libraries()[library], f"d_emo_{function}")
     if kernel(ctypes.byref(shape), DTYPE_CODES[dtype], torch.get_num_threads(), *pointers):
         raise RuntimeError(f"d_emo_{function} takes no {dtype} tensors of this shape; use the backend 'reference'.")
-
-
-def block_multiplies(dtype: torch.dtype) -> bool:
-    """Whether the kernel of the whole block has matrix products of this type that are faster here than PyTorch's.
-
-    Measured on AMD's processors with AVX-512 (docs/speed.md); others keep PyTorch's.
-    """
-    return _is_amd() and bool(_libraries()["fused"].d_emo_block_multiplies(DTYPE_CODES[dtype]))
-
-
-@torch.compiler.assume_constant_result
-def mkl_is_slow() -> bool:
-    """Whether PyTorch's products are MKL's on a processor that MKL does not keep its fastest code for."""
-    return _is_amd() and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-
-
-@functools.cache
-def _is_amd() -> bool:
-    return "AuthenticAMD" in _first_processor()
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
@@ -112,16 +99,20 @@ def _libraries() -> dict[str, Any]:
     if sys.platform != "linux":
         raise RuntimeError(f"the CPU kernels are built on Linux only, not on {sys.platform}")
     compiler = _compiler()
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = _digest(compiler)
-    paths = {name: folder / f"{name}-{digest}.so" for name in LIBRARIES}
+    paths = {name: cached_path(name, ".so") for name in LIBRARIES}
     missing = [name for name, path in paths.items() if not path.exists()]
     if missing:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
         logger.info(f"Compiling the CPU kernels into {folder} (once for this machine, about ten seconds) ...")
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda name: _compile(compiler, name, paths[name]), missing))
     return {name: ctypes.CDLL(str(path)) for name, path in paths.items()}
+
+
+def cached_path(name: str, suffix: str) -> Path:
+    """Where something is kept that holds for these sources, this compiler and this processor."""
+    return cache_folder() / f"{name}-{_digest(_compiler())}{suffix}"
 
 
 def _compiler() -> str:
@@ -132,20 +123,15 @@ def _compiler() -> str:
     raise RuntimeError(f"no C++ compiler was found ({', '.join(names)}); install g++ or set CXX")
 
 
+@functools.cache
 def _digest(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    processor = [platform.machine()]
-    # Model and features are what -march=native reads.
-    lines = _first_processor().splitlines()
-    processor += [line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features")]
+    processor, cpuinfo = [platform.machine()], Path("/proc/cpuinfo")
+    if cpuinfo.exists():  # of the first processor: model and features, which -march=native reads
+        lines = cpuinfo.read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
+        processor += [line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features")]
     content = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in SOURCES]
     return hashlib.sha256("\0".join([version, *FLAGS, *processor, *content]).encode()).hexdigest()[:16]
-
-
-def _first_processor() -> str:
-    """What Linux says of the first processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.read_text(encoding="utf-8").split("\n\n", 1)[0] if cpuinfo.exists() else ""
 
 
 def _compile(compiler: str, name: str, target: Path) -> None:

@@ -27,8 +27,8 @@ int d_emo_block_forward(const AttentionShape* s, int dtype, int threads, const L
     return with_types(dtype, [&](auto storage, auto arithmetic) {
         using S = decltype(storage);
         using C = decltype(arithmetic);
-        if constexpr (!multiplies<S>()) {
-            return -1;
+        if constexpr (sizeof(S) > 4) {
+            return -1;  // float64 is left to PyTorch
         } else {
             return with_kernel(local->kernel, [&](auto kernel) {
                 const LocalParameters<C> p{(const C*)weight, (const C*)gamma, (const C*)beta, (C*)mean, (C*)variance};
@@ -38,11 +38,6 @@ int d_emo_block_forward(const AttentionShape* s, int dtype, int threads, const L
             });
         }
     });
-}
-
-// Whether there is a block_forward for this type.
-int d_emo_block_multiplies(int dtype) {
-    return with_types(dtype, [](auto storage, auto) { return int(multiplies<decltype(storage)>()); });
 }
 
 }  // extern "C"

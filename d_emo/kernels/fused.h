@@ -58,7 +58,7 @@ template <class S, class C>
 struct OwnProjections {
     const AttentionShape& s;
     const Panels<S, C>& weight;
-    const S* x;
+    Rows<const typename Panels<S, C>::Word> x;
     const C* bias;
     C* place;
     int64_t ld;
@@ -79,6 +79,7 @@ struct OwnProjections {
 template <class S, class C, int K>
 void block_forward(const AttentionShape& s, const LocalShape& local, int outputs, const S* x, const S* expansion,
                    const C* bias, const LocalParameters<C>& p, const S* projection, S* out, int threads) {
+    using Word = typename Panels<S, C>::Word;
     const std::vector<int> tokens = window_tokens(s);
     const int inputs = s.heads * s.head_dim, N = s.tokens(), channels = local.channels;
     Panels<S, C> expand(inputs, {2 * s.heads, s.heads}, {s.head_dim, s.value_dim}), project(channels, outputs);
@@ -91,12 +92,15 @@ void block_forward(const AttentionShape& s, const LocalShape& local, int outputs
     project.take(shared);
     S* expanded = shared.take<S>(size_t(group) * N * channels);
     const int ld = row_distance<C>(AttentionHead<S, C>::widest(s));
-    const size_t head_size = head_bytes<S, C, K>(s, local) + Scratch::piece_bytes<C>(size_t(N) * ld);
+    const size_t left_size = left_count<S, C>(N, inputs);
+    const size_t head_size = head_bytes<S, C, K>(s, local) + Scratch::piece_bytes<C>(size_t(N) * ld) +
+                             Scratch::piece_bytes<Word>(left_size);
+    const int block = project.row_block(int64_t(group) * N, threads);
     const bool past_cache = streams<S>(int64_t(s.batch) * N, outputs);
 #pragma omp parallel num_threads(threads)
     {
         const FlushDenormals flush;
-        Scratch own(std::max(head_size, project.sums_bytes()));
+        Scratch own(std::max(head_size, project.row_bytes()));
 #pragma omp for schedule(dynamic)
         for (int panel = 0; panel < expand.count() + project.count(); ++panel)
             panel < expand.count() ? expand.pack(panel, expansion)
@@ -108,13 +112,15 @@ void block_forward(const AttentionShape& s, const LocalShape& local, int outputs
                 const int64_t image = unit / s.heads;
                 Scratch scratch = own;
                 C* place = scratch.take<C>(size_t(N) * ld);
-                const OwnProjections<S, C> projections{s, expand, x + (start + image) * N * inputs, bias, place, ld};
+                const auto rows = left_words<S, C>(N, inputs, x + (start + image) * N * inputs,
+                                                   scratch.take<Word>(left_size));
+                const OwnProjections<S, C> projections{s, expand, rows, bias, place, ld};
                 attend_and_convolve_head<S, C, K>(images, local, p, tokens, projections, unit % s.heads, scratch,
                                                   expanded + image * N * channels);
             }
 #pragma omp for schedule(dynamic)
-            for (int row = 0; row < count * N; row += kRowBlock)
-                project.multiply_rows(std::min(kRowBlock, count * N - row), expanded + int64_t(row) * channels,
+            for (int row = 0; row < count * N; row += block)
+                project.multiply_rows(std::min(block, count * N - row), expanded + int64_t(row) * channels,
                                       out + (int64_t(start) * N + row) * outputs, past_cache, own);
         }
         finish_streaming();

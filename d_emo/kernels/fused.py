@@ -1,7 +1,7 @@
 """The block as one operation, for inference on the CPU.
 
 With running statistics the local branch needs only the channels that a head has just made, so they stay in the cache.
-Where the kernels' own matrix products match a library's, the projections stay there too.
+Where the kernels' own matrix products beat PyTorch's, the projections stay there too.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import cpu
 from .attention import Windows, attention_flops, cpu_parameter, cpu_shape
 from .backend import is_plain
-from .linear import apply_linear, linear_and_bias, product
+from .linear import apply_linear, linear_and_bias, product, takes_product
 from .local import convolution_flops, fusible, kernel_parameters
 
 
@@ -53,8 +53,8 @@ def infer_block(
 def _multiplies(hidden_states: torch.Tensor, projection: torch.Tensor, windows: Windows) -> bool:
     """Whether the kernels' own products serve here; a thread takes a head of an image."""
     return (
-        cpu.block_multiplies(hidden_states.dtype)
-        and windows.dim % 2 == projection.shape[1] % 2 == 0  # rows of whole pairs
+        takes_product(hidden_states, projection)
+        and windows.dim % 2 == 0
         and torch.get_num_threads() <= hidden_states.shape[0] * windows.num_heads
     )
 

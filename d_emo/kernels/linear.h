@@ -1,4 +1,5 @@
-// A linear layer on the CPU, x W^T: the weight is packed into panels that are read in order, x is read where it lies.
+// Linear layers on the CPU: x W^T, and the gradients of both. A product's right operand is packed into panels that are
+// read in order; rows on its left are taken where they lie, or widened to the arithmetic type a block at a time.
 
 #pragma once
 
@@ -6,11 +7,34 @@
 
 namespace d_emo {
 
-constexpr int kRowBlock = 64;  // rows that are worked on together
-constexpr int kDepth = 384;   // words of depth that sums stay in registers for
+constexpr int kRowBlock = 64;     // rows that are worked on together, at most
+constexpr int kColumnBlock = 64;  // columns that are stored together
+constexpr int kDepth = 384;       // words of depth that sums stay in registers for
 
-// A transposed weight (depth x columns) in panels of kWide<C> columns. No panel holds columns of two groups, such as
-// heads: they come as counts[i] groups of sizes[i] columns, one kind after the other.
+// Whether products of stored numbers S are made of wider copies of them.
+template <class S, class C>
+constexpr bool kWidens = !std::is_same<S, C>::value && std::is_same<typename ProductsOf<S, C>::type, Exact<C>>::value;
+
+// x (rows x numbers) as words on the left of a product; `place` holds them where they must be widened.
+template <class S, class C, class Word>
+inline Rows<const Word> left_words(int rows, int numbers, const S* x, Word* place) {
+    if constexpr (kWidens<S, C>) {
+        const int ld = row_distance<C>(numbers);
+        Exact<C>::pack(rows, numbers, Rows<const S>{x, numbers}, place, ld);
+        return {place, ld};
+    } else {
+        return {reinterpret_cast<const Word*>(x), ProductsOf<S, C>::type::words(numbers)};
+    }
+}
+template <class S, class C>
+inline size_t left_count(int rows, int numbers) {
+    return kWidens<S, C> ? size_t(rows) * row_distance<C>(numbers) : 0;
+}
+
+// ---- a weight ------------------------------------------------------------------------------------------------------
+
+// A product's right operand (depth x columns) in panels of kWide<C> columns. No panel holds columns of two groups, such
+// as heads: they come as counts[i] groups of sizes[i] columns, one kind after the other.
 template <class S, class C>
 struct Panels {
     using P = typename ProductsOf<S, C>::type;
@@ -45,44 +69,131 @@ struct Panels {
         const int first = (kind ? counts[0] * sizes[0] : 0) + number / pieces(kind) * sizes[kind] + piece;
         return {first, std::min(kWide<C>, sizes[kind] - piece)};
     }
-    // From a weight (columns x depth).
-    void pack(int panel, const S* matrix) const {
+    // From a matrix that is stored as (columns x depth), as weights are, or else as (depth x columns).
+    void pack(int panel, const S* matrix, bool by_column = true) const {
         const auto [first, n] = columns_of(panel);
-        const Word* rows = reinterpret_cast<const Word*>(matrix + int64_t(first) * numbers);
-        transpose<Word>(n, depth, {rows, depth}, packed + panel * panel_size(), kWide<C>);
+        Word* place = packed + panel * panel_size();
+        if (!by_column) return P::pack(numbers, n, Rows<const S>{matrix + first, columns()}, place, kWide<C>);
+        const S* rows = matrix + int64_t(first) * numbers;
+        if constexpr (kWidens<S, C>) {
+            transpose(n, depth, Rows<const S>{rows, numbers}, place, kWide<C>);
+        } else {
+            transpose(n, depth, Rows<const Word>{reinterpret_cast<const Word*>(rows), depth}, place, kWide<C>);
+        }
     }
 
     // out (rows x n, `ld` apart) = x (rows x depth) times n columns of one group, from the start of a panel on.
-    void multiply(int rows, const S* x, int first, int n, C* out, int64_t ld) const {
-        const Word* words = reinterpret_cast<const Word*>(x);
+    void multiply(int rows, Rows<const Word> x, int first, int n, C* out, int64_t ld) const {
         for (int c = 0; c < n; c += kWide<C>) {
             const Word* panel = panel_from(first + c);
             const int width = round_up(std::min(kWide<C>, n - c), kLanes<C>);
             for (int k = 0; k < depth; k += kDepth)
-                product<Word, C>(k > 0, rows, width, std::min(kDepth, depth - k), {words + k, depth}, 1,
+                product<Word, C>(k > 0, rows, width, std::min(kDepth, depth - k), {x.p + k, x.ld}, 1,
                                  {panel + k * kWide<C>, kWide<C>}, {out + c, ld});
         }
     }
-    // out (rows x columns) = x (rows x depth) times all columns, a single group; at most kRowBlock rows.
+    // out (rows x columns) = x (rows x numbers) times all columns, a single group; at most kRowBlock rows.
     void multiply_rows(int rows, const S* x, S* out, bool past_cache, Scratch scratch) const {
-        const int n = columns(), ld = row_distance<C>(n);
-        C* sums = scratch.take<C>(size_t(kRowBlock) * ld);
-        multiply(rows, x, 0, n, sums, ld);
-        for (int i = 0; i < rows; ++i)
-            for (int k = 0; k < n; k += kLanes<C>)
-                store_result<C>(out + int64_t(i) * n + k, load(sums + int64_t(i) * ld + k), n - k, past_cache);
+        constexpr int ld = kColumnBlock + kLanes<C>;
+        C* sums = scratch.take<C>(kRowBlock * ld);
+        const auto left = left_words<S, C>(rows, numbers, x, scratch.take<Word>(left_count<S, C>(rows, numbers)));
+        for (int first = 0; first < columns(); first += kColumnBlock) {
+            const int n = std::min(kColumnBlock, columns() - first);
+            multiply(rows, left, first, n, sums, ld);
+            for (int i = 0; i < rows; ++i)
+                for (int k = 0; k < n; k += kLanes<C>)
+                    store_result<C>(out + int64_t(i) * columns() + first + k, load(sums + i * ld + k), n - k,
+                                    past_cache);
+        }
     }
-    size_t sums_bytes() const { return Scratch::piece_bytes<C>(size_t(kRowBlock) * row_distance<C>(columns())); }
+    size_t row_bytes() const {
+        return Scratch::piece_bytes<C>(kRowBlock * (kColumnBlock + kLanes<C>)) +
+               Scratch::piece_bytes<Word>(left_count<S, C>(kRowBlock, numbers));
+    }
+    // Rows that are worked on together, so that they stay in the second-level cache and every thread has some.
+    int row_block(int64_t rows, int threads) const {
+        int block = kRowBlock;
+        while (block > 16 && (size_t(block) * depth * sizeof(Word) > (256 << 10) || rows < int64_t(2) * threads * block))
+            block /= 2;
+        return block;
+    }
 };
 
-// Whether products of this storage type are worth it: measured with AVX-512 only, and no match for AMX's products of
-// bfloat16.
-template <class S>
-constexpr bool multiplies() {
-#if defined(__AMX_BF16__) || !defined(__AVX512BF16__)
-    if (std::is_same<S, bfloat16>::value) return false;
-#endif
-    return kVectorBytes == 64 && !std::is_same<S, double>::value;
+// ---- the layer -----------------------------------------------------------------------------------------------------
+
+struct LinearShape {
+    int64_t rows;
+    int32_t inputs, outputs;
+    int32_t by_column;  // the weight is stored as (outputs x inputs), or else as (inputs x outputs)
+};
+
+// out (rows x outputs) = x (rows x inputs) times the weight.
+template <class S, class C>
+void linear_forward(const LinearShape& s, const S* x, const S* weight, S* out, int threads) {
+    Panels<S, C> panels(s.inputs, s.outputs);
+    Scratch shared(panels.bytes(), 1);
+    panels.take(shared);
+    const int block = panels.row_block(s.rows, threads);
+    const bool past_cache = streams<S>(s.rows, s.outputs);
+#pragma omp parallel num_threads(threads)
+    {
+        const FlushDenormals flush;
+        const Scratch own(panels.row_bytes());
+#pragma omp for schedule(dynamic)
+        for (int panel = 0; panel < panels.count(); ++panel) panels.pack(panel, weight, s.by_column);
+#pragma omp for schedule(dynamic)
+        for (int64_t row = 0; row < s.rows; row += block)
+            panels.multiply_rows(int(std::min<int64_t>(block, s.rows - row)), x + row * s.inputs,
+                                 out + row * s.outputs, past_cache, own);
+        finish_streaming();
+    }
+}
+
+// out (outputs x inputs) = grad (rows x outputs), transposed, times x (rows x inputs). Every number is the sum of its
+// products in the same order, however many threads there are.
+template <class S, class C>
+void linear_weight_gradient(const LinearShape& s, const S* grad, const S* x, S* out, int threads) {
+    using P = typename ProductsOf<S, C>::type;
+    using Word = typename P::Word;
+    constexpr int kRows = 128;  // numbers of depth that are packed together
+    constexpr int strip = kLanes<Word>, wide = kWide<C>;
+    const int depth = P::words(kRows), across = std::min(384, round_up(s.inputs, wide));
+    const int parts = (s.inputs + across - 1) / across;
+    int down = 384;
+    while (down > 24 && (s.outputs + down - 1) / down * parts < 2 * threads) down /= 2;
+    // grad's columns in strips, each read from its first row to its last; x's columns and the sums in panels.
+    std::vector<int> places(down);
+    for (int i = 0; i < down; ++i) places[i] = i / strip * depth * strip + i % strip;
+    const size_t left_count = size_t(depth) * round_up(down, strip), panel_count = size_t(depth) * wide;
+    const size_t bytes = Scratch::piece_bytes<C>(size_t(down) * across) + Scratch::piece_bytes<Word>(left_count) +
+                         Scratch::piece_bytes<Word>(panel_count);
+    const int units = (s.outputs + down - 1) / down * parts;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int unit = 0; unit < units; ++unit) {
+        const FlushDenormals flush;
+        Scratch scratch(bytes);
+        C* sums = scratch.take<C>(size_t(down) * across);
+        Word* left = scratch.take<Word>(left_count);
+        Word* panel = scratch.take<Word>(panel_count);
+        const int first = unit / parts * down, m = std::min(down, s.outputs - first);
+        const int column = unit % parts * across, n = std::min(across, s.inputs - column);
+        for (int64_t row = 0; row < s.rows; row += kRows) {
+            const int rows = int(std::min<int64_t>(kRows, s.rows - row));
+            for (int i = 0; i < m; i += strip)
+                P::pack(rows, std::min(strip, m - i), Rows<const S>{grad + row * s.outputs + first + i, s.outputs},
+                        left + size_t(i) * depth, strip);
+            for (int c = 0; c < n; c += wide) {
+                const int width = std::min(wide, n - c);
+                P::pack(rows, width, Rows<const S>{x + row * s.inputs + column + c, s.inputs}, panel, wide);
+                product<Word, C>(row > 0, m, round_up(width, kLanes<C>), P::words(rows), {left, 1, places.data()},
+                                 strip, {panel, wide}, {sums + int64_t(c) * down, wide});
+            }
+        }
+        for (int i = 0; i < m; ++i)
+            for (int k = 0; k < n; k += kLanes<C>)
+                store_lanes<C>(out + int64_t(first + i) * s.inputs + column + k,
+                               load(sums + int64_t(k / wide) * wide * down + i * wide + k % wide), n - k);
+    }
 }
 
 }  // namespace d_emo

@@ -1,15 +1,24 @@
-"""Products with a linear layer's weight, by whichever of PyTorch's libraries is faster on this processor."""
+"""Products with a linear layer's weight on the CPU: the kernels' own where they beat PyTorch's, with gradients.
+
+Shapes: (..., I) inputs, (O, I) weights, (..., O) results.
+"""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu
 from .backend import fast_path, is_plain
+from .calibration import own_products_are_faster
+
+LEAST_ROWS = 64  # fewer do not repay the packing of the weight
 
 
 def apply_linear(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """`layer(inputs)`, (B, H, W, C) -> (B, H, W, O)."""
+    """`layer(inputs)`."""
     if isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear) and layer.bias is None:
         return product(inputs, layer.weight)
     return layer(inputs)
@@ -26,9 +35,82 @@ def linear_and_bias(layer: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tenso
 
 
 def product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`F.linear(inputs, weight)`, (B, H, W, C) and (O, C) -> (B, H, W, O)."""
-    if inputs.device.type == "cpu" and inputs.dtype != torch.float64 and cpu.mkl_is_slow() and fast_path(inputs):
-        # PyTorch hands products to MKL and convolutions to oneDNN, which is a tenth faster here (docs/speed.md).
-        pixels = F.conv2d(inputs.permute(0, 3, 1, 2), weight[:, :, None, None])  # (B, O, H, W), channels-last memory
-        return pixels.permute(0, 2, 3, 1)
+    """`F.linear(inputs, weight)`."""
+    if torch.is_autocast_enabled("cpu"):
+        kind = torch.get_autocast_dtype("cpu")
+        inputs, weight = inputs.to(kind), weight.to(kind)
+    if takes_product(inputs, weight):
+        return _product(inputs, weight, True)
     return F.linear(inputs, weight)
+
+
+def takes_product(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the kernels' own product serves here."""
+    return (
+        inputs.device.type == weight.device.type == "cpu"
+        and inputs.dtype == weight.dtype
+        and inputs.dtype in (torch.float32, torch.bfloat16)
+        and inputs.numel() >= LEAST_ROWS * inputs.shape[-1]
+        and weight.shape[0] % 2 == weight.shape[1] % 2 == 0  # rows of whole pairs of bfloat16
+        and fast_path(inputs)
+        and own_products_are_faster(inputs.dtype)
+    )
+
+
+@torch.library.custom_op("d_emo::linear", mutates_args=(), device_types="cpu")
+def _product(inputs: torch.Tensor, weight: torch.Tensor, by_column: bool) -> torch.Tensor:
+    """`inputs @ weight.T`, or `inputs @ weight` if not by column."""
+    inputs, weight = inputs.contiguous(), weight.contiguous()
+    outputs = weight.shape[0 if by_column else 1]
+    out = inputs.new_empty(*inputs.shape[:-1], outputs)
+    shape = cpu.LinearShape(inputs.shape[:-1].numel(), inputs.shape[-1], outputs, by_column)
+    cpu.call("linear", "linear_forward", inputs.dtype, shape, inputs, weight, out)
+    return out
+
+
+@torch.library.custom_op("d_emo::linear_weight_gradient", mutates_args=(), device_types="cpu")
+def _weight_gradient(grad: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """`grad.T @ inputs` of their rows, (..., O) and (..., I) -> (O, I)."""
+    grad, inputs = grad.contiguous(), inputs.contiguous()
+    out = inputs.new_empty(grad.shape[-1], inputs.shape[-1])
+    shape = cpu.LinearShape(inputs.shape[:-1].numel(), inputs.shape[-1], grad.shape[-1], True)
+    cpu.call("linear", "linear_weight_gradient", inputs.dtype, shape, grad, inputs, out)
+    return out
+
+
+@_product.register_fake
+def _(inputs, weight, by_column):
+    return inputs.new_empty(*inputs.shape[:-1], weight.shape[0 if by_column else 1])
+
+
+@_weight_gradient.register_fake
+def _(grad, inputs):
+    return inputs.new_empty(grad.shape[-1], inputs.shape[-1])
+
+
+def _keep_inputs(ctx, inputs, output):
+    hidden, weight, ctx.by_column = inputs
+    ctx.save_for_backward(hidden, weight)
+
+
+def _backward(ctx, grad):
+    inputs, weight = ctx.saved_tensors
+    grad = grad.to(inputs.dtype)
+    grad_inputs = _product(grad, weight, not ctx.by_column) if ctx.needs_input_grad[0] else None
+    grad_weight = None
+    if ctx.needs_input_grad[1]:
+        grad_weight = _weight_gradient(grad, inputs) if ctx.by_column else _weight_gradient(inputs, grad)
+    return grad_inputs, grad_weight, None
+
+
+_product.register_autograd(_backward, setup_context=_keep_inputs)
+
+
+@register_flop_formula(torch.ops.d_emo.linear)
+def _product_flops(inputs_shape, weight_shape, *_, **__) -> int:
+    return 2 * math.prod(inputs_shape[:-1]) * math.prod(weight_shape)
+
+
+@register_flop_formula(torch.ops.d_emo.linear_weight_gradient)
+def _weight_gradient_flops(grad_shape, inputs_shape, *_, **__) -> int:
+    return 2 * math.prod(grad_shape) * inputs_shape[-1]

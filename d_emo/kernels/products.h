@@ -111,10 +111,10 @@ inline void interleave(V a, V b, V* low, V* high, std::index_sequence<I...>) {
     *high = __builtin_shufflevector(a, b, (int(I) % 2 * n + int(I) / 2 + n / 2)...);
 }
 
-// t (columns x m, rows `ld` apart) = transpose of a (m x columns words); t has room for whole vectors either way, and
-// words past m are zero.
-template <class T>
-inline void transpose(int m, int columns, Rows<const T> a, T* t, int64_t ld) {
+// t (columns x m, rows `ld` apart) = transpose of a (m x columns words, or numbers that become words); t has room for
+// whole vectors either way, and words past m are zero.
+template <class T, class S = const T>
+inline void transpose(int m, int columns, Rows<S> a, T* t, int64_t ld) {
     constexpr int lanes = kLanes<T>;
     for (int i = 0; i < m; i += lanes)
         for (int j = 0; j < columns; j += lanes) {
@@ -142,6 +142,14 @@ struct Exact {
     // Rows of operands or of sums (depth x n) as columns of words; `place` may hold them, rows `ld` apart.
     static Rows<const C> zip(int, int, Rows<const C> a, C*, int64_t) { return a; }
     static Rows<const C> zip_sums(int, int, Rows<const C> a, C*, int64_t) { return a; }
+    // The same from stored numbers, which are always copied.
+    template <class S>
+    static void pack(int depth, int n, Rows<const S> a, Word* place, int64_t ld) {
+        for (int i = 0; i < depth; ++i) {
+            __builtin_prefetch(a.row(i) + n);  // often next
+            for (int k = 0; k < n; k += kLanes<C>) store(place + i * ld + k, load_lanes<C>(a.row(i) + k, n - k));
+        }
+    }
 };
 
 #if defined(__AVX512BF16__)
@@ -164,6 +172,9 @@ struct Halves {
     }
     static Rows<const Word> zip_sums(int depth, int n, Rows<const float> a, Word* place, int64_t ld) {
         return zipped(depth, n, place, ld, [&](int i, int k) { return rounded(load(a.row(i) + k)); });
+    }
+    static void pack(int depth, int n, Rows<const bfloat16> a, Word* place, int64_t ld) {
+        zipped(depth, n, place, ld, [&](int i, int k) { return (Words)load_lanes<float>(a.row(i) + k, n - k) >> 16; });
     }
 
    private:
