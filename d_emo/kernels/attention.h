@@ -95,7 +95,7 @@ struct AttentionHead {
 
     // Channels of a value that are worked on at a time: all tokens' should stay in the second-level cache.
     static int value_chunk(const AttentionShape& s) {
-        const int fitting = int(256 * 1024 / (int64_t(s.tokens()) * sizeof(C))) / kWide<C> * kWide<C>;
+        const int fitting = int(128 * 1024 / (int64_t(s.tokens()) * sizeof(C))) / kWide<C> * kWide<C>;
         return std::min(round_up(s.value_dim, lanes), std::max(fitting, kWide<C>));
     }
     static int widest(const AttentionShape& s) { return std::max(int(s.head_dim), value_chunk(s)); }

@@ -63,7 +63,14 @@ inline void product_tile(int depth, const T* const* a, int64_t a_step, const Row
 
 template <class T, class C, int V, bool add>
 inline void product_columns(int m, int depth, Rows<const T> a, int64_t a_step, Rows<const T> b, int column, Rows<C> c) {
-    constexpr int M = V > 2 || kVectorBytes < 64 ? 4 : 8;
+    constexpr int M = V > 2 || kVectorBytes < 64 ? 4 : 8, lanes = kLanes<C>;
+    constexpr int kDense = 8192 / (V * kVectorBytes);  // rows that fill a quarter of the first-level cache
+    T dense[kDense * V * lanes];
+    if (b.rows && depth <= kDense && m > 2 * M) {  // rows that are used often, side by side
+        for (int k = 0; k < depth; ++k)
+            for (int j = 0; j < V * lanes; j += lanes) store(dense + k * V * lanes + j, load(b.row(k) + column + j));
+        b = {dense - column, V * lanes};
+    }
     const T* left[M];
     C* out[M];
     int i = 0;

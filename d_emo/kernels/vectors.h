@@ -134,16 +134,30 @@ inline void store_lanes(S* p, Vec<C> v, int n) {
 // what is overwritten; the thread that wrote them ends with `finish_streaming`.
 template <class S>
 inline bool streams(int64_t rows, int64_t channels) {
-    return kVectorBytes == 64 && channels * sizeof(S) % 64 == 0 && rows * channels * int64_t(sizeof(S)) > (4 << 20);
+    return kVectorBytes >= 32 && channels * sizeof(S) % 64 == 0 && rows * channels * int64_t(sizeof(S)) > (4 << 20);
 }
+#if defined(__AVX__)
+template <class V>
+inline void stream(char* p, V v) {
+    if constexpr (sizeof(V) == 16) {
+        _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+    } else if constexpr (sizeof(V) == 32) {
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+    } else {
+#if defined(__AVX512F__)
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#endif
+    }
+}
+#endif
 template <class C, class S>
 inline void store_result(S* p, Vec<C> v, int n, bool past_cache) {
-#if defined(__AVX512F__)
+#if defined(__AVX__)
     if (past_cache && n >= kLanes<C> && reinterpret_cast<uintptr_t>(p) % (kLanes<C> * sizeof(S)) == 0) {
         if constexpr (sizeof(S) == 2) {
-            _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)to_halves(v));
+            stream(reinterpret_cast<char*>(p), to_halves(v));
         } else {
-            _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+            stream(reinterpret_cast<char*>(p), v);
         }
         return;
     }
@@ -151,7 +165,7 @@ inline void store_result(S* p, Vec<C> v, int n, bool past_cache) {
     store_lanes<C>(p, v, n);
 }
 inline void finish_streaming() {
-#if defined(__AVX512F__)
+#if defined(__AVX__)
     _mm_sfence();
 #endif
 }
