@@ -11,6 +11,8 @@
 
 namespace d_emo {
 
+constexpr int kAhead = 8;  // rows of a tensor that are fetched before they are read
+
 struct AttentionShape {
     int32_t batch, height, width, heads, head_dim, value_dim, window_height, window_width;
     int32_t neighborhood, remote;  // which kinds of window take part
@@ -56,7 +58,9 @@ struct StoredProjections {
     void each(int64_t channel, int n, F f) const {
         for (int i = 0; i < s.tokens(); ++i)
             for (int c = 0; c < n; c += kLanes<C>) {
-                Vec<C> v = load_lanes<C>(qkv + i * s.row() + channel + c, n - c);
+                const S* place = qkv + i * s.row() + channel + c;
+                __builtin_prefetch(place + kAhead * s.row());
+                Vec<C> v = load_lanes<C>(place, n - c);
                 if (bias) v += load_lanes<C>(bias + channel + c, n - c);
                 f(i, c, v);
             }
@@ -217,8 +221,11 @@ struct AttentionHead {
                 store(slope + int64_t(i) * suml + k, derivative);
             });
             for (int i = 0; i < N; ++i)
-                for (int k = 0; k < width; k += lanes)
-                    P::put(grad + int64_t(i) * valuel, k, load_lanes<C>(grad_out + i * step + channel + k, width - k));
+                for (int k = 0; k < width; k += lanes) {
+                    const S* place = grad_out + i * step + channel + k;
+                    __builtin_prefetch(place + kAhead * step);
+                    P::put(grad + int64_t(i) * valuel, k, load_lanes<C>(place, width - k));
+                }
             for (int w = 0; w < windows; ++w) {
                 const int* rows = window(w);
                 transpose<Word>(T, P::words(columns), {value, valuel, rows}, turned, tl);
