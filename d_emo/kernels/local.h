@@ -29,7 +29,7 @@ struct LocalParameters {
 
 template <class S, class C, int K>
 struct LocalChannels {
-    static constexpr int lanes = kLanes<C>, border = K / 2, most_vectors = 4;
+    static constexpr int lanes = kLanes<C>, border = K / 2, most_vectors = 256 / kVectorBytes;
     using V = Vec<C>;
     const LocalShape& s;
     const LocalParameters<C>& p;
@@ -132,8 +132,9 @@ struct LocalChannels {
     // The insides of the tiles, from pixels `step` elements apart: too far for the processor to fetch the next unasked.
     template <class X>
     void load_image(const X* x, int64_t step, V* tiles) const {
+        constexpr int line = std::max<int>(1, 64 / (lanes * sizeof(X)));  // vectors that a cache line holds
         each_pixel([&](int i, int place) {
-            for (int v = 0; v < vectors; ++v) __builtin_prefetch(x + (i + 16) * step + v * lanes);
+            for (int v = 0; v < vectors; v += line) __builtin_prefetch(x + (i + 16) * step + v * lanes);
             for (int v = 0; v < vectors; ++v)
                 tile_of(tiles, v)[place] = load_lanes<C>(x + i * step + v * lanes, n - v * lanes);
         });
@@ -286,7 +287,7 @@ struct LocalChannels {
 // Vectors of channels a unit has: neighboring ones share cache lines and pages, but every thread wants several units.
 template <class S, class C>
 inline int unit_vectors(const LocalShape& s, int threads) {
-    const int wanted = sizeof(S) < 4 ? 2 : LocalChannels<S, C, 1>::most_vectors;
+    const int wanted = LocalChannels<S, C, 1>::most_vectors / (sizeof(S) < 4 ? 2 : 1);
     const int vectors = round_up(s.channels, kLanes<C>) / kLanes<C>;
     return std::max(1, std::min(wanted, vectors / (2 * threads)));
 }
