@@ -156,7 +156,7 @@ void linear_weight_gradient(const LinearShape& s, const S* grad, const S* x, S* 
     using P = typename ProductsOf<S, C>::type;
     using Word = typename P::Word;
     constexpr int kRows = 128;  // numbers of depth that are packed together
-    constexpr int strip = kLanes<Word>, wide = kWide<C>;
+    constexpr int strip = 64 / sizeof(Word), wide = kWide<C>;
     const int depth = P::words(kRows), across = std::min(384, round_up(s.inputs, wide));
     const int parts = (s.inputs + across - 1) / across;
     int down = 384;
