@@ -14,6 +14,7 @@ from d_emo.kernels import (
     backend_report,
     cpu,
     fused,
+    linear,
     local,
     selfcheck,
     set_backend,
@@ -174,8 +175,9 @@ def test_the_blocks_own_products_equal_a_librarys(monkeypatch, dim, heads, expan
     block = randomize(I2RMB(dim, heads, expansion, out_dim=out_dim)).to(dtype).eval()
     hidden = torch.randn(5, *grid, dim).to(dtype)
     with use_backend("native"):
+        monkeypatch.setattr(linear, "product_speed", lambda _: 2.0)
         out = block(hidden)
-        monkeypatch.setattr(linear, "own_products_are_faster", lambda _: False)
+        monkeypatch.setattr(linear, "product_speed", lambda _: 0.0)
         assert_close(out, block(hidden), dtype)
         with torch.autocast("cpu", torch.bfloat16):
             assert_close(out, block.float()(hidden.float()), torch.bfloat16)
@@ -236,8 +238,11 @@ def test_cumulative_batch_norm_average():
     torch.testing.assert_close(norm.running_var, other.running_var)
 
 
-@pytest.mark.parametrize(("training", "compiler"), [(True, "inductor"), (False, "aot_eager")])
-def test_a_block_compiles_into_one_graph(training, compiler):
+@pytest.mark.parametrize(
+    ("training", "compiler", "speed"), [(True, "inductor", 2.0), (True, "aot_eager", 0.0), (False, "aot_eager", 2.0)]
+)
+def test_a_block_compiles_into_one_graph(monkeypatch, training, compiler, speed):
+    monkeypatch.setattr(linear, "product_speed", lambda _: speed)  # of the kernels' own products
     model = tiny_model().train(training)
     inputs = (torch.randn(2, 4, 16, 16), torch.tensor([3.0, 500.0]), torch.tensor([1, 2]))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -255,7 +260,9 @@ def test_a_block_compiles_into_one_graph(training, compiler):
         assert_close(actual, want, torch.float32)
 
 
-def test_multiply_adds_are_counted_with_kernels_too():
+@pytest.mark.parametrize("speed", [0.0, 2.0])
+def test_multiply_adds_are_counted_with_kernels_too(monkeypatch, speed):
+    monkeypatch.setattr(linear, "product_speed", lambda _: speed)
     model = create_model("D-EMOv2-N-2", num_classes=10)
     with use_backend("reference"):
         expected = count_macs(model)

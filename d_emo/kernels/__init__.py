@@ -5,7 +5,8 @@
     selfcheck.py             whether the fast ones are right on this machine, asked before their first use
     fused.py                 the block as one operation, for inference on the CPU
     cpu.py, *.cpp, *.h       C++ for the CPU, compiled on first use
-    linear.py                products with weights, by the faster of PyTorch's libraries
+    linear.py                products with weights, the kernels' own or PyTorch's
+    calibration.py           which of them are faster on this machine, measured once
     triton_*.py              Triton for CUDA GPUs
 
 Models call these functions; nothing else in the package knows that there are kernels.

@@ -1,8 +1,8 @@
-"""Whether the kernels' own matrix products are faster than PyTorch's here: measured once a machine, then remembered.
+"""How fast the kernels' own matrix products are beside PyTorch's here: measured once a machine, then remembered.
 
 It depends on the processor and on the library that PyTorch was built with: MKL keeps its fastest code for Intel's
 processors, and without AVX-512 there are no fast bfloat16 products at all. The answer is kept beside the compiled
-kernels, so that every process of a machine, and every run, sums in the same order.
+kernels, so that every later process of a machine sums in the same order.
 """
 
 import functools
@@ -10,10 +10,10 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers.utils import logging
 
 from . import cpu
@@ -25,41 +25,54 @@ ROUNDS = 5
 
 
 @torch.compiler.assume_constant_result
-def own_products_are_faster(dtype: torch.dtype) -> bool:
-    """Whether `d_emo::linear` beats `F.linear` for this type, float32 or bfloat16."""
-    return speed_ratios()[str(dtype).removeprefix("torch.")] >= 1
+def product_speed(dtype: torch.dtype) -> float:
+    """PyTorch's time over ours for a linear layer's three products in float32 or bfloat16: above 1, ours are faster."""
+    return _speeds()[str(dtype).removeprefix("torch.")]
 
 
 @functools.cache
-def speed_ratios() -> dict[str, float]:
-    """PyTorch's time over ours, by type."""
+def _speeds() -> dict[str, float]:
     path = cpu.cached_path(f"products-torch-{torch.__version__}", ".json")
     if not path.exists():
-        ratios = {str(dtype).removeprefix("torch."): _measure(dtype) for dtype in (torch.float32, torch.bfloat16)}
-        logger.info(f"Matrix products of the kernels over PyTorch's, in speed: {ratios}; remembered in {path}")
-        _keep(path, json.dumps(ratios))
+        speeds = {str(dtype).removeprefix("torch."): _measure(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        logger.info(f"Speed of the kernels' matrix products over PyTorch's: {speeds}; remembered in {path}")
+        _keep(path, json.dumps(speeds))
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def _measure(dtype: torch.dtype) -> float:
-    inputs = torch.ones(ROWS, INPUTS, dtype=dtype, device="cpu")
-    weight = torch.ones(OUTPUTS, INPUTS, dtype=dtype, device="cpu")
-    out = torch.empty(ROWS, OUTPUTS, dtype=dtype, device="cpu")
-    shape = cpu.LinearShape(ROWS, INPUTS, OUTPUTS, True)
+    def ones(*shape: int) -> torch.Tensor:
+        return torch.ones(shape, dtype=dtype, device="cpu")
+
+    def call(function: str, shape: cpu.LinearShape, *tensors: torch.Tensor) -> None:
+        cpu.call("linear", function, dtype, shape, *tensors)
+
+    x, weight, y = ones(ROWS, INPUTS), ones(OUTPUTS, INPUTS), ones(ROWS, OUTPUTS)
+    forward = cpu.LinearShape(ROWS, INPUTS, OUTPUTS, True)
+    backward = cpu.LinearShape(ROWS, OUTPUTS, INPUTS, False)
     calls = (
-        lambda: F.linear(inputs, weight),
-        lambda: cpu.call("linear", "linear_forward", dtype, shape, inputs, weight, out),
+        lambda: torch.mm(x, weight.t(), out=y),
+        lambda: torch.mm(y, weight, out=x),
+        lambda: torch.mm(y.t(), x, out=weight),
+        lambda: call("linear_forward", forward, x, weight, y),
+        lambda: call("linear_forward", backward, y, weight, x),
+        lambda: call("linear_weight_gradient", forward, y, x, weight),
     )
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS + 1):  # in turns, the first to warm up; the fastest of each is the least disturbed
-        for call, times in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-    library, own = (min(times[1:]) for times in seconds)
-    return round(library / own, 3)
+    seconds = []
+    for _ in range(ROUNDS + 1):  # in turns, once to warm up; the fastest of each is the least disturbed
+        for tensor in (x, weight, y):
+            tensor.fill_(1)  # or the results would grow from round to round
+        seconds.append([_timed(call) for call in calls])
+    fastest = [min(times) for times in zip(*seconds[1:], strict=True)]
+    return round(sum(fastest[:3]) / sum(fastest[3:]), 3)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def _keep(path: Path, content: str) -> None:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu
 from .backend import fast_path, is_plain
-from .calibration import own_products_are_faster
+from .calibration import product_speed
 
 LEAST_ROWS = 64  # fewer do not repay the packing of the weight
 
@@ -44,8 +44,8 @@ def product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return F.linear(inputs, weight)
 
 
-def takes_product(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the kernels' own product serves here."""
+def takes_product(inputs: torch.Tensor, weight: torch.Tensor, least_speed: float = 1.0) -> bool:
+    """Whether the kernels' own product serves here, at `least_speed` times the speed of PyTorch's."""
     return (
         inputs.device.type == weight.device.type == "cpu"
         and inputs.dtype == weight.dtype
@@ -53,7 +53,7 @@ def takes_product(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
         and inputs.numel() >= LEAST_ROWS * inputs.shape[-1]
         and weight.shape[0] % 2 == weight.shape[1] % 2 == 0  # rows of whole pairs of bfloat16
         and fast_path(inputs)
-        and own_products_are_faster(inputs.dtype)
+        and product_speed(inputs.dtype) >= least_speed
     )
 
 

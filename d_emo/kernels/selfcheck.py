@@ -3,52 +3,77 @@
 Compilers and GPUs differ. A kernel that fails here is left alone, and plain PyTorch runs in its place.
 """
 
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 
-TOLERANCE = 1e-3  # of the largest value; float32 sums in another order differ by 1e-6
+# Of the largest value. Float32 sums in another order differ by 1e-6, bfloat16 results are rounded to 4e-3.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
+
+Function = Callable[..., torch.Tensor]
 
 
 def failure(device: str) -> str:
     """What is wrong with the kernels for "cpu" or "cuda", compared with plain PyTorch in float64; empty if nothing."""
-    from . import attention, local
-
     generator = torch.Generator("cpu").manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, device="cpu").to(device).requires_grad_()
-
-    def compare(name: str, fast: torch.Tensor, exact: torch.Tensor, inputs: list, exact_inputs: list) -> str:
-        grad = torch.ones_like(exact).cumsum(-1) / exact.shape[-1]
-        pairs = [(fast, exact)]
-        pairs += zip(
-            torch.autograd.grad(fast, inputs, grad.to(fast.dtype)),
-            torch.autograd.grad(exact, exact_inputs, grad),
-            strict=True,
-        )
-        errors = [((a - b).abs().max() / b.abs().max()).item() for a, b in pairs]
-        # Written so that NaN fails.
-        return "" if all(error <= TOLERANCE for error in errors) else f"{name} is off by {max(errors):.1e}"
-
     try:
         with torch.device(device), torch.inference_mode(False), torch.enable_grad():
-            windows = attention.Windows(32, 2, 4, 4)
-            inputs = [random(2, 8, 8, 2 * 32 + 48), random(112)]
-            exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-            fast = attention._window_attention(inputs[0], inputs[1], *windows)
-            wrong = compare("window attention", fast, attention.reference(exact[0], exact[1], windows), inputs, exact)
-            if wrong:
-                return wrong
-            inputs = [random(2, 8, 8, 48), random(48, 1, 5, 5), random(48), random(48)]
-            exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-            fast, _, _ = local._local_branch(
-                *inputs, torch.zeros_like(inputs[2]), torch.ones_like(inputs[2]), True, 1e-5
-            )
-            # As functions: layers would draw their first weights from the caller's random numbers.
-            calls = (
-                lambda x: F.conv2d(x, exact[1], padding=2, groups=48),
-                lambda x: F.batch_norm(x, None, None, exact[2], exact[3], training=True, eps=1e-5),
-            )
-            return compare("the local branch", fast, local.reference(exact[0], *calls), inputs, exact)
+            for name, fast, reference, dtype, shapes in _checks(device):
+                random = [torch.randn(*shape, generator=generator, device="cpu").to(device, dtype) for shape in shapes]
+                inputs = [tensor.requires_grad_() for tensor in random]
+                exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+                error = _error(fast(*inputs), reference(*exact), inputs, exact)
+                if not error <= TOLERANCE[dtype]:  # written so that NaN fails
+                    return f"{name} is off by {error:.1e}"
     except Exception as error:  # whatever a compiler or driver raises
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    return ""
+
+
+def _checks(device: str) -> Iterator[tuple[str, Function, Function, torch.dtype, list[tuple[int, ...]]]]:
+    """Name, fast function, reference, type and shapes of the inputs."""
+    from . import attention, linear, local
+
+    windows = attention.Windows(32, 2, 4, 4)
+    yield (
+        "window attention",
+        lambda qkv, bias: attention._window_attention(qkv, bias, *windows),
+        lambda qkv, bias: attention.reference(qkv, bias, windows),
+        torch.float32,
+        [(2, 8, 8, 2 * 32 + 48), (112,)],
+    )
+
+    def fast_local(x: torch.Tensor, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+        mean, variance = torch.zeros_like(gamma), torch.ones_like(gamma)
+        return local._local_branch(x, weight, gamma, beta, mean, variance, True, 1e-5)[0]
+
+    def exact_local(x: torch.Tensor, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+        # As functions: layers would draw their first weights from the caller's random numbers.
+        return local.reference(
+            x,
+            lambda y: F.conv2d(y, weight, padding=2, groups=48),
+            lambda y: F.batch_norm(y, None, None, gamma, beta, training=True, eps=1e-5),
+        )
+
+    yield "the local branch", fast_local, exact_local, torch.float32, [(2, 8, 8, 48), (48, 1, 5, 5), (48,), (48,)]
+    if device == "cpu":
+        for dtype in (torch.float32, torch.bfloat16):
+            yield (
+                f"the matrix product in {str(dtype).removeprefix('torch.')}",
+                lambda x, weight: linear._product(x, weight, True),
+                F.linear,
+                dtype,
+                [(2, 73, 70), (90, 70)],
+            )
+
+
+def _error(
+    fast: torch.Tensor, exact: torch.Tensor, inputs: list[torch.Tensor], exact_inputs: list[torch.Tensor]
+) -> float:
+    """The largest error of results and gradients, over the largest value of each; NaN if there is one."""
+    grad = torch.ones_like(exact).cumsum(-1) / exact.shape[-1]
+    grads = torch.autograd.grad(fast, inputs, grad.to(fast.dtype))
+    exact_grads = torch.autograd.grad(exact, exact_inputs, grad.to(fast.dtype).double())
+    pairs = zip((fast, *grads), (exact, *exact_grads), strict=True)
+    return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max().item()
