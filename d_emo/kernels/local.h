@@ -284,10 +284,12 @@ struct LocalChannels {
     }
 };
 
-// Vectors of channels a unit has: neighboring ones share cache lines and pages, but every thread wants several units.
+// Vectors of channels a unit has: neighboring ones share cache lines and pages, but every thread wants several units,
+// and what a unit keeps of a large batch should stay in the cache.
 template <class S, class C>
 inline int unit_vectors(const LocalShape& s, int threads) {
-    const int wanted = LocalChannels<S, C, 1>::most_vectors / (sizeof(S) < 4 ? 2 : 1);
+    int wanted = LocalChannels<S, C, 1>::most_vectors / (sizeof(S) < 4 ? 2 : 1);
+    while (wanted * kVectorBytes > 128 && int64_t(wanted) * s.batch * s.tokens() * kVectorBytes > (1 << 20)) wanted /= 2;
     const int vectors = round_up(s.channels, kLanes<C>) / kLanes<C>;
     return std::max(1, std::min(wanted, vectors / (2 * threads)));
 }
