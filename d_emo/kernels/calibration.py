@@ -21,7 +21,7 @@ from . import cpu
 logger = logging.get_logger(__name__)
 
 ROWS, INPUTS, OUTPUTS = 1024, 384, 768  # of a middle-sized layer
-ROUNDS = 5
+ROUNDS = 9
 
 
 @torch.compiler.assume_constant_result

@@ -16,7 +16,7 @@ from .backend import is_plain
 from .linear import apply_linear, linear_and_bias, product, takes_product
 from .local import convolution_flops, fusible, kernel_parameters
 
-LEAST_SPEED = 0.9  # of products that spare what lies between them the way to memory and back
+LEAST_FUSED_SPEED = 0.9  # as in linear.py; what lies between these products is spared the way to memory and back
 
 
 def fuses_for_inference(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
@@ -55,7 +55,7 @@ def infer_block(
 def _multiplies(hidden_states: torch.Tensor, projection: torch.Tensor, windows: Windows) -> bool:
     """Whether the kernels' own products serve here; a thread takes a head of an image."""
     return (
-        takes_product(hidden_states, projection, LEAST_SPEED)
+        takes_product(hidden_states, projection, LEAST_FUSED_SPEED)
         and windows.dim % 2 == 0
         and torch.get_num_threads() <= hidden_states.shape[0] * windows.num_heads
     )

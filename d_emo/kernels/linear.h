@@ -112,9 +112,11 @@ struct Panels {
     }
     // Rows that are worked on together, so that they stay in the second-level cache and every thread has some.
     int row_block(int64_t rows, int threads) const {
+        const auto fits = [&](int block) {
+            return size_t(block) * depth * sizeof(Word) <= (256 << 10) && rows >= int64_t(2) * threads * block;
+        };
         int block = kRowBlock;
-        while (block > 16 && (size_t(block) * depth * sizeof(Word) > (256 << 10) || rows < int64_t(2) * threads * block))
-            block /= 2;
+        while (block > 16 && !fits(block)) block /= 2;
         return block;
     }
 };

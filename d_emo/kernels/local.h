@@ -289,7 +289,8 @@ struct LocalChannels {
 template <class S, class C>
 inline int unit_vectors(const LocalShape& s, int threads) {
     int wanted = LocalChannels<S, C, 1>::most_vectors / (sizeof(S) < 4 ? 2 : 1);
-    while (wanted * kVectorBytes > 128 && int64_t(wanted) * s.batch * s.tokens() * kVectorBytes > (1 << 20)) wanted /= 2;
+    const int64_t kept = int64_t(s.batch) * s.tokens() * kVectorBytes;  // bytes of one vector
+    while (wanted * kVectorBytes > 128 && wanted * kept > (1 << 20)) wanted /= 2;
     const int vectors = round_up(s.channels, kLanes<C>) / kLanes<C>;
     return std::max(1, std::min(wanted, vectors / (2 * threads)));
 }

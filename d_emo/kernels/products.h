@@ -38,7 +38,7 @@ inline Vec<float> multiply_add(Vec<float> sum, Words a, Words b) {
 
 template <class T, class C, int M, int V, bool add>
 inline void product_tile(int depth, const T* const* a, int64_t a_step, const Rows<const T>& b, int column,
-                         C* const* c) {
+                         C* const* c) {  // b's first column is the tile's
     constexpr int lanes = kLanes<C>;
     Vec<C> sum[M][V];
 #pragma GCC unroll 8
@@ -47,9 +47,8 @@ inline void product_tile(int depth, const T* const* a, int64_t a_step, const Row
         for (int j = 0; j < V; ++j) sum[i][j] = add ? load(c[i] + column + j * lanes) : Vec<C>{};
 #pragma GCC unroll 4
     for (int k = 0; k < depth; ++k) {
-        const T* b_row = b.row(k) + column;
         Vec<T> right[V];
-        for (int j = 0; j < V; ++j) right[j] = load(b_row + j * lanes);
+        for (int j = 0; j < V; ++j) right[j] = load(b.row(k) + j * lanes);
         for (int i = 0; i < M; ++i) {
             const Vec<T> left = broadcast<T>(a[i][k * a_step]);
             for (int j = 0; j < V; ++j) sum[i][j] = multiply_add(sum[i][j], left, right[j]);
@@ -66,10 +65,11 @@ inline void product_columns(int m, int depth, Rows<const T> a, int64_t a_step, R
     constexpr int M = V > 2 || kVectorBytes < 64 ? 4 : 8, lanes = kLanes<C>;
     constexpr int kDense = 8192 / (V * kVectorBytes);  // rows that fill a quarter of the first-level cache
     T dense[kDense * V * lanes];
+    b.p += column;
     if (b.rows && depth <= kDense && m > 2 * M) {  // rows that are used often, side by side
         for (int k = 0; k < depth; ++k)
-            for (int j = 0; j < V * lanes; j += lanes) store(dense + k * V * lanes + j, load(b.row(k) + column + j));
-        b = {dense - column, V * lanes};
+            for (int j = 0; j < V * lanes; j += lanes) store(dense + k * V * lanes + j, load(b.row(k) + j));
+        b = {dense, V * lanes};
     }
     const T* left[M];
     C* out[M];
