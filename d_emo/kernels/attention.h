@@ -270,10 +270,7 @@ struct AttentionHead {
 template <class S, class C>
 inline void store_rows(const AttentionShape& s, const C* rows, int ld, int n, S* out) {
     const int64_t step = int64_t(s.heads) * s.value_dim;
-    const bool past_cache = streams<S>(int64_t(s.batch) * s.tokens(), step);
-    for (int i = 0; i < s.tokens(); ++i)
-        for (int k = 0; k < n; k += kLanes<C>)
-            store_result<C>(out + i * step + k, load(rows + int64_t(i) * ld + k), n - k, past_cache);
+    store_results<C>(s.tokens(), n, rows, ld, out, step, streams<S>(int64_t(s.batch) * s.tokens(), step));
 }
 
 template <class S, class C>

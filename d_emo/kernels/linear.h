@@ -100,10 +100,7 @@ struct Panels {
         for (int first = 0; first < columns(); first += kColumnBlock) {
             const int n = std::min(kColumnBlock, columns() - first);
             multiply(rows, left, first, n, sums, ld);
-            for (int i = 0; i < rows; ++i)
-                for (int k = 0; k < n; k += kLanes<C>)
-                    store_result<C>(out + int64_t(i) * columns() + first + k, load(sums + i * ld + k), n - k,
-                                    past_cache);
+            store_results<C>(rows, n, sums, ld, out + first, columns(), past_cache);
         }
     }
     size_t row_bytes() const {

@@ -117,6 +117,11 @@ struct LocalChannels {
     V inverse_deviation(V variance) const {
         return by_lane<C>(variance + C(s.eps), [](C v) { return C(1) / std::sqrt(v); });
     }
+    // BatchNorm with these statistics, as a factor and a summand.
+    std::pair<V, V> normalisation(int v, V mean, V variance) const {
+        const V scale = of_channels(p.gamma, v) * inverse_deviation(variance);
+        return {scale, of_channels(p.beta, v) - mean * scale};
+    }
     static V with_branch(V x, V normed) { return x + normed * sigmoid<C>(normed); }
 
     // ---- tensors and tiles: all vectors of a pixel at once, since pixels lie far apart ----
@@ -159,12 +164,11 @@ struct LocalChannels {
     void infer(C* x, int64_t step, V* tiles, V* local) const {
         load_image<C>(x, step, tiles);
         for (int v = 0; v < vectors; ++v) {
-            const V scale = of_channels(p.gamma, v) * inverse_deviation(of_channels(p.variance, v));
-            const V shift = of_channels(p.beta, v) - of_channels(p.mean, v) * scale;
+            const auto norm = normalisation(v, of_channels(p.mean, v), of_channels(p.variance, v));
             const V* tile = tile_of(tiles, v);
             convolve(tile, taps(v), local);
             each_pixel([&](int i, int place) {
-                const V result = with_branch(tile[place], local[i] * scale + shift);
+                const V result = with_branch(tile[place], local[i] * norm.first + norm.second);
                 store_lanes<C>(x + i * step + v * lanes, result, n - v * lanes);
             });
         }
@@ -174,18 +178,16 @@ struct LocalChannels {
         V* tiles = scratch.take<V>(vectors * tile_size(s));
         V* local = scratch.take<V>(vectors * size_t(s.batch_statistics ? s.batch : 1) * N);
         std::fill_n(tiles, vectors * tile_size(s), V{});
-        V mean[most_vectors] = {}, squares[most_vectors] = {}, scale[most_vectors], shift[most_vectors];
-        const auto normalise = [&](int v, V mean, V variance) {
-            scale[v] = of_channels(p.gamma, v) * inverse_deviation(variance);
-            shift[v] = of_channels(p.beta, v) - mean * scale[v];
-        };
+        V mean[most_vectors] = {}, squares[most_vectors] = {};
+        std::pair<V, V> norm[most_vectors];
         if (!s.batch_statistics) {
-            for (int v = 0; v < vectors; ++v) normalise(v, of_channels(p.mean, v), of_channels(p.variance, v));
+            for (int v = 0; v < vectors; ++v)
+                norm[v] = normalisation(v, of_channels(p.mean, v), of_channels(p.variance, v));
             for (int b = 0; b < s.batch; ++b) {
                 load_image(x, b, tiles);
                 for (int v = 0; v < vectors; ++v) convolve(tile_of(tiles, v), taps(v), local + v * N);
                 store_image(out, b, tiles, [&](int v, int i, V x) {
-                    return with_branch(x, local[v * N + i] * scale[v] + shift[v]);
+                    return with_branch(x, local[v * N + i] * norm[v].first + norm[v].second);
                 });
             }
             return;
@@ -208,12 +210,12 @@ struct LocalChannels {
             const V variance = squares[v] / (C(s.batch) * N);
             set_of_channels(p.mean, v, mean[v]);
             set_of_channels(p.variance, v, variance);
-            normalise(v, mean[v], variance);
+            norm[v] = normalisation(v, mean[v], variance);
         }
         for (int b = 0; b < s.batch; ++b) {
             load_image(x, b, tiles);
             store_image(out, b, tiles, [&](int v, int i, V x) {
-                return with_branch(x, local[(int64_t(v) * s.batch + b) * N + i] * scale[v] + shift[v]);
+                return with_branch(x, local[(int64_t(v) * s.batch + b) * N + i] * norm[v].first + norm[v].second);
             });
         }
     }

@@ -164,6 +164,13 @@ inline void store_result(S* p, Vec<C> v, int n, bool past_cache) {
 #endif
     store_lanes<C>(p, v, n);
 }
+// m rows of n numbers, `ld` apart, into rows `step` apart of a tensor.
+template <class C, class S>
+inline void store_results(int m, int n, const C* rows, int64_t ld, S* out, int64_t step, bool past_cache) {
+    for (int i = 0; i < m; ++i)
+        for (int k = 0; k < n; k += kLanes<C>)
+            store_result<C>(out + i * step + k, load(rows + i * ld + k), n - k, past_cache);
+}
 inline void finish_streaming() {
 #if defined(__AVX__)
     _mm_sfence();
