@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ def written_whole(path: Path) -> Iterator[Path]:
     yield partial
     sync(partial)
     partial.replace(path)
+
+
+@contextlib.contextmanager
+def written_by_one_of_many(path: Path) -> Iterator[Path]:
+    """`written_whole` for a file that several processes may write at once: each has a folder of its own for it."""
+    with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        yield partial
+        sync(partial)
+        partial.replace(path)
 
 
 def sync(path: Path) -> None:

@@ -148,3 +148,16 @@ def test_speed_is_measured_once_and_remembered(monkeypatch, tmp_path):
         assert calibration.product_speed(torch.float32) == 3.5
     finally:
         calibration._speeds.cache_clear()
+
+
+def test_a_cache_that_cannot_be_written_costs_a_measurement_only(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cpu, "cached_path", lambda name, suffix: tmp_path / "file" / f"{name}{suffix}")
+    monkeypatch.setattr(calibration, "_measure", lambda dtype: 1.5)
+    monkeypatch.setattr(calibration.logger, "propagate", True)
+    calibration._speeds.cache_clear()
+    try:
+        assert calibration.product_speed(torch.float32) == 1.5
+    finally:
+        calibration._speeds.cache_clear()
+    assert "cannot be kept, every process measures it again: [Errno" in caplog.text

@@ -45,6 +45,17 @@ inline std::vector<int> window_tokens(const AttentionShape& s) {
 
 // ---- one head of one image -----------------------------------------------------------------------------------------
 
+// Calls f(row, column, vector) for n numbers of every row of a tensor, `step` apart; lanes past the last are zero.
+template <class C, class S, class F>
+inline void each_vector(int rows, const S* x, int64_t step, int n, F f) {
+    for (int i = 0; i < rows; ++i)
+        for (int c = 0; c < n; c += kLanes<C>) {
+            const S* place = x + i * step + c;
+            __builtin_prefetch(place + kAhead * step);
+            f(i, c, load_lanes<C>(place, n - c));
+        }
+}
+
 // The projections of an image as they are stored, the bias still to be added.
 template <class S, class C>
 struct StoredProjections {
@@ -56,14 +67,10 @@ struct StoredProjections {
     // are zero.
     template <class F>
     void each(int64_t channel, int n, F f) const {
-        for (int i = 0; i < s.tokens(); ++i)
-            for (int c = 0; c < n; c += kLanes<C>) {
-                const S* place = qkv + i * s.row() + channel + c;
-                __builtin_prefetch(place + kAhead * s.row());
-                Vec<C> v = load_lanes<C>(place, n - c);
-                if (bias) v += load_lanes<C>(bias + channel + c, n - c);
-                f(i, c, v);
-            }
+        each_vector<C>(s.tokens(), qkv + channel, s.row(), n, [&](int i, int c, Vec<C> v) {
+            if (bias) v += load_lanes<C>(bias + channel + c, n - c);
+            f(i, c, v);
+        });
     }
 };
 
@@ -220,12 +227,8 @@ struct AttentionHead {
                 P::put(value + int64_t(i) * valuel, k, gelu<C>(v, &derivative));
                 store(slope + int64_t(i) * suml + k, derivative);
             });
-            for (int i = 0; i < N; ++i)
-                for (int k = 0; k < width; k += lanes) {
-                    const S* place = grad_out + i * step + channel + k;
-                    __builtin_prefetch(place + kAhead * step);
-                    P::put(grad + int64_t(i) * valuel, k, load_lanes<C>(place, width - k));
-                }
+            each_vector<C>(N, grad_out + channel, step, width,
+                           [&](int i, int k, Vec<C> v) { P::put(grad + int64_t(i) * valuel, k, v); });
             for (int w = 0; w < windows; ++w) {
                 const int* rows = window(w);
                 transpose<Word>(T, P::words(columns), {value, valuel, rows}, turned, tl);

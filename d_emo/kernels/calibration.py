@@ -2,20 +2,18 @@
 
 It depends on the processor and on the library that PyTorch was built with: MKL keeps its fastest code for Intel's
 processors, and without AVX-512 there are no fast bfloat16 products at all. The answer is kept beside the compiled
-kernels, so that every later process of a machine sums in the same order.
+kernels, so that later processes of the machine sum in the same order.
 """
 
 import functools
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from diffusers.utils import logging
 
+from ..files import written_by_one_of_many
 from . import cpu
 
 logger = logging.get_logger(__name__)
@@ -33,11 +31,16 @@ def product_speed(dtype: torch.dtype) -> float:
 @functools.cache
 def _speeds() -> dict[str, float]:
     path = cpu.cached_path(f"products-torch-{torch.__version__}", ".json")
-    if not path.exists():
-        speeds = {str(dtype).removeprefix("torch."): _measure(dtype) for dtype in (torch.float32, torch.bfloat16)}
-        logger.info(f"Speed of the kernels' matrix products over PyTorch's: {speeds}; remembered in {path}")
-        _keep(path, json.dumps(speeds))
-    return json.loads(path.read_text(encoding="utf-8"))
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    speeds = {str(dtype).removeprefix("torch."): _measure(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    logger.info(f"Speed of the kernels' matrix products over PyTorch's: {speeds}")
+    try:
+        with written_by_one_of_many(path) as partial:
+            partial.write_text(json.dumps(speeds), encoding="utf-8")
+    except OSError as error:  # a cache that was filled beforehand and cannot be written, say
+        logger.warning(f"The speed of matrix products cannot be kept, every process measures it again: {error}")
+    return speeds
 
 
 @torch.inference_mode(False)
@@ -73,15 +76,3 @@ def _timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def _keep(path: Path, content: str) -> None:
-    # Several processes may measure at once: each writes a file of its own, then renames it.
-    descriptor, partial = tempfile.mkstemp(prefix=".partial-", suffix=path.suffix, dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-        if not path.exists():
-            Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)

@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
-from ..files import cache_folder
+from ..files import cache_folder, written_by_one_of_many
 
 logger = logging.get_logger(__name__)
 
@@ -135,15 +134,9 @@ def _digest(compiler: str) -> str:
 
 
 def _compile(compiler: str, name: str, target: Path) -> None:
-    # Several processes may compile at once: each into a file of its own, then renamed.
-    descriptor, partial = tempfile.mkstemp(prefix=f".partial-{name}-", suffix=".so", dir=target.parent)
-    os.close(descriptor)
-    try:
-        source = Path(__file__).parent / f"{name}.cpp"
-        command = [compiler, *FLAGS, str(source), "-o", partial]
+    source = Path(__file__).parent / f"{name}.cpp"
+    with written_by_one_of_many(target) as partial:
+        command = [compiler, *FLAGS, str(source), "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         if done.returncode:
             raise RuntimeError(f"{Path(compiler).name} cannot compile {source.name}: {done.stderr.strip()[:500]}")
-        Path(partial).replace(target)
-    finally:
-        Path(partial).unlink(missing_ok=True)
