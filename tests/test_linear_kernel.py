@@ -1,5 +1,6 @@
 """The CPU kernels' own matrix products against PyTorch's in float64, and the choice between the two."""
 
+import itertools
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import randomize
 from torch import nn
 
 from d_emo.kernels import apply_linear, calibration, cpu, linear, linear_and_bias, use_backend
+from d_emo.kernels.calibration import Speeds
 from d_emo.models import I2RMB
 
 pytestmark = pytest.mark.skipif(bool(cpu.obstacle()), reason=f"no C++ kernels here: {cpu.obstacle()}")
@@ -16,12 +18,13 @@ pytestmark = pytest.mark.skipif(bool(cpu.obstacle()), reason=f"no C++ kernels he
 # Largest error over the largest value. Float32 differs in the order of sums, a bfloat16 result is rounded to 2^-9.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
 TYPES = list(TOLERANCE)
+ALL = [True, True, True]  # every product by the kernels
 
 
 @pytest.fixture
 def own_products(monkeypatch):
     """The kernels' own products, whichever are faster here."""
-    monkeypatch.setattr(linear, "product_speed", lambda _: 2.0)
+    monkeypatch.setattr(calibration, "product_speeds", lambda _: Speeds(2.0, 2.0, 2.0))
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -44,7 +47,7 @@ def test_products_and_gradients_equal_pytorchs(own_products, rows, inputs, outpu
     x, weight, grad = tensors(dtype, (*rows, inputs), (outputs, inputs), (*rows, outputs))
     exact_x, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (x, weight))
     with use_backend("native"):
-        assert linear.takes_product(x, weight)
+        assert linear.can_multiply(x, weight)
         out = linear.product(x, weight)
     assert out.grad_fn is not None
     assert "d_emo_linear" in type(out.grad_fn).__name__
@@ -63,7 +66,7 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append((linear._product(x, weight, True), linear._weight_gradient(grad, x)))
+            results.append((linear._product(x, weight, True, ALL), linear._weight_gradient(grad, x, True)))
     finally:
         torch.set_num_threads(before)
     for one, three in zip(*results, strict=True):
@@ -82,18 +85,39 @@ def test_only_the_gradients_that_are_wanted_are_computed(own_products, monkeypat
     assert calls == [forward, ("linear_weight_gradient", 1), forward, of_input]
 
 
-def test_operators_are_registered_as_pytorch_wants_them():
+@pytest.mark.parametrize("own", itertools.product([False, True], repeat=3))
+def test_each_product_is_the_kernels_or_pytorchs_as_was_measured(monkeypatch, own):
+    monkeypatch.setattr(calibration, "product_speeds", lambda _: Speeds(*(1.5 if by_us else 0.9 for by_us in own)))
+    calls = []
+    call = cpu.call
+    monkeypatch.setattr(cpu, "call", lambda *a: (calls.append((a[1], a[3].by_column)), call(*a)))
+    x, weight, grad = tensors(torch.float32, (4, 16, 8), (6, 8), (4, 16, 6))
+    exact_x, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (x, weight))
+    with use_backend("native"):
+        out = linear.product(x, weight)
+    out.backward(grad)
+    exact = F.linear(exact_x, exact_weight)
+    exact.backward(grad.double())
+    pairs = ((out, exact), (x.grad, exact_x.grad), (weight.grad, exact_weight.grad))
+    assert all(relative_error(actual, expected) <= 1e-6 for actual, expected in pairs)
+    ours = [("linear_forward", 1), ("linear_forward", 0), ("linear_weight_gradient", 1)]
+    assert calls == [product for product, by_us in zip(ours, own, strict=True) if by_us]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_operators_are_registered_as_pytorch_wants_them(own):
     x, weight = tensors(torch.float32, (4, 16, 8), (6, 8))
     for order in (lambda x: x, lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)):
-        torch.library.opcheck(linear._product, (order(x.detach()).requires_grad_(), weight, True))
-        torch.library.opcheck(linear._product, (order(x.detach()), weight.detach().t().contiguous(), False))
-        torch.library.opcheck(linear._weight_gradient, (order(x.detach())[..., :6], order(x.detach())))
+        flags = [own] * 3
+        torch.library.opcheck(linear._product, (order(x.detach()).requires_grad_(), weight, True, flags))
+        torch.library.opcheck(linear._product, (order(x.detach()), weight.detach().t().contiguous(), False, flags))
+        torch.library.opcheck(linear._weight_gradient, (order(x.detach())[..., :6], order(x.detach()), own))
 
 
 @pytest.mark.parametrize("speed", [0.0, 2.0])
 def test_a_block_trains_the_same_with_either_product(monkeypatch, speed):
     """And in autocast, where products are of bfloat16."""
-    monkeypatch.setattr(linear, "product_speed", lambda _: speed)
+    monkeypatch.setattr(calibration, "product_speeds", lambda _: Speeds(speed, speed, speed))
     block = randomize(I2RMB(48, 3))
     hidden, grad = (tensor.detach() for tensor in tensors(torch.float32, (2, 16, 16, 48), (2, 16, 16, 48)))
 
@@ -112,17 +136,17 @@ def test_a_block_trains_the_same_with_either_product(monkeypatch, speed):
         assert relative_error(coarse, want) <= 5e-2
 
 
-def test_what_the_kernels_cannot_multiply_is_left_to_pytorch(own_products):
+def test_what_the_kernels_cannot_multiply_is_left_to_pytorch():
     x = torch.randn(64, 8)
     with use_backend("auto"):
-        assert linear.takes_product(x, torch.randn(6, 8))
-        assert not linear.takes_product(x[:63], torch.randn(6, 8))  # too few rows to pack a weight for
-        assert not linear.takes_product(x, torch.randn(5, 8))  # odd
-        assert not linear.takes_product(x.double(), torch.randn(6, 8).double())
-        assert not linear.takes_product(x.half(), torch.randn(6, 8).half())
-        assert not linear.takes_product(x, torch.randn(6, 8).bfloat16())
+        assert linear.can_multiply(x, torch.randn(6, 8))
+        assert not linear.can_multiply(x[:63], torch.randn(6, 8))  # too few rows to pack a weight for
+        assert not linear.can_multiply(x, torch.randn(5, 8))  # odd
+        assert not linear.can_multiply(x.double(), torch.randn(6, 8).double())
+        assert not linear.can_multiply(x.half(), torch.randn(6, 8).half())
+        assert not linear.can_multiply(x, torch.randn(6, 8).bfloat16())
     with use_backend("reference"):
-        assert not linear.takes_product(x, torch.randn(6, 8))
+        assert not linear.can_multiply(x, torch.randn(6, 8))
 
 
 def test_layers_with_a_bias_keep_it(own_products):
@@ -138,14 +162,15 @@ def test_speed_is_measured_once_and_remembered(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu, "cached_path", lambda name, suffix: tmp_path / f"{name}{suffix}")
     calibration._speeds.cache_clear()
     try:
-        measured = {dtype: calibration.product_speed(dtype) for dtype in TYPES}
-        assert all(0.01 < speed < 1000 for speed in measured.values())
+        measured = {dtype: calibration.product_speeds(dtype) for dtype in TYPES}
+        assert all(0.01 < speed < 1000 for speeds in measured.values() for speed in speeds)
         (path,) = tmp_path.iterdir()
-        assert json.loads(path.read_text()) == {"float32": measured[TYPES[0]], "bfloat16": measured[TYPES[1]]}
-        path.write_text('{"float32": 3.5, "bfloat16": 0.5}')
-        assert calibration.product_speed(torch.float32) == measured[torch.float32]  # in this process
+        kept = json.loads(path.read_text())
+        assert kept == {"float32": measured[TYPES[0]]._asdict(), "bfloat16": measured[TYPES[1]]._asdict()}
+        path.write_text(json.dumps({**kept, "float32": {**kept["float32"], "forward": 3.5}}))
+        assert calibration.product_speeds(torch.float32) == measured[torch.float32]  # in this process
         calibration._speeds.cache_clear()
-        assert calibration.product_speed(torch.float32) == 3.5
+        assert calibration.product_speeds(torch.float32) == measured[torch.float32]._replace(forward=3.5)
     finally:
         calibration._speeds.cache_clear()
 
@@ -153,11 +178,11 @@ def test_speed_is_measured_once_and_remembered(monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_written_costs_a_measurement_only(monkeypatch, tmp_path, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setattr(cpu, "cached_path", lambda name, suffix: tmp_path / "file" / f"{name}{suffix}")
-    monkeypatch.setattr(calibration, "_measure", lambda dtype: 1.5)
+    monkeypatch.setattr(calibration, "_measure", lambda dtype: Speeds(1.5, 1.0, 0.5))
     monkeypatch.setattr(calibration.logger, "propagate", True)
     calibration._speeds.cache_clear()
     try:
-        assert calibration.product_speed(torch.float32) == 1.5
+        assert calibration.product_speeds(torch.float32) == Speeds(1.5, 1.0, 0.5)
     finally:
         calibration._speeds.cache_clear()
     assert "cannot be kept, every process measures it again: [Errno" in caplog.text

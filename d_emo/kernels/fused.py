@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
-from . import cpu
+from . import calibration, cpu
 from .attention import Windows, attention_flops, cpu_parameter, cpu_shape
 from .backend import is_plain
-from .linear import apply_linear, linear_and_bias, product, takes_product
+from .linear import apply_linear, can_multiply, linear_and_bias, product
 from .local import convolution_flops, fusible, kernel_parameters
 
 LEAST_FUSED_SPEED = 0.9  # as in linear.py; what lies between these products is spared the way to memory and back
@@ -55,7 +55,8 @@ def infer_block(
 def _multiplies(hidden_states: torch.Tensor, projection: torch.Tensor, windows: Windows) -> bool:
     """Whether the kernels' own products serve here; a thread takes a head of an image."""
     return (
-        takes_product(hidden_states, projection, LEAST_FUSED_SPEED)
+        can_multiply(hidden_states, projection)
+        and calibration.product_speeds(hidden_states.dtype).forward >= LEAST_FUSED_SPEED
         and windows.dim % 2 == 0
         and torch.get_num_threads() <= hidden_states.shape[0] * windows.num_heads
     )

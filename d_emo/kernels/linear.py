@@ -1,21 +1,23 @@
 """Products with a linear layer's weight on the CPU: the kernels' own where they beat PyTorch's, with gradients.
 
+Each of the three products (forward, gradient of the input, gradient of the weight) is chosen by itself.
+
 Shapes: (..., I) inputs, (O, I) weights, (..., O) results.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
-from . import cpu
+from . import calibration, cpu
 from .backend import fast_path, is_plain
-from .calibration import product_speed
 
 LEAST_ROWS = 64  # fewer do not repay the packing of the weight
-LEAST_SPEED = 1.05  # over PyTorch's products, as measured: more than chance
+LEAST_SPEED = 1.02  # over PyTorch's product, as measured: more than chance
 
 
 def apply_linear(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -40,13 +42,15 @@ def product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu") and inputs.dtype != torch.float64:
         kind = torch.get_autocast_dtype("cpu")  # which operators of our own are not told of
         inputs, weight = inputs.to(kind), weight.to(kind)
-    if takes_product(inputs, weight):
-        return _product(inputs, weight, True)
+    if can_multiply(inputs, weight):
+        own = [speed >= LEAST_SPEED for speed in calibration.product_speeds(inputs.dtype)]
+        if any(own):
+            return _product(inputs, weight, True, own)
     return F.linear(inputs, weight)
 
 
-def takes_product(inputs: torch.Tensor, weight: torch.Tensor, least_speed: float = LEAST_SPEED) -> bool:
-    """Whether the kernels' own product serves here, at `least_speed` times the speed of PyTorch's."""
+def can_multiply(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the kernels have this product. How fast they are is another question (calibration.py)."""
     return (
         inputs.device.type == weight.device.type == "cpu"
         and inputs.dtype == weight.dtype
@@ -54,15 +58,19 @@ def takes_product(inputs: torch.Tensor, weight: torch.Tensor, least_speed: float
         and fast_path(inputs)  # before sizes, which an exported graph leaves open
         and inputs.numel() >= LEAST_ROWS * inputs.shape[-1]
         and weight.shape[0] % 2 == weight.shape[1] % 2 == 0  # rows of whole pairs of bfloat16
-        and product_speed(inputs.dtype) >= least_speed
     )
 
 
 @torch.library.custom_op("d_emo::linear", mutates_args=(), device_types="cpu")
-def _product(inputs: torch.Tensor, weight: torch.Tensor, by_column: bool) -> torch.Tensor:
-    """`inputs @ weight.T`, or `inputs @ weight` if not by column."""
-    inputs, weight = inputs.contiguous(), weight.contiguous()
+def _product(inputs: torch.Tensor, weight: torch.Tensor, by_column: bool, own: Sequence[bool]) -> torch.Tensor:
+    """`inputs @ weight.T`, or `inputs @ weight` if not by column.
+
+    `own` says whether the kernels make this product, its input's gradient and its weight's gradient, or PyTorch.
+    """
     outputs = weight.shape[0 if by_column else 1]
+    if not own[0]:
+        return torch.mm(inputs.flatten(0, -2), weight.t() if by_column else weight).view(*inputs.shape[:-1], outputs)
+    inputs, weight = inputs.contiguous(), weight.contiguous()
     out = inputs.new_empty(*inputs.shape[:-1], outputs)
     shape = cpu.LinearShape(inputs.shape[:-1].numel(), inputs.shape[-1], outputs, by_column)
     cpu.call("linear", "linear_forward", inputs.dtype, shape, inputs, weight, out)
@@ -70,8 +78,10 @@ def _product(inputs: torch.Tensor, weight: torch.Tensor, by_column: bool) -> tor
 
 
 @torch.library.custom_op("d_emo::linear_weight_gradient", mutates_args=(), device_types="cpu")
-def _weight_gradient(grad: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """`grad.T @ inputs` of their rows, (..., O) and (..., I) -> (O, I)."""
+def _weight_gradient(grad: torch.Tensor, inputs: torch.Tensor, own: bool) -> torch.Tensor:
+    """`grad.T @ inputs` of their rows, (..., O) and (..., I) -> (O, I), by the kernels or by PyTorch."""
+    if not own:
+        return torch.mm(grad.flatten(0, -2).t(), inputs.flatten(0, -2))
     grad, inputs = grad.contiguous(), inputs.contiguous()
     out = inputs.new_empty(grad.shape[-1], inputs.shape[-1])
     shape = cpu.LinearShape(inputs.shape[:-1].numel(), inputs.shape[-1], grad.shape[-1], True)
@@ -80,28 +90,30 @@ def _weight_gradient(grad: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
 
 
 @_product.register_fake
-def _(inputs, weight, by_column):
+def _(inputs, weight, by_column, own):
     return inputs.new_empty(*inputs.shape[:-1], weight.shape[0 if by_column else 1])
 
 
 @_weight_gradient.register_fake
-def _(grad, inputs):
+def _(grad, inputs, own):
     return inputs.new_empty(grad.shape[-1], inputs.shape[-1])
 
 
 def _keep_inputs(ctx, inputs, output):
-    hidden, weight, ctx.by_column = inputs
+    hidden, weight, ctx.by_column, ctx.own = inputs
     ctx.save_for_backward(hidden, weight)
 
 
 def _backward(ctx, grad):
     inputs, weight = ctx.saved_tensors
     grad = grad.to(inputs.dtype)
-    grad_inputs = _product(grad, weight, not ctx.by_column) if ctx.needs_input_grad[0] else None
-    grad_weight = None
+    own_forward, own_input, own_weight = ctx.own
+    grad_inputs = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_inputs = _product(grad, weight, not ctx.by_column, [own_input, own_forward, own_weight])
     if ctx.needs_input_grad[1]:
-        grad_weight = _weight_gradient(grad, inputs) if ctx.by_column else _weight_gradient(inputs, grad)
-    return grad_inputs, grad_weight, None
+        grad_weight = _weight_gradient(*((grad, inputs) if ctx.by_column else (inputs, grad)), own_weight)
+    return grad_inputs, grad_weight, None, None
 
 
 _product.register_autograd(_backward, setup_context=_keep_inputs)

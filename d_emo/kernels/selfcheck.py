@@ -61,7 +61,7 @@ def _checks(device: str) -> Iterator[tuple[str, Function, Function, torch.dtype,
         for dtype in (torch.float32, torch.bfloat16):
             yield (
                 f"the matrix product in {str(dtype).removeprefix('torch.')}",
-                lambda x, weight: linear._product(x, weight, True),
+                lambda x, weight: linear._product(x, weight, True, [True] * 3),
                 F.linear,
                 dtype,
                 [(2, 73, 70), (90, 70)],
