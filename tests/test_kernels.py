@@ -36,6 +36,8 @@ WINDOWS = {
     "remote": ((3, 10, 15), Windows(21, 3, 5, 3, neighborhood=False), 7),
     "odd sizes": ((1, 14, 21), Windows(72, 1, 7, 7), 100),
     "wide values": ((1, 32, 32), Windows(16, 1, 8, 8), 200),
+    "pairs of windows that share 32 tokens": ((2, 8, 16), Windows(24, 2, 8, 8, weight=0.5), 300),
+    "pairs that share unlike numbers of tokens": ((1, 8, 24), Windows(16, 1, 8, 8), 20),
 }
 
 

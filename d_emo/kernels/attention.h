@@ -26,21 +26,35 @@ struct AttentionShape {
     int64_t value_offset() const { return 2 * key_offset(); }
 };
 
-// Token numbers of every window, one kind after the other.
+// Token numbers of every window, one kind after the other; in a window those of the other kind's first window come
+// first, then those of its second.
 inline std::vector<int> window_tokens(const AttentionShape& s) {
-    const int rows = s.height / s.window_height, columns = s.width / s.window_width;
+    const int rows = s.height / s.window_height, columns = s.width / s.window_width, windows = s.windows();
+    std::vector<std::vector<int>> shared(windows * windows);  // by neighborhood and remote window
+    for (int y = 0; y < s.height; ++y)
+        for (int x = 0; x < s.width; ++x) {
+            const int near = y / s.window_height * columns + x / s.window_width;
+            shared[near * windows + y % rows * columns + x % columns].push_back(y * s.width + x);
+        }
     std::vector<int> tokens;
     tokens.reserve(2 * s.tokens());
     for (int kind = 0; kind < 2; ++kind) {
         if (!(kind ? s.remote : s.neighborhood)) continue;
-        for (int i = 0; i < rows; ++i)
-            for (int j = 0; j < columns; ++j)
-                for (int y = 0; y < s.window_height; ++y)
-                    for (int x = 0; x < s.window_width; ++x)
-                        tokens.push_back(kind ? (y * rows + i) * s.width + x * columns + j
-                                              : (i * s.window_height + y) * s.width + j * s.window_width + x);
+        for (int i = 0; i < windows; ++i)
+            for (int j = 0; j < windows; ++j) {
+                const std::vector<int>& group = shared[kind ? j * windows + i : i * windows + j];
+                tokens.insert(tokens.end(), group.begin(), group.end());
+            }
     }
     return tokens;
+}
+
+// How many tokens any two windows of different kinds share, if that pays: such tokens attend to each other twice.
+inline int shared_tokens(const AttentionShape& s) {
+    const int rows = s.height / s.window_height, columns = s.width / s.window_width;
+    const bool alike = s.window_height % rows == 0 && s.window_width % columns == 0;
+    const int shared = s.window() / s.windows();
+    return s.neighborhood && s.remote && alike && shared % 16 == 0 ? shared : 0;
 }
 
 // ---- one head of one image -----------------------------------------------------------------------------------------
@@ -100,7 +114,7 @@ struct AttentionHead {
     static constexpr int lanes = kLanes<C>;
     const AttentionShape& s;
     const std::vector<int>& tokens;  // of window_tokens
-    int N, T, d, e, dp, tp, dl, tl, chunk, valuel, suml, zipl, windows;
+    int N, T, d, e, dp, tp, dl, tl, chunk, valuel, suml, zipl, windows, shared;
     Word *query, *key, *turned, *zipped;
     C* probabilities;
 
@@ -116,7 +130,8 @@ struct AttentionHead {
         const size_t chunkl = row_distance<C>(value_chunk(s)), widestl = row_distance<C>(widest(s));
         const size_t operands = 2 * copies * N * (dl + chunkl) + copies * kinds * N * tl;
         const size_t turned_and_zipped = (widestl + lanes + 1) * tl + (s.window() + 1) * (widestl + tl);
-        return (operands + turned_and_zipped) * sizeof(C) + 16 * kVectorBytes;
+        const size_t kept = backward ? N * shared_tokens(s) : 0;
+        return (operands + turned_and_zipped + kept) * sizeof(C) + 16 * kVectorBytes;
     }
 
     AttentionHead(const AttentionShape& shape, const std::vector<int>& window_tokens, Scratch& scratch)
@@ -134,7 +149,8 @@ struct AttentionHead {
           valuel(row_distance<Word>(P::words(chunk))),
           suml(row_distance<C>(chunk)),
           zipl(row_distance<Word>(widest(s))),
-          windows(int(tokens.size()) / T) {
+          windows(int(tokens.size()) / T),
+          shared(shared_tokens(s)) {
         query = scratch.take<Word>(size_t(N) * dl);
         key = scratch.take<Word>(size_t(N) * dl);
         turned = scratch.take<Word>(size_t(round_up(P::words(widest(s)), lanes)) * tl);
@@ -144,6 +160,23 @@ struct AttentionHead {
 
     const int* window(int w) const { return tokens.data() + size_t(w) * T; }
     C* window_scores(C* scores, int w) const { return scores + size_t(w) * T * tl; }
+    // Calls f(in the neighborhood, in the remote window) for rows of `shared` scores that both kinds have.
+    template <class F>
+    void each_shared(C* scores, F f) const {
+        for (int i = 0; shared && i < s.windows(); ++i)
+            for (int j = 0; j < s.windows(); ++j)
+                for (int r = 0; r < shared; ++r)
+                    f(window_scores(scores, i) + (j * shared + r) * tl + j * shared,
+                      window_scores(scores, s.windows() + j) + (i * shared + r) * tl + i * shared);
+    }
+    // Adds what a remote window says of shared tokens to what the neighborhood does; products with the remote windows'
+    // scores then leave it out.
+    void merge_shared(C* scores) const {
+        each_shared(scores, [&](C* near, const C* remote) {
+            for (int k = 0; k < shared; k += lanes) store(near + k, load(near + k) + load(remote + k));
+        });
+    }
+    Gaps gaps(int w) const { return w < s.windows() ? Gaps{} : Gaps{shared, P::words(shared)}; }
     // Sums of a product (T x T) as words on the left of another one.
     static Rows<const Word> narrowed(const C* sums, int ld) { return {reinterpret_cast<const Word*>(sums), ld}; }
 
@@ -168,6 +201,7 @@ struct AttentionHead {
     template <class Projections, class F>
     void forward(const Projections& projections, int head, Scratch& scratch, F finish) {
         attend(projections, head);
+        merge_shared(probabilities);
         for (int w = 0; w < windows; ++w) P::narrow(T, tp, window_scores(probabilities, w), tl);
         Word* value = scratch.take<Word>(size_t(N) * valuel);
         C* sum = scratch.take<C>(size_t(N) * suml);
@@ -178,7 +212,8 @@ struct AttentionHead {
             for (int w = 0; w < windows; ++w) {
                 const auto right = P::zip(T, columns, {value, valuel, window(w)}, zipped, zipl);
                 product<Word, C>(w >= s.windows(), T, columns, P::words(T),
-                                 narrowed(window_scores(probabilities, w), tl), 1, right, {sum, suml, window(w)});
+                                 narrowed(window_scores(probabilities, w), tl), 1, right, {sum, suml, window(w)},
+                                 gaps(w));
             }
             finish(first, width, sum, suml);
         }
@@ -194,17 +229,21 @@ struct AttentionHead {
         const int gradl = row_distance<C>(d);
         C* grad_query = scratch.take<C>(size_t(N) * gradl);
         C* grad_key = scratch.take<C>(size_t(N) * gradl);
+        for (int w = 0; w < windows; ++w)
+            softmax_gradient(window_scores(probabilities, w), window_scores(grad_scores, w));
+        merge_shared(grad_scores);
         for (int w = 0; w < windows; ++w) {
             const int* rows = window(w);
             C* scores = window_scores(grad_scores, w);
-            softmax_gradient(window_scores(probabilities, w), scores);
             const bool add = w >= s.windows();
             auto right = P::zip(T, dp, {query, dl, rows}, zipped, zipl);
             const auto left = P::zip_sums(T, tp, {scores, tl}, zipped_scores, tl);
-            product<Word, C>(add, T, dp, P::words(T), {left.p, 1}, left.ld, right, {grad_key, gradl, rows});
+            product<Word, C>(add, T, dp, P::words(T), {left.p, 1}, left.ld, right, {grad_key, gradl, rows},
+                             gaps(w));
             right = P::zip(T, dp, {key, dl, rows}, zipped, zipl);
             P::narrow(T, tp, scores, tl);
-            product<Word, C>(add, T, dp, P::words(T), narrowed(scores, tl), 1, right, {grad_query, gradl, rows});
+            product<Word, C>(add, T, dp, P::words(T), narrowed(scores, tl), 1, right, {grad_query, gradl, rows},
+                             gaps(w));
         }
         const C scale = C(1 / std::sqrt(double(d)));
         const int64_t offset = int64_t(head) * d;
@@ -218,11 +257,15 @@ struct AttentionHead {
         Word* grad = scratch.take<Word>(size_t(N) * valuel);
         C* slope = scratch.take<C>(size_t(N) * suml);
         C* grad_value = scratch.take<C>(size_t(N) * suml);
+        C* const kept = scratch.take<C>(size_t(N) * shared);  // probabilities before they are merged
+        C* place = kept;
+        each_shared(probabilities, [&](const C* near, const C*) { place = std::copy_n(near, shared, place); });
+        merge_shared(probabilities);
         const int64_t step = int64_t(s.heads) * e;
         for (int c = 0; c < e; c += chunk) {
             const int width = std::min(chunk, e - c), columns = round_up(width, lanes);
-            const int64_t channel = int64_t(head) * e + c, place = s.value_offset() + channel;
-            projections.each(place, width, [&](int i, int k, Vec<C> v) {
+            const int64_t channel = int64_t(head) * e + c, at = s.value_offset() + channel;
+            projections.each(at, width, [&](int i, int k, Vec<C> v) {
                 Vec<C> derivative;
                 P::put(value + int64_t(i) * valuel, k, gelu<C>(v, &derivative));
                 store(slope + int64_t(i) * suml + k, derivative);
@@ -232,17 +275,36 @@ struct AttentionHead {
             for (int w = 0; w < windows; ++w) {
                 const int* rows = window(w);
                 transpose<Word>(T, P::words(columns), {value, valuel, rows}, turned, tl);
-                product<Word, C>(c > 0, T, tp, P::words(columns), {grad, valuel, rows}, 1, {turned, tl},
-                                 {window_scores(grad_scores, w), tl});
+                grad_of_probabilities(c > 0, w, P::words(columns), grad, window_scores(grad_scores, w));
                 const auto right = P::zip(T, columns, {grad, valuel, rows}, zipped, zipl);
                 const auto left = P::zip_sums(T, tp, {window_scores(probabilities, w), tl}, zipped_scores, tl);
                 product<Word, C>(w >= s.windows(), T, columns, P::words(T), {left.p, 1}, left.ld, right,
-                                 {grad_value, suml, rows});
+                                 {grad_value, suml, rows}, gaps(w));
             }
             for (int i = 0; i < N; ++i)
                 for (int64_t k = int64_t(i) * suml; k < int64_t(i) * suml + columns; k += lanes)
                     store(grad_value + k, load(grad_value + k) * load(slope + k));
-            scatter(grad_value, suml, width, C(1), grad_qkv + place, grad_bias + place);
+            scatter(grad_value, suml, width, C(1), grad_qkv + at, grad_bias + at);
+        }
+        const C* from = kept;
+        each_shared(probabilities, [&](C* near, C*) {
+            std::copy_n(from, shared, near);
+            from += shared;
+        });
+        if (copies_shared()) each_shared(grad_scores, [&](C* near, C* remote) { std::copy_n(near, shared, remote); });
+    }
+
+    // Whether gradients of remote windows' shared probabilities are copied from the neighborhood's, which are equal.
+    bool copies_shared() const { return shared && shared % kWide<C> == 0; }
+    // scores (T, T) of window w = [scores +] grad (T, depth) times the turned values (depth, T).
+    void grad_of_probabilities(bool add, int w, int depth, const Word* grad, C* scores) const {
+        if (w < s.windows() || !copies_shared())
+            return product<Word, C>(add, T, tp, depth, {grad, valuel, window(w)}, 1, {turned, tl}, {scores, tl});
+        for (int first = 0, end = shared; first < T; first = end, end += shared) {  // columns; their rows are left out
+            product<Word, C>(add, first, shared, depth, {grad, valuel, window(w)}, 1, {turned + first, tl},
+                             {scores + first, tl});
+            product<Word, C>(add, T - end, shared, depth, {grad, valuel, window(w) + end}, 1, {turned + first, tl},
+                             {scores + int64_t(end) * tl + first, tl});
         }
     }
 

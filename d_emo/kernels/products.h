@@ -36,24 +36,38 @@ inline Vec<float> multiply_add(Vec<float> sum, Words a, Words b) {
 }
 #endif
 
+// Words of the depth that a product leaves out: in its first `rows` rows the first `words`, in the next rows the next.
+struct Gaps {
+    int rows = 0, words = 0;
+    std::pair<int, int> of(int row, int depth) const {  // from, to
+        if (!rows) return {depth, depth};
+        const int first = row / rows * words;
+        return {first, first + words};
+    }
+};
+
 template <class T, class C, int M, int V, bool add>
-inline void product_tile(int depth, const T* const* a, int64_t a_step, const Rows<const T>& b, int column,
-                         C* const* c) {  // b's first column is the tile's
+inline void product_tile(std::pair<int, int> gap, int depth, const T* const* a, int64_t a_step, const Rows<const T>& b,
+                         int column, C* const* c) {  // b's first column is the tile's
     constexpr int lanes = kLanes<C>;
     Vec<C> sum[M][V];
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < V; ++j) sum[i][j] = add ? load(c[i] + column + j * lanes) : Vec<C>{};
+    const auto add_words = [&](int first, int end) {
 #pragma GCC unroll 4
-    for (int k = 0; k < depth; ++k) {
-        Vec<T> right[V];
-        for (int j = 0; j < V; ++j) right[j] = load(b.row(k) + j * lanes);
-        for (int i = 0; i < M; ++i) {
-            const Vec<T> left = broadcast<T>(a[i][k * a_step]);
-            for (int j = 0; j < V; ++j) sum[i][j] = multiply_add(sum[i][j], left, right[j]);
+        for (int k = first; k < end; ++k) {
+            Vec<T> right[V];
+            for (int j = 0; j < V; ++j) right[j] = load(b.row(k) + j * lanes);
+            for (int i = 0; i < M; ++i) {
+                const Vec<T> left = broadcast<T>(a[i][k * a_step]);
+                for (int j = 0; j < V; ++j) sum[i][j] = multiply_add(sum[i][j], left, right[j]);
+            }
         }
-    }
+    };
+    add_words(0, gap.first);
+    if (gap.second > gap.first) add_words(gap.second, depth);
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
@@ -61,7 +75,8 @@ inline void product_tile(int depth, const T* const* a, int64_t a_step, const Row
 }
 
 template <class T, class C, int V, bool add>
-inline void product_columns(int m, int depth, Rows<const T> a, int64_t a_step, Rows<const T> b, int column, Rows<C> c) {
+inline void product_columns(int m, int depth, Rows<const T> a, int64_t a_step, Rows<const T> b, int column, Rows<C> c,
+                            Gaps gaps) {
     constexpr int M = V > 2 || kVectorBytes < 64 ? 4 : 8, lanes = kLanes<C>;
     constexpr int kDense = 8192 / (V * kVectorBytes);  // rows that fill a quarter of the first-level cache
     T dense[kDense * V * lanes];
@@ -79,12 +94,12 @@ inline void product_columns(int m, int depth, Rows<const T> a, int64_t a_step, R
             left[r] = a.row(i + r);
             out[r] = c.row(i + r);
         }
-        product_tile<T, C, M, V, add>(depth, left, a_step, b, column, out);
+        product_tile<T, C, M, V, add>(gaps.of(i, depth), depth, left, a_step, b, column, out);
     }
     for (; i < m; ++i) {
         left[0] = a.row(i);
         out[0] = c.row(i);
-        product_tile<T, C, 1, V, add>(depth, left, a_step, b, column, out);
+        product_tile<T, C, 1, V, add>(gaps.of(i, depth), depth, left, a_step, b, column, out);
     }
 }
 
@@ -92,21 +107,25 @@ inline void product_columns(int m, int depth, Rows<const T> a, int64_t a_step, R
 template <class C>
 constexpr int kWide = (kVectorBytes == 64 ? 4 : 2) * kLanes<C>;
 
-// c (m x n) = [c +] a (m x depth) b (depth x n); word (i, k) of a is a.row(i)[k * a_step]; n in whole vectors.
+// c (m x n) = [c +] a (m x depth) b (depth x n); word (i, k) of a is a.row(i)[k * a_step]; n in whole vectors; rows of
+// a gap in multiples of 8.
 template <class T, class C, bool add>
-inline void product(int m, int n, int depth, Rows<const T> a, int64_t a_step, Rows<const T> b, Rows<C> c) {
+inline void product(int m, int n, int depth, Rows<const T> a, int64_t a_step, Rows<const T> b, Rows<C> c,
+                    Gaps gaps = {}) {
     constexpr int lanes = kLanes<C>;
     int column = 0;
     for (; column + kWide<C> <= n; column += kWide<C>)
-        product_columns<T, C, kWide<C> / lanes, add>(m, depth, a, a_step, b, column, c);
+        product_columns<T, C, kWide<C> / lanes, add>(m, depth, a, a_step, b, column, c, gaps);
     for (; column + 2 * lanes <= n; column += 2 * lanes)
-        product_columns<T, C, 2, add>(m, depth, a, a_step, b, column, c);
-    if (column < n) product_columns<T, C, 1, add>(m, depth, a, a_step, b, column, c);
+        product_columns<T, C, 2, add>(m, depth, a, a_step, b, column, c, gaps);
+    if (column < n) product_columns<T, C, 1, add>(m, depth, a, a_step, b, column, c, gaps);
 }
 
 template <class T, class C>
-inline void product(bool add, int m, int n, int depth, Rows<const T> a, int64_t a_step, Rows<const T> b, Rows<C> c) {
-    add ? product<T, C, true>(m, n, depth, a, a_step, b, c) : product<T, C, false>(m, n, depth, a, a_step, b, c);
+inline void product(bool add, int m, int n, int depth, Rows<const T> a, int64_t a_step, Rows<const T> b, Rows<C> c,
+                    Gaps gaps = {}) {
+    add ? product<T, C, true>(m, n, depth, a, a_step, b, c, gaps)
+        : product<T, C, false>(m, n, depth, a, a_step, b, c, gaps);
 }
 
 // ---- operands ------------------------------------------------------------------------------------------------------
