@@ -220,6 +220,20 @@ def run_here(
     return code, captured.out + captured.err + (code if isinstance(code, str) else "")
 
 
+def train_to_the_end(capsys: pytest.CaptureFixture, log: Path, *arguments: object, processes: int = 1) -> str:
+    """Run the diffusion trainer, which must succeed; what it printed.
+
+    One process is this one: starting another costs ten seconds of imports.
+    """
+    if processes == 1:
+        code, output = run_here(capsys, *arguments)
+    else:
+        with Trainer(log, *arguments, processes=processes) as trainer:
+            code, output = trainer.finish(), trainer.output
+    assert code == 0, output
+    return output
+
+
 @pytest.fixture
 def offline(monkeypatch):
     """Never ask the Hub."""

@@ -1,12 +1,10 @@
 """The digits evaluation tells drawing from remembering, and right from wrong."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_pipeline
+from conftest import run_here, tiny_pipeline
 
+from d_emo.eval import evaluate_digits
 from d_emo.eval.evaluate_digits import nearest, real_digits, score_digits
 
 
@@ -48,10 +46,9 @@ def test_nearest_equals_brute_force():
     np.testing.assert_allclose(values, distances.min(1), rtol=1e-5)
 
 
-def test_command_refuses_what_is_not_a_digits_model(tmp_path):
-    command = [sys.executable, str(ROOT / "eval" / "evaluate_digits.py"), "--model", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "is not a pipeline folder" in done.stderr and done.returncode == 1
+def test_command_refuses_what_is_not_a_digits_model(tmp_path, capsys):
+    code, printed = run_here(capsys, "--model", tmp_path, main=evaluate_digits.main)
+    assert code and "is not a pipeline folder" in printed
     tiny_pipeline().save_pretrained(tmp_path)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "was not trained on the digits" in done.stderr and done.returncode == 1
+    code, printed = run_here(capsys, "--model", tmp_path, main=evaluate_digits.main)
+    assert code and "was not trained on the digits" in printed

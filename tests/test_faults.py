@@ -7,7 +7,7 @@ import time
 import PIL.Image
 import psutil
 import pytest
-from conftest import Trainer, run_here
+from conftest import Trainer, run_here, train_to_the_end
 from test_training import TINY, assert_same_bits, losses
 
 
@@ -31,12 +31,11 @@ def checkpoints(folder):
     return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
-def test_kill_9_while_a_checkpoint_is_written(tmp_path):
+def test_kill_9_while_a_checkpoint_is_written(tmp_path, capsys):
     """Killed in each of several saves, the run still ends with the bits of an undisturbed one."""
     arguments = [*TINY, "--max-train-steps", "6", "--checkpoint-every", "2", "--output-dir"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with Trainer(tmp_path / "log", *arguments, whole) as trainer:
-        assert trainer.finish() == 0, trainer.output
+    train_to_the_end(capsys, tmp_path / "log", *arguments, whole)
     for step in (2, 4):
         resume = ["--resume-from", "latest"] if step > 2 else []
         with Trainer(tmp_path / "log", *arguments, killed, *resume) as trainer:
@@ -44,11 +43,9 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path):
             trainer.kill()
         assert f"checkpoint-{step:07d}" not in checkpoints(killed)
         if step == 2:  # the first is needed for the second round
-            with Trainer(tmp_path / "log", *arguments[:-3], "--checkpoint-every", "2", "--output-dir", killed,
-                         "--max-train-steps", "2", "--resume-from", "latest") as trainer:  # fmt: skip
-                assert trainer.finish() == 0, trainer.output
-    with Trainer(tmp_path / "log", *arguments, killed, "--resume-from", "latest") as trainer:
-        assert trainer.finish() == 0, trainer.output
+            train_to_the_end(capsys, tmp_path / "log", *arguments, killed, "--max-train-steps", "2", "--resume-from",
+                             "latest")  # fmt: skip
+    train_to_the_end(capsys, tmp_path / "log", *arguments, killed, "--resume-from", "latest")
     assert losses(killed) == losses(whole)
     assert_same_bits(killed / "checkpoint-0000006", whole / "checkpoint-0000006")
     assert not list(killed.glob(".partial-*"))

@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import Trainer, run_here
+from conftest import train_to_the_end
 
 from d_emo.images import UnreadableImageError
 from d_emo.labels import read_class_names
@@ -253,23 +253,20 @@ def losses(run):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_training_on_a_stream_resumes_exactly(tmp_path, names_file, processes):
+def test_training_on_a_stream_resumes_exactly(tmp_path, capsys, names_file, processes):
     options = stream_options(tmp_path, names_file)
     common = [*SMALL, "--dataset", options.dataset, "--streaming", True, "--stream-buffer", 8, "--class-names",
               names_file, "--max-train-steps", 9]  # fmt: skip
     for name, more in (("straight", ["--checkpoint-every", 9]), ("resumed", ["--checkpoint-every", 4])):
-        with Trainer(
-            tmp_path / f"{name}.log", *common, "--output-dir", tmp_path / name, *more, processes=processes
-        ) as run:
-            assert run.finish() == 0, run.output
+        arguments = [*common, "--output-dir", tmp_path / name, *more]
+        train_to_the_end(capsys, tmp_path / f"{name}.log", *arguments, processes=processes)
     straight = losses(tmp_path / "straight")
     assert losses(tmp_path / "resumed") == straight
     shutil.rmtree(tmp_path / "resumed" / "checkpoint-0000009")
     shutil.rmtree(tmp_path / "resumed" / "checkpoint-0000008")
     arguments = [*common, "--output-dir", tmp_path / "resumed", "--resume-from", "latest", "--checkpoint-every", 4]
-    with Trainer(tmp_path / "again.log", *arguments, processes=processes) as run:
-        assert run.finish() == 0, run.output
-        assert f"the stream goes on in epoch 0 after {32 // processes} images" in run.output
+    output = train_to_the_end(capsys, tmp_path / "again.log", *arguments, processes=processes)
+    assert f"the stream goes on in epoch 0 after {32 // processes} images" in output
     assert losses(tmp_path / "resumed") == straight
 
 
@@ -277,8 +274,6 @@ def test_another_number_of_processes_starts_the_next_epoch(tmp_path, names_file,
     options = stream_options(tmp_path, names_file)
     common = [*SMALL, "--dataset", options.dataset, "--streaming", True, "--stream-buffer", 8, "--class-names",
               names_file, "--output-dir", tmp_path / "run"]  # fmt: skip
-    with Trainer(tmp_path / "log", *common, "--max-train-steps", 2, processes=2) as run:
-        assert run.finish() == 0, run.output
-    code, output = run_here(capsys, *common, "--max-train-steps", 4, "--resume-from", "latest")
-    assert code == 0, output
+    train_to_the_end(capsys, tmp_path / "log", *common, "--max-train-steps", 2, processes=2)
+    output = train_to_the_end(capsys, tmp_path / "log", *common, "--max-train-steps", 4, "--resume-from", "latest")
     assert "read by 2 processes, now by 1: starting its epoch 1 afresh" in output

@@ -11,7 +11,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from conftest import ROOT, Trainer, offline_environment, run_here
+from conftest import ROOT, Trainer, offline_environment, run_here, train_to_the_end
 from safetensors.torch import load_file
 
 from d_emo import DEMOPipeline
@@ -39,19 +39,18 @@ def assert_same_bits(first: Path, second: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, processes):
+def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, capsys, processes):
     arguments = [*TINY, "--max-train-steps", "20", "--checkpoint-every", "10", "--output-dir"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with Trainer(tmp_path / "log", *arguments, whole, processes=processes) as trainer:
-        assert trainer.finish() == 0, trainer.output
-        assert f"8 = {processes} process(es) x 1 accumulated x {8 // processes}" in trainer.output
+    output = train_to_the_end(capsys, tmp_path / "log", *arguments, whole, processes=processes)
+    assert f"8 = {processes} process(es) x 1 accumulated x {8 // processes}" in output
     with Trainer(tmp_path / "log", *arguments, killed, processes=processes) as trainer:
         trainer.wait_until((killed / "checkpoint-0000010").exists)
         trainer.kill()
     assert not (killed / "checkpoint-0000020").exists()
-    with Trainer(tmp_path / "log", *arguments, killed, "--resume-from", "latest", processes=processes) as trainer:
-        assert trainer.finish() == 0, trainer.output
-        assert f"resuming from {killed / 'checkpoint-0000010'}, the newest whole checkpoint" in trainer.output
+    arguments = [*arguments, killed, "--resume-from", "latest"]
+    output = train_to_the_end(capsys, tmp_path / "log", *arguments, processes=processes)
+    assert f"resuming from {killed / 'checkpoint-0000010'}, the newest whole checkpoint" in output
     manifest = json.loads((killed / "checkpoint-0000020" / "manifest.json").read_text())
     assert (manifest["step"], manifest["processes"]) == (20, processes)
     assert len(losses(killed)) == 21
@@ -59,17 +58,15 @@ def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, proce
     assert_same_bits(killed / "checkpoint-0000020", whole / "checkpoint-0000020")
 
 
-def test_another_number_of_processes_continues_with_the_same_losses(tmp_path):
+def test_another_number_of_processes_continues_with_the_same_losses(tmp_path, capsys):
     arguments = [*TINY, "--micro-batch-size", "4", "--checkpoint-every", "4", "--output-dir"]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    with Trainer(tmp_path / "log", *arguments, whole, "--max-train-steps", "8") as trainer:
-        assert trainer.finish() == 0, trainer.output
+    train_to_the_end(capsys, tmp_path / "log", *arguments, whole, "--max-train-steps", "8")
     for processes, more in (
         (2, ["--max-train-steps", "4"]),
         (1, ["--max-train-steps", "8", "--resume-from", "latest"]),
     ):
-        with Trainer(tmp_path / "log", *arguments, moved, *more, processes=processes) as trainer:
-            assert trainer.finish() == 0, trainer.output
+        train_to_the_end(capsys, tmp_path / "log", *arguments, moved, *more, processes=processes)
     one, other = ([float(line.split(",")[1]) for line in losses(folder)[1:]] for folder in (whole, moved))
     # Sums over processes round differently: tolerance 1e-6.
     assert len(one) == 8 and other == pytest.approx(one, rel=1e-6)
@@ -83,11 +80,10 @@ main(sys.argv[1:])
 """
 
 
-def test_a_full_disk_costs_no_checkpoint(tmp_path):
+def test_a_full_disk_costs_no_checkpoint(tmp_path, capsys):
     folder = tmp_path / "run"
     arguments = [*TINY, "--checkpoint-every", "2", "--output-dir", folder]
-    with Trainer(tmp_path / "log", *arguments, "--max-train-steps", "2") as trainer:
-        assert trainer.finish() == 0, trainer.output
+    train_to_the_end(capsys, tmp_path / "log", *arguments, "--max-train-steps", "2")
     more = [*map(str, arguments), "--max-train-steps", "4", "--resume-from", "latest"]
     full = subprocess.run(
         [sys.executable, "-c", FULL_DISK, *more], env=offline_environment(), capture_output=True, text=True, check=False
@@ -95,8 +91,7 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path):
     assert full.returncode == 1 and "checkpoint-0000004 cannot be written" in full.stderr, full.stdout + full.stderr
     assert "Earlier checkpoints are whole" in full.stderr and "Traceback" not in full.stderr
     assert [path.name for path in folder.iterdir() if "checkpoint" in path.name] == ["checkpoint-0000002"]
-    with Trainer(tmp_path / "log", *more) as trainer:
-        assert trainer.finish() == 0, trainer.output
+    train_to_the_end(capsys, tmp_path / "log", *more)
     assert len(losses(folder)) == 5
 
 

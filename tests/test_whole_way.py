@@ -5,11 +5,10 @@ The pictures are those of the project's shared folder; the VAE is small and trai
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, SHARED, Trainer, offline_environment, run_here, torchrun
+from conftest import ROOT, SHARED, offline_environment, run_here, torchrun, train_to_the_end
 from diffusers import AutoencoderKL
 from test_training import losses
 
@@ -18,6 +17,7 @@ from d_emo.dataset_images import datasets_source
 from d_emo.eval import evaluate_fid
 from d_emo.images import to_tensor
 from d_emo.latent_cache import LatentCache
+from d_emo.train import encode_latents
 
 PHOTOS, SIDE = "imagenet-one-per-class-256.parquet", 32
 CIFAR = "cifar10-test.parquet"
@@ -25,12 +25,6 @@ CIFAR = "cifar10-test.parquet"
 COMMON = ("--model", "D-EMOv2-N-4", "--global-batch-size", 8, "--micro-batch-size", 4, "--log-every", 1,
           "--sample-every", 6, "--sample-steps", 2, "--samples-per-class", 1, "--report-to", "none", "--num-workers", 0,
           "--learning-rate", "1e-3", "--ema-decay", "0.9")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache of `datasets` of its own for every process of these tests."""
-    return {**offline_environment(), "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("datasets"))}
 
 
 @pytest.fixture(scope="module")
@@ -66,37 +60,42 @@ def trained_vae(tmp_path_factory):
     return folder
 
 
-def run(command, environment):
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def train_in_parts(tmp_path, environment, monkeypatch, data, processes):
+def train_in_parts(tmp_path, capsys, data, processes):
     """Six steps, continued after three; the losses, and the folder."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", environment["HF_DATASETS_CACHE"])
     folder = tmp_path / f"run-{processes}"
     for more in (("--max-train-steps", 3), ("--max-train-steps", 6, "--resume-from", "latest")):
         arguments = (*COMMON, *data, "--output-dir", folder, *more)
-        with Trainer(tmp_path / f"log-{processes}", *arguments, processes=processes) as trainer:
-            assert trainer.finish() == 0, trainer.output
+        train_to_the_end(capsys, tmp_path / f"log-{processes}", *arguments, processes=processes)
     return [float(line.split(",")[1]) for line in losses(folder)[1:]], folder
 
 
-def test_photos_through_a_trained_vae(shared, trained_vae, tmp_path, cache, monkeypatch, capsys):
+def score(tmp_path, capsys, model, pictures):
+    """A FID-like distance of 24 images by the model to the pictures, which must be found."""
+    code, printed = run_here(
+        capsys, "--model", model, "--preset", "quick", "--num-images", 24, "--steps", 2, "--reference", pictures,
+        "--features", "pixels", "--output-dir", tmp_path / "scores", "--cache-dir", tmp_path / "features",
+        main=evaluate_fid.main,
+    )  # fmt: skip
+    assert code == 0, printed
+    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]["fid"] > 0
+
+
+def test_photos_through_a_trained_vae(shared, trained_vae, tmp_path, capsys):
     """On one process and on two: the same latents, losses equal to 1e-6, samples and scores."""
     photos = shared / "data" / PHOTOS
     encode = ("--dataset", photos, "--resolution", SIDE, "--vae", trained_vae, "--num-workers", 0, "--shard-size", 300)
-    script = ROOT / "train" / "encode_latents.py"
     one, two = tmp_path / "latents-1", tmp_path / "latents-2"
-    assert "1,000 images in" in run((sys.executable, script, *encode, "--output-dir", one), cache)
-    run((*torchrun(2, script, *encode, "--output-dir", two),), cache)
+    code, printed = run_here(capsys, *encode, "--output-dir", one, main=encode_latents.main)
+    assert code == 0 and "1,000 images in" in printed, printed
+    command = torchrun(2, ROOT / "train" / "encode_latents.py", *encode, "--output-dir", two)
+    done = subprocess.run(command, env=offline_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     torch.testing.assert_close(LatentCache(one).read(777, True), LatentCache(two).read(777, True), atol=1e-5, rtol=1e-5)
 
     found = {}
     for processes in (1, 2):
         data = ("--latents", one, "--vae", trained_vae)
-        found[processes], folder = train_in_parts(tmp_path, cache, monkeypatch, data, processes)
+        found[processes], folder = train_in_parts(tmp_path, capsys, data, processes)
     assert len(found[1]) == 6 and found[2] == pytest.approx(found[1], rel=1e-6)
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-0000003.png", "step-0000006.png"]
     pipeline = DEMOPipeline.from_pretrained(folder)
@@ -104,28 +103,16 @@ def test_photos_through_a_trained_vae(shared, trained_vae, tmp_path, cache, monk
     image = pipeline("golden retriever", num_inference_steps=2).images[0]
     assert image.size == (SIDE, SIDE)
 
-    code, printed = run_here(
-        capsys, "--model", folder, "--preset", "quick", "--num-images", 24, "--steps", 2, "--reference", photos,
-        "--features", "pixels", "--output-dir", tmp_path / "scores", "--cache-dir", tmp_path / "features",
-        main=evaluate_fid.main,
-    )  # fmt: skip
-    assert code == 0, printed
-    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]["fid"] > 0
+    score(tmp_path, capsys, folder, photos)
 
 
-def test_cifar10_in_pixels(shared, tmp_path, cache, monkeypatch, capsys):
+def test_cifar10_in_pixels(shared, tmp_path, capsys):
     """On one process and on two: losses equal to 1e-6, samples and scores."""
     pictures = shared / "data" / CIFAR
     found = {}
     for processes in (1, 2):
-        found[processes], folder = train_in_parts(tmp_path, cache, monkeypatch, ("--dataset", pictures), processes)
+        found[processes], folder = train_in_parts(tmp_path, capsys, ("--dataset", pictures), processes)
     assert len(found[1]) == 6 and found[2] == pytest.approx(found[1], rel=1e-6)
     pipeline = DEMOPipeline.from_pretrained(folder)
     assert pipeline.id2label[0] == "airplane" and pipeline.vae is None
-    code, printed = run_here(
-        capsys, "--model", folder, "--preset", "quick", "--num-images", 24, "--steps", 2, "--reference", pictures,
-        "--features", "pixels", "--output-dir", tmp_path / "scores", "--cache-dir", tmp_path / "features",
-        main=evaluate_fid.main,
-    )  # fmt: skip
-    assert code == 0, printed
-    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]["fid"] > 0
+    score(tmp_path, capsys, folder, pictures)

@@ -1,6 +1,7 @@
 """The block's hot operations, each with a fast implementation and plain PyTorch beside it.
 
-    attention.py, local.py   the operations: plain PyTorch as reference and fallback, and the choice between them
+    attention.py, local.py, modulation.py
+                             the operations: plain PyTorch as reference and fallback, and the choice between them
     backend.py               what is chosen, and how to choose otherwise
     selfcheck.py             whether the fast ones are right on this machine, asked before their first use
     fused.py                 the block as one operation, for inference on the CPU
@@ -23,6 +24,7 @@ from .backend import BACKENDS, backend_report, is_plain, set_backend, use_backen
 from .fused import fuses_for_inference, infer_block
 from .linear import apply_linear, linear_and_bias
 from .local import local_branch
+from .modulation import gated_sum, modulated_norm
 
 __all__ = [
     "ATTENTION_TYPES",
@@ -31,11 +33,13 @@ __all__ = [
     "apply_linear",
     "backend_report",
     "fuses_for_inference",
+    "gated_sum",
     "infer_block",
     "is_plain",
     "linear_and_bias",
     "local_branch",
     "merge_windows",
+    "modulated_norm",
     "set_backend",
     "split_windows",
     "use_backend",

@@ -24,8 +24,8 @@ from ..files import cache_folder, written_by_one_of_many
 
 logger = logging.get_logger(__name__)
 
-LIBRARIES = ("attention", "local", "linear", "fused")
-HEADERS = ("vectors.h", "products.h", "attention.h", "linear.h", "local.h", "fused.h")
+LIBRARIES = ("attention", "local", "linear", "fused", "modulation")
+HEADERS = ("vectors.h", "products.h", "attention.h", "linear.h", "local.h", "fused.h", "modulation.h")
 SOURCES = (*HEADERS, *(f"{name}.cpp" for name in LIBRARIES))
 # No -ffast-math: vectors.h rounds by adding a large number.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
@@ -56,6 +56,12 @@ class LinearShape(ctypes.Structure):
     """The C++ struct of the same name."""
 
     _fields_ = [("rows", ctypes.c_int64), *((name, ctypes.c_int32) for name in ("inputs", "outputs", "by_column"))]
+
+
+class ModulationShape(ctypes.Structure):
+    """The C++ struct of the same name."""
+
+    _fields_ = [*((name, ctypes.c_int32) for name in ("batch", "tokens", "channels")), ("eps", ctypes.c_double)]
 
 
 class BlockShape(ctypes.Structure):
