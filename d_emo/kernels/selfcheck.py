@@ -33,7 +33,7 @@ def failure(device: str) -> str:
 
 def _checks(device: str) -> Iterator[tuple[str, Function, Function, torch.dtype, list[tuple[int, ...]]]]:
     """Name, fast function, reference, type and shapes of the inputs."""
-    from . import attention, linear, local
+    from . import attention, linear, local, modulation
 
     windows = attention.Windows(32, 2, 4, 4)
     yield (
@@ -58,6 +58,21 @@ def _checks(device: str) -> Iterator[tuple[str, Function, Function, torch.dtype,
 
     yield "the local branch", fast_local, exact_local, torch.float32, [(2, 8, 8, 48), (48, 1, 5, 5), (48,), (48,)]
     if device == "cpu":
+        rows, image = (2, 5, 9, 44), (2, 44)
+        yield (
+            "the modulated norm",
+            lambda x, gain, offset: modulation._norm(x, gain, offset, 1e-5),
+            lambda x, gain, offset: F.layer_norm(x, (44,)) * gain[:, None, None] + offset[:, None, None],
+            torch.float32,
+            [rows, image, image],
+        )
+        yield (
+            "the gated sum",
+            modulation._gated,
+            lambda x, gate, branch: x + gate[:, None, None] * branch,
+            torch.float32,
+            [rows, image, rows],
+        )
         for dtype in (torch.float32, torch.bfloat16):
             yield (
                 f"the matrix product in {str(dtype).removeprefix('torch.')}",
