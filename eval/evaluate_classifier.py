@@ -22,13 +22,12 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import d_emo  # noqa: F401  makes transformers know EMOv2
-from d_emo.dataset_images import datasets_source
 from d_emo.eval.accuracy import Predictions, predict
 from d_emo.files import write_json, written_whole
-from d_emo.images import ImageSource, UnreadableImageError, digits_source, first_line, folder_source, held_out
-from d_emo.labels import LabelResolver, read_class_names
+from d_emo.images import ImageSource, UnreadableImageError, digits_source, first_line, held_out
+from d_emo.labels import LabelResolver
 from d_emo.processes import default_device
-from d_emo.tar_images import tar_source
+from d_emo.sources import open_source
 
 # More classes than this are drawn without their names.
 NAMED_CLASSES = 40
@@ -114,22 +113,19 @@ def open_images(options: argparse.Namespace) -> ImageSource:
     Raises:
         ValueError: they do not open; the message names the option.
     """
-    flag = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
+    if not options.data_dir and not options.dataset:
+        return held_out(digits_source())[1]
     try:
-        if options.data_dir:
-            return folder_source(Path(options.data_dir), unconditional=False)
-        if not options.dataset:
-            return held_out(digits_source())[1]
-        if options.dataset.endswith(".tar"):
-            names = read_class_names(options.class_names) if options.class_names else None
-            return tar_source(options.dataset, options.label_column, names)
-        return datasets_source(
+        return open_source(
+            options.data_dir,
             options.dataset,
             split=options.dataset_split,
             image_column=options.image_column,
             label_column=options.label_column,
+            class_names=options.class_names,
         )
     except ValueError as error:
+        flag = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
         raise ValueError(f"{flag}: {error}") from error
 
 

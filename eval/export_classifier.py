@@ -55,11 +55,18 @@ def main(arguments: list[str]) -> None:
 
 
 def open_model(name: str, image_size: int) -> tuple[Any, Any]:
-    """A classifier in eval mode, and its image processor."""
+    """A classifier in eval mode, and its image processor.
+
+    Raises:
+        ValueError: there is no such classifier.
+    """
     if name in CLASSIFIERS and not Path(name).is_dir():
         config = EMOv2Config.of(name, image_size, num_labels=1000)
         return EMOv2ForImageClassification(config).eval(), make_image_processor(image_size)
-    model, processor = open_classifier(name)
+    try:
+        model, processor = open_classifier(name)
+    except ValueError as error:
+        raise ValueError(f"{error} Names with fresh weights: {', '.join(CLASSIFIERS)}.") from error
     return model.eval(), processor
 
 
@@ -75,7 +82,7 @@ def export_and_check(model: torch.nn.Module, size: int, kind: str, path: Path) -
         A line for people.
 
     Raises:
-        ValueError: the file answers otherwise; it is deleted.
+        ValueError: the file answers otherwise; it is deleted before it gets its name.
         ImportError: an extra is missing.
     """
     if kind == "coreml":
@@ -83,12 +90,16 @@ def export_and_check(model: torch.nn.Module, size: int, kind: str, path: Path) -
         note = "converted" if platform.system() == "Darwin" else "converted; runs on Apple's systems only, not here"
         return f"  {kind:<7} {path}, {_size(path)}: {note}"
     save = export.save_onnx if kind == "onnx" else export.save_program
-    save(model, size, path)
-    answer: Answer = export.OnnxModel(path) if kind == "onnx" else torch.export.load(str(path)).module()
-    worst = max(difference(model, answer, size, batch) for batch in BATCHES)
-    if not worst <= TOLERANCE:
-        path.unlink()
-        raise ValueError(f"{path} answers otherwise than the model, by {worst:.1e} of the largest logit; deleted.")
+    unchecked = path.with_name(f"unchecked-{path.name}")
+    try:
+        save(model, size, unchecked)
+        answer: Answer = export.OnnxModel(unchecked) if kind == "onnx" else torch.export.load(str(unchecked)).module()
+        worst = max(difference(model, answer, size, batch) for batch in BATCHES)
+        if not worst <= TOLERANCE:
+            raise ValueError(f"{path} answers otherwise than the model, by {worst:.1e} of the largest logit; deleted.")
+        unchecked.replace(path)
+    finally:
+        unchecked.unlink(missing_ok=True)
     return f"  {kind:<7} {path}, {_size(path)}: largest difference {worst:.1e} of the largest logit, batches of 1 and 3"
 
 

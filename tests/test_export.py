@@ -66,9 +66,10 @@ def test_the_command_prints_parity_and_keeps_the_processor(capsys, tmp_path):
 def test_a_file_that_answers_otherwise_is_not_kept(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(export_classifier, "difference", lambda *arguments: 1e-3)
     path = tmp_path / "model.pt2"
+    path.write_text("an earlier export")
     with pytest.raises(ValueError, match=r"by 1\.0e-03 of the largest logit; deleted"):
         export_classifier.export_and_check(network(), 64, "torch", path)
-    assert not path.exists()
+    assert path.read_text() == "an earlier export" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):

@@ -1,9 +1,7 @@
 """The model card of a saved classifier: what it is, how it was trained, how well it does."""
 
-import yaml
-
 from d_emo.train.classifier_setup import ClassifierPlan
-from d_emo.train.model_card import class_list, settings_table
+from d_emo.train.model_card import card_head, class_list, settings_table
 from d_emo.train.validation_log import read_validation
 
 # What a reader wants first; run.json has everything.
@@ -37,12 +35,7 @@ def classifier_card(plan: ClassifierPlan, step: int) -> str:
         ["import d_emo  # makes transformers know EMOv2"] if not plan.config.model.model.startswith("timm:") else []
     )
     lines = [
-        "---",
-        yaml.safe_dump(header, sort_keys=False).strip(),
-        "---",
-        "",
-        f"# {plan.model_name} on {plan.source.name}",
-        "",
+        *card_head(header, f"{plan.model_name} on {plan.source.name}"),
         f"Classifies {plan.resolution} x {plan.resolution} images, trained with d_emo. This folder holds the "
         f"**averaged** weights after {step:,} of {plan.max_train_steps:,} steps.",
         "",

@@ -8,24 +8,16 @@ are read from front to back.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
-from d_emo.dataset_images import datasets_source, streamed_source
-from d_emo.images import (
-    ImageSource,
-    UnreadableImageError,
-    digits_source,
-    folder_source,
-    latents_source,
-    to_tensor,
-)
+from d_emo.dataset_images import streamed_source
+from d_emo.images import ImageSource, UnreadableImageError, latents_source, to_tensor
 from d_emo.labels import read_class_names
-from d_emo.tar_images import tar_source
+from d_emo.sources import open_source
 from d_emo.train import stream
 from d_emo.train.config import DataOptions
 
@@ -60,29 +52,28 @@ def load_source(options: DataOptions, named: str | None = None) -> ImageSource:
 
 
 def _open_source(options: DataOptions) -> ImageSource:
-    if options.train_data_dir:
-        return folder_source(Path(options.train_data_dir), options.unconditional)
-    if options.dataset:
-        return _open_dataset(options, options.dataset)
     if options.latents:
         return latents_source(Path(options.latents))
-    return digits_source()
-
-
-def _open_dataset(options: DataOptions, name: str) -> ImageSource:
-    label_column = None if options.unconditional else options.label_column
-    class_names = read_class_names(options.class_names) if options.class_names else None
-    if name.endswith(".tar") and not options.streaming:
-        return tar_source(name, label_column, class_names)
-    columns: dict[str, Any] = {
-        "config": options.dataset_config,
-        "split": options.dataset_split,
-        "image_column": options.image_column,
-        "label_column": label_column,
-    }
-    if options.streaming:
-        return streamed_source(name, **columns, class_names=class_names, buffer_size=options.stream_buffer)
-    return datasets_source(name, **columns)
+    if options.dataset and options.streaming:
+        return streamed_source(
+            options.dataset,
+            config=options.dataset_config,
+            split=options.dataset_split,
+            image_column=options.image_column,
+            label_column=None if options.unconditional else options.label_column,
+            class_names=read_class_names(options.class_names) if options.class_names else None,
+            buffer_size=options.stream_buffer,
+        )
+    return open_source(
+        options.train_data_dir,
+        options.dataset,
+        config=options.dataset_config,
+        split=options.dataset_split,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        class_names=options.class_names,
+        unconditional=options.unconditional,
+    )
 
 
 @dataclass(frozen=True)

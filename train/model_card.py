@@ -43,12 +43,7 @@ def model_card(plan: Plan, step: int) -> str:
     label = f'"{names[0]}"' if names else ""
     space = "pixels" if plan.vae is None else "latents"
     lines = [
-        "---",
-        yaml.safe_dump(header, sort_keys=False).strip(),
-        "---",
-        "",
-        f"# {plan.model_name} on {plan.source.name}",
-        "",
+        *card_head(header, f"{plan.model_name} on {plan.source.name}"),
         f"Class-conditional generation of {plan.resolution} x {plan.resolution} images, trained with d_emo on {space}.",
         f"This folder holds the **averaged** weights and BatchNorm statistics after {step:,} of "
         f"{plan.config.run.max_train_steps:,} steps.",
@@ -68,6 +63,11 @@ def model_card(plan: Plan, step: int) -> str:
         *_scores(plan, step),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def card_head(metadata: Mapping[str, Any], title: str) -> list[str]:
+    """First lines of a card: what the Hub reads, and the title."""
+    return ["---", yaml.safe_dump(dict(metadata), sort_keys=False).strip(), "---", "", f"# {title}", ""]
 
 
 def class_list(names: Sequence[str]) -> str:

@@ -1,0 +1,42 @@
+"""The source of images that a user names: class folders, shards, a dataset, or scikit-learn's digits."""
+
+from pathlib import Path
+
+from .dataset_images import datasets_source
+from .images import ImageSource, digits_source, folder_source
+from .labels import read_class_names
+from .tar_images import tar_source
+
+
+def open_source(
+    folder: str | None,
+    dataset: str | None,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    image_column: str = "image",
+    label_column: str = "label",
+    class_names: str | None = None,
+    unconditional: bool = False,
+) -> ImageSource:
+    """Images that are read by index.
+
+    Args:
+        folder: of class folders; goes before `dataset`.
+        dataset: Hub id, local dataset folder, .parquet file or .tar shards. With neither, scikit-learn's digits.
+        config, split, image_column: of a dataset.
+        label_column: of a dataset, or key of the shards' labels.
+        class_names: of shards that give classes by number: a file, or "imagenet".
+        unconditional: classes are not wanted.
+
+    Raises:
+        ValueError: no images, no such folder, dataset or column; the message gives the remedy.
+    """
+    if folder:
+        return folder_source(Path(folder), unconditional)
+    if not dataset:
+        return digits_source()
+    column = None if unconditional else label_column
+    if dataset.endswith(".tar"):
+        return tar_source(dataset, column, read_class_names(class_names) if class_names else None)
+    return datasets_source(dataset, config=config, split=split, image_column=image_column, label_column=column)
