@@ -63,6 +63,12 @@ def test_the_command_prints_parity_and_keeps_the_processor(capsys, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"trained.onnx", "trained.pt2", "preprocessor_config.json"}
 
 
+def test_an_unknown_model_is_named_with_those_that_are_known(capsys, tmp_path, offline):
+    code, output = run_here(capsys, "--model", "EMOv3", "--output-dir", tmp_path / "out", main=export_classifier.main)
+    assert code != 0 and "--model EMOv3 does not load as an image classifier" in output
+    assert "Names with fresh weights: EMOv2-1M, EMOv2-2M" in output and not (tmp_path / "out").exists()
+
+
 def test_a_file_that_answers_otherwise_is_not_kept(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(export_classifier, "difference", lambda *arguments: 1e-3)
     path = tmp_path / "model.pt2"

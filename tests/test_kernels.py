@@ -178,9 +178,9 @@ def test_the_blocks_own_products_equal_a_librarys(monkeypatch, dim, heads, expan
     block = randomize(I2RMB(dim, heads, expansion, out_dim=out_dim)).to(dtype).eval()
     hidden = torch.randn(5, *grid, dim).to(dtype)
     with use_backend("native"):
-        monkeypatch.setattr(calibration, "product_speeds", lambda _: Speeds(2.0, 2.0, 2.0))
+        monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(2.0, 2.0, 2.0))
         out = block(hidden)
-        monkeypatch.setattr(calibration, "product_speeds", lambda _: Speeds(0.0, 0.0, 0.0))
+        monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(0.0, 0.0, 0.0))
         assert_close(out, block(hidden), dtype)
         with torch.autocast("cpu", torch.bfloat16):
             assert_close(out, block.float()(hidden.float()), torch.bfloat16)
@@ -246,7 +246,7 @@ def test_cumulative_batch_norm_average():
 )
 def test_a_block_compiles_into_one_graph(monkeypatch, training, compiler, speed):
     monkeypatch.setattr(
-        calibration, "product_speeds", lambda _: Speeds(speed, speed, speed)
+        calibration, "product_speeds", lambda *_: Speeds(speed, speed, speed)
     )  # of the kernels' own products
     model = tiny_model().train(training)
     inputs = (torch.randn(2, 4, 16, 16), torch.tensor([3.0, 500.0]), torch.tensor([1, 2]))
@@ -267,7 +267,7 @@ def test_a_block_compiles_into_one_graph(monkeypatch, training, compiler, speed)
 
 @pytest.mark.parametrize("speed", [0.0, 2.0])
 def test_multiply_adds_are_counted_with_kernels_too(monkeypatch, speed):
-    monkeypatch.setattr(calibration, "product_speeds", lambda _: Speeds(speed, speed, speed))
+    monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(speed, speed, speed))
     model = create_model("D-EMOv2-N-2", num_classes=10)
     with use_backend("reference"):
         expected = count_macs(model)

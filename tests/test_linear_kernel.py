@@ -24,7 +24,7 @@ ALL = [True, True, True]  # every product by the kernels
 @pytest.fixture
 def own_products(monkeypatch):
     """The kernels' own products, whichever are faster here."""
-    monkeypatch.setattr(calibration, "product_speeds", lambda _: Speeds(2.0, 2.0, 2.0))
+    monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(2.0, 2.0, 2.0))
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -87,7 +87,7 @@ def test_only_the_gradients_that_are_wanted_are_computed(own_products, monkeypat
 
 @pytest.mark.parametrize("own", itertools.product([False, True], repeat=3))
 def test_each_product_is_the_kernels_or_pytorchs_as_was_measured(monkeypatch, own):
-    monkeypatch.setattr(calibration, "product_speeds", lambda _: Speeds(*(1.5 if by_us else 0.9 for by_us in own)))
+    monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(*(1.5 if by_us else 0.9 for by_us in own)))
     calls = []
     call = cpu.call
     monkeypatch.setattr(cpu, "call", lambda *a: (calls.append((a[1], a[3].by_column)), call(*a)))
@@ -117,7 +117,7 @@ def test_operators_are_registered_as_pytorch_wants_them(own):
 @pytest.mark.parametrize("speed", [0.0, 2.0])
 def test_a_block_trains_the_same_with_either_product(monkeypatch, speed):
     """And in autocast, where products are of bfloat16."""
-    monkeypatch.setattr(calibration, "product_speeds", lambda _: Speeds(speed, speed, speed))
+    monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(speed, speed, speed))
     block = randomize(I2RMB(48, 3))
     hidden, grad = (tensor.detach() for tensor in tensors(torch.float32, (2, 16, 16, 48), (2, 16, 16, 48)))
 
@@ -158,31 +158,42 @@ def test_layers_with_a_bias_keep_it(own_products):
         assert torch.equal(apply_linear(layer, x), layer(x))
 
 
-def test_speed_is_measured_once_and_remembered(monkeypatch, tmp_path):
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    """A folder for what is measured, and nothing measured yet."""
     monkeypatch.setattr(cpu, "cached_path", lambda name, suffix: tmp_path / f"{name}{suffix}")
     calibration._speeds.cache_clear()
-    try:
-        measured = {dtype: calibration.product_speeds(dtype) for dtype in TYPES}
-        assert all(0.01 < speed < 1000 for speeds in measured.values() for speed in speeds)
-        (path,) = tmp_path.iterdir()
-        kept = json.loads(path.read_text())
-        assert kept == {"float32": measured[TYPES[0]]._asdict(), "bfloat16": measured[TYPES[1]]._asdict()}
-        path.write_text(json.dumps({**kept, "float32": {**kept["float32"], "forward": 3.5}}))
-        assert calibration.product_speeds(torch.float32) == measured[torch.float32]  # in this process
-        calibration._speeds.cache_clear()
-        assert calibration.product_speeds(torch.float32) == measured[torch.float32]._replace(forward=3.5)
-    finally:
-        calibration._speeds.cache_clear()
-
-
-def test_a_cache_that_cannot_be_written_costs_a_measurement_only(monkeypatch, tmp_path, caplog):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(cpu, "cached_path", lambda name, suffix: tmp_path / "file" / f"{name}{suffix}")
-    monkeypatch.setattr(calibration, "_measure", lambda dtype: Speeds(1.5, 1.0, 0.5))
-    monkeypatch.setattr(calibration.logger, "propagate", True)
+    yield tmp_path
     calibration._speeds.cache_clear()
-    try:
-        assert calibration.product_speeds(torch.float32) == Speeds(1.5, 1.0, 0.5)
-    finally:
-        calibration._speeds.cache_clear()
+
+
+@pytest.mark.parametrize("numbers", [calibration.LEAST_LARGE, 1000])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_speed_is_measured_once_and_remembered(empty_cache, dtype, numbers):
+    measured = calibration.product_speeds(dtype, numbers)
+    assert all(0.01 < speed < 1000 for speed in measured)
+    (path,) = empty_cache.iterdir()
+    assert json.loads(path.read_text()) == measured._asdict()
+    path.write_text(json.dumps({**measured._asdict(), "forward": 3.5}))
+    assert calibration.product_speeds(dtype, numbers) == measured  # in this process
+    calibration._speeds.cache_clear()
+    assert calibration.product_speeds(dtype, numbers) == measured._replace(forward=3.5)
+
+
+def test_layers_are_judged_by_their_size(empty_cache, monkeypatch):
+    speeds = {calibration.SMALL: Speeds(2.0, 2.0, 2.0), calibration.LARGE: Speeds(0.5, 0.5, 0.5)}
+    monkeypatch.setattr(calibration, "_measure", lambda dtype, *layer: speeds[layer])
+    x = torch.randn(64, 1024)
+    with use_backend("native"):
+        small, large = (linear.product(x, torch.randn(n, 1024, requires_grad=True)) for n in (1000, 2000))
+    assert "d_emo_linear" in type(small.grad_fn).__name__
+    assert "d_emo_linear" not in type(large.grad_fn).__name__
+
+
+def test_a_cache_that_cannot_be_written_costs_a_measurement_only(empty_cache, monkeypatch, caplog):
+    (empty_cache / "file").touch()
+    monkeypatch.setattr(cpu, "cached_path", lambda name, suffix: empty_cache / "file" / f"{name}{suffix}")
+    monkeypatch.setattr(calibration, "_measure", lambda *_: Speeds(1.5, 1.0, 0.5))
+    monkeypatch.setattr(calibration.logger, "propagate", True)
+    assert calibration.product_speeds(torch.float32, 1000) == Speeds(1.5, 1.0, 0.5)
     assert "cannot be kept, every process measures it again: [Errno" in caplog.text

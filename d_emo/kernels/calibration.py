@@ -21,10 +21,13 @@ from . import cpu
 
 logger = logging.get_logger(__name__)
 
-# Of a middle-sized layer and a batch whose results do not stay in the cache: in a network they have left it, too.
-ROWS, INPUTS, OUTPUTS = 4096, 384, 1536
+# Rows, inputs and outputs of the layers that stand for all: in size S, where results leave the cache, and in size XL,
+# whose weight does.
+SMALL, LARGE = (4096, 384, 1536), (1024, 1024, 4096)
+LEAST_LARGE = 1_500_000  # numbers that a large layer's weight has
 ROUNDS = 9
-MOST_SECONDS = 3.0  # for all rounds of a type; one is made in any case
+MOST_SECONDS = 2.0  # for all rounds of a layer; one is made in any case
+CLEAR = 3.0  # times as fast: one round tells
 
 
 class Speeds(NamedTuple):
@@ -36,24 +39,22 @@ class Speeds(NamedTuple):
 
 
 @torch.compiler.assume_constant_result
-def product_speeds(dtype: torch.dtype) -> Speeds:
-    """The speeds in float32 or bfloat16."""
-    return _speeds()[str(dtype).removeprefix("torch.")]
+def product_speeds(dtype: torch.dtype, numbers: int) -> Speeds:
+    """The speeds in float32 or bfloat16 for a layer whose weight has so many numbers."""
+    return _speeds(dtype, numbers >= LEAST_LARGE)
 
 
 @functools.cache
-def _speeds() -> dict[str, Speeds]:
-    path = cpu.cached_path(f"product-speeds-torch-{torch.__version__}", ".json")
+def _speeds(dtype: torch.dtype, large: bool) -> Speeds:
+    kind = f"{str(dtype).removeprefix('torch.')}-{'large' if large else 'small'}"
+    path = cpu.cached_path(f"products-{kind}-torch-{torch.__version__}", ".json")
     if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return {dtype: Speeds(**speeds) for dtype, speeds in stored.items()}
-    speeds = {str(dtype).removeprefix("torch."): _measure(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    logger.info(f"Speed of the kernels' matrix products over PyTorch's: {speeds}")
+        return Speeds(**json.loads(path.read_text(encoding="utf-8")))
+    speeds = _measure(dtype, *(LARGE if large else SMALL))
+    logger.info(f"Speed of the kernels' matrix products over PyTorch's, {kind}: {speeds}")
     try:
         with written_by_one_of_many(path) as partial:
-            partial.write_text(
-                json.dumps({dtype: value._asdict() for dtype, value in speeds.items()}), encoding="utf-8"
-            )
+            partial.write_text(json.dumps(speeds._asdict()), encoding="utf-8")
     except OSError as error:  # a cache that was filled beforehand and cannot be written, say
         logger.warning(f"The speed of matrix products cannot be kept, every process measures it again: {error}")
     return speeds
@@ -61,16 +62,16 @@ def _speeds() -> dict[str, Speeds]:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _measure(dtype: torch.dtype) -> Speeds:
+def _measure(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> Speeds:
     def ones(*shape: int) -> torch.Tensor:
         return torch.ones(shape, dtype=dtype, device="cpu")
 
     def call(function: str, shape: cpu.LinearShape, *tensors: torch.Tensor) -> None:
         cpu.call("linear", function, dtype, shape, *tensors)
 
-    x, weight, y = ones(ROWS, INPUTS), ones(OUTPUTS, INPUTS), ones(ROWS, OUTPUTS)
-    forward = cpu.LinearShape(ROWS, INPUTS, OUTPUTS, True)
-    backward = cpu.LinearShape(ROWS, OUTPUTS, INPUTS, False)
+    x, weight, y = ones(rows, inputs), ones(outputs, inputs), ones(rows, outputs)
+    forward = cpu.LinearShape(rows, inputs, outputs, True)
+    backward = cpu.LinearShape(rows, outputs, inputs, False)
     products = (
         (lambda: torch.mm(x, weight.t(), out=y), lambda: call("linear_forward", forward, x, weight, y)),
         (lambda: torch.mm(y, weight, out=x), lambda: call("linear_forward", backward, y, weight, x)),
@@ -78,12 +79,15 @@ def _measure(dtype: torch.dtype) -> Speeds:
     )
     rounds: list[list[float]] = []
     start = time.perf_counter()
-    # In turns, once to warm up. The median, since a machine that is always disturbed is to be judged so.
+    # In turns. The median, since a machine that is always disturbed is to be judged so.
     while len(rounds) < 2 or (len(rounds) <= ROUNDS and time.perf_counter() - start < MOST_SECONDS):
         for tensor in (x, weight, y):
             tensor.fill_(1)  # or the results would grow from round to round
         rounds.append([_timed(theirs) / _timed(ours) for theirs, ours in products])
-    return Speeds(*(round(statistics.median(ratios), 3) for ratios in zip(*rounds[1:], strict=True)))
+        if all(ratio > CLEAR for ratio in rounds[0]):
+            break
+    # The first round warms up, unless it was clear.
+    return Speeds(*(round(statistics.median(ratios), 3) for ratios in zip(*(rounds[1:] or rounds), strict=True)))
 
 
 def _timed(call: Callable[[], object]) -> float:

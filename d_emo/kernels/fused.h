@@ -84,7 +84,7 @@ void block_forward(const AttentionShape& s, const LocalShape& local, int outputs
     const int inputs = s.heads * s.head_dim, N = s.tokens(), channels = local.channels;
     Panels<S, C> expand(inputs, {2 * s.heads, s.heads}, {s.head_dim, s.value_dim}), project(channels, outputs);
     // A few images at a time, so that what lies between the two products stays in the cache.
-    const int group = std::min(s.batch, (4 * threads + s.heads - 1) / s.heads);
+    const int group = std::min(s.batch, std::max(4, (4 * threads + s.heads - 1) / s.heads));
     AttentionShape images = s;
     images.batch = group;
     Scratch shared(expand.bytes() + project.bytes() + Scratch::piece_bytes<S>(size_t(group) * N * channels), 1);
@@ -109,13 +109,13 @@ void block_forward(const AttentionShape& s, const LocalShape& local, int outputs
             const int count = std::min(group, s.batch - start);
 #pragma omp for schedule(dynamic)
             for (int unit = 0; unit < count * s.heads; ++unit) {
-                const int64_t image = unit / s.heads;
+                const int64_t image = unit % count;  // a head of all images in a row: its weights stay in the cache
                 Scratch scratch = own;
                 C* place = scratch.take<C>(size_t(N) * ld);
                 const auto rows = left_words<S, C>(N, inputs, x + (start + image) * N * inputs,
                                                    scratch.take<Word>(left_size));
                 const OwnProjections<S, C> projections{s, expand, rows, bias, place, ld};
-                attend_and_convolve_head<S, C, K>(images, local, p, tokens, projections, unit % s.heads, scratch,
+                attend_and_convolve_head<S, C, K>(images, local, p, tokens, projections, unit / count, scratch,
                                                   expanded + image * N * channels);
             }
 #pragma omp for schedule(dynamic)

@@ -13,10 +13,8 @@ from torch.utils.flop_counter import register_flop_formula
 from . import calibration, cpu
 from .attention import Windows, attention_flops, cpu_parameter, cpu_shape
 from .backend import is_plain
-from .linear import apply_linear, can_multiply, linear_and_bias, product
+from .linear import LEAST_SPEED, apply_linear, can_multiply, linear_and_bias, product
 from .local import convolution_flops, fusible, kernel_parameters
-
-LEAST_FUSED_SPEED = 0.9  # as in linear.py; what lies between these products is spared the way to memory and back
 
 
 def fuses_for_inference(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
@@ -56,7 +54,7 @@ def _multiplies(hidden_states: torch.Tensor, projection: torch.Tensor, windows: 
     """Whether the kernels' own products serve here; a thread takes a head of an image."""
     return (
         can_multiply(hidden_states, projection)
-        and calibration.product_speeds(hidden_states.dtype).forward >= LEAST_FUSED_SPEED
+        and calibration.product_speeds(projection.dtype, projection.numel()).forward >= LEAST_SPEED
         and windows.dim % 2 == 0
         and torch.get_num_threads() <= hidden_states.shape[0] * windows.num_heads
     )

@@ -8,7 +8,7 @@
 namespace d_emo {
 
 constexpr int kRowBlock = 64;     // rows that are worked on together, at most
-constexpr int kColumnBlock = 64;  // columns that are stored together
+constexpr int kColumnBlock = 384;  // columns whose sums are kept together
 constexpr int kDepth = 384;       // words of depth that sums stay in registers for
 
 // Whether products of stored numbers S are made of wider copies of them.
@@ -84,13 +84,12 @@ struct Panels {
 
     // out (rows x n, `ld` apart) = x (rows x depth) times n columns of one group, from the start of a panel on.
     void multiply(int rows, Rows<const Word> x, int first, int n, C* out, int64_t ld) const {
-        for (int c = 0; c < n; c += kWide<C>) {
-            const Word* panel = panel_from(first + c);
-            const int width = round_up(std::min(kWide<C>, n - c), kLanes<C>);
-            for (int k = 0; k < depth; k += kDepth)
+        for (int k = 0; k < depth; k += kDepth)  // outside: rows of this depth stay in the cache
+            for (int c = 0; c < n; c += kWide<C>) {
+                const int width = round_up(std::min(kWide<C>, n - c), kLanes<C>);
                 product<Word, C>(k > 0, rows, width, std::min(kDepth, depth - k), {x.p + k, x.ld}, 1,
-                                 {panel + k * kWide<C>, kWide<C>}, {out + c, ld});
-        }
+                                 {panel_from(first + c) + k * kWide<C>, kWide<C>}, {out + c, ld});
+            }
     }
     // out (rows x columns) = x (rows x numbers) times all columns, a single group; at most kRowBlock rows.
     void multiply_rows(int rows, const S* x, S* out, bool past_cache, Scratch scratch) const {
@@ -110,7 +109,7 @@ struct Panels {
     // Rows that are worked on together, so that they stay in the second-level cache and every thread has some.
     int row_block(int64_t rows, int threads) const {
         const auto fits = [&](int block) {
-            return size_t(block) * depth * sizeof(Word) <= (256 << 10) && rows >= int64_t(2) * threads * block;
+            return rows >= int64_t(2) * threads * block;
         };
         int block = kRowBlock;
         while (block > 16 && !fits(block)) block /= 2;
