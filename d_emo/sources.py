@@ -37,6 +37,7 @@ def open_source(
     if not dataset:
         return digits_source()
     column = None if unconditional else label_column
+    names = read_class_names(class_names) if class_names else None
     if dataset.endswith(".tar"):
-        return tar_source(dataset, column, read_class_names(class_names) if class_names else None)
+        return tar_source(dataset, column, names)
     return datasets_source(dataset, config=config, split=split, image_column=image_column, label_column=column)

@@ -19,6 +19,7 @@ import torch
 
 from d_emo import export
 from d_emo.eval.evaluate_classifier import open_classifier
+from d_emo.files import written_by_one_of_many
 from d_emo.flops import count_parameters
 from d_emo.models.emov2_transformers import EMOv2Config, EMOv2ForImageClassification, make_image_processor
 from d_emo.models.emov2_variants import CLASSIFIERS
@@ -90,16 +91,12 @@ def export_and_check(model: torch.nn.Module, size: int, kind: str, path: Path) -
         note = "converted" if platform.system() == "Darwin" else "converted; runs on Apple's systems only, not here"
         return f"  {kind:<7} {path}, {_size(path)}: {note}"
     save = export.save_onnx if kind == "onnx" else export.save_program
-    unchecked = path.with_name(f"unchecked-{path.name}")
-    try:
+    with written_by_one_of_many(path) as unchecked:
         save(model, size, unchecked)
         answer: Answer = export.OnnxModel(unchecked) if kind == "onnx" else torch.export.load(str(unchecked)).module()
         worst = max(difference(model, answer, size, batch) for batch in BATCHES)
         if not worst <= TOLERANCE:
             raise ValueError(f"{path} answers otherwise than the model, by {worst:.1e} of the largest logit; deleted.")
-        unchecked.replace(path)
-    finally:
-        unchecked.unlink(missing_ok=True)
     return f"  {kind:<7} {path}, {_size(path)}: largest difference {worst:.1e} of the largest logit, batches of 1 and 3"
 
 

@@ -220,15 +220,22 @@ def run_here(
     return code, captured.out + captured.err + (code if isinstance(code, str) else "")
 
 
-def train_to_the_end(capsys: pytest.CaptureFixture, log: Path, *arguments: object, processes: int = 1) -> str:
-    """Run the diffusion trainer, which must succeed; what it printed.
+def train_to_the_end(
+    capsys: pytest.CaptureFixture,
+    log: Path,
+    *arguments: object,
+    processes: int = 1,
+    main: Callable[[list[str]], None] = train_dit.main,
+    kind: type[Trainer] = Trainer,
+) -> str:
+    """Run a trainer, `main` here or `kind` elsewhere, which must succeed; what it printed.
 
     One process is this one: starting another costs ten seconds of imports.
     """
     if processes == 1:
-        code, output = run_here(capsys, *arguments)
+        code, output = run_here(capsys, *arguments, main=main)
     else:
-        with Trainer(log, *arguments, processes=processes) as trainer:
+        with kind(log, *arguments, processes=processes) as trainer:
             code, output = trainer.finish(), trainer.output
     assert code == 0, output
     return output

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import ROOT, Trainer, run_here, torchrun
+from conftest import ROOT, Trainer, run_here, torchrun, train_to_the_end
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -79,12 +79,8 @@ def test_two_processes_train_and_validate_as_one_does(capsys, tmp_path):
     tables = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        if processes == 1:
-            code, output = run_here(capsys, *still, folder, main=train_classifier.main)
-        else:
-            with ClassifierTrainer(tmp_path / "log", *still, folder, processes=processes) as trainer:
-                code, output = trainer.finish(), trainer.output
-        assert code == 0, output
+        train_to_the_end(capsys, tmp_path / "log", *still, folder, processes=processes, main=train_classifier.main,
+                         kind=ClassifierTrainer)  # fmt: skip
         training = [float(line.split(",")[1]) for line in losses(folder)[1:]]
         validation = [float(value) for value in (folder / "validation.csv").read_text().splitlines()[-1].split(",")]
         tables.append([*training, *validation])

@@ -133,6 +133,12 @@ def test_patterns_expand():
         expand_shards("/nowhere/*.tar")
 
 
+def test_missing_class_names_are_named_for_any_dataset():
+    for dataset in ("shards.tar", "pictures.parquet"):
+        with pytest.raises(ValueError, match=r"--class-names nowhere\.json: there is no such file"):
+            load_source(DataOptions(dataset=dataset, class_names="nowhere.json"))
+
+
 def test_class_names_come_from_files_and_imagenet(tmp_path, names_file):
     assert read_class_names(names_file) == list(CLASSES)
     assert read_class_names("imagenet")[207] == "n02099601"

@@ -61,7 +61,10 @@ class LinearShape(ctypes.Structure):
 class ModulationShape(ctypes.Structure):
     """The C++ struct of the same name."""
 
-    _fields_ = [*((name, ctypes.c_int32) for name in ("batch", "tokens", "channels")), ("eps", ctypes.c_double)]
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("batch", "tokens", "channels", "unit_rows")),
+        ("eps", ctypes.c_double),
+    ]
 
 
 class BlockShape(ctypes.Structure):

@@ -83,7 +83,8 @@ void block_forward(const AttentionShape& s, const LocalShape& local, int outputs
     const std::vector<int> tokens = window_tokens(s);
     const int inputs = s.heads * s.head_dim, N = s.tokens(), channels = local.channels;
     Panels<S, C> expand(inputs, {2 * s.heads, s.heads}, {s.head_dim, s.value_dim}), project(channels, outputs);
-    // A few images at a time, so that what lies between the two products stays in the cache.
+    // A few images at a time: what lies between the two products stays in the cache, and several images share the
+    // reading of the weights.
     const int group = std::min(s.batch, std::max(4, (4 * threads + s.heads - 1) / s.heads));
     AttentionShape images = s;
     images.batch = group;

@@ -106,13 +106,10 @@ struct Panels {
         return Scratch::piece_bytes<C>(kRowBlock * (kColumnBlock + kLanes<C>)) +
                Scratch::piece_bytes<Word>(left_count<S, C>(kRowBlock, numbers));
     }
-    // Rows that are worked on together, so that they stay in the second-level cache and every thread has some.
-    int row_block(int64_t rows, int threads) const {
-        const auto fits = [&](int block) {
-            return rows >= int64_t(2) * threads * block;
-        };
+    // Rows that are worked on together, so that every thread has some.
+    static int row_block(int64_t rows, int threads) {
         int block = kRowBlock;
-        while (block > 16 && !fits(block)) block /= 2;
+        while (block > 16 && rows < int64_t(2) * threads * block) block /= 2;
         return block;
     }
 };

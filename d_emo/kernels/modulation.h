@@ -10,22 +10,21 @@
 
 namespace d_emo {
 
-constexpr int kUnitRows = 32;
-
 struct ModulationShape {
     int32_t batch, tokens, channels;
+    int32_t unit_rows;  // of one image that are worked on together
     double eps;
 
-    int units() const { return (tokens + kUnitRows - 1) / kUnitRows; }  // of an image
+    int units() const { return (tokens + unit_rows - 1) / unit_rows; }  // of an image
     // Calls f(image, unit of all images, first row of all images, one past the last).
     template <class F>
     void each_unit(int threads, F f) const {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
         for (int unit = 0; unit < batch * units(); ++unit) {
             const FlushDenormals flush;
-            const int image = unit / units(), first = unit % units() * kUnitRows;
+            const int image = unit / units(), first = unit % units() * unit_rows;
             const int64_t rows = int64_t(image) * tokens;
-            f(image, unit, rows + first, rows + std::min(first + kUnitRows, int(tokens)));
+            f(image, unit, rows + first, rows + std::min(first + unit_rows, tokens));
         }
     }
 };

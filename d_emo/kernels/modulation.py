@@ -9,7 +9,7 @@ from torch import nn
 from . import cpu
 from .backend import fast_path, is_plain
 
-UNIT_ROWS = 32  # kUnitRows of modulation.h
+UNIT_ROWS = 32  # of an image, that a thread works on at a time
 
 
 def modulated_norm(
@@ -57,7 +57,7 @@ def _normalises_channels(norm: nn.Module, channels: int) -> bool:
 
 def _shape(hidden_states: torch.Tensor, eps: float = 0.0) -> cpu.ModulationShape:
     batch, height, width, channels = hidden_states.shape
-    return cpu.ModulationShape(batch, height * width, channels, eps)
+    return cpu.ModulationShape(batch, height * width, channels, UNIT_ROWS, eps)
 
 
 def _partial_sums(hidden_states: torch.Tensor) -> torch.Tensor:
