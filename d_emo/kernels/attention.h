@@ -208,7 +208,7 @@ struct AttentionHead {
         for (int c = 0; c < e; c += chunk) {
             const int width = std::min(chunk, e - c), columns = round_up(width, lanes), first = head * e + c;
             projections.each(s.value_offset() + first, width,
-                             [&](int i, int k, Vec<C> v) { P::put(value + int64_t(i) * valuel, k, gelu<C>(v)); });
+                             [&](int i, int k, Vec<C> v) { P::put(value + int64_t(i) * valuel, k, gelu(v)); });
             for (int w = 0; w < windows; ++w) {
                 const auto right = P::zip(T, columns, {value, valuel, window(w)}, zipped, zipl);
                 product<Word, C>(w >= s.windows(), T, columns, P::words(T),
@@ -267,7 +267,7 @@ struct AttentionHead {
             const int64_t channel = int64_t(head) * e + c, at = s.value_offset() + channel;
             projections.each(at, width, [&](int i, int k, Vec<C> v) {
                 Vec<C> derivative;
-                P::put(value + int64_t(i) * valuel, k, gelu<C>(v, &derivative));
+                P::put(value + int64_t(i) * valuel, k, gelu(v, &derivative));
                 store(slope + int64_t(i) * suml + k, derivative);
             });
             each_vector<C>(N, grad_out + channel, step, width,

@@ -3,7 +3,8 @@
 //
 // The unit of work is a few vectors of channels over the whole batch, so statistics and weight gradients need no sum
 // over threads. An image's pixels are gathered into zero-bordered tiles, one a vector of channels, and the convolution
-// is products of whole vectors. It is computed again in the backward pass; nothing but x is kept.
+// is products of whole vectors. It is computed again in the backward pass; nothing but x is kept. In a pass, tensors are
+// read once: their pixels lie a power of two apart, or nearly, and so share few places of a cache.
 
 #pragma once
 
@@ -50,7 +51,8 @@ struct LocalChannels {
     static size_t tile_size(const LocalShape& s) { return size_t(s.height + 2 * border) * (s.width + 2 * border); }
     static size_t scratch_bytes(const LocalShape& s, int vectors, bool backward) {
         const size_t images = backward || s.batch_statistics ? s.batch : 1;
-        return vectors * (2 * tile_size(s) + (backward ? 2 : 1) * images * s.tokens() + 4) * sizeof(V);
+        const size_t numbers = images * (tile_size(s) + (backward ? 3 : 1) * s.tokens()) + backward * tile_size(s);
+        return (vectors * numbers + 4) * sizeof(V);
     }
 
     // ---- one vector of channels ----
@@ -93,25 +95,40 @@ struct LocalChannels {
         }
     }
 
-    // total += sum over pixels of grad * tile, for every tap; G rows of taps at a time stay in registers.
+    // total += sum over pixels of grad * tile, for every tap; G rows of taps, whose sums stay in registers, and R pixels
+    // at a time.
     void add_weight_gradient(const V* tile, const V* grad_tile, V* total) const {
-        constexpr int G = K <= 5 && kVectorBytes == 64 ? K : 1;
-        for (int dy = 0; dy < K; dy += G) {
-            V sum[G][K] = {};
-            for (int r = 0; r < s.height; ++r)
-                for (int c = 0; c < s.width; ++c) {
-                    const V grad = grad_tile[(r + border) * tile_width + border + c];
-                    const V* corner = tile + (r + dy) * tile_width + c;
-#pragma GCC unroll 9
-                    for (int g = 0; g < G; ++g)
-#pragma GCC unroll 9
-                        for (int dx = 0; dx < K; ++dx) sum[g][dx] += grad * corner[g * tile_width + dx];
-                }
-#pragma GCC unroll 9
-            for (int g = 0; g < G; ++g)
-#pragma GCC unroll 9
-                for (int dx = 0; dx < K; ++dx) total[(dy + g) * K + dx] += sum[g][dx];
+        constexpr int G = kVectorBytes == 64 ? 3 : K <= 5 ? 2 : 1, R = kVectorBytes == 64 ? 4 : 2;
+        int dy = 0;
+        for (; dy + G <= K; dy += G) add_tap_rows<G, R>(tile + dy * tile_width, grad_tile, total + dy * K);
+        if constexpr (K % G) add_tap_rows<K % G, R>(tile + dy * tile_width, grad_tile, total + dy * K);
+    }
+    template <int G, int R>
+    void add_tap_rows(const V* tile, const V* grad_tile, V* total) const {
+        V sum[G][K] = {};
+        for (int r = 0; r < s.height; ++r) {
+            const V *corner = tile + r * tile_width, *grad = grad_tile + (r + border) * tile_width + border;
+            int c = 0;
+            for (; c + R <= s.width; c += R) add_pixels<G, R>(corner + c, grad + c, sum);
+            for (; c < s.width; ++c) add_pixels<G, 1>(corner + c, grad + c, sum);
         }
+        for (int g = 0; g < G; ++g)
+            for (int dx = 0; dx < K; ++dx) total[g * K + dx] += sum[g][dx];
+    }
+    template <int G, int R>
+    void add_pixels(const V* corner, const V* grad, V (&sum)[G][K]) const {
+        V grads[R];
+#pragma GCC unroll 4
+        for (int i = 0; i < R; ++i) grads[i] = grad[i];
+#pragma GCC unroll 3
+        for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+            for (int c = 0; c < R + K - 1; ++c) {
+                const V x = corner[g * tile_width + c];
+#pragma GCC unroll 9
+                for (int dx = 0; dx < K; ++dx)
+                    if (c - dx >= 0 && c - dx < R) sum[g][dx] += grads[c - dx] * x;
+            }
     }
 
     V inverse_deviation(V variance) const {
@@ -124,7 +141,7 @@ struct LocalChannels {
     }
     static V with_branch(V x, V normed) { return x + normed * sigmoid<C>(normed); }
 
-    // ---- tensors and tiles: all vectors of a pixel at once, since pixels lie far apart ----
+    // ---- tensors and what is gathered of them: all vectors of a pixel at once, since pixels lie far apart ----
 
     V* tile_of(V* tiles, int v) const { return tiles + v * tile_size(s); }
     // Calls f(pixel number, place in a tile).
@@ -134,35 +151,39 @@ struct LocalChannels {
             for (int c = 0; c < s.width; ++c, ++i) f(i, (r + border) * tile_width + border + c);
     }
 
-    // The insides of the tiles, from pixels `step` elements apart: too far for the processor to fetch the next unasked.
-    template <class X>
-    void load_image(const X* x, int64_t step, V* tiles) const {
+    // Calls f(pixel number, place in a tile, vector, value) for pixels `step` elements apart: too far for the processor
+    // to fetch the next unasked.
+    template <class X, class F>
+    void each_value(const X* x, int64_t step, F f) const {
         constexpr int line = std::max<int>(1, 64 / (lanes * sizeof(X)));  // vectors that a cache line holds
         each_pixel([&](int i, int place) {
             for (int v = 0; v < vectors; v += line) __builtin_prefetch(x + (i + 16) * step + v * lanes);
             for (int v = 0; v < vectors; ++v)
-                tile_of(tiles, v)[place] = load_lanes<C>(x + i * step + v * lanes, n - v * lanes);
+                f(i, place, v, load_lanes<C>(x + i * step + v * lanes, n - v * lanes));
         });
     }
+    const S* image(const S* x, int b) const { return x + int64_t(b) * N * s.channels + first; }
+    // The insides of the tiles, from image b; or its pixels side by side, (vectors, N).
     void load_image(const S* x, int b, V* tiles) const {
-        load_image<S>(x + int64_t(b) * N * s.channels + first, s.channels, tiles);
+        each_value(image(x, b), s.channels, [&](int, int place, int v, V value) { tile_of(tiles, v)[place] = value; });
     }
-    // Image b of out = value(vector, pixel number, the tile's pixel).
-    template <class F>
-    void store_image(S* out, int b, const V* tiles, F value) const {
-        S* pixels = out + int64_t(b) * N * s.channels + first;
-        each_pixel([&](int i, int place) {
+    void load_pixels(const S* x, int b, V* pixels) const {
+        each_value(image(x, b), s.channels, [&](int i, int, int v, V value) { pixels[v * N + i] = value; });
+    }
+    // Image b of out, from (vectors, N).
+    void store_pixels(const V* pixels, S* out, int b) const {
+        S* place = out + int64_t(b) * N * s.channels + first;
+        for (int i = 0; i < N; ++i)
             for (int v = 0; v < vectors; ++v)
-                store_result<C>(pixels + int64_t(i) * s.channels + v * lanes,
-                                value(v, i, tiles[v * tile_size(s) + place]), n - v * lanes, past_cache);
-        });
+                store_result<C>(place + int64_t(i) * s.channels + v * lanes, pixels[v * N + i], n - v * lanes,
+                                past_cache);
     }
 
     // ---- the operation ----
 
     // One image with given statistics, in place: pixels `step` apart of an array of the arithmetic type.
     void infer(C* x, int64_t step, V* tiles, V* local) const {
-        load_image<C>(x, step, tiles);
+        each_value(x, step, [&](int, int place, int v, V value) { tile_of(tiles, v)[place] = value; });
         for (int v = 0; v < vectors; ++v) {
             const auto norm = normalisation(v, of_channels(p.mean, v), of_channels(p.variance, v));
             const V* tile = tile_of(tiles, v);
@@ -175,32 +196,43 @@ struct LocalChannels {
     }
 
     void forward(const S* x, S* out, Scratch& scratch) const {
-        V* tiles = scratch.take<V>(vectors * tile_size(s));
-        V* local = scratch.take<V>(vectors * size_t(s.batch_statistics ? s.batch : 1) * N);
-        std::fill_n(tiles, vectors * tile_size(s), V{});
-        V mean[most_vectors] = {}, squares[most_vectors] = {};
+        const size_t tiles_size = vectors * tile_size(s), pixels_size = size_t(vectors) * N;
+        const int images = s.batch_statistics ? s.batch : 1;
+        V* all_tiles = scratch.take<V>(images * tiles_size);
+        V* all_local = scratch.take<V>(images * pixels_size);
+        std::fill_n(all_tiles, images * tiles_size, V{});
         std::pair<V, V> norm[most_vectors];
+        const auto finish = [&](int b, const V* tiles, V* local) {
+            for (int v = 0; v < vectors; ++v) {
+                const V *tile = tiles + v * tile_size(s), factor = norm[v].first, summand = norm[v].second;
+                V* pixels = local + v * N;
+                each_pixel([&](int i, int place) {
+                    pixels[i] = with_branch(tile[place], pixels[i] * factor + summand);
+                });
+            }
+            store_pixels(local, out, b);
+        };
         if (!s.batch_statistics) {
             for (int v = 0; v < vectors; ++v)
                 norm[v] = normalisation(v, of_channels(p.mean, v), of_channels(p.variance, v));
             for (int b = 0; b < s.batch; ++b) {
-                load_image(x, b, tiles);
-                for (int v = 0; v < vectors; ++v) convolve(tile_of(tiles, v), taps(v), local + v * N);
-                store_image(out, b, tiles, [&](int v, int i, V x) {
-                    return with_branch(x, local[v * N + i] * norm[v].first + norm[v].second);
-                });
+                load_image(x, b, all_tiles);
+                for (int v = 0; v < vectors; ++v) convolve(tile_of(all_tiles, v), taps(v), all_local + v * N);
+                finish(b, all_tiles, all_local);
             }
             return;
         }
+        V mean[most_vectors] = {}, squares[most_vectors] = {};
         for (int b = 0; b < s.batch; ++b) {
+            V* tiles = all_tiles + b * tiles_size;
             load_image(x, b, tiles);
             for (int v = 0; v < vectors; ++v) {
-                V* image = local + (int64_t(v) * s.batch + b) * N;
-                convolve(tile_of(tiles, v), taps(v), image);
+                V* local = all_local + b * pixels_size + v * N;
+                convolve(tile_of(tiles, v), taps(v), local);
                 V image_mean = {}, image_squares = {};
-                for (int i = 0; i < N; ++i) image_mean += image[i];
+                for (int i = 0; i < N; ++i) image_mean += local[i];
                 image_mean /= C(N);
-                for (int i = 0; i < N; ++i) image_squares += (image[i] - image_mean) * (image[i] - image_mean);
+                for (int i = 0; i < N; ++i) image_squares += (local[i] - image_mean) * (local[i] - image_mean);
                 const V step = image_mean - mean[v];  // images joined after Chan, Golub and LeVeque (1979)
                 mean[v] += step / C(b + 1);
                 squares[v] += image_squares + step * step * (C(N) * b / C(b + 1));
@@ -212,44 +244,42 @@ struct LocalChannels {
             set_of_channels(p.variance, v, variance);
             norm[v] = normalisation(v, mean[v], variance);
         }
-        for (int b = 0; b < s.batch; ++b) {
-            load_image(x, b, tiles);
-            store_image(out, b, tiles, [&](int v, int i, V x) {
-                return with_branch(x, local[(int64_t(v) * s.batch + b) * N + i] * norm[v].first + norm[v].second);
-            });
-        }
+        for (int b = 0; b < s.batch; ++b) finish(b, all_tiles + b * tiles_size, all_local + b * pixels_size);
     }
 
     // grad_weight, grad_gamma and grad_beta are laid out as the parameters.
     void backward(const S* x, const S* grad_out, S* grad_x, C* grad_weight, C* grad_gamma, C* grad_beta,
                   Scratch& scratch) const {
-        V* tiles = scratch.take<V>(vectors * tile_size(s));
-        V* grad_tiles = scratch.take<V>(vectors * tile_size(s));
-        V* normed = scratch.take<V>(size_t(vectors) * s.batch * N);
-        V* grad = scratch.take<V>(size_t(vectors) * s.batch * N);
-        std::fill_n(tiles, vectors * tile_size(s), V{});
-        std::fill_n(grad_tiles, vectors * tile_size(s), V{});
+        const size_t tiles_size = vectors * tile_size(s), pixels_size = size_t(vectors) * N;
+        V* all_tiles = scratch.take<V>(s.batch * tiles_size);
+        V* all_out = scratch.take<V>(s.batch * pixels_size);     // gradient of the result
+        V* all_normed = scratch.take<V>(s.batch * pixels_size);  // the convolution's result, normalised
+        V* all_grad = scratch.take<V>(s.batch * pixels_size);    // its gradient, before BatchNorm's affine part
+        V* grad_tile = scratch.take<V>(tile_size(s));
+        std::fill_n(all_tiles, s.batch * tiles_size, V{});
+        std::fill_n(grad_tile, tile_size(s), V{});
         V sum_grad[most_vectors] = {}, sum_grad_normed[most_vectors] = {}, deviation[most_vectors];
         for (int v = 0; v < vectors; ++v) deviation[v] = inverse_deviation(of_channels(p.variance, v));
 
         for (int b = 0; b < s.batch; ++b) {
+            V* tiles = all_tiles + b * tiles_size;
             load_image(x, b, tiles);
-            load_image(grad_out, b, grad_tiles);
+            load_pixels(grad_out, b, all_out + b * pixels_size);
             for (int v = 0; v < vectors; ++v) {
-                V* image_normed = normed + (int64_t(v) * s.batch + b) * N;
-                V* image_grad = grad + (int64_t(v) * s.batch + b) * N;
+                const int64_t place = b * pixels_size + v * N;
+                V *out = all_out + place, *normed = all_normed + place, *grad = all_grad + place;
                 const V mean = of_channels(p.mean, v), gamma = of_channels(p.gamma, v), beta = of_channels(p.beta, v);
-                const V* grad_tile = tile_of(grad_tiles, v);
-                convolve(tile_of(tiles, v), taps(v), image_normed);
+                const V inverse = deviation[v];
+                convolve(tile_of(tiles, v), taps(v), normed);
                 V image_sum = {}, image_sum_normed = {};
-                each_pixel([&](int i, int place) {
-                    const V z = (image_normed[i] - mean) * deviation[v], u = z * gamma + beta, gate = sigmoid<C>(u);
-                    const V g = grad_tile[place] * gate * (1 + u * (1 - gate));
-                    image_normed[i] = z;
-                    image_grad[i] = g;
+                for (int i = 0; i < N; ++i) {
+                    const V z = (normed[i] - mean) * inverse, u = z * gamma + beta, gate = sigmoid<C>(u);
+                    const V g = out[i] * gate * (1 + u * (1 - gate));
+                    normed[i] = z;
+                    grad[i] = g;
                     image_sum += g;
                     image_sum_normed += g * z;
-                });
+                }
                 sum_grad[v] += image_sum;
                 sum_grad_normed[v] += image_sum_normed;
             }
@@ -265,21 +295,19 @@ struct LocalChannels {
         // With the batch's own statistics, the normalisation's gradient loses its mean and its part along `normed`.
         const C part = s.batch_statistics ? 1 / (C(s.batch) * N) : C(0);
         for (int b = 0; b < s.batch; ++b) {
-            load_image(x, b, tiles);
             for (int v = 0; v < vectors; ++v) {
-                V *grad_tile = tile_of(grad_tiles, v), *image_grad = grad + (int64_t(v) * s.batch + b) * N;
-                const V* image_normed = normed + (int64_t(v) * s.batch + b) * N;
+                const int64_t place = b * pixels_size + v * N;
+                V *out = all_out + place, *normed = all_normed + place, *grad = all_grad + place;
                 const V drop = sum_grad[v] * part, drop_normed = sum_grad_normed[v] * part;
                 const V scale = of_channels(p.gamma, v) * deviation[v];
                 each_pixel([&](int i, int place) {
-                    grad_tile[place] = (image_grad[i] - drop - image_normed[i] * drop_normed) * scale;
+                    grad_tile[place] = (grad[i] - drop - normed[i] * drop_normed) * scale;
                 });
-                add_weight_gradient(tile_of(tiles, v), grad_tile, total[v].at);
-                convolve(grad_tile, flipped[v], image_grad);
+                add_weight_gradient(tile_of(all_tiles + b * tiles_size, v), grad_tile, total[v].at);
+                convolve(grad_tile, flipped[v], grad);
+                for (int i = 0; i < N; ++i) out[i] += grad[i];
             }
-            load_image(grad_out, b, tiles);
-            store_image(grad_x, b, tiles,
-                        [&](int v, int i, V x) { return x + grad[(int64_t(v) * s.batch + b) * N + i]; });
+            store_pixels(all_out + b * pixels_size, grad_x, b);
         }
         for (int v = 0; v < vectors; ++v)
             for (int t = 0; t < K * K; ++t) set_of_channels(grad_weight + int64_t(t) * s.channels, v, total[v].at[t]);
