@@ -11,8 +11,6 @@
 
 namespace d_emo {
 
-constexpr int kAhead = 8;  // rows of a tensor that are fetched before they are read
-
 struct AttentionShape {
     int32_t batch, height, width, heads, head_dim, value_dim, window_height, window_width;
     int32_t neighborhood, remote;  // which kinds of window take part
@@ -191,7 +189,8 @@ struct AttentionHead {
         for (int w = 0; w < windows; ++w) {
             C* scores = window_scores(probabilities, w);
             transpose<Word>(T, P::words(d), {key, dl, window(w)}, turned, tl);
-            product<Word, C, false>(T, tp, P::words(d), {query, dl, window(w)}, 1, {turned, tl}, {scores, tl});
+            product<Word, C, false>(T, tp, P::words(d), Rows<const Word>{query, dl, window(w)}, {turned, tl},
+                                    {scores, tl});
             softmax_rows<C>(T, T, scores, tl, C(s.weight));
         }
     }
@@ -212,7 +211,7 @@ struct AttentionHead {
             for (int w = 0; w < windows; ++w) {
                 const auto right = P::zip(T, columns, {value, valuel, window(w)}, zipped, zipl);
                 product<Word, C>(w >= s.windows(), T, columns, P::words(T),
-                                 narrowed(window_scores(probabilities, w), tl), 1, right, {sum, suml, window(w)},
+                                 narrowed(window_scores(probabilities, w), tl), right, {sum, suml, window(w)},
                                  gaps(w));
             }
             finish(first, width, sum, suml);
@@ -238,11 +237,11 @@ struct AttentionHead {
             const bool add = w >= s.windows();
             auto right = P::zip(T, dp, {query, dl, rows}, zipped, zipl);
             const auto left = P::zip_sums(T, tp, {scores, tl}, zipped_scores, tl);
-            product<Word, C>(add, T, dp, P::words(T), {left.p, 1}, left.ld, right, {grad_key, gradl, rows},
-                             gaps(w));
+            product<Word, C>(add, T, dp, P::words(T), Columns<const Word>{left.p, left.ld}, right,
+                             {grad_key, gradl, rows}, gaps(w));
             right = P::zip(T, dp, {key, dl, rows}, zipped, zipl);
             P::narrow(T, tp, scores, tl);
-            product<Word, C>(add, T, dp, P::words(T), narrowed(scores, tl), 1, right, {grad_query, gradl, rows},
+            product<Word, C>(add, T, dp, P::words(T), narrowed(scores, tl), right, {grad_query, gradl, rows},
                              gaps(w));
         }
         const C scale = C(1 / std::sqrt(double(d)));
@@ -278,7 +277,7 @@ struct AttentionHead {
                 grad_of_probabilities(c > 0, w, P::words(columns), grad, window_scores(grad_scores, w));
                 const auto right = P::zip(T, columns, {grad, valuel, rows}, zipped, zipl);
                 const auto left = P::zip_sums(T, tp, {window_scores(probabilities, w), tl}, zipped_scores, tl);
-                product<Word, C>(w >= s.windows(), T, columns, P::words(T), {left.p, 1}, left.ld, right,
+                product<Word, C>(w >= s.windows(), T, columns, P::words(T), Columns<const Word>{left.p, left.ld}, right,
                                  {grad_value, suml, rows}, gaps(w));
             }
             for (int i = 0; i < N; ++i)
@@ -298,13 +297,13 @@ struct AttentionHead {
     bool copies_shared() const { return shared && shared % kWide<C> == 0; }
     // scores (T, T) of window w = [scores +] grad (T, depth) times the turned values (depth, T).
     void grad_of_probabilities(bool add, int w, int depth, const Word* grad, C* scores) const {
+        const Rows<const Word> left{grad, valuel, window(w)};
         if (w < s.windows() || !copies_shared())
-            return product<Word, C>(add, T, tp, depth, {grad, valuel, window(w)}, 1, {turned, tl}, {scores, tl});
+            return product<Word, C>(add, T, tp, depth, left, {turned, tl}, {scores, tl});
         for (int first = 0, end = shared; first < T; first = end, end += shared) {  // columns; their rows are left out
-            product<Word, C>(add, first, shared, depth, {grad, valuel, window(w)}, 1, {turned + first, tl},
-                             {scores + first, tl});
-            product<Word, C>(add, T - end, shared, depth, {grad, valuel, window(w) + end}, 1, {turned + first, tl},
-                             {scores + int64_t(end) * tl + first, tl});
+            const Rows<const Word> right{turned + first, tl}, below{grad, valuel, window(w) + end};
+            product<Word, C>(add, first, shared, depth, left, right, {scores + first, tl});
+            product<Word, C>(add, T - end, shared, depth, below, right, {scores + int64_t(end) * tl + first, tl});
         }
     }
 

@@ -7,9 +7,9 @@
 
 namespace d_emo {
 
-constexpr int kRowBlock = 64;     // rows that are worked on together, at most
-constexpr int kColumnBlock = 384;  // columns whose sums are kept together
-constexpr int kDepth = 384;       // words of depth that sums stay in registers for
+constexpr int kRowBlock = kVectorBytes == 64 ? 96 : 64;  // rows that are worked on together, at most
+constexpr int kColumnBlock = 384;                        // columns whose sums are kept together
+constexpr int kDepth = 384;                              // words of depth that sums stay in registers for
 
 // Whether products of stored numbers S are made of wider copies of them.
 template <class S, class C>
@@ -87,7 +87,7 @@ struct Panels {
         for (int k = 0; k < depth; k += kDepth)  // outside: rows of this depth stay in the cache
             for (int c = 0; c < n; c += kWide<C>) {
                 const int width = round_up(std::min(kWide<C>, n - c), kLanes<C>);
-                product<Word, C>(k > 0, rows, width, std::min(kDepth, depth - k), {x.p + k, x.ld}, 1,
+                product<Word, C>(k > 0, rows, width, std::min(kDepth, depth - k), Rows<const Word>{x.p + k, x.ld},
                                  {panel_from(first + c) + k * kWide<C>, kWide<C>}, {out + c, ld});
             }
     }
@@ -150,16 +150,14 @@ template <class S, class C>
 void linear_weight_gradient(const LinearShape& s, const S* grad, const S* x, S* out, int threads) {
     using P = typename ProductsOf<S, C>::type;
     using Word = typename P::Word;
-    constexpr int kRows = 128;  // numbers of depth that are packed together
-    constexpr int strip = 64 / sizeof(Word), wide = kWide<C>;
+    constexpr int kRows = 128;                  // numbers of depth that are packed together
+    constexpr int strip = 48, wide = kWide<C>;  // columns of grad and of x that lie together
     const int depth = P::words(kRows), across = std::min(384, round_up(s.inputs, wide));
     const int parts = (s.inputs + across - 1) / across;
     int down = 384;
     while (down > 24 && (s.outputs + down - 1) / down * parts < 2 * threads) down /= 2;
-    // grad's columns in strips, each read from its first row to its last; x's columns and the sums in panels.
-    std::vector<int> places(down);
-    for (int i = 0; i < down; ++i) places[i] = i / strip * depth * strip + i % strip;
-    const size_t left_count = size_t(depth) * round_up(down, strip), panel_count = size_t(depth) * wide;
+    const size_t left_count = size_t(depth) * round_up(down, strip);
+    const size_t panel_count = size_t(depth) * round_up(across, wide);
     const size_t bytes = Scratch::piece_bytes<C>(size_t(down) * across) + Scratch::piece_bytes<Word>(left_count) +
                          Scratch::piece_bytes<Word>(panel_count);
     const int units = (s.outputs + down - 1) / down * parts;
@@ -169,20 +167,18 @@ void linear_weight_gradient(const LinearShape& s, const S* grad, const S* x, S* 
         Scratch scratch(bytes);
         C* sums = scratch.take<C>(size_t(down) * across);
         Word* left = scratch.take<Word>(left_count);
-        Word* panel = scratch.take<Word>(panel_count);
+        Word* panels = scratch.take<Word>(panel_count);
         const int first = unit / parts * down, m = std::min(down, s.outputs - first);
         const int column = unit % parts * across, n = std::min(across, s.inputs - column);
         for (int64_t row = 0; row < s.rows; row += kRows) {
-            const int rows = int(std::min<int64_t>(kRows, s.rows - row));
-            for (int i = 0; i < m; i += strip)
-                P::pack(rows, std::min(strip, m - i), Rows<const S>{grad + row * s.outputs + first + i, s.outputs},
-                        left + size_t(i) * depth, strip);
-            for (int c = 0; c < n; c += wide) {
-                const int width = std::min(wide, n - c);
-                P::pack(rows, width, Rows<const S>{x + row * s.inputs + column + c, s.inputs}, panel, wide);
-                product<Word, C>(row > 0, m, round_up(width, kLanes<C>), P::words(rows), {left, 1, places.data()},
-                                 strip, {panel, wide}, {sums + int64_t(c) * down, wide});
-            }
+            const int rows = int(std::min<int64_t>(kRows, s.rows - row)), words = P::words(rows);
+            P::pack(rows, m, Rows<const S>{grad + row * s.outputs + first, s.outputs}, left, strip);
+            P::pack(rows, n, Rows<const S>{x + row * s.inputs + column, s.inputs}, panels, wide);
+            for (int c = 0; c < n; c += wide)
+                for (int i = 0; i < m; i += strip)
+                    product<Word, C>(row > 0, std::min(strip, m - i), round_up(std::min(wide, n - c), kLanes<C>), words,
+                                     Columns<const Word>{left + int64_t(i) * words, strip},
+                                     {panels + int64_t(c) * words, wide}, {sums + int64_t(c) * down + i * wide, wide});
         }
         for (int i = 0; i < m; ++i)
             for (int k = 0; k < n; k += kLanes<C>)

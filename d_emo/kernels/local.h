@@ -3,8 +3,8 @@
 //
 // The unit of work is a few vectors of channels over the whole batch, so statistics and weight gradients need no sum
 // over threads. An image's pixels are gathered into zero-bordered tiles, one a vector of channels, and the convolution
-// is products of whole vectors. It is computed again in the backward pass; nothing but x is kept. In a pass, tensors are
-// read once: their pixels lie a power of two apart, or nearly, and so share few places of a cache.
+// is products of whole vectors. It is computed again in the backward pass; nothing but x is kept. A pass reads a tensor
+// once: pixels lie some power of two apart, or nearly, so that few places of a cache are theirs.
 
 #pragma once
 
@@ -95,8 +95,8 @@ struct LocalChannels {
         }
     }
 
-    // total += sum over pixels of grad * tile, for every tap; G rows of taps, whose sums stay in registers, and R pixels
-    // at a time.
+    // total += sum over pixels of grad * tile, for every tap: R pixels at a time for G rows of taps, whose sums stay in
+    // registers.
     void add_weight_gradient(const V* tile, const V* grad_tile, V* total) const {
         constexpr int G = kVectorBytes == 64 ? 3 : K <= 5 ? 2 : 1, R = kVectorBytes == 64 ? 4 : 2;
         int dy = 0;

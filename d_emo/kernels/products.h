@@ -10,6 +10,8 @@
 
 namespace d_emo {
 
+constexpr int kAhead = 8;  // rows of a tensor that are fetched before they are read
+
 // The distance between rows of n words: an odd number of whole vectors, since rows a power of two apart would compete
 // for the same few lines of the first-level cache.
 template <class T>
@@ -24,6 +26,36 @@ struct Rows {
     int64_t ld;
     const int* rows = nullptr;
     T* row(int i) const { return p + (rows ? rows[i] : i) * ld; }
+
+    template <int M>
+    struct Tile {  // M rows
+        T* at[M];
+        T word(int i, int64_t k) const { return at[i][k]; }
+    };
+    template <int M>
+    Tile<M> tile(int first) const {
+        Tile<M> tile;
+        for (int i = 0; i < M; ++i) tile.at[i] = row(first + i);
+        return tile;
+    }
+};
+
+// A matrix whose columns lie at p + k * ld.
+template <class T>
+struct Columns {
+    T* p;
+    int64_t ld;
+
+    template <int M>
+    struct Tile {
+        T* p;
+        int64_t ld;
+        T word(int i, int64_t k) const { return p[k * ld + i]; }
+    };
+    template <int M>
+    Tile<M> tile(int first) const {
+        return {p + first, ld};
+    }
 };
 
 // ---- the product ---------------------------------------------------------------------------------------------------
@@ -36,6 +68,8 @@ inline Vec<float> multiply_add(Vec<float> sum, Words a, Words b) {
 }
 #endif
 
+constexpr int kShallow = 128;  // words of depth
+
 // Words of the depth that a product leaves out: in its first `rows` rows the first `words`, in the next rows the next.
 struct Gaps {
     int rows = 0, words = 0;
@@ -46,86 +80,92 @@ struct Gaps {
     }
 };
 
-template <class T, class C, int M, int V, bool add>
-inline void product_tile(std::pair<int, int> gap, int depth, const T* const* a, int64_t a_step, const Rows<const T>& b,
-                         int column, C* const* c) {  // b's first column is the tile's
+template <class T, class C, int M, int V, bool add, class Tile>
+inline void product_tile(std::pair<int, int> gap, int depth, const Tile& a, const Rows<const T>& b, int column,
+                         C* const* c) {  // b's first column is the tile's
     constexpr int lanes = kLanes<C>;
     Vec<C> sum[M][V];
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) sum[i][j] = add ? load(c[i] + column + j * lanes) : Vec<C>{};
-    const auto add_words = [&](int first, int end) {
+        for (int j = 0; j < V; ++j) sum[i][j] = Vec<C>{};
+    const auto add_words = [&](int first, int end, auto row) {
 #pragma GCC unroll 4
         for (int k = first; k < end; ++k) {
             Vec<T> right[V];
-            for (int j = 0; j < V; ++j) right[j] = load(b.row(k) + j * lanes);
+            for (int j = 0; j < V; ++j) right[j] = load(row(k) + j * lanes);
             for (int i = 0; i < M; ++i) {
-                const Vec<T> left = broadcast<T>(a[i][k * a_step]);
+                const Vec<T> left = broadcast<T>(a.word(i, k));
                 for (int j = 0; j < V; ++j) sum[i][j] = multiply_add(sum[i][j], left, right[j]);
             }
         }
     };
-    add_words(0, gap.first);
-    if (gap.second > gap.first) add_words(gap.second, depth);
+    const auto add_all = [&](auto row) {
+        add_words(0, gap.first, row);
+        if (gap.second > gap.first) add_words(gap.second, depth, row);
+    };
+    if (b.rows) {
+        add_all([&](int k) { return b.p + b.rows[k] * b.ld; });
+    } else {
+        add_all([&](int k) { return b.p + k * b.ld; });
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) store(c[i] + column + j * lanes, sum[i][j]);
+        for (int j = 0; j < V; ++j) {
+            C* place = c[i] + column + j * lanes;
+            store(place, add ? load(place) + sum[i][j] : sum[i][j]);
+        }
 }
 
-template <class T, class C, int V, bool add>
-inline void product_columns(int m, int depth, Rows<const T> a, int64_t a_step, Rows<const T> b, int column, Rows<C> c,
-                            Gaps gaps) {
+// Rows from i on, M at a time as far as they go; the first that is left.
+template <class T, class C, int M, int V, bool add, class Left>
+inline int product_rows(int i, int m, int depth, const Left& a, Rows<const T> b, int column, Rows<C> c, Gaps gaps) {
+    for (; i + M <= m; i += M)
+        product_tile<T, C, M, V, add>(gaps.of(i, depth), depth, a.template tile<M>(i), b, column,
+                                      c.template tile<M>(i).at);
+    return i;
+}
+
+template <class T, class C, int V, bool add, class Left>
+inline void product_columns(int m, int depth, const Left& a, Rows<const T> b, int column, Rows<C> c, Gaps gaps) {
     constexpr int M = V > 2 || kVectorBytes < 64 ? 4 : 8, lanes = kLanes<C>;
     constexpr int kDense = 8192 / (V * kVectorBytes);  // rows that fill a quarter of the first-level cache
-    T dense[kDense * V * lanes];
+    alignas(kVectorBytes) T dense[kDense * V * lanes];
     b.p += column;
     if (b.rows && depth <= kDense && m > 2 * M) {  // rows that are used often, side by side
         for (int k = 0; k < depth; ++k)
             for (int j = 0; j < V * lanes; j += lanes) store(dense + k * V * lanes + j, load(b.row(k) + j));
         b = {dense, V * lanes};
     }
-    const T* left[M];
-    C* out[M];
     int i = 0;
-    for (; i + M <= m; i += M) {
-        for (int r = 0; r < M; ++r) {
-            left[r] = a.row(i + r);
-            out[r] = c.row(i + r);
-        }
-        product_tile<T, C, M, V, add>(gaps.of(i, depth), depth, left, a_step, b, column, out);
-    }
-    for (; i < m; ++i) {
-        left[0] = a.row(i);
-        out[0] = c.row(i);
-        product_tile<T, C, 1, V, add>(gaps.of(i, depth), depth, left, a_step, b, column, out);
-    }
+    if constexpr (V == 4)  // taller tiles share a word of the right operand, which may lie in the second-level cache
+        if ((depth > kShallow || m % 6 == 0) && !gaps.rows)
+            i = product_rows<T, C, 6, V, add>(i, m, depth, a, b, column, c, gaps);
+    i = product_rows<T, C, M, V, add>(i, m, depth, a, b, column, c, gaps);
+    product_rows<T, C, 1, V, add>(i, m, depth, a, b, column, c, gaps);
 }
 
 // Columns of a product that are worked on together.
 template <class C>
 constexpr int kWide = (kVectorBytes == 64 ? 4 : 2) * kLanes<C>;
 
-// c (m x n) = [c +] a (m x depth) b (depth x n); word (i, k) of a is a.row(i)[k * a_step]; n in whole vectors; rows of
-// a gap in multiples of 8.
-template <class T, class C, bool add>
-inline void product(int m, int n, int depth, Rows<const T> a, int64_t a_step, Rows<const T> b, Rows<C> c,
-                    Gaps gaps = {}) {
+// c (m x n) = [c +] a (m x depth) b (depth x n), a as Rows or Columns; n in whole vectors; rows of a gap in multiples
+// of 8.
+template <class T, class C, bool add, class Left>
+inline void product(int m, int n, int depth, const Left& a, Rows<const T> b, Rows<C> c, Gaps gaps = {}) {
     constexpr int lanes = kLanes<C>;
     int column = 0;
     for (; column + kWide<C> <= n; column += kWide<C>)
-        product_columns<T, C, kWide<C> / lanes, add>(m, depth, a, a_step, b, column, c, gaps);
+        product_columns<T, C, kWide<C> / lanes, add>(m, depth, a, b, column, c, gaps);
     for (; column + 2 * lanes <= n; column += 2 * lanes)
-        product_columns<T, C, 2, add>(m, depth, a, a_step, b, column, c, gaps);
-    if (column < n) product_columns<T, C, 1, add>(m, depth, a, a_step, b, column, c, gaps);
+        product_columns<T, C, 2, add>(m, depth, a, b, column, c, gaps);
+    if (column < n) product_columns<T, C, 1, add>(m, depth, a, b, column, c, gaps);
 }
 
-template <class T, class C>
-inline void product(bool add, int m, int n, int depth, Rows<const T> a, int64_t a_step, Rows<const T> b, Rows<C> c,
-                    Gaps gaps = {}) {
-    add ? product<T, C, true>(m, n, depth, a, a_step, b, c, gaps)
-        : product<T, C, false>(m, n, depth, a, a_step, b, c, gaps);
+template <class T, class C, class Left>
+inline void product(bool add, int m, int n, int depth, const Left& a, Rows<const T> b, Rows<C> c, Gaps gaps = {}) {
+    add ? product<T, C, true>(m, n, depth, a, b, c, gaps) : product<T, C, false>(m, n, depth, a, b, c, gaps);
 }
 
 // ---- operands ------------------------------------------------------------------------------------------------------
@@ -168,13 +208,17 @@ struct Exact {
     // Rows of operands or of sums (depth x n) as columns of words; `place` may hold them, rows `ld` apart.
     static Rows<const C> zip(int, int, Rows<const C> a, C*, int64_t) { return a; }
     static Rows<const C> zip_sums(int, int, Rows<const C> a, C*, int64_t) { return a; }
-    // The same from stored numbers, which are always copied.
+    // The same from stored numbers, which are always copied, in panels of `width` columns (whole vectors), one after
+    // the other.
     template <class S>
-    static void pack(int depth, int n, Rows<const S> a, Word* place, int64_t ld) {
-        for (int i = 0; i < depth; ++i) {
-            __builtin_prefetch(a.row(i) + n);  // often next
-            for (int k = 0; k < n; k += kLanes<C>) store(place + i * ld + k, load_lanes<C>(a.row(i) + k, n - k));
-        }
+    static void pack(int depth, int n, Rows<const S> a, Word* place, int width) {
+        for (int i = 0; i < depth; ++i)
+            for (int first = 0; first < n; first += width)
+                for (int k = first; k < std::min(n, first + width); k += kLanes<C>) {
+                    const S* from = a.row(i) + k;
+                    __builtin_prefetch(from + kAhead * a.ld);
+                    store(place + int64_t(first) * depth + i * width + k - first, load_lanes<C>(from, n - k));
+                }
     }
 };
 
@@ -199,8 +243,11 @@ struct Halves {
     static Rows<const Word> zip_sums(int depth, int n, Rows<const float> a, Word* place, int64_t ld) {
         return zipped(depth, n, place, ld, [&](int i, int k) { return rounded(load(a.row(i) + k)); });
     }
-    static void pack(int depth, int n, Rows<const bfloat16> a, Word* place, int64_t ld) {
-        zipped(depth, n, place, ld, [&](int i, int k) { return (Words)load_lanes<float>(a.row(i) + k, n - k) >> 16; });
+    static void pack(int depth, int n, Rows<const bfloat16> a, Word* place, int width) {
+        for (int first = 0; first < n; first += width)
+            zipped(depth, std::min(width, n - first), place + int64_t(first) * words(depth), width, [&](int i, int k) {
+                return (Words)load_lanes<float>(a.row(i) + first + k, n - first - k) >> 16;
+            });
     }
 
    private:
