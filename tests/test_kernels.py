@@ -86,6 +86,20 @@ def test_attention_and_its_gradients_equal_the_reference(name, dtype, with_bias)
         assert_close(actual, wanted, dtype)
 
 
+def test_gelu_is_as_close_as_pytorchs():
+    """A window of one token attends to itself, so the result is GELU of its value; far from zero, too."""
+    values = torch.cat([torch.linspace(-12, 12, 64 * 64 * 15), torch.linspace(-1e4, 1e4, 64 * 64)]).view(1, 64, 64, 16)
+    qkv = torch.cat([torch.zeros(1, 64, 64, 2), values], dim=-1).requires_grad_()
+    with use_backend("native"):
+        out = attention.window_attention(qkv, None, Windows(1, 1, 1, 1, remote=False))
+    out.sum().backward()
+    exact = values.double().requires_grad_()
+    expected = nn.functional.gelu(exact)
+    expected.sum().backward()
+    assert ((out - expected).abs() <= 3e-7 * values.abs() + 2e-7).all()
+    assert (qkv.grad[..., 2:] - exact.grad).abs().max() <= 1e-6
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("shape", "kernel"), [((4, 16, 16, 64), 5), ((3, 7, 5, 43), 3), ((1, 9, 11, 20), 7),

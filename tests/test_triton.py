@@ -36,9 +36,15 @@ def compile_for(kernel: object, target: object, floats: tuple[str, ...], scalars
     return triton.compile(source, target=target)
 
 
-@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
-def test_triton_kernels_compile_for_gpus_that_are_not_here(capability):
-    """Ampere and Hopper, at the sizes of D-EMOv2-XL-2; the binary must fit in Hopper's shared memory."""
+@pytest.mark.parametrize(
+    ("capability", "kernel"),
+    [(90, 3), pytest.param(90, 5, marks=pytest.mark.slow), pytest.param(80, 5, marks=pytest.mark.slow)],
+)
+def test_triton_kernels_compile_for_gpus_that_are_not_here(capability, kernel):
+    """Ampere and Hopper, at the sizes of D-EMOv2-XL-2; the binary must fit in Hopper's shared memory.
+
+    The models' convolution is 5 wide; one of 3 compiles in a fraction of the time.
+    """
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
 
@@ -48,7 +54,7 @@ def test_triton_kernels_compile_for_gpus_that_are_not_here(capability):
     attention = {"HEADS": 16, "D": 72, "E": 288, "DP": 128, "EB": triton_attention.VALUE_BLOCK, "WH": 8, "WW": 8,
                  "TP": 64, "NEIGHBORHOOD": True, "REMOTE": True, "HAS_BIAS": True, "DOT": tl.bfloat16,
                  "PRECISION": "ieee"}  # fmt: skip
-    local = {"E": 4608, "K": 5, "TB": triton_local.TOKEN_BLOCK, "CB": triton_local.CHANNEL_BLOCK}
+    local = {"E": 4608, "K": kernel, "TB": triton_local.TOKEN_BLOCK, "CB": triton_local.CHANNEL_BLOCK}
     parts = ("weight", "gamma", "beta", "mean", "deviation", "scale", "shift", "means", "squares", "drop",
              "drop_normed", "grad_gamma", "grad_beta", "grad_weight")  # fmt: skip
     for module, floats, scalars, constants in (
@@ -57,7 +63,7 @@ def test_triton_kernels_compile_for_gpus_that_are_not_here(capability):
     ):
         kernels = [value for name, value in vars(module).items() if name.endswith("_kernel")]
         assert len(kernels) >= 2
-        for kernel in kernels:
-            compiled = compile_for(kernel, target, floats, scalars, constants)
+        for function in kernels:
+            compiled = compile_for(function, target, floats, scalars, constants)
             assert "cubin" in compiled.asm
             assert compiled.metadata.shared <= 227 * 1024
