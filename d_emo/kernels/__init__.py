@@ -4,7 +4,8 @@
                              the operations: plain PyTorch as reference and fallback, and the choice between them
     backend.py               what is chosen, and how to choose otherwise
     selfcheck.py             whether the fast ones are right on this machine, asked before their first use
-    fused.py                 the block as one operation, for inference on the CPU
+    block.py                 the block from end to end
+    fused.py, training.py    the block as one operation on the CPU, for inference and for training
     cpu.py, *.cpp, *.h       C++ for the CPU, compiled on first use
     linear.py                products with weights, the kernels' own or PyTorch's
     calibration.py           which of them are faster on this machine, measured once
@@ -21,7 +22,7 @@ from .attention import (
     window_attention,
 )
 from .backend import BACKENDS, backend_report, is_plain, set_backend, use_backend
-from .fused import fuses_for_inference, infer_block
+from .block import whole_block
 from .linear import apply_linear, linear_and_bias
 from .local import local_branch
 from .modulation import gated_sum, modulated_norm
@@ -32,9 +33,7 @@ __all__ = [
     "Windows",
     "apply_linear",
     "backend_report",
-    "fuses_for_inference",
     "gated_sum",
-    "infer_block",
     "is_plain",
     "linear_and_bias",
     "local_branch",
@@ -43,5 +42,6 @@ __all__ = [
     "set_backend",
     "split_windows",
     "use_backend",
+    "whole_block",
     "window_attention",
 ]

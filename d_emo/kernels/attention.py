@@ -120,8 +120,7 @@ def merge_windows(
 # ---- the operator: C++ and Triton ----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("d_emo::window_attention", mutates_args=(), device_types="cpu")
-def _window_attention(
+def attend(
     qkv: torch.Tensor,
     bias: torch.Tensor | None,
     dim: int,
@@ -140,8 +139,7 @@ def _window_attention(
     return out
 
 
-@torch.library.custom_op("d_emo::window_attention_backward", mutates_args=(), device_types="cpu")
-def _window_attention_backward(
+def attend_backward(
     grad: torch.Tensor,
     qkv: torch.Tensor,
     bias: torch.Tensor | None,
@@ -160,6 +158,14 @@ def _window_attention_backward(
     tensors = (qkv, cpu_parameter(bias, qkv), grad, grad_qkv, sums)
     cpu.call("attention", "attention_backward", qkv.dtype, cpu_shape(qkv.shape, windows), *tensors)
     return grad_qkv, sums.sum(0)
+
+
+_window_attention = torch.library.custom_op(
+    "d_emo::window_attention", attend, mutates_args=(), device_types="cpu"
+)
+_window_attention_backward = torch.library.custom_op(
+    "d_emo::window_attention_backward", attend_backward, mutates_args=(), device_types="cpu"
+)
 
 
 @_window_attention.register_kernel("cuda")

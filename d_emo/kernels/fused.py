@@ -14,13 +14,7 @@ from . import calibration, cpu
 from .attention import Windows, attention_flops, cpu_parameter, cpu_shape
 from .backend import is_plain
 from .linear import LEAST_SPEED, apply_linear, can_multiply, linear_and_bias, product
-from .local import convolution_flops, fusible, kernel_parameters
-
-
-def fuses_for_inference(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether `infer_block` can be used: no gradients, running statistics, CPU kernels."""
-    no_gradients = not torch.is_grad_enabled() and not norm.training
-    return no_gradients and hidden_states.device.type == "cpu" and fusible(hidden_states, conv, norm)
+from .local import convolution_flops, kernel_parameters
 
 
 def infer_block(

@@ -39,14 +39,24 @@ def linear_and_bias(layer: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tenso
 
 def product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`F.linear(inputs, weight)`."""
-    if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu") and inputs.dtype != torch.float64:
-        kind = torch.get_autocast_dtype("cpu")  # which operators of our own are not told of
-        inputs, weight = inputs.to(kind), weight.to(kind)
+    inputs, weight = as_autocast(inputs), as_autocast(weight)
     if can_multiply(inputs, weight):
-        own = [speed >= LEAST_SPEED for speed in calibration.product_speeds(inputs.dtype, weight.numel())]
+        own = own_products(weight)
         if any(own):
             return _product(inputs, weight, True, own)
     return F.linear(inputs, weight)
+
+
+def as_autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """In the type that products have under autocast, of which operators of our own are not told."""
+    if tensor.device.type == "cpu" and torch.is_autocast_enabled("cpu") and tensor.dtype != torch.float64:
+        return tensor.to(torch.get_autocast_dtype("cpu"))
+    return tensor
+
+
+def own_products(weight: torch.Tensor) -> list[bool]:
+    """Whether the kernels make a product, the gradients of its input and its weight; or PyTorch, where it is faster."""
+    return [speed >= LEAST_SPEED for speed in calibration.product_speeds(weight.dtype, weight.numel())]
 
 
 def can_multiply(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -61,11 +71,10 @@ def can_multiply(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
-@torch.library.custom_op("d_emo::linear", mutates_args=(), device_types="cpu")
-def _product(inputs: torch.Tensor, weight: torch.Tensor, by_column: bool, own: Sequence[bool]) -> torch.Tensor:
+def multiply(inputs: torch.Tensor, weight: torch.Tensor, by_column: bool, own: Sequence[bool]) -> torch.Tensor:
     """`inputs @ weight.T`, or `inputs @ weight` if not by column.
 
-    `own` says whether the kernels make this product, its input's gradient and its weight's gradient, or PyTorch.
+    `own`: see `own_products`.
     """
     outputs = weight.shape[0 if by_column else 1]
     if not own[0]:
@@ -77,8 +86,7 @@ def _product(inputs: torch.Tensor, weight: torch.Tensor, by_column: bool, own: S
     return out
 
 
-@torch.library.custom_op("d_emo::linear_weight_gradient", mutates_args=(), device_types="cpu")
-def _weight_gradient(grad: torch.Tensor, inputs: torch.Tensor, own: bool) -> torch.Tensor:
+def weight_gradient(grad: torch.Tensor, inputs: torch.Tensor, own: bool) -> torch.Tensor:
     """`grad.T @ inputs` of their rows, (..., O) and (..., I) -> (O, I), by the kernels or by PyTorch."""
     if not own:
         return torch.mm(grad.flatten(0, -2).t(), inputs.flatten(0, -2))
@@ -87,6 +95,12 @@ def _weight_gradient(grad: torch.Tensor, inputs: torch.Tensor, own: bool) -> tor
     shape = cpu.LinearShape(inputs.shape[:-1].numel(), inputs.shape[-1], grad.shape[-1], True)
     cpu.call("linear", "linear_weight_gradient", inputs.dtype, shape, grad, inputs, out)
     return out
+
+
+_product = torch.library.custom_op("d_emo::linear", multiply, mutates_args=(), device_types="cpu")
+_weight_gradient = torch.library.custom_op(
+    "d_emo::linear_weight_gradient", weight_gradient, mutates_args=(), device_types="cpu"
+)
 
 
 @_product.register_fake

@@ -38,16 +38,21 @@ def local_branch(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) 
     assert norm.running_var is not None
     parameters = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     out, mean, variance = _local_branch(hidden_states, *parameters, norm.training, norm.eps)
-    if not norm.training:
-        return out
-    with torch.no_grad():
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
-        count = hidden_states[..., 0].numel()
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-        norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
+    if norm.training:
+        update_statistics(norm, mean, variance, hidden_states[..., 0].numel())
     return out
+
+
+@torch.no_grad()
+def update_statistics(norm: nn.BatchNorm2d, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
+    """Move running statistics as BatchNorm does after a batch of `count` pixels a channel; `variance` is over count."""
+    assert norm.num_batches_tracked is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.num_batches_tracked.add_(1)
+    momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
 
 
 def reference(hidden_states: torch.Tensor, conv: Layer, norm: Layer) -> torch.Tensor:
@@ -86,8 +91,7 @@ def _is_depthwise(conv: nn.Module) -> bool:
     )
 
 
-@torch.library.custom_op("d_emo::local_branch", mutates_args=(), device_types="cpu")
-def _local_branch(
+def convolve(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
     gamma: torch.Tensor,
@@ -108,8 +112,7 @@ def _local_branch(
     return out, mean, variance
 
 
-@torch.library.custom_op("d_emo::local_branch_backward", mutates_args=(), device_types="cpu")
-def _local_branch_backward(
+def convolve_backward(
     grad: torch.Tensor,
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
@@ -128,6 +131,12 @@ def _local_branch_backward(
     cpu.call("local", "local_backward", hidden_states.dtype, shape, *arguments)
     grad_weight = grads[0].t().contiguous().view(weight.shape)
     return grad_hidden, grad_weight.to(weight.dtype), grads[1].to(gamma.dtype), grads[2].to(beta.dtype)
+
+
+_local_branch = torch.library.custom_op("d_emo::local_branch", convolve, mutates_args=(), device_types="cpu")
+_local_branch_backward = torch.library.custom_op(
+    "d_emo::local_branch_backward", convolve_backward, mutates_args=(), device_types="cpu"
+)
 
 
 @_local_branch.register_kernel("cuda")

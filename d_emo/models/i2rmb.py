@@ -21,13 +21,12 @@ from ..kernels import (
     ATTENTION_TYPES,
     Windows,
     apply_linear,
-    fuses_for_inference,
-    infer_block,
     is_plain,
     linear_and_bias,
     local_branch,
     merge_windows,
     split_windows,
+    whole_block,
     window_attention,
 )
 
@@ -287,9 +286,9 @@ class I2RMB(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, O), halved by a stride of 2; the input is normalised, the output not yet added."""
-        if self._fuses_for_inference(hidden_states):
+        if self._is_whole(hidden_states):
             windows = self.attn.windows(*hidden_states.shape[1:3])
-            return infer_block(hidden_states, self.attn.to_qkv, windows, self.conv, self.conv_norm, self.proj_out)
+            return whole_block(hidden_states, self.attn.to_qkv, windows, self.conv, self.conv_norm, self.proj_out)
         if self.parallel:
             attended, values = self.attn.with_values(hidden_states)          # (B, H, W, E) each
             hidden_states = attended + self._local(values)                   # (B, H, W, E)
@@ -311,13 +310,13 @@ class I2RMB(nn.Module):
         local = self.conv(hidden_states.permute(0, 3, 1, 2))                 # (B, E, H', W'), channels-last memory
         return F.silu(self.conv_norm(local)).permute(0, 2, 3, 1)             # (B, H', W', E)
 
-    def _fuses_for_inference(self, hidden_states: torch.Tensor) -> bool:
+    def _is_whole(self, hidden_states: torch.Tensor) -> bool:
+        """Whether the block is what `whole_block` computes: attention, then the convolution and a skip, no padding."""
         return (
             self.attn.attention_type != "none"
             and self.conv is not None
             and self.local_skip
             and not self.parallel
-            and fuses_for_inference(hidden_states, self.conv, self.conv_norm)
             and is_plain(self.attn, SpanningWindowAttention)
             and not any(self.attn.padding(*hidden_states.shape[1:3]))
         )
