@@ -85,7 +85,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            normed = modulation._norm_backward(grad, x, gate, 1e-6)
+            normed = modulation._norm_backward(grad, x, gate, None, None, 1e-6)
             results.append((*normed, *modulation._gated_backward(grad, gate, branch)))
     finally:
         torch.set_num_threads(before)
@@ -94,12 +94,15 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 def test_operators_are_registered_as_pytorch_wants_them():
-    x, branch, gain, offset = tensors(torch.float32, (2, 3, 5, 8), (2, 3, 5, 8), (2, 8), (2, 8))
-    torch.library.opcheck(modulation._norm, (x, gain, offset, 1e-6))
-    torch.library.opcheck(modulation._norm, (x.detach().transpose(1, 2), gain, offset.detach(), 1e-6))
-    torch.library.opcheck(modulation._gated, (x, gain, branch))
-    torch.library.opcheck(modulation._norm_backward, (x.detach(), x.detach(), gain.detach(), 1e-6))
-    torch.library.opcheck(modulation._gated_backward, (x.detach(), gain.detach(), branch.detach()))
+    x, branch, shift, scale, weight, bias = tensors(torch.float32, *[(2, 3, 5, 8)] * 2, *[(2, 8)] * 2, (8,), (8,))
+    pixels, rows, gains = x.detach(), scale.detach(), weight.detach()
+    for affine in ((weight, bias), (weight, None), (None, None)):
+        torch.library.opcheck(modulation._norm, (x, shift, scale, *affine, 1e-6))
+    torch.library.opcheck(modulation._norm, (pixels.transpose(1, 2), shift, rows, gains, None, 1e-6))
+    torch.library.opcheck(modulation._norm_backward, (pixels, pixels, rows, gains, bias.detach(), 1e-6))
+    torch.library.opcheck(modulation._norm_backward, (pixels, pixels, rows, None, None, 1e-6))
+    torch.library.opcheck(modulation._gated, (x, scale, branch))
+    torch.library.opcheck(modulation._gated_backward, (pixels, rows, branch.detach()))
 
 
 def test_what_is_no_plain_layer_norm_is_called():

@@ -28,13 +28,7 @@ def modulated_norm(
     if not _has_kernel(hidden_states) or not _normalises_channels(norm, hidden_states.shape[-1]):
         return torch.addcmul(shift[:, None, None], norm(hidden_states), 1 + scale[:, None, None])
     assert isinstance(norm, nn.LayerNorm)
-    kind = cpu.arithmetic(hidden_states.dtype)
-    gain, offset = 1 + scale.to(kind), shift.to(kind)  # (B, D) each
-    if norm.bias is not None:
-        offset = torch.addcmul(offset, gain, norm.bias.to(kind))
-    if norm.weight is not None:
-        gain = gain * norm.weight.to(kind)
-    return _norm(hidden_states, gain, offset, norm.eps)
+    return _norm(hidden_states, shift, scale, norm.weight, norm.bias, norm.eps)
 
 
 def gated_sum(hidden_states: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
@@ -68,25 +62,53 @@ def _partial_sums(hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 @torch.library.custom_op("d_emo::modulated_norm", mutates_args=(), device_types="cpu")
-def _norm(hidden_states: torch.Tensor, gain: torch.Tensor, offset: torch.Tensor, eps: float) -> torch.Tensor:
-    """Rows normalised, times the gain of their image, plus its offset; both (B, D) in the arithmetic type."""
-    hidden_states = hidden_states.contiguous()
+def _norm(
+    hidden_states: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    """LayerNorm with its weight and bias, times 1 + scale, plus shift; both (B, D)."""
+    hidden_states, kind = hidden_states.contiguous(), cpu.arithmetic(hidden_states.dtype)
+    gain, offset = 1 + scale.to(kind), shift.to(kind)  # (B, D) each
+    if bias is not None:
+        offset = torch.addcmul(offset, gain, bias.to(kind))
+    if weight is not None:
+        gain = gain * weight.to(kind)
     out = torch.empty_like(hidden_states)
-    tensors = (hidden_states, gain.contiguous(), offset.contiguous(), out)
-    cpu.call("modulation", "norm_forward", out.dtype, _shape(out, eps), *tensors)
+    cpu.call("modulation", "norm_forward", out.dtype, _shape(out, eps), hidden_states, gain, offset.contiguous(), out)
     return out
 
 
 @torch.library.custom_op("d_emo::modulated_norm_backward", mutates_args=(), device_types="cpu")
 def _norm_backward(
-    grad: torch.Tensor, hidden_states: torch.Tensor, gain: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grad: torch.Tensor,
+    hidden_states: torch.Tensor,
+    scale: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+) -> list[torch.Tensor]:
+    """Gradients of x, shift and scale, and of weight and bias as far as there are any."""
     hidden_states, grad = hidden_states.contiguous(), grad.to(hidden_states.dtype).contiguous()
+    factor = 1 + scale.to(cpu.arithmetic(grad.dtype))  # (B, D)
+    gain = factor if weight is None else factor * weight
     grad_hidden = torch.empty_like(hidden_states)
     grad_gain, grad_offset = _partial_sums(hidden_states), _partial_sums(hidden_states)
     tensors = (hidden_states, gain.contiguous(), grad, grad_hidden, grad_gain, grad_offset)
     cpu.call("modulation", "norm_backward", grad.dtype, _shape(grad, eps), *tensors)
-    return grad_hidden, grad_gain.sum(1), grad_offset.sum(1)
+    grad_gain, grad_offset = grad_gain.sum(1), grad_offset.sum(1)  # (B, D) each
+    grad_scale = grad_gain if weight is None else grad_gain * weight
+    if bias is not None:
+        grad_scale = torch.addcmul(grad_scale, grad_offset, bias.to(grad_scale.dtype))
+    grads = [grad_hidden, grad_offset.to(scale.dtype), grad_scale.to(scale.dtype)]
+    if weight is not None:
+        grads.append((grad_gain * factor).sum(0).to(weight.dtype))
+    if bias is not None:
+        grads.append((grad_offset * factor).sum(0).to(bias.dtype))
+    return grads
 
 
 @torch.library.custom_op("d_emo::gated_sum", mutates_args=(), device_types="cpu")
@@ -110,13 +132,14 @@ def _gated_backward(grad: torch.Tensor, gate: torch.Tensor, branch: torch.Tensor
 
 
 @_norm.register_fake
-def _(hidden_states, gain, offset, eps):
+def _(hidden_states, *_):
     return hidden_states.new_empty(hidden_states.shape)
 
 
 @_norm_backward.register_fake
-def _(grad, hidden_states, gain, eps):
-    return hidden_states.new_empty(hidden_states.shape), torch.empty_like(gain), torch.empty_like(gain)
+def _(grad, hidden_states, scale, weight, bias, eps):
+    tensors = (hidden_states, scale, scale, *(tensor for tensor in (weight, bias) if tensor is not None))
+    return [tensor.new_empty(tensor.shape) for tensor in tensors]
 
 
 @_gated.register_fake
@@ -130,13 +153,15 @@ def _(grad, gate, branch):
 
 
 def _keep_for_norm(ctx, inputs, output):
-    hidden_states, gain, _, ctx.eps = inputs
-    ctx.save_for_backward(hidden_states, gain)
+    hidden_states, _, *kept, ctx.eps = inputs
+    ctx.save_for_backward(hidden_states, *kept)
 
 
 def _backward_of_norm(ctx, grad):
-    hidden_states, gain = ctx.saved_tensors
-    return *_norm_backward(grad, hidden_states, gain, ctx.eps), None
+    hidden_states, scale, weight, bias = ctx.saved_tensors
+    grads = iter(_norm_backward(grad, hidden_states, scale, weight, bias, ctx.eps))
+    present = (True, True, True, weight is not None, bias is not None)
+    return *(next(grads) if there else None for there in present), None
 
 
 def _keep_for_gated(ctx, inputs, output):

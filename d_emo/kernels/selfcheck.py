@@ -61,10 +61,12 @@ def _checks(device: str) -> Iterator[tuple[str, Function, Function, torch.dtype,
         rows, image = (2, 5, 9, 44), (2, 44)
         yield (
             "the modulated norm",
-            lambda x, gain, offset: modulation._norm(x, gain, offset, 1e-5),
-            lambda x, gain, offset: F.layer_norm(x, (44,)) * gain[:, None, None] + offset[:, None, None],
+            lambda x, shift, scale, *affine: modulation._norm(x, shift, scale, *affine, 1e-5),
+            lambda x, shift, scale, *affine: (
+                F.layer_norm(x, (44,), *affine) * (1 + scale[:, None, None]) + shift[:, None, None]
+            ),
             torch.float32,
-            [rows, image, image],
+            [rows, image, image, (44,), (44,)],
         )
         yield (
             "the gated sum",
