@@ -18,6 +18,7 @@ from d_emo.kernels import (
     local,
     selfcheck,
     set_backend,
+    training,
     use_backend,
 )
 from d_emo.kernels.calibration import Speeds
@@ -200,6 +201,65 @@ def test_the_blocks_own_products_equal_a_librarys(monkeypatch, dim, heads, expan
             assert_close(out, block.float()(hidden.float()), torch.bfloat16)
     with use_backend("reference"):
         assert_close(out, block.double()(hidden.double()), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+@pytest.mark.parametrize("speed", [0.0, 2.0])
+def test_the_block_trains_as_one_operation(monkeypatch, speed, statistics, dtype):
+    """Result, all gradients and running statistics, with the kernels' products and with PyTorch's."""
+    monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(speed, speed, speed))
+    block, exact = (randomize(I2RMB(48, 3, out_dim=40)).to(kind) for kind in (dtype, torch.float64))
+    exact.load_state_dict({name: tensor.double() for name, tensor in block.state_dict().items()})
+    for module in (block, exact):
+        module.conv_norm.train(statistics == "batch")
+    hidden = torch.randn(2, 16, 16, 48).to(dtype).requires_grad_()
+    exact_hidden = hidden.detach().double().requires_grad_()
+    with use_backend("native"):
+        out = block(hidden)
+    with use_backend("reference"):
+        expected = exact(exact_hidden)
+    assert "train_block" in type(out.grad_fn).__name__
+    assert_close(out, expected, dtype)
+    grad = torch.randn(out.shape).to(dtype)
+    grads = torch.autograd.grad(out, [hidden, *block.parameters()], grad)
+    wanted = torch.autograd.grad(expected, [exact_hidden, *exact.parameters()], grad.double())
+    for actual, want in zip(grads, wanted, strict=True):
+        assert actual.dtype == dtype
+        assert_close(actual, want, dtype)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert_close(getattr(block.conv_norm, name), getattr(exact.conv_norm, name), dtype)
+
+
+def test_the_training_operators_are_registered_as_pytorch_wants_them():
+    windows, own = Windows(8, 2, 4, 4), [True, False] * 3
+    for bias in (None, torch.randn(48)):
+        x, expansion, projection = torch.randn(2, 8, 8, 8), torch.randn(48, 8), torch.randn(6, 32)
+        weight, gamma, beta = torch.randn(32, 1, 3, 3), torch.randn(32), torch.randn(32)
+        for tensor in (x, expansion, projection, weight, gamma, beta, *([] if bias is None else [bias])):
+            tensor.requires_grad_()
+        parts = (x, expansion, bias, projection)
+        statistics = (torch.zeros(32), torch.ones(32))
+        arguments = (*parts, own, *windows, weight, gamma, beta, *statistics, True, 1e-5)
+        torch.library.opcheck(training._train_block, arguments)
+        with torch.no_grad():
+            out, *kept = training._train_block(*arguments)
+            given = [None if tensor is None else tensor.detach() for tensor in (*parts, weight, gamma, beta)]
+            torch.library.opcheck(training._train_block_backward, (out, *given, *kept, own, *windows, True, 1e-5))
+
+
+def test_a_block_with_frozen_parameters_trains_the_others():
+    block = randomize(I2RMB(16, 2))
+    hidden = torch.randn(2, 8, 8, 16)
+    names = [name for name, _ in block.named_parameters() if name != "conv.weight"]
+    whole = torch.autograd.grad(block(hidden).sum(), [block.get_parameter(name) for name in names])
+    block.conv.requires_grad_(False)
+    out = block(hidden)
+    assert "train_block" not in type(out.grad_fn).__name__
+    out.sum().backward()
+    assert block.conv.weight.grad is None
+    for name, wanted in zip(names, whole, strict=True):
+        assert_close(block.get_parameter(name).grad, wanted, torch.float32)
 
 
 def test_hooked_modules_are_called():

@@ -131,6 +131,7 @@ def attend(
     remote: bool,
     weight: float,
 ) -> torch.Tensor:
+    """The C++ kernel; see `window_attention`, and `Windows` for the numbers."""
     windows = Windows(dim, num_heads, height, width, neighborhood, remote, weight)
     qkv = qkv.contiguous()
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
@@ -151,6 +152,7 @@ def attend_backward(
     remote: bool,
     weight: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of qkv and of the bias (2C + E,), which is there without a bias, too."""
     windows = Windows(dim, num_heads, height, width, neighborhood, remote, weight)
     qkv, grad = qkv.contiguous(), grad.to(qkv.dtype).contiguous()
     grad_qkv = torch.empty_like(qkv)

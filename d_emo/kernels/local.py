@@ -123,6 +123,7 @@ def convolve_backward(
     batch_statistics: bool,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x, of the convolution and of gamma and beta, given the statistics that normalised."""
     hidden_states, grad = hidden_states.contiguous(), grad.to(hidden_states.dtype).contiguous()
     parameters = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
     grad_hidden, grads = torch.empty_like(hidden_states), [torch.empty_like(parameter) for parameter in parameters]

@@ -56,7 +56,7 @@ def train_block(
     local = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.training, norm.eps)
     results = _train_block(hidden_states, expansion, to_qkv.bias, projection, own, *windows, *local)
     if norm.training:
-        update_statistics(norm, *results[4:], hidden_states[..., 0].numel())
+        update_statistics(norm, results[4], results[5], hidden_states[..., 0].numel())
     return results[0]
 
 
