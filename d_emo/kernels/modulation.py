@@ -93,16 +93,17 @@ def _norm_backward(
 ) -> list[torch.Tensor]:
     """Gradients of x, shift and scale, and of weight and bias as far as there are any."""
     hidden_states, grad = hidden_states.contiguous(), grad.to(hidden_states.dtype).contiguous()
-    factor = 1 + scale.to(cpu.arithmetic(grad.dtype))  # (B, D)
-    gain = factor if weight is None else factor * weight
+    kind = cpu.arithmetic(grad.dtype)
+    factor = 1 + scale.to(kind)  # (B, D)
+    gain = factor if weight is None else factor * weight.to(kind)
     grad_hidden = torch.empty_like(hidden_states)
     grad_gain, grad_offset = _partial_sums(hidden_states), _partial_sums(hidden_states)
     tensors = (hidden_states, gain.contiguous(), grad, grad_hidden, grad_gain, grad_offset)
     cpu.call("modulation", "norm_backward", grad.dtype, _shape(grad, eps), *tensors)
     grad_gain, grad_offset = grad_gain.sum(1), grad_offset.sum(1)  # (B, D) each
-    grad_scale = grad_gain if weight is None else grad_gain * weight
+    grad_scale = grad_gain if weight is None else grad_gain * weight.to(kind)
     if bias is not None:
-        grad_scale = torch.addcmul(grad_scale, grad_offset, bias.to(grad_scale.dtype))
+        grad_scale = torch.addcmul(grad_scale, grad_offset, bias.to(kind))
     grads = [grad_hidden, grad_offset.to(scale.dtype), grad_scale.to(scale.dtype)]
     if weight is not None:
         grads.append((grad_gain * factor).sum(0).to(weight.dtype))
