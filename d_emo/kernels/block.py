@@ -7,7 +7,7 @@ from .attention import Windows, window_attention
 from .fused import infer_block
 from .linear import apply_linear, linear_and_bias
 from .local import fusible, local_branch
-from .training import train_block, trains_as_one
+from .training import train_block
 
 
 def whole_block(
@@ -35,10 +35,9 @@ def whole_block(
         assert isinstance(norm, nn.BatchNorm2d)
         if not torch.is_grad_enabled() and not norm.training:
             return infer_block(hidden_states, to_qkv, windows, conv, norm, proj_out)
-        if trains_as_one(hidden_states, to_qkv, conv, norm, proj_out):
-            assert isinstance(to_qkv, nn.Linear)
-            assert isinstance(proj_out, nn.Linear)
-            return train_block(hidden_states, to_qkv, windows, conv, norm, proj_out)
+        trained = train_block(hidden_states, to_qkv, windows, conv, norm, proj_out)
+        if trained is not None:
+            return trained
     qkv, bias = linear_and_bias(to_qkv, hidden_states)  # (B, H, W, 2C + E)
     attended = window_attention(qkv, bias, windows)  # (B, H, W, E)
     return apply_linear(proj_out, local_branch(attended, conv, norm))  # (B, H, W, O)

@@ -31,17 +31,18 @@ def infer_block(
     """
     local = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
     if (
-        isinstance(to_qkv, nn.Linear)
-        and isinstance(proj_out, nn.Linear)
-        and is_plain(to_qkv, nn.Linear)
-        and is_plain(proj_out, nn.Linear)
-        and proj_out.bias is None
+        are_plain_projections(to_qkv, proj_out)
         and to_qkv.weight.dtype == proj_out.weight.dtype == hidden_states.dtype
         and not torch.is_autocast_enabled("cpu")
     ):
         return _infer_block(hidden_states, to_qkv.weight, to_qkv.bias, proj_out.weight, *windows, *local)
     qkv, bias = linear_and_bias(to_qkv, hidden_states)  # (B, H, W, 2C + E)
     return apply_linear(proj_out, _attend_and_convolve(qkv, bias, *windows, *local))
+
+
+def are_plain_projections(to_qkv: nn.Module, proj_out: nn.Module) -> bool:
+    """Whether both are `nn.Linear` and no more, the second without a bias."""
+    return is_plain(to_qkv, nn.Linear) and is_plain(proj_out, nn.Linear) and proj_out.bias is None
 
 
 def _multiplies(hidden_states: torch.Tensor, projection: torch.Tensor, windows: Windows) -> bool:
@@ -144,7 +145,7 @@ def _(qkv, bias, dim, *_):
 
 
 @register_flop_formula(torch.ops.d_emo.infer_block)
-def _block_flops(x_shape, expansion_shape, bias_shape, projection_shape, dim, *windows_and_weight, **__):
+def block_flops(x_shape, expansion_shape, bias_shape, projection_shape, dim, *windows_and_weight, **__):
     """The projections', attention's and the convolution's."""
     pixels = x_shape[0] * x_shape[1] * x_shape[2]
     products = 2 * pixels * (math.prod(expansion_shape) + math.prod(projection_shape))

@@ -74,7 +74,7 @@ def can_multiply(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
 def multiply(inputs: torch.Tensor, weight: torch.Tensor, by_column: bool, own: Sequence[bool]) -> torch.Tensor:
     """`inputs @ weight.T`, or `inputs @ weight` if not by column.
 
-    `own`: see `own_products`.
+    `own`: see `own_products`; the first is about this product.
     """
     outputs = weight.shape[0 if by_column else 1]
     if not own[0]:

@@ -51,8 +51,8 @@ struct LocalChannels {
     static size_t tile_size(const LocalShape& s) { return size_t(s.height + 2 * border) * (s.width + 2 * border); }
     static size_t scratch_bytes(const LocalShape& s, int vectors, bool backward) {
         const size_t images = backward || s.batch_statistics ? s.batch : 1;
-        const size_t numbers = images * (tile_size(s) + (backward ? 3 : 1) * s.tokens()) + backward * tile_size(s);
-        return (vectors * numbers + 4) * sizeof(V);
+        const size_t kept = vectors * images * (tile_size(s) + (backward ? 3 : 1) * s.tokens());
+        return (kept + (backward ? tile_size(s) : 0) + 4) * sizeof(V);
     }
 
     // ---- one vector of channels ----
@@ -162,11 +162,14 @@ struct LocalChannels {
                 f(i, place, v, load_lanes<C>(x + i * step + v * lanes, n - v * lanes));
         });
     }
-    const S* image(const S* x, int b) const { return x + int64_t(b) * N * s.channels + first; }
-    // The insides of the tiles, from image b; or its pixels side by side, (vectors, N).
-    void load_image(const S* x, int b, V* tiles) const {
-        each_value(image(x, b), s.channels, [&](int, int place, int v, V value) { tile_of(tiles, v)[place] = value; });
+    // The insides of the tiles.
+    template <class X>
+    void load_tiles(const X* x, int64_t step, V* tiles) const {
+        each_value(x, step, [&](int, int place, int v, V value) { tile_of(tiles, v)[place] = value; });
     }
+    const S* image(const S* x, int b) const { return x + int64_t(b) * N * s.channels + first; }
+    // Those from image b; or its pixels side by side, (vectors, N).
+    void load_image(const S* x, int b, V* tiles) const { load_tiles(image(x, b), s.channels, tiles); }
     void load_pixels(const S* x, int b, V* pixels) const {
         each_value(image(x, b), s.channels, [&](int i, int, int v, V value) { pixels[v * N + i] = value; });
     }
@@ -183,7 +186,7 @@ struct LocalChannels {
 
     // One image with given statistics, in place: pixels `step` apart of an array of the arithmetic type.
     void infer(C* x, int64_t step, V* tiles, V* local) const {
-        each_value(x, step, [&](int, int place, int v, V value) { tile_of(tiles, v)[place] = value; });
+        load_tiles(x, step, tiles);
         for (int v = 0; v < vectors; ++v) {
             const auto norm = normalisation(v, of_channels(p.mean, v), of_channels(p.variance, v));
             const V* tile = tile_of(tiles, v);

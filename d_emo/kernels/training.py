@@ -6,7 +6,6 @@ of a training step of D-EMOv2-S-2 at batch 8.
 Shapes: B batch, H x W token grid, C channels, E inner channels, O channels of the result.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,46 +13,41 @@ from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
 from . import cpu
-from .attention import Windows, attend, attend_backward, attention_flops
-from .backend import is_plain
+from .attention import Windows, attend, attend_backward
+from .fused import are_plain_projections, block_flops
 from .linear import as_autocast, can_multiply, multiply, own_products, weight_gradient
-from .local import convolution_flops, convolve, convolve_backward, update_statistics
-
-
-def trains_as_one(
-    hidden_states: torch.Tensor, to_qkv: nn.Module, conv: nn.Module, norm: nn.Module, proj_out: nn.Module
-) -> bool:
-    """Whether `train_block` can be used, given that the local branch has its kernel: every parameter learns, CPU."""
-    if not (torch.is_grad_enabled() and isinstance(to_qkv, nn.Linear) and isinstance(proj_out, nn.Linear)):
-        return False
-    parameters = (*to_qkv.parameters(), *conv.parameters(), *norm.parameters(), *proj_out.parameters())
-    hidden_states, expansion = as_autocast(hidden_states), as_autocast(to_qkv.weight)
-    return (
-        hidden_states.device.type == "cpu"
-        and is_plain(to_qkv, nn.Linear)
-        and is_plain(proj_out, nn.Linear)
-        and proj_out.bias is None
-        and all(parameter.requires_grad for parameter in parameters)
-        and can_multiply(hidden_states, expansion)
-        and as_autocast(proj_out.weight).dtype == expansion.dtype
-        and proj_out.weight.shape[0] % 2 == 0
-    )
+from .local import convolve, convolve_backward, update_statistics
 
 
 def train_block(
     hidden_states: torch.Tensor,
-    to_qkv: nn.Linear,
+    to_qkv: nn.Module,
     windows: Windows,
     conv: nn.Conv2d,
     norm: nn.BatchNorm2d,
-    proj_out: nn.Linear,
-) -> torch.Tensor:
-    """`proj_out(local_branch(window_attention(to_qkv(x), windows), conv, norm))`, (B, H, W, C) -> (B, H, W, O)."""
+    proj_out: nn.Module,
+) -> torch.Tensor | None:
+    """`proj_out(local_branch(window_attention(to_qkv(x), windows), conv, norm))`, (B, H, W, C) -> (B, H, W, O).
+
+    None where there is no such operation: without gradients, where a parameter does not learn, for other layers than
+    plain ones and for sizes or types without the kernels' products. The local branch must have its kernel.
+    """
+    if not torch.is_grad_enabled() or not are_plain_projections(to_qkv, proj_out):
+        return None
+    assert isinstance(to_qkv, nn.Linear)
+    assert isinstance(proj_out, nn.Linear)
+    affine = (conv.weight, norm.weight, norm.bias)
+    learned = (to_qkv.weight, to_qkv.bias, proj_out.weight, *affine)
+    if not all(parameter is None or parameter.requires_grad for parameter in learned):
+        return None
     hidden_states, expansion, projection = (
         as_autocast(tensor) for tensor in (hidden_states, to_qkv.weight, proj_out.weight)
     )
+    outputs = projection.shape[0]
+    if not can_multiply(hidden_states, expansion) or projection.dtype != expansion.dtype or outputs % 2:
+        return None
     own = [*own_products(expansion), *own_products(projection)]
-    local = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.training, norm.eps)
+    local = (*affine, norm.running_mean, norm.running_var, norm.training, norm.eps)
     results = _train_block(hidden_states, expansion, to_qkv.bias, projection, own, *windows, *local)
     if norm.training:
         update_statistics(norm, results[4], results[5], hidden_states[..., 0].numel())
@@ -127,7 +121,7 @@ def _train_block_backward(
     windows = Windows(dim, num_heads, height, width, neighborhood, remote, weighting)
     grad = grad.to(hidden_states.dtype)
     grad_projection = weight_gradient(grad, mixed, own[5])
-    grad_mixed = multiply(grad, projection, False, [own[4], own[3], own[5]])
+    grad_mixed = multiply(grad, projection, False, own[4:5])
     grad_attended, *grad_local = convolve_backward(
         grad_mixed, attended, weight, gamma, beta, mean, variance, batch_statistics, eps
     )
@@ -135,7 +129,7 @@ def _train_block_backward(
     grad_qkv, grad_bias = attend_backward(grad_attended, qkv, bias, *windows)
     del grad_attended
     grad_expansion = weight_gradient(grad_qkv, hidden_states, own[2])
-    grad_hidden = multiply(grad_qkv, expansion, False, [own[1], own[0], own[2]])
+    grad_hidden = multiply(grad_qkv, expansion, False, own[1:2])
     grads = [grad_hidden, grad_expansion, grad_projection, *grad_local]
     return grads if bias is None else [*grads, grad_bias.to(bias.dtype)]
 
@@ -174,16 +168,8 @@ _train_block.register_autograd(_backward, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.d_emo.train_block)
-def _flops(
-    x_shape, expansion_shape, bias_shape, projection_shape, own, dim, heads, height, width, near, remote, weighting,
-    weight_shape, *_, **__
-) -> int:  # fmt: skip
-    """The projections', attention's and the convolution's."""
-    pixels = math.prod(x_shape[:3])
-    products = 2 * pixels * (math.prod(expansion_shape) + math.prod(projection_shape))
-    qkv_shape, out_shape = (*x_shape[:3], expansion_shape[0]), (*x_shape[:3], projection_shape[1])
-    attention = attention_flops(qkv_shape, bias_shape, dim, heads, height, width, near, remote)
-    return products + attention + convolution_flops(out_shape, weight_shape)
+def _flops(x_shape, expansion_shape, bias_shape, projection_shape, own, *windows_and_weight, **_) -> int:
+    return block_flops(x_shape, expansion_shape, bias_shape, projection_shape, *windows_and_weight)
 
 
 @register_flop_formula(torch.ops.d_emo.train_block_backward)
@@ -192,4 +178,5 @@ def _backward_flops(
     mixed, mean, variance, own, *windows, **__
 ) -> int:  # fmt: skip
     """Twice the forward pass's; what is computed again is not counted."""
-    return 2 * _flops(x_shape, expansion_shape, bias_shape, projection_shape, own, *windows[:7], weight_shape)
+    shapes = (x_shape, expansion_shape, bias_shape, projection_shape)
+    return 2 * block_flops(*shapes, *windows[:7], weight_shape)
