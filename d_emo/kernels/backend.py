@@ -11,12 +11,16 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.utils import logging
 from torch import nn
 
 from . import cpu, selfcheck
+
+if TYPE_CHECKING:
+    from .attention import Windows
 
 logger = logging.get_logger(__name__)
 
@@ -61,8 +65,8 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def fast_path(tensor: torch.Tensor) -> bool:
-    """Whether the fast implementation takes this tensor.
+def fast_path(tensor: torch.Tensor, attention: "tuple[bool, Windows] | None" = None) -> bool:
+    """Whether the fast implementation takes this tensor; for window attention, whether it has a bias, and the windows.
 
     Raises:
         RuntimeError: the choice is "native" and there is none; the message says what is missing.
@@ -72,6 +76,9 @@ def fast_path(tensor: torch.Tensor) -> bool:
     if choice == "reference" or tensor.is_meta or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return False
     obstacle = _obstacle(tensor.device.type, tensor.dtype)
+    if not obstacle and attention and tensor.device.type == "cuda":
+        has_bias, windows = attention
+        obstacle = _attention_obstacle(tensor.dtype, tensor.shape[-1], has_bias, *windows)
     if obstacle and choice == "native":
         raise RuntimeError(f"there are no native kernels here: {obstacle}. Use the backend 'auto' or 'reference'.")
     return not obstacle
@@ -91,16 +98,32 @@ def _obstacle(device: str, dtype: torch.dtype) -> str:
     return f"the device {device!r} has none"
 
 
+@torch.compiler.assume_constant_result
+@functools.cache
+def _attention_obstacle(dtype: torch.dtype, channels: int, has_bias: bool, *windows: float) -> str:
+    """Why a GPU's attention kernel does not take tensors of this size; empty if it does. Asked once a size."""
+    if dtype == torch.float32:
+        return "attention in float32 on a GPU is left to PyTorch's products"  # a tile fills the registers several times
+    from .attention import Windows
+
+    failure = selfcheck.attention_failure("cuda", dtype, channels, has_bias, Windows(*windows))  # type: ignore[arg-type]
+    return _told(f"window attention with {channels} channels in {dtype} on the GPU", failure)
+
+
+def _told(what: str, failure: str) -> str:
+    """A failed check as an obstacle, after a warning; empty if nothing failed."""
+    if not failure:
+        return ""
+    logger.warning(f"Plain PyTorch runs in place of {what}, since the check before its first use failed: {failure}")
+    return f"their check failed, {failure}"
+
+
 @functools.cache
 def _failure(device: str) -> str:
     """What the kernels' check on this device says, asked once; empty if they passed."""
     if device == "cuda" and not importlib.util.find_spec("triton"):
         return "the package triton is not installed"
-    failure = selfcheck.failure(device)
-    if failure:
-        logger.warning(f"Plain PyTorch runs in place of the kernels on {device}, which fail their check: {failure}")
-        return f"their check failed, {failure}"
-    return ""
+    return _told(f"the kernels on {device}", selfcheck.failure(device))
 
 
 def backend_report(device: torch.device | str) -> str:
@@ -111,7 +134,7 @@ def backend_report(device: torch.device | str) -> str:
     obstacle = _obstacle(device.type, torch.float32)
     if obstacle:
         return f"plain PyTorch ({obstacle})"
-    return "C++" if device.type == "cpu" else "Triton"
+    return "C++" if device.type == "cpu" else "Triton (attention in bfloat16 and float16)"
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -4,22 +4,46 @@ Compilers and GPUs differ. A kernel that fails here is left alone, and plain PyT
 """
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+if TYPE_CHECKING:
+    from .attention import Windows
+
 # Of the largest value. Float32 sums in another order differ by 1e-6, bfloat16 results are rounded to 4e-3.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 Function = Callable[..., torch.Tensor]
 
 
 def failure(device: str) -> str:
-    """What is wrong with the kernels for "cpu" or "cuda", compared with plain PyTorch in float64; empty if nothing."""
+    """What is wrong with the kernels for "cpu" or "cuda", compared with plain PyTorch in float64; empty if nothing.
+
+    A GPU's kernel for attention is another one at every size: see `attention_failure`.
+    """
+    return _first_failure(device, lambda: _checks(device))
+
+
+def attention_failure(device: str, dtype: torch.dtype, channels: int, has_bias: bool, windows: "Windows") -> str:
+    """What is wrong with window attention of this size: an error, or more registers and memory than there are."""
+    return _first_failure(device, lambda: iter([_attention_check(dtype, channels, has_bias, windows)]))
+
+
+Check = tuple[str, Function, Function, torch.dtype, list[tuple[int, ...]]]  # name, fast, reference, type, input shapes
+
+
+def _first_failure(device: str, checks: Callable[[], Iterator[Check]]) -> str:
     generator = torch.Generator("cpu").manual_seed(0)
     try:
-        with torch.device(device), torch.inference_mode(False), torch.enable_grad():
-            for name, fast, reference, dtype, shapes in _checks(device):
+        with (
+            torch.device(device),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device, enabled=False),
+        ):
+            for name, fast, reference, dtype, shapes in checks():
                 random = [torch.randn(*shape, generator=generator, device="cpu").to(device, dtype) for shape in shapes]
                 inputs = [tensor.requires_grad_() for tensor in random]
                 exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
@@ -31,18 +55,24 @@ def failure(device: str) -> str:
     return ""
 
 
-def _checks(device: str) -> Iterator[tuple[str, Function, Function, torch.dtype, list[tuple[int, ...]]]]:
-    """Name, fast function, reference, type and shapes of the inputs."""
+def _attention_check(dtype: torch.dtype, channels: int, has_bias: bool, windows: "Windows") -> Check:
+    from . import attention
+
+    shapes = [(1, 2 * windows.height, 2 * windows.width, channels), (channels,)]
+    return (
+        "window attention",
+        lambda qkv, bias=None: attention._window_attention(qkv, bias, *windows),
+        lambda qkv, bias=None: attention.reference(qkv, bias, windows),
+        dtype,
+        shapes if has_bias else shapes[:1],
+    )
+
+
+def _checks(device: str) -> Iterator[Check]:
     from . import attention, linear, local, modulation
 
-    windows = attention.Windows(32, 2, 4, 4)
-    yield (
-        "window attention",
-        lambda qkv, bias: attention._window_attention(qkv, bias, *windows),
-        lambda qkv, bias: attention.reference(qkv, bias, windows),
-        torch.float32,
-        [(2, 8, 8, 2 * 32 + 48), (112,)],
-    )
+    if device == "cpu":
+        yield _attention_check(torch.float32, 2 * 32 + 48, True, attention.Windows(32, 2, 4, 4))
 
     def fast_local(x: torch.Tensor, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
         mean, variance = torch.zeros_like(gamma), torch.ones_like(gamma)

@@ -1,13 +1,17 @@
 """Spanning window attention in Triton, for CUDA GPUs: both kinds of window in one pass, windows read in place.
 
-A program does one head of one image (and, forward, one piece of its value channels): first the neighborhood windows,
-whose results it stores, then the remote ones, which it adds. Both see the same projections, so the second reading comes
-from the cache, and no two programs write the same place.
+A program does one head of one image (forward, where there are few of them, some of its value channels): first the
+neighborhood windows, whose results it stores, then the remote ones, which it adds. No two programs write the same
+place.
 
-Shapes and names: see attention.py; T tokens in a window, TP and DP are T and d rounded up to powers of two.
+A head's d channels are worked on in parts whose sizes are powers of two, at least 16 (72 = 64 + 16, the second half
+empty), its value channels in pieces of VALUE_BLOCK.
+
+Shapes and names: see attention.py; T tokens in a window, TP is T rounded up to a power of two.
 """
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -18,6 +22,7 @@ from .attention import Windows
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 VALUE_BLOCK = 64  # value channels that are worked on at a time
+WANTED_PROGRAMS = 512  # forward: some for every core of a GPU
 
 
 @triton.jit
@@ -31,68 +36,98 @@ def _tokens(kind: tl.constexpr, window, t, height, width, WH: tl.constexpr, WW: 
 
 
 @triton.jit
-def _load(pointer, bias, token, channel, row, mask, HAS_BIAS: tl.constexpr):
-    """Rows of tokens, bias added, in float32."""
-    tile = tl.load(pointer + token[:, None] * row + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+def _load(pointer, bias, token, t, channel, limit, row: tl.constexpr, T: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Channels up to `limit` of a window's tokens, bias added, in float32; past the T tokens no more than the bias."""
+    tile = tl.load(pointer + token[:, None] * row + channel[None, :], mask=_mask(t, channel, limit, T), other=0.0)
+    tile = tile.to(tl.float32)
     if HAS_BIAS:
-        tile += tl.where(
-            mask, tl.load(bias + channel[None, :] + tl.zeros_like(token)[:, None], mask=mask, other=0.0), 0.0
-        )
+        tile += tl.load(bias + channel, mask=channel < limit, other=0.0)[None, :]
     return tile
 
 
 @triton.jit
-def _normal_cdf(x):
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+def _mask(t, channel, limit, T: tl.constexpr):
+    return (t[:, None] < T) & (channel[None, :] < limit)
+
+
+@triton.jit
+def _head(
+    pointer, bias, token, t, first, row: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, T: tl.constexpr,
+    HAS_BIAS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """A head's queries or keys, D channels from `first` on, as parts."""
+    parts = ()
+    for i in tl.static_range(len(PARTS)):
+        channel = first + PARTS[i][0] + tl.arange(0, PARTS[i][1])
+        parts = parts + (_load(pointer, bias, token, t, channel, first + D, row, T, HAS_BIAS).to(DOT),)
+    return parts
+
+
+@triton.jit
+def _normal(x):
+    """Cumulative distribution, to 1e-7 (Abramowitz and Stegun, 26.2.17), and density; cheaper than erf."""
+    density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)
+    t = 1.0 / (1.0 + 0.2316419 * tl.abs(x))
+    tail = 1.330274429 * t - 1.821255978
+    tail = ((tail * t + 1.781477937) * t - 0.356563782) * t + 0.319381530
+    tail *= t * density
+    return tl.where(x > 0.0, 1.0 - tail, tail), density
 
 
 @triton.jit
 def _probabilities(q, k, t, scale, T: tl.constexpr, PRECISION: tl.constexpr):
     """softmax(q k^T * scale) in float32; zero in the columns past T."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    scores = tl.where(t[None, :] < T, scores, float("-inf"))
+    scores = tl.dot(q[0], tl.trans(k[0]), input_precision=PRECISION)
+    for i in tl.static_range(1, len(q)):
+        scores = tl.dot(q[i], tl.trans(k[i]), scores, input_precision=PRECISION)
+    scores = tl.where(t[None, :] < T, scores * scale, float("-inf"))
     scores = tl.exp(scores - tl.max(scores, 1)[:, None])
     return scores / tl.sum(scores, 1)[:, None]
 
 
 @triton.jit
 def _forward_kernel(
-    qkv, bias, out, height, width, scale, weight,
-    HEADS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, DP: tl.constexpr, EB: tl.constexpr,
+    qkv, bias, out, height, width, scale, weight, pieces,
+    HEADS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr, EB: tl.constexpr,
     WH: tl.constexpr, WW: tl.constexpr, TP: tl.constexpr,
     NEIGHBORHOOD: tl.constexpr, REMOTE: tl.constexpr, HAS_BIAS: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    unit, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """`pieces` of a head's value channels."""
+    unit = tl.program_id(1).to(tl.int64)
     T: tl.constexpr = WH * WW
     row: tl.constexpr = HEADS * (2 * D + E)
-    image, head = unit // HEADS, unit % HEADS
+    image, head = unit // HEADS, (unit % HEADS).to(tl.int32)
     qkv += image * height * width * row
     out += image * height * width * HEADS * E
-    t, d, e = tl.arange(0, TP), tl.arange(0, DP), piece * EB + tl.arange(0, EB)
-    narrow = (t[:, None] < T) & (d[None, :] < D)
-    wide = (t[:, None] < T) & (e[None, :] < E)
+    t = tl.arange(0, TP)
+    first, last = tl.program_id(0) * pieces, tl.minimum((tl.program_id(0) + 1) * pieces, tl.cdiv(E, EB))
     for kind in tl.static_range(2):
         if (NEIGHBORHOOD and kind == 0) or (REMOTE and kind == 1):
             for window in range((height // WH) * (width // WW)):
                 token = _tokens(kind, window, t, height, width, WH, WW)
-                q = _load(qkv, bias, token, head * D + d, row, narrow, HAS_BIAS).to(DOT)
-                k = _load(qkv, bias, token, HEADS * D + head * D + d, row, narrow, HAS_BIAS).to(DOT)
-                p = _probabilities(q, k, t, scale, T, PRECISION) * weight
-                v = _load(qkv, bias, token, 2 * HEADS * D + head * E + e, row, wide, HAS_BIAS)
-                v = v * _normal_cdf(v)
-                o = tl.dot(p.to(DOT), v.to(DOT), input_precision=PRECISION)
-                place = out + token[:, None] * (HEADS * E) + (head * E + e)[None, :]
-                if NEIGHBORHOOD and kind == 1:
-                    o += tl.load(place, mask=wide, other=0.0).to(tl.float32)
-                tl.store(place, o.to(out.dtype.element_ty), mask=wide)
+                q = _head(qkv, bias, token, t, head * D, row, D, PARTS, T, HAS_BIAS, DOT)
+                k = _head(qkv, bias, token, t, (HEADS + head) * D, row, D, PARTS, T, HAS_BIAS, DOT)
+                p = (_probabilities(q, k, t, scale, T, PRECISION) * weight).to(DOT)
+                for piece in tl.range(first, last, num_stages=2):
+                    e = head * E + piece * EB + tl.arange(0, EB)
+                    limit = (head + 1) * E
+                    place, mask = out + token[:, None] * (HEADS * E) + e[None, :], _mask(t, e, limit, T)
+                    v = _load(qkv, bias, token, t, 2 * HEADS * D + e, 2 * HEADS * D + limit, row, T, HAS_BIAS)
+                    v *= _normal(v)[0]
+                    if NEIGHBORHOOD and kind == 1:
+                        before = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+                        o = tl.dot(p, v.to(DOT), input_precision=PRECISION) + before
+                    else:
+                        o = tl.dot(p, v.to(DOT), input_precision=PRECISION)
+                    tl.store(place, o.to(out.dtype.element_ty), mask=mask)
             tl.debug_barrier()  # the remote windows read what other threads of this program have stored
 
 
 @triton.jit
 def _backward_kernel(
     grad, qkv, bias, grad_qkv, height, width, scale, weight,
-    HEADS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, DP: tl.constexpr, EB: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr, EB: tl.constexpr,
     WH: tl.constexpr, WW: tl.constexpr, TP: tl.constexpr,
     NEIGHBORHOOD: tl.constexpr, REMOTE: tl.constexpr, HAS_BIAS: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -100,56 +135,70 @@ def _backward_kernel(
     unit = tl.program_id(0).to(tl.int64)
     T: tl.constexpr = WH * WW
     row: tl.constexpr = HEADS * (2 * D + E)
-    image, head = unit // HEADS, unit % HEADS
+    image, head = unit // HEADS, (unit % HEADS).to(tl.int32)
     qkv += image * height * width * row
     grad_qkv += image * height * width * row
     grad += image * height * width * HEADS * E
-    t, d = tl.arange(0, TP), tl.arange(0, DP)
-    narrow = (t[:, None] < T) & (d[None, :] < D)
+    t = tl.arange(0, TP)
     for kind in tl.static_range(2):
         if (NEIGHBORHOOD and kind == 0) or (REMOTE and kind == 1):
             for window in range((height // WH) * (width // WW)):
                 token = _tokens(kind, window, t, height, width, WH, WW)
-                q = _load(qkv, bias, token, head * D + d, row, narrow, HAS_BIAS).to(DOT)
-                k = _load(qkv, bias, token, HEADS * D + head * D + d, row, narrow, HAS_BIAS).to(DOT)
+                q = _head(qkv, bias, token, t, head * D, row, D, PARTS, T, HAS_BIAS, DOT)
+                k = _head(qkv, bias, token, t, (HEADS + head) * D, row, D, PARTS, T, HAS_BIAS, DOT)
                 p = _probabilities(q, k, t, scale, T, PRECISION)
                 p = tl.where(t[:, None] < T, p, 0.0)
-                grad_p = tl.zeros((TP, TP), tl.float32)
-                for piece in range(tl.cdiv(E, EB)):
-                    e = piece * EB + tl.arange(0, EB)
-                    wide = (t[:, None] < T) & (e[None, :] < E)
-                    v = _load(qkv, bias, token, 2 * HEADS * D + head * E + e, row, wide, HAS_BIAS)
-                    cdf = _normal_cdf(v)
-                    slope = cdf + v * tl.exp(-0.5 * v * v) * 0.3989422804014327
-                    place = grad + token[:, None] * (HEADS * E) + (head * E + e)[None, :]
-                    g = (tl.load(place, mask=wide, other=0.0).to(tl.float32) * weight).to(DOT)
-                    grad_p += tl.dot(g, tl.trans((v * cdf).to(DOT)), input_precision=PRECISION)
-                    grad_v = tl.dot(tl.trans(p.to(DOT)), g, input_precision=PRECISION) * slope
-                    channel = 2 * HEADS * D + head * E + e
-                    _accumulate(grad_qkv, grad_v, token, channel, row, wide, NEIGHBORHOOD and kind == 1)
+                p_transposed = tl.trans((p * weight).to(DOT))
+                grad_p = tl.zeros((TP, TP), tl.float32)  # transposed: (keys, queries)
+                for piece in tl.range(tl.cdiv(E, EB), num_stages=2):
+                    e = head * E + piece * EB + tl.arange(0, EB)
+                    limit = (head + 1) * E
+                    place, mask = grad + token[:, None] * (HEADS * E) + e[None, :], _mask(t, e, limit, T)
+                    channel = 2 * HEADS * D + e
+                    v = _load(qkv, bias, token, t, channel, 2 * HEADS * D + limit, row, T, HAS_BIAS)
+                    g = tl.load(place, mask=mask, other=0.0).to(DOT)
+                    cdf, density = _normal(v)
+                    grad_p = tl.dot((v * cdf).to(DOT), tl.trans(g), grad_p, input_precision=PRECISION)
+                    grad_v = tl.dot(p_transposed, g, input_precision=PRECISION) * (cdf + v * density)
+                    _accumulate(grad_qkv, grad_v, token, channel, mask, row, NEIGHBORHOOD and kind == 1)
+                grad_p = tl.trans(grad_p) * weight
                 grad_s = (p * (grad_p - tl.sum(p * grad_p, 1)[:, None]) * scale).to(DOT)
-                grad_q = tl.dot(grad_s, k, input_precision=PRECISION)
-                grad_k = tl.dot(tl.trans(grad_s), q, input_precision=PRECISION)
-                _accumulate(grad_qkv, grad_q, token, head * D + d, row, narrow, NEIGHBORHOOD and kind == 1)
-                _accumulate(grad_qkv, grad_k, token, HEADS * D + head * D + d, row, narrow, NEIGHBORHOOD and kind == 1)
+                for i in tl.static_range(len(PARTS)):
+                    d = PARTS[i][0] + tl.arange(0, PARTS[i][1])
+                    mask = _mask(t, d, D, T)
+                    grad_q = tl.dot(grad_s, k[i], input_precision=PRECISION)
+                    grad_k = tl.dot(tl.trans(grad_s), q[i], input_precision=PRECISION)
+                    _accumulate(grad_qkv, grad_q, token, head * D + d, mask, row, NEIGHBORHOOD and kind == 1)
+                    _accumulate(grad_qkv, grad_k, token, (HEADS + head) * D + d, mask, row, NEIGHBORHOOD and kind == 1)
             tl.debug_barrier()  # as in the forward pass
 
 
 @triton.jit
-def _accumulate(pointer, tile, token, channel, row, mask, ADD: tl.constexpr):
+def _accumulate(pointer, tile, token, channel, mask, row: tl.constexpr, ADD: tl.constexpr):
     place = pointer + token[:, None] * row + channel[None, :]
     if ADD:
         tile += tl.load(place, mask=mask, other=0.0).to(tl.float32)
     tl.store(place, tile.to(pointer.dtype.element_ty), mask=mask)
 
 
-def _options(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> dict[str, object]:
+def _parts(dim: int) -> tuple[tuple[int, int], ...]:
+    """First channel and size of each part of a head: the binary digits of `dim` rounded up to a multiple of 16."""
+    rest, parts = triton.cdiv(dim, 16) * 16, []
+    while rest:
+        size = 1 << (rest.bit_length() - 1)
+        parts.append((sum(size for _, size in parts), size))
+        rest -= size
+    return tuple(parts)
+
+
+def _options(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> dict[str, Any]:
     head_dim = windows.dim // windows.num_heads
+    interpreted = triton.knobs.runtime.interpret
     return {
         "HEADS": windows.num_heads,
         "D": head_dim,
         "E": (qkv.shape[-1] - 2 * windows.dim) // windows.num_heads,
-        "DP": max(16, triton.next_power_of_2(head_dim)),
+        "PARTS": _parts(head_dim),
         "EB": VALUE_BLOCK,
         "WH": windows.height,
         "WW": windows.width,
@@ -158,9 +207,8 @@ def _options(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> 
         "REMOTE": windows.remote,
         "HAS_BIAS": bias is not None,
         # The type that matrix products take. Triton's interpreter has none in bfloat16.
-        "DOT": tl.float32 if triton.knobs.runtime.interpret else _TYPES[qkv.dtype],
-        # Float32 stays float32: TF32 would round to three digits.
-        "PRECISION": "ieee",
+        "DOT": tl.float32 if interpreted else _TYPES[qkv.dtype],
+        "PRECISION": "ieee",  # not TF32's three digits
     }
 
 
@@ -169,11 +217,12 @@ def forward(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> t
     qkv = qkv.contiguous()
     batch, height, width, channels = qkv.shape
     out = qkv.new_empty(batch, height, width, channels - 2 * windows.dim)
-    options = _options(qkv, bias, windows)
     scale = 1 / math.sqrt(windows.dim // windows.num_heads)
-    pieces = triton.cdiv(out.shape[-1] // windows.num_heads, VALUE_BLOCK)
-    arguments = (qkv, qkv if bias is None else bias, out, height, width, scale, windows.weight)
-    _forward_kernel[(batch * windows.num_heads, pieces)](*arguments, **options)
+    units, all_pieces = batch * windows.num_heads, triton.cdiv(out.shape[-1] // windows.num_heads, VALUE_BLOCK)
+    pieces = triton.cdiv(all_pieces, triton.cdiv(WANTED_PROGRAMS, units))
+    grid = (triton.cdiv(all_pieces, pieces), units)
+    arguments = (qkv, qkv if bias is None else bias, out, height, width, scale, windows.weight, pieces)
+    _forward_kernel[grid](*arguments, **_options(qkv, bias, windows))
     return out
 
 

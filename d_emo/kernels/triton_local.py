@@ -1,11 +1,12 @@
 """The local branch, x + SiLU(BatchNorm(depthwise convolution of x)), in Triton, for CUDA GPUs.
 
-Channels last throughout. A program does a block of channels of some tokens of one image. The convolution is computed
-again rather than stored: a pass over the tensor costs more than its 25 products. Sums over the batch (statistics,
-parameter gradients) are made in a program, then joined in PyTorch, so the result does not depend on the order in which
-programs run.
+Channels last throughout. A program walks down a strip of COLUMNS columns of an image, two channels a thread, and reads
+every row once: the row joins the sums of the K rows of results it is part of, which stay in registers together with the
+weights. The convolution is computed again rather than stored, since memory costs more than its products. Sums over the
+batch (statistics, parameter gradients) are made in a program, then joined, so the result does not depend on the order
+in which programs run.
 
-Shapes: B images of N = H x W tokens, E channels, K kernel side; weights as (K * K, E).
+Shapes: B images of H x W tokens, E channels, K kernel side; weights as (K * K, E).
 """
 
 from typing import NamedTuple
@@ -14,129 +15,295 @@ import torch
 import triton
 import triton.language as tl
 
-TOKEN_BLOCK, CHANNEL_BLOCK = 64, 64
+CHANNELS, WARPS = 128, 2  # of a program: two channels a thread
+WANTED_PROGRAMS = 2048  # for the weight's gradient, which takes several images a program: some for every core of a GPU
 
 
 @triton.jit
-def _convolve(x, weight, token, channel, mask, height, width, E: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr):
-    """The convolution at some tokens, zeros around the grid; FLIP turns the kernel, for the input's gradient."""
-    row, column = token // width, token % width
-    total = tl.zeros((token.shape[0], channel.shape[0]), tl.float32)
+def _place(E: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr):
+    """This program's first column, channels, and place among the parts that are summed up afterwards."""
+    column, channel = tl.program_id(0) * COLUMNS, tl.program_id(1) * CB + tl.arange(0, CB)
+    return column, channel, (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
+
+
+@triton.jit
+def _vector(pointer, channel, E: tl.constexpr):
+    return tl.load(pointer + channel, mask=channel < E, other=0.0)
+
+
+@triton.jit
+def _inside(row, column, height, width):
+    return (row >= 0) & (row < height) & (column >= 0) & (column < width)
+
+
+@triton.jit
+def _pixels(x, row, column, channel, height, width, E: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT neighboring pixels of a row, from `column` on; zeros outside the grid."""
+    pixels = ()
+    for i in tl.static_range(COUNT):
+        mask = (channel < E) & _inside(row, column + i, height, width)
+        pixels = pixels + (tl.load(x + (row * width + column + i) * E + channel, mask=mask, other=0.0),)
+    return pixels
+
+
+@triton.jit
+def _store(x, values, row, column, channel, height, width, E: tl.constexpr):
+    """The opposite of `_pixels`."""
+    for i in tl.static_range(len(values)):
+        mask = (channel < E) & _inside(row, column + i, height, width)
+        tl.store(x + (row * width + column + i) * E + channel, values[i].to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _floats(values):
+    floats = ()
+    for i in tl.static_range(len(values)):
+        floats = floats + (values[i].to(tl.float32),)
+    return floats
+
+
+@triton.jit
+def _zeros(CB: tl.constexpr, COUNT: tl.constexpr):
+    zeros = ()
+    for _ in tl.static_range(COUNT):
+        zeros = zeros + (tl.zeros((CB,), tl.float32),)
+    return zeros
+
+
+@triton.jit
+def _taps(weight, channel, E: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr):
+    """The convolution's weights, turned around with FLIP, for the input's gradient."""
+    taps = ()
     for tap in tl.static_range(K * K):
-        y, z = row + tap // K - K // 2, column + tap % K - K // 2
-        inside = mask & ((y >= 0) & (y < height) & (z >= 0) & (z < width))[:, None]
-        place = (K * K - 1 - tap if FLIP else tap) * E + channel
-        taps = tl.load(weight + place, mask=channel < E, other=0.0).to(tl.float32)
-        pixels = tl.load(x + (y * width + z)[:, None] * E + channel[None, :], mask=inside, other=0.0)
-        total += pixels.to(tl.float32) * taps[None, :]
-    return total
+        taps = taps + (_vector(weight + (K * K - 1 - tap if FLIP else tap) * E, channel, E),)
+    return taps
 
 
 @triton.jit
-def _place(tokens, E: tl.constexpr, TB: tl.constexpr, CB: tl.constexpr):
-    """This program's image, tokens and channels, and which of them exist."""
-    token = tl.program_id(0) * TB + tl.arange(0, TB)
-    channel = tl.program_id(1) * CB + tl.arange(0, CB)
-    return tl.program_id(2).to(tl.int64), token, channel, (token < tokens)[:, None] & (channel < E)[None, :]
+def _convolve(sums, pixels, taps, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr):
+    """Add a row of COLUMNS + K - 1 pixels to the K rows of results it is part of, COLUMNS sums each, the highest first.
+
+    Returns the highest row, which is then complete, and the sums for the next row of pixels.
+    """
+    pixels = _floats(pixels)
+    complete, rest = (), ()
+    for result in tl.static_range(K):
+        for i in tl.static_range(COLUMNS):
+            total = sums[result * COLUMNS + i]
+            for dx in tl.static_range(K):
+                total += pixels[i + dx] * taps[(K - 1 - result) * K + dx]
+            if result == 0:
+                complete = complete + (total,)
+            else:
+                rest = rest + (total,)
+    return complete, rest + _zeros(CB, COLUMNS)
 
 
 @triton.jit
 def _statistics_kernel(
     x, weight, means, squares, height, width,
-    E: tl.constexpr, K: tl.constexpr, TB: tl.constexpr, CB: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """Mean of the convolution over this program's tokens, and the sum of squared differences from it."""
-    image, token, channel, mask = _place(height * width, E, TB, CB)
-    y = _convolve(x + image * height * width * E, weight, token, channel, mask, height, width, E, K, False)
-    count = tl.minimum(height * width - tl.program_id(0) * TB, TB)
-    mean = tl.sum(tl.where(mask, y, 0.0), 0) / count
-    difference = tl.where(mask, y - mean[None, :], 0.0)
-    part = (image * tl.num_programs(0) + tl.program_id(0)) * E + channel
-    tl.store(means + part, mean, mask=channel < E)
-    tl.store(squares + part, tl.sum(difference * difference, 0), mask=channel < E)
+    """Mean of the convolution over this program's pixels, and sum of squared differences from it (Welford, 1962)."""
+    column, channel, part = _place(E, COLUMNS, CB)
+    x += tl.program_id(2).to(tl.int64) * height * width * E
+    taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
+    mean, square, count = tl.zeros((CB,), tl.float32), tl.zeros((CB,), tl.float32), 0.0
+    next_pixels = _pixels(x, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+    for row in range(height + K // 2):
+        pixels = next_pixels
+        next_pixels = _pixels(x, row + 1, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+        complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+        for i in tl.static_range(COLUMNS):
+            counts = _inside(row - K // 2, column + i, height, width).to(tl.float32)
+            count += counts
+            difference = complete[i] - mean
+            mean += difference * (counts / tl.maximum(count, 1.0))
+            square += difference * (complete[i] - mean) * counts
+    tl.store(means + part * E + channel, mean, mask=channel < E)
+    tl.store(squares + part * E + channel, square, mask=channel < E)
+
+
+@triton.jit
+def _join_kernel(
+    means, squares, mean, variance, parts, strips, height, width,
+    E: tl.constexpr, COLUMNS: tl.constexpr, PB: tl.constexpr, CB: tl.constexpr,
+):  # fmt: skip
+    """Mean and variance of the batch from those of its parts (Chan, Golub and LeVeque, 1979)."""
+    channel = tl.program_id(0) * CB + tl.arange(0, CB)
+    pixels = (parts // strips * height * width).to(tl.float32)
+    total = tl.zeros((CB,), tl.float32)
+    for first in range(0, parts, PB):
+        count, place, mask = _parts(first, parts, strips, height, width, channel, E, COLUMNS, PB)
+        total += tl.sum(count * tl.load(means + place, mask=mask, other=0.0), 0)
+    average = total / pixels
+    total = tl.zeros((CB,), tl.float32)
+    for first in range(0, parts, PB):
+        count, place, mask = _parts(first, parts, strips, height, width, channel, E, COLUMNS, PB)
+        difference = tl.load(means + place, mask=mask, other=0.0) - average[None, :]
+        square = tl.load(squares + place, mask=mask, other=0.0) + count * difference * difference
+        total += tl.sum(tl.where(mask, square, 0.0), 0)
+    tl.store(mean + channel, average, mask=channel < E)
+    tl.store(variance + channel, total / pixels, mask=channel < E)
+
+
+@triton.jit
+def _parts(first, parts, strips, height, width, channel, E: tl.constexpr, COLUMNS: tl.constexpr, PB: tl.constexpr):
+    """Pixels of PB parts as a column, where their vectors lie, and which of them exist."""
+    part = first + tl.arange(0, PB)[:, None]
+    count = height * tl.minimum(width - part % strips * COLUMNS, COLUMNS)
+    return count.to(tl.float32), part * E + channel[None, :], (part < parts) & (channel[None, :] < E)
+
+
+class _Normalisation(NamedTuple):
+    """Vectors of a program's channels."""
+
+    gamma: tl.tensor
+    beta: tl.tensor
+    mean: tl.tensor
+    deviation: tl.tensor  # its reciprocal
+
+
+@triton.jit
+def _normalisation(gamma, beta, mean, variance, eps, channel, E: tl.constexpr):
+    deviation = tl.rsqrt(_vector(variance, channel, E) + eps)
+    return _Normalisation(_vector(gamma, channel, E), _vector(beta, channel, E), _vector(mean, channel, E), deviation)
 
 
 @triton.jit
 def _forward_kernel(
-    x, weight, scale, shift, out, height, width,
-    E: tl.constexpr, K: tl.constexpr, TB: tl.constexpr, CB: tl.constexpr,
+    x, weight, gamma, beta, mean, variance, out, eps, height, width,
+    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    image, token, channel, mask = _place(height * width, E, TB, CB)
-    x += image * height * width * E
-    y = _convolve(x, weight, token, channel, mask, height, width, E, K, False)
-    known = channel < E
-    u = y * tl.load(scale + channel, mask=known, other=0.0) + tl.load(shift + channel, mask=known, other=0.0)
-    place = token[:, None] * E + channel[None, :]
-    total = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) + u * tl.sigmoid(u)
-    tl.store(out + image * height * width * E + place, total.to(out.dtype.element_ty), mask=mask)
+    column, channel, _ = _place(E, COLUMNS, CB)
+    offset = tl.program_id(2).to(tl.int64) * height * width * E
+    taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
+    norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
+    scale = norm.gamma * norm.deviation
+    shift = norm.beta - norm.mean * scale
+    next_pixels = _pixels(x + offset, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+    for row in range(height + K // 2):
+        pixels = next_pixels
+        next_pixels = _pixels(x + offset, row + 1, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+        inputs = _pixels(x + offset, row - K // 2, column, channel, height, width, E, COLUMNS)
+        complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+        results = ()
+        for i in tl.static_range(COLUMNS):
+            u = complete[i] * scale + shift
+            results = results + (inputs[i].to(tl.float32) + u * tl.sigmoid(u),)
+        _store(out + offset, results, row - K // 2, column, channel, height, width, E)
 
 
 @triton.jit
-def _activation_gradient(
-    x, grad, weight, gamma, beta, mean, deviation, token, channel, mask, height, width,
-    E: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """Normalised convolution z, and the gradient with respect to gamma z + beta."""
-    known = channel < E
-    y = _convolve(x, weight, token, channel, mask, height, width, E, K, False)
-    z = (y - tl.load(mean + channel, mask=known, other=0.0)) * tl.load(deviation + channel, mask=known, other=0.0)
-    u = z * tl.load(gamma + channel, mask=known, other=0.0) + tl.load(beta + channel, mask=known, other=0.0)
+def _activation_gradient(y, grad, norm):
+    """Normalised convolution z of a convolution y, and the gradient with respect to gamma z + beta."""
+    z = (y - norm.mean) * norm.deviation
+    u = z * norm.gamma + norm.beta
     gate = tl.sigmoid(u)
-    g = tl.load(grad + token[:, None] * E + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask, z, 0.0), g * gate * (1.0 + u * (1.0 - gate))
+    return z, grad.to(tl.float32) * gate * (1.0 + u * (1.0 - gate))
 
 
 @triton.jit
 def _affine_gradient_kernel(
-    x, grad, weight, gamma, beta, mean, deviation, grad_gamma, grad_beta, height, width,
-    E: tl.constexpr, K: tl.constexpr, TB: tl.constexpr, CB: tl.constexpr,
+    x, grad, weight, gamma, beta, mean, variance, grad_affine, eps, height, width,
+    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    image, token, channel, mask = _place(height * width, E, TB, CB)
-    offset = image * height * width * E
-    z, g = _activation_gradient(
-        x + offset, grad + offset, weight, gamma, beta, mean, deviation, token, channel, mask, height, width, E, K
-    )
-    part = (image * tl.num_programs(0) + tl.program_id(0)) * E + channel
-    tl.store(grad_gamma + part, tl.sum(g * z, 0), mask=channel < E)
-    tl.store(grad_beta + part, tl.sum(g, 0), mask=channel < E)
+    column, channel, part = _place(E, COLUMNS, CB)
+    offset = tl.program_id(2).to(tl.int64) * height * width * E
+    taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
+    norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
+    total, total_normed = tl.zeros((CB,), tl.float32), tl.zeros((CB,), tl.float32)
+    next_pixels = _pixels(x + offset, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+    next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
+    for row in range(height + K // 2):
+        pixels = next_pixels
+        next_pixels = _pixels(x + offset, row + 1, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+        grads = next_grads
+        next_grads = _pixels(grad + offset, row + 1 - K // 2, column, channel, height, width, E, COLUMNS)
+        complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+        for i in tl.static_range(COLUMNS):
+            z, g = _activation_gradient(complete[i], grads[i], norm)  # g is zero outside the grid
+            total += g
+            total_normed += g * z
+    tl.store(grad_affine + part * 2 * E + channel, total_normed, mask=channel < E)
+    tl.store(grad_affine + part * 2 * E + E + channel, total, mask=channel < E)
 
 
 @triton.jit
 def _convolution_gradient_kernel(
-    x, grad, weight, gamma, beta, mean, deviation, drop, drop_normed, grad_y, height, width,
-    E: tl.constexpr, K: tl.constexpr, TB: tl.constexpr, CB: tl.constexpr,
+    x, grad, weight, gamma, beta, mean, variance, grad_affine, grad_y, eps, share, height, width,
+    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """Gradient with respect to the convolution's result; `drop` and `drop_normed` are zero with given statistics."""
-    image, token, channel, mask = _place(height * width, E, TB, CB)
-    offset, known = image * height * width * E, channel < E
-    z, g = _activation_gradient(
-        x + offset, grad + offset, weight, gamma, beta, mean, deviation, token, channel, mask, height, width, E, K
-    )
-    g -= tl.load(drop + channel, mask=known, other=0.0) + z * tl.load(drop_normed + channel, mask=known, other=0.0)
-    g *= tl.load(gamma + channel, mask=known, other=0.0) * tl.load(deviation + channel, mask=known, other=0.0)
-    tl.store(grad_y + offset + token[:, None] * E + channel[None, :], g.to(grad_y.dtype.element_ty), mask=mask)
+    """Gradient with respect to the convolution's result; `share`, a pixel's, is zero with given statistics."""
+    column, channel, _ = _place(E, COLUMNS, CB)
+    offset = tl.program_id(2).to(tl.int64) * height * width * E
+    taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
+    norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
+    drop_normed, drop = _vector(grad_affine, channel, E) * share, _vector(grad_affine + E, channel, E) * share
+    next_pixels = _pixels(x + offset, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+    next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
+    for row in range(height + K // 2):
+        pixels = next_pixels
+        next_pixels = _pixels(x + offset, row + 1, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+        grads = next_grads
+        next_grads = _pixels(grad + offset, row + 1 - K // 2, column, channel, height, width, E, COLUMNS)
+        complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+        results = ()
+        for i in tl.static_range(COLUMNS):
+            z, g = _activation_gradient(complete[i], grads[i], norm)
+            results = results + ((g - drop - z * drop_normed) * norm.gamma * norm.deviation,)
+        _store(grad_y + offset, results, row - K // 2, column, channel, height, width, E)
 
 
 @triton.jit
 def _input_gradient_kernel(
-    x, grad, grad_y, weight, grad_x, grad_weight, height, width,
-    E: tl.constexpr, K: tl.constexpr, TB: tl.constexpr, CB: tl.constexpr,
+    grad, grad_y, weight, grad_x, height, width,
+    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of x, and this program's part of the weight's."""
-    image, token, channel, mask = _place(height * width, E, TB, CB)
-    offset, known = image * height * width * E, channel < E
-    place = token[:, None] * E + channel[None, :]
-    total = _convolve(grad_y + offset, weight, token, channel, mask, height, width, E, K, True)
-    total += tl.load(grad + offset + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(grad_x + offset + place, total.to(grad_x.dtype.element_ty), mask=mask)
-    g = tl.load(grad_y + offset + place, mask=mask, other=0.0).to(tl.float32)
-    row, column = token // width, token % width
-    part = (image * tl.num_programs(0) + tl.program_id(0)) * K * K * E
+    column, channel, _ = _place(E, COLUMNS, CB)
+    offset = tl.program_id(2).to(tl.int64) * height * width * E
+    taps, sums = _taps(weight, channel, E, K, True), _zeros(CB, K * COLUMNS)
+    next_pixels = _pixels(grad_y + offset, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+    next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
+    for row in range(height + K // 2):
+        pixels = next_pixels
+        next_pixels = _pixels(grad_y + offset, row + 1, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+        grads = next_grads
+        next_grads = _pixels(grad + offset, row + 1 - K // 2, column, channel, height, width, E, COLUMNS)
+        complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+        results = ()
+        for i in tl.static_range(COLUMNS):
+            results = results + (complete[i] + grads[i].to(tl.float32),)
+        _store(grad_x + offset, results, row - K // 2, column, channel, height, width, E)
+
+
+@triton.jit
+def _weight_gradient_kernel(
+    x, grad_y, grad_weight, batch, height, width,
+    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
+):  # fmt: skip
+    """The part of a strip of columns of every num_programs(2)-th image."""
+    column, channel, part = _place(E, COLUMNS, CB)
+    totals = _zeros(CB, K * K)
+    for image in range(tl.program_id(2), batch, tl.num_programs(2)):
+        offset = image * tl.full((), E, tl.int64) * height * width
+        grads = _zeros(CB, K * COLUMNS)  # of the K rows of results that a row of pixels is part of, the highest first
+        next_pixels = _pixels(x + offset, 0 - K // 2, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+        next_grads = _pixels(grad_y + offset, 0, column, channel, height, width, E, COLUMNS)
+        for row in range(height + K // 2):
+            pixels, grads = _floats(next_pixels), grads[COLUMNS:] + _floats(next_grads)
+            y = row + 1
+            next_pixels = _pixels(x + offset, y - K // 2, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+            next_grads = _pixels(grad_y + offset, y, column, channel, height, width, E, COLUMNS)
+            sums = ()
+            for tap in tl.static_range(K * K):
+                total = totals[tap]
+                for i in tl.static_range(COLUMNS):
+                    total += pixels[i + tap % K] * grads[(K - 1 - tap // K) * COLUMNS + i]
+                sums = sums + (total,)
+            totals = sums
     for tap in tl.static_range(K * K):
-        y, z = row + tap // K - K // 2, column + tap % K - K // 2
-        inside = mask & ((y >= 0) & (y < height) & (z >= 0) & (z < width))[:, None]
-        pixels = tl.load(x + offset + (y * width + z)[:, None] * E + channel[None, :], mask=inside, other=0.0)
-        tl.store(grad_weight + part + tap * E + channel, tl.sum(g * pixels.to(tl.float32), 0), mask=known)
+        tl.store(grad_weight + (part * K * K + tap) * E + channel, totals[tap], mask=channel < E)
 
 
 class Parameters(NamedTuple):
@@ -150,10 +317,11 @@ class Parameters(NamedTuple):
 
 
 def _launch(x: torch.Tensor, weight: torch.Tensor) -> tuple[tuple[int, int, int], dict[str, int]]:
-    batch, height, width, channels = x.shape
-    grid = (triton.cdiv(height * width, TOKEN_BLOCK), triton.cdiv(channels, CHANNEL_BLOCK), batch)
+    batch, _, width, channels = x.shape
     side = round(weight.shape[0] ** 0.5)
-    return grid, {"E": channels, "K": side, "TB": TOKEN_BLOCK, "CB": CHANNEL_BLOCK}
+    columns = 4 if side <= 5 else 2  # what registers have room for
+    grid = (triton.cdiv(width, columns), triton.cdiv(channels, CHANNELS), batch)
+    return grid, {"E": channels, "K": side, "COLUMNS": columns, "CB": CHANNELS, "num_warps": WARPS}
 
 
 def forward(x: torch.Tensor, parameters: Parameters, batch_statistics: bool, eps: float) -> tuple[torch.Tensor, ...]:
@@ -162,17 +330,15 @@ def forward(x: torch.Tensor, parameters: Parameters, batch_statistics: bool, eps
     weight, gamma, beta, mean, variance = parameters
     grid, options = _launch(x, weight)
     if batch_statistics:
-        means, squares = (x.new_empty(batch, grid[0], channels, dtype=torch.float32) for _ in range(2))
+        parts = batch * grid[0]
+        means, squares = x.new_empty(2, parts, channels, dtype=torch.float32)
+        mean, variance = torch.empty_like(mean), torch.empty_like(variance)
         _statistics_kernel[grid](x, weight, means, squares, height, width, **options)
-        starts = torch.arange(grid[0], device=x.device) * TOKEN_BLOCK
-        counts = (height * width - starts).clamp(max=TOKEN_BLOCK)[None, :, None].float()
-        # Parts joined after Chan, Golub and LeVeque (1979).
-        count = batch * height * width
-        mean = (means * counts).sum((0, 1)) / count
-        variance = (squares + counts * (means - mean).square()).sum((0, 1)) / count
-    scale = gamma * torch.rsqrt(variance + eps)
+        blocks = {"E": channels, "COLUMNS": options["COLUMNS"], "PB": 32, "CB": 32}
+        joined = (means, squares, mean, variance, parts, grid[0], height, width)
+        _join_kernel[(triton.cdiv(channels, blocks["CB"]),)](*joined, **blocks)
     out = torch.empty_like(x)
-    _forward_kernel[grid](x, weight, scale, beta - mean * scale, out, height, width, **options)
+    _forward_kernel[grid](x, weight, gamma, beta, mean, variance, out, eps, height, width, **options)
     return out, mean, variance
 
 
@@ -181,17 +347,22 @@ def backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of x, the weight (as (K * K, E)), gamma and beta."""
     batch, height, width, channels = x.shape
-    weight, gamma, beta, mean, variance = parameters
+    weight = parameters.weight
     grid, options = _launch(x, weight)
-    deviation = torch.rsqrt(variance + eps)
-    parts = [x.new_empty(batch * grid[0], channels, dtype=torch.float32) for _ in range(2)]
-    shared = (x, grad, weight, gamma, beta, mean, deviation)
-    _affine_gradient_kernel[grid](*shared, *parts, height, width, **options)
-    grad_gamma, grad_beta = (part.sum(0) for part in parts)
+    parts = x.new_empty(batch * grid[0], 2, channels, dtype=torch.float32)
+    _affine_gradient_kernel[grid](x, grad, *parameters, parts, eps, height, width, **options)
+    grad_affine = parts.sum(0)  # of gamma and beta
     share = 1 / (batch * height * width) if batch_statistics else 0.0
     grad_y, grad_x = torch.empty_like(x), torch.empty_like(x)
-    drops = (grad_beta * share, grad_gamma * share)
-    _convolution_gradient_kernel[grid](*shared, *drops, grad_y, height, width, **options)
-    grad_weights = x.new_empty(batch * grid[0], *weight.shape, dtype=torch.float32)
-    _input_gradient_kernel[grid](x, grad, grad_y, weight, grad_x, grad_weights, height, width, **options)
-    return grad_x, grad_weights.sum(0), grad_gamma, grad_beta
+    given = parameters + (
+        grad_affine,
+        grad_y,
+        eps,
+        share,
+    )
+    _convolution_gradient_kernel[grid](x, grad, *given, height, width, **options)
+    _input_gradient_kernel[grid](grad, grad_y, weight, grad_x, height, width, **options)
+    groups = min(batch, triton.cdiv(WANTED_PROGRAMS, grid[0] * grid[1]))
+    grad_weights = x.new_empty(groups * grid[0], *weight.shape, dtype=torch.float32)
+    _weight_gradient_kernel[(*grid[:2], groups)](x, grad_y, grad_weights, batch, height, width, **options)
+    return grad_x, grad_weights.sum(0), *grad_affine
