@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from d_emo.kernels import Windows, backend, selfcheck, use_backend
+from d_emo.models.i2rmb import SpanningWindowAttention
 
 pytest.importorskip("triton")
 
@@ -97,7 +98,7 @@ def test_attention_on_a_gpu_falls_back_size_by_size(monkeypatch, caplog, dtype, 
     asked = []
     monkeypatch.setattr(selfcheck, "attention_failure", lambda *size: asked.append(size) or failure)
     monkeypatch.setattr(backend, "_obstacle", lambda *_: "")
-    backend._attention_obstacle.cache_clear()
+    backend._attention_failure.cache_clear()
     windows = Windows(32, 2, 4, 4)
     tensor = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, is_meta=False, shape=(1, 8, 8, 112))
     assert backend.fast_path(tensor), "other kernels are not concerned"
@@ -107,7 +108,25 @@ def test_attention_on_a_gpu_falls_back_size_by_size(monkeypatch, caplog, dtype, 
     if message is not None:
         with use_backend("native"), pytest.raises(RuntimeError, match=message):
             backend.fast_path(tensor, (True, windows))
-    backend._attention_obstacle.cache_clear()
+    backend._attention_failure.cache_clear()
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_compiled_graph_asks_once_for_a_size_of_attention(monkeypatch, dynamic):
+    def block(hidden_states):
+        qkv, windows = attention.to_qkv(hidden_states), attention.windows(*hidden_states.shape[1:3])
+        return -qkv if backend._attention_obstacle(qkv.dtype, qkv.shape[-1], True, *windows) else qkv
+
+    asked = []
+    monkeypatch.setattr(selfcheck, "attention_failure", lambda *size: asked.append(size) or "")
+    backend._attention_failure.cache_clear()
+    attention = SpanningWindowAttention(32, 2).bfloat16()
+    compiled = torch.compile(block, backend="eager", fullgraph=True, dynamic=dynamic)
+    for shape in ((2, 8, 8, 32), (3, 16, 16, 32)):
+        hidden_states = torch.randn(shape, dtype=torch.bfloat16)
+        assert torch.equal(compiled(hidden_states), attention.to_qkv(hidden_states))
+    assert len(asked) == 2  # one window and four
+    backend._attention_failure.cache_clear()
 
 
 @pytest.mark.parametrize("has_bias", [True, False])

@@ -99,11 +99,16 @@ def _obstacle(device: str, dtype: torch.dtype) -> str:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _attention_obstacle(dtype: torch.dtype, channels: int, has_bias: bool, *windows: float) -> str:
-    """Why a GPU's attention kernel does not take tensors of this size; empty if it does. Asked once a size."""
+    """Why a GPU's attention kernel does not take tensors of this size; empty if it does."""
     if dtype == torch.float32:
         return "attention in float32 on a GPU is left to PyTorch's products"  # a tile fills the registers several times
+    return _attention_failure(dtype, channels, has_bias, *windows)
+
+
+@functools.cache
+def _attention_failure(dtype: torch.dtype, channels: int, has_bias: bool, *windows: float) -> str:
+    """What the check of this size on a GPU says, asked once."""
     from .attention import Windows
 
     failure = selfcheck.attention_failure("cuda", dtype, channels, has_bias, Windows(*windows))  # type: ignore[arg-type]

@@ -74,9 +74,11 @@ class _WindowedProjection(nn.Module):
         return -height % window[0], -width % window[1]
 
     def _window(self, height: int, width: int) -> tuple[int, int]:
+        size = self.window_size
         if self.clip_window:
-            return min(self.window_size, height), min(self.window_size, width)
-        return self.window_size, self.window_size
+            # No min(), which torch.compile would leave open where it leaves the grid open.
+            return size if size <= height else height, size if size <= width else width
+        return size, size
 
     def _padded(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Zeros at the bottom and right. Before the projections, so padded tokens carry their biases and are keys."""
