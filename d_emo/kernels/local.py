@@ -145,12 +145,11 @@ def _(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps)
     from . import triton_local
 
     affine = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
-    statistics = (mean.to(torch.float32), variance.to(torch.float32))
-    parameters = triton_local.Parameters(*affine, *statistics)
-    out, *statistics = triton_local.forward(hidden_states.contiguous(), parameters, batch_statistics, eps)
-    if not batch_statistics:  # an operator's results must not be its inputs
-        statistics = [statistic.clone() for statistic in statistics]
-    return out, *statistics
+    parameters = triton_local.Parameters(*affine, mean.to(torch.float32), variance.to(torch.float32))
+    out, mean, variance = triton_local.forward(hidden_states.contiguous(), parameters, batch_statistics, eps)
+    if batch_statistics:
+        return out, mean, variance
+    return out, mean.clone(), variance.clone()  # an operator's results must not be its inputs
 
 
 @_local_branch_backward.register_kernel("cuda")

@@ -183,7 +183,8 @@ def _accumulate(pointer, tile, token, channel, mask, row: tl.constexpr, ADD: tl.
 
 def _parts(dim: int) -> tuple[tuple[int, int], ...]:
     """First channel and size of each part of a head: the binary digits of `dim` rounded up to a multiple of 16."""
-    rest, parts = triton.cdiv(dim, 16) * 16, []
+    parts: list[tuple[int, int]] = []
+    rest = triton.cdiv(dim, 16) * 16
     while rest:
         size = 1 << (rest.bit_length() - 1)
         parts.append((sum(size for _, size in parts), size))
