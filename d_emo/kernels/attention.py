@@ -54,7 +54,7 @@ def window_attention(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Wind
     Returns:
         (B, H, W, E).
     """
-    if fast_path(qkv, (bias is not None, windows)):
+    if fast_path(qkv, windows):
         return _window_attention(qkv, bias, *windows)
     return reference(qkv, bias, windows)
 

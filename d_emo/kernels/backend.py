@@ -65,8 +65,8 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def fast_path(tensor: torch.Tensor, attention: "tuple[bool, Windows] | None" = None) -> bool:
-    """Whether the fast implementation takes this tensor; for window attention, whether it has a bias, and the windows.
+def fast_path(tensor: torch.Tensor, windows: "Windows | None" = None) -> bool:
+    """Whether the fast implementation takes this tensor, for attention in windows if these are given.
 
     Raises:
         RuntimeError: the choice is "native" and there is none; the message says what is missing.
@@ -76,9 +76,8 @@ def fast_path(tensor: torch.Tensor, attention: "tuple[bool, Windows] | None" = N
     if choice == "reference" or tensor.is_meta or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return False
     obstacle = _obstacle(tensor.device.type, tensor.dtype)
-    if not obstacle and attention and tensor.device.type == "cuda":
-        has_bias, windows = attention
-        obstacle = _attention_obstacle(tensor.dtype, tensor.shape[-1], has_bias, *windows)
+    if not obstacle and windows and tensor.device.type == "cuda":
+        obstacle = _attention_obstacle(tensor.dtype, tensor.shape[-1], *windows)
     if obstacle and choice == "native":
         raise RuntimeError(f"there are no native kernels here: {obstacle}. Use the backend 'auto' or 'reference'.")
     return not obstacle
@@ -99,19 +98,19 @@ def _obstacle(device: str, dtype: torch.dtype) -> str:
 
 
 @torch.compiler.assume_constant_result
-def _attention_obstacle(dtype: torch.dtype, channels: int, has_bias: bool, *windows: float) -> str:
+def _attention_obstacle(dtype: torch.dtype, channels: int, *windows: float) -> str:
     """Why a GPU's attention kernel does not take tensors of this size; empty if it does."""
     if dtype == torch.float32:
         return "attention in float32 on a GPU is left to PyTorch's products"  # a tile fills the registers several times
-    return _attention_failure(dtype, channels, has_bias, *windows)
+    return _attention_failure(dtype, channels, *windows)
 
 
 @functools.cache
-def _attention_failure(dtype: torch.dtype, channels: int, has_bias: bool, *windows: float) -> str:
+def _attention_failure(dtype: torch.dtype, channels: int, *windows: float) -> str:
     """What the check of this size on a GPU says, asked once."""
     from .attention import Windows
 
-    failure = selfcheck.attention_failure("cuda", dtype, channels, has_bias, Windows(*windows))  # type: ignore[arg-type]
+    failure = selfcheck.attention_failure("cuda", dtype, channels, Windows(*windows))  # type: ignore[arg-type]
     return _told(f"window attention with {channels} channels in {dtype} on the GPU", failure)
 
 

@@ -30,9 +30,10 @@ def apply_linear(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 def linear_and_bias(layer: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`layer(inputs)` as a product and a bias still to be added, for `window_attention` to add while it reads.
 
-    A bias of None means that it is in the product already.
+    A bias of None means that it is in the product already, as on a GPU, whose products add it for nothing.
     """
-    if isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear) and fast_path(inputs):
+    on_cpu = inputs.device.type == "cpu"
+    if on_cpu and isinstance(layer, nn.Linear) and is_plain(layer, nn.Linear) and fast_path(inputs):
         return product(inputs, layer.weight), layer.bias
     return layer(inputs), None
 

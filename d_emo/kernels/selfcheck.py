@@ -26,9 +26,9 @@ def failure(device: str) -> str:
     return _first_failure(device, lambda: _checks(device))
 
 
-def attention_failure(device: str, dtype: torch.dtype, channels: int, has_bias: bool, windows: "Windows") -> str:
+def attention_failure(device: str, dtype: torch.dtype, channels: int, windows: "Windows") -> str:
     """What is wrong with window attention of this size: an error, or more registers and memory than there are."""
-    return _first_failure(device, lambda: iter([_attention_check(dtype, channels, has_bias, windows)]))
+    return _first_failure(device, lambda: iter([_attention_check(dtype, channels, windows)]))
 
 
 Check = tuple[str, Function, Function, torch.dtype, list[tuple[int, ...]]]  # name, fast, reference, type, input shapes
@@ -55,16 +55,15 @@ def _first_failure(device: str, checks: Callable[[], Iterator[Check]]) -> str:
     return ""
 
 
-def _attention_check(dtype: torch.dtype, channels: int, has_bias: bool, windows: "Windows") -> Check:
+def _attention_check(dtype: torch.dtype, channels: int, windows: "Windows") -> Check:
     from . import attention
 
-    shapes = [(1, 2 * windows.height, 2 * windows.width, channels), (channels,)]
     return (
         "window attention",
-        lambda qkv, bias=None: attention._window_attention(qkv, bias, *windows),
-        lambda qkv, bias=None: attention.reference(qkv, bias, windows),
+        lambda qkv, bias: attention._window_attention(qkv, bias, *windows),
+        lambda qkv, bias: attention.reference(qkv, bias, windows),
         dtype,
-        shapes if has_bias else shapes[:1],
+        [(1, 2 * windows.height, 2 * windows.width, channels), (channels,)],
     )
 
 
@@ -72,7 +71,7 @@ def _checks(device: str) -> Iterator[Check]:
     from . import attention, linear, local, modulation
 
     if device == "cpu":
-        yield _attention_check(torch.float32, 2 * 32 + 48, True, attention.Windows(32, 2, 4, 4))
+        yield _attention_check(torch.float32, 2 * 32 + 48, attention.Windows(32, 2, 4, 4))
 
     def fast_local(x: torch.Tensor, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
         mean, variance = torch.zeros_like(gamma), torch.ones_like(gamma)

@@ -36,13 +36,9 @@ def _tokens(kind: tl.constexpr, window, t, height, width, WH: tl.constexpr, WW: 
 
 
 @triton.jit
-def _load(pointer, bias, token, t, channel, limit, row: tl.constexpr, T: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """Channels up to `limit` of a window's tokens, bias added, in float32; past the T tokens no more than the bias."""
-    tile = tl.load(pointer + token[:, None] * row + channel[None, :], mask=_mask(t, channel, limit, T), other=0.0)
-    tile = tile.to(tl.float32)
-    if HAS_BIAS:
-        tile += tl.load(bias + channel, mask=channel < limit, other=0.0)[None, :]
-    return tile
+def _load(pointer, token, t, channel, limit, row: tl.constexpr, T: tl.constexpr):
+    """Channels up to `limit` of a window's tokens, rows of `row` apart; zeros past the T tokens."""
+    return tl.load(pointer + token[:, None] * row + channel[None, :], mask=_mask(t, channel, limit, T), other=0.0)
 
 
 @triton.jit
@@ -52,14 +48,14 @@ def _mask(t, channel, limit, T: tl.constexpr):
 
 @triton.jit
 def _head(
-    pointer, bias, token, t, first, row: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, T: tl.constexpr,
-    HAS_BIAS: tl.constexpr, DOT: tl.constexpr,
+    pointer, token, t, first,
+    row: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, T: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """A head's queries or keys, D channels from `first` on, as parts."""
     parts = ()
     for i in tl.static_range(len(PARTS)):
         channel = first + PARTS[i][0] + tl.arange(0, PARTS[i][1])
-        parts = parts + (_load(pointer, bias, token, t, channel, first + D, row, T, HAS_BIAS).to(DOT),)
+        parts = parts + (_load(pointer, token, t, channel, first + D, row, T).to(DOT),)
     return parts
 
 
@@ -87,33 +83,35 @@ def _probabilities(q, k, t, scale, T: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    qkv, bias, out, height, width, scale, weight, pieces,
+    qkv, out, height, width, scale, weight, pieces,
     HEADS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr, EB: tl.constexpr,
     WH: tl.constexpr, WW: tl.constexpr, TP: tl.constexpr,
-    NEIGHBORHOOD: tl.constexpr, REMOTE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    NEIGHBORHOOD: tl.constexpr, REMOTE: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`pieces` of a head's value channels."""
-    unit = tl.program_id(1).to(tl.int64)
+    """`pieces` of a head's value channels; a head's programs follow one another, since they read the same keys."""
+    all_pieces = tl.cdiv(E, EB)
+    groups = tl.cdiv(all_pieces, pieces)
+    unit, first = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups * pieces
     T: tl.constexpr = WH * WW
     row: tl.constexpr = HEADS * (2 * D + E)
     image, head = unit // HEADS, (unit % HEADS).to(tl.int32)
     qkv += image * height * width * row
     out += image * height * width * HEADS * E
     t = tl.arange(0, TP)
-    first, last = tl.program_id(0) * pieces, tl.minimum((tl.program_id(0) + 1) * pieces, tl.cdiv(E, EB))
+    last = tl.minimum(first + pieces, all_pieces)
     for kind in tl.static_range(2):
         if (NEIGHBORHOOD and kind == 0) or (REMOTE and kind == 1):
             for window in range((height // WH) * (width // WW)):
                 token = _tokens(kind, window, t, height, width, WH, WW)
-                q = _head(qkv, bias, token, t, head * D, row, D, PARTS, T, HAS_BIAS, DOT)
-                k = _head(qkv, bias, token, t, (HEADS + head) * D, row, D, PARTS, T, HAS_BIAS, DOT)
+                q = _head(qkv, token, t, head * D, row, D, PARTS, T, DOT)
+                k = _head(qkv, token, t, (HEADS + head) * D, row, D, PARTS, T, DOT)
                 p = (_probabilities(q, k, t, scale, T, PRECISION) * weight).to(DOT)
                 for piece in tl.range(first, last, num_stages=2):
                     e = head * E + piece * EB + tl.arange(0, EB)
                     limit = (head + 1) * E
                     place, mask = out + token[:, None] * (HEADS * E) + e[None, :], _mask(t, e, limit, T)
-                    v = _load(qkv, bias, token, t, 2 * HEADS * D + e, 2 * HEADS * D + limit, row, T, HAS_BIAS)
+                    v = _load(qkv, token, t, 2 * HEADS * D + e, 2 * HEADS * D + limit, row, T).to(tl.float32)
                     v *= _normal(v)[0]
                     if NEIGHBORHOOD and kind == 1:
                         before = tl.load(place, mask=mask, other=0.0).to(tl.float32)
@@ -126,10 +124,10 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    grad, qkv, bias, grad_qkv, height, width, scale, weight,
+    grad, qkv, grad_qkv, height, width, scale, weight,
     HEADS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr, EB: tl.constexpr,
     WH: tl.constexpr, WW: tl.constexpr, TP: tl.constexpr,
-    NEIGHBORHOOD: tl.constexpr, REMOTE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    NEIGHBORHOOD: tl.constexpr, REMOTE: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     unit = tl.program_id(0).to(tl.int64)
@@ -144,8 +142,8 @@ def _backward_kernel(
         if (NEIGHBORHOOD and kind == 0) or (REMOTE and kind == 1):
             for window in range((height // WH) * (width // WW)):
                 token = _tokens(kind, window, t, height, width, WH, WW)
-                q = _head(qkv, bias, token, t, head * D, row, D, PARTS, T, HAS_BIAS, DOT)
-                k = _head(qkv, bias, token, t, (HEADS + head) * D, row, D, PARTS, T, HAS_BIAS, DOT)
+                q = _head(qkv, token, t, head * D, row, D, PARTS, T, DOT)
+                k = _head(qkv, token, t, (HEADS + head) * D, row, D, PARTS, T, DOT)
                 p = _probabilities(q, k, t, scale, T, PRECISION)
                 p = tl.where(t[:, None] < T, p, 0.0)
                 p_transposed = tl.trans((p * weight).to(DOT))
@@ -155,7 +153,7 @@ def _backward_kernel(
                     limit = (head + 1) * E
                     place, mask = grad + token[:, None] * (HEADS * E) + e[None, :], _mask(t, e, limit, T)
                     channel = 2 * HEADS * D + e
-                    v = _load(qkv, bias, token, t, channel, 2 * HEADS * D + limit, row, T, HAS_BIAS)
+                    v = _load(qkv, token, t, channel, 2 * HEADS * D + limit, row, T).to(tl.float32)
                     g = tl.load(place, mask=mask, other=0.0).to(DOT)
                     cdf, density = _normal(v)
                     grad_p = tl.dot((v * cdf).to(DOT), tl.trans(g), grad_p, input_precision=PRECISION)
@@ -192,7 +190,7 @@ def _parts(dim: int) -> tuple[tuple[int, int], ...]:
     return tuple(parts)
 
 
-def _options(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> dict[str, Any]:
+def _options(qkv: torch.Tensor, windows: Windows) -> dict[str, Any]:
     head_dim = windows.dim // windows.num_heads
     interpreted = triton.knobs.runtime.interpret
     return {
@@ -206,7 +204,6 @@ def _options(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> 
         "TP": max(16, triton.next_power_of_2(windows.height * windows.width)),
         "NEIGHBORHOOD": windows.neighborhood,
         "REMOTE": windows.remote,
-        "HAS_BIAS": bias is not None,
         # The type that matrix products take. Triton's interpreter has none in bfloat16.
         "DOT": tl.float32 if interpreted else _TYPES[qkv.dtype],
         "PRECISION": "ieee",  # not TF32's three digits
@@ -215,26 +212,33 @@ def _options(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> 
 
 def forward(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> torch.Tensor:
     """`attention.window_attention` on a GPU (or in Triton's interpreter): float32, bfloat16 or float16."""
-    qkv = qkv.contiguous()
+    qkv = _with_bias(qkv, bias)
     batch, height, width, channels = qkv.shape
     out = qkv.new_empty(batch, height, width, channels - 2 * windows.dim)
     scale = 1 / math.sqrt(windows.dim // windows.num_heads)
     units, all_pieces = batch * windows.num_heads, triton.cdiv(out.shape[-1] // windows.num_heads, VALUE_BLOCK)
     pieces = triton.cdiv(all_pieces, triton.cdiv(WANTED_PROGRAMS, units))
-    grid = (triton.cdiv(all_pieces, pieces), units)
-    arguments = (qkv, qkv if bias is None else bias, out, height, width, scale, windows.weight, pieces)
-    _forward_kernel[grid](*arguments, **_options(qkv, bias, windows))
+    grid = (triton.cdiv(all_pieces, pieces) * units,)
+    arguments = (qkv, out, height, width, scale, windows.weight, pieces)
+    _forward_kernel[grid](*arguments, **_options(qkv, windows))
     return out
 
 
 def backward(
     grad: torch.Tensor, qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of qkv and, in float32, of a bias added to it."""
-    grad, qkv = grad.to(qkv.dtype).contiguous(), qkv.contiguous()
+    """Gradients of qkv and, in float32, of a bias added to it (zeros without one)."""
+    grad, qkv = grad.to(qkv.dtype).contiguous(), _with_bias(qkv, bias)
     batch, height, width, _ = qkv.shape
     grad_qkv = torch.empty_like(qkv)
     scale = 1 / math.sqrt(windows.dim // windows.num_heads)
-    arguments = (grad, qkv, qkv if bias is None else bias, grad_qkv, height, width, scale, windows.weight)
-    _backward_kernel[(batch * windows.num_heads,)](*arguments, **_options(qkv, bias, windows))
+    arguments = (grad, qkv, grad_qkv, height, width, scale, windows.weight)
+    _backward_kernel[(batch * windows.num_heads,)](*arguments, **_options(qkv, windows))
+    if bias is None:
+        return grad_qkv, grad_qkv.new_zeros(grad_qkv.shape[-1], dtype=torch.float32)
     return grad_qkv, grad_qkv.sum((0, 1, 2), dtype=torch.float32)
+
+
+def _with_bias(qkv: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A GPU's products add a bias for nothing, so there is seldom one left (`linear_and_bias`)."""
+    return (qkv if bias is None else qkv + bias.to(qkv.dtype)).contiguous()
