@@ -171,14 +171,14 @@ _window_attention_backward = torch.library.custom_op(
 
 
 @_window_attention.register_kernel("cuda")
-def _(qkv, bias, *windows):
+def attend_on_gpu(qkv, bias, *windows):
     from . import triton_attention
 
     return triton_attention.forward(qkv, bias, Windows(*windows))
 
 
 @_window_attention_backward.register_kernel("cuda")
-def _(grad, qkv, bias, *windows):
+def attend_backward_on_gpu(grad, qkv, bias, *windows):
     from . import triton_attention
 
     return triton_attention.backward(grad, qkv, bias, Windows(*windows))

@@ -141,7 +141,7 @@ _local_branch_backward = torch.library.custom_op(
 
 
 @_local_branch.register_kernel("cuda")
-def _(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+def convolve_on_gpu(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
     from . import triton_local
 
     affine = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
@@ -153,7 +153,7 @@ def _(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps)
 
 
 @_local_branch_backward.register_kernel("cuda")
-def _(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+def convolve_backward_on_gpu(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
     from . import triton_local
 
     parameters = triton_local.Parameters(*kernel_parameters(hidden_states.dtype, weight, gamma, beta), mean, variance)

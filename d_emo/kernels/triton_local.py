@@ -205,7 +205,7 @@ def _activation_gradient(y, grad, norm):
 
 @triton.jit
 def _affine_gradient_kernel(
-    x, grad, weight, gamma, beta, mean, variance, grad_affine, eps, height, width,
+    x, grad, weight, gamma, beta, mean, variance, grad_gamma, grad_beta, eps, height, width,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     column, channel, part = _place(E, COLUMNS, CB)
@@ -225,13 +225,13 @@ def _affine_gradient_kernel(
             z, g = _activation_gradient(complete[i], grads[i], norm)  # g is zero outside the grid
             total += g
             total_normed += g * z
-    tl.store(grad_affine + part * 2 * E + channel, total_normed, mask=channel < E)
-    tl.store(grad_affine + part * 2 * E + E + channel, total, mask=channel < E)
+    tl.store(grad_gamma + part * E + channel, total_normed, mask=channel < E)
+    tl.store(grad_beta + part * E + channel, total, mask=channel < E)
 
 
 @triton.jit
 def _convolution_gradient_kernel(
-    x, grad, weight, gamma, beta, mean, variance, grad_affine, grad_y, eps, share, height, width,
+    x, grad, weight, gamma, beta, mean, variance, grad_gamma, grad_beta, grad_y, eps, share, height, width,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Gradient with respect to the convolution's result; `share`, a pixel's, is zero with given statistics."""
@@ -239,7 +239,7 @@ def _convolution_gradient_kernel(
     offset = tl.program_id(2).to(tl.int64) * height * width * E
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
-    drop_normed, drop = _vector(grad_affine, channel, E) * share, _vector(grad_affine + E, channel, E) * share
+    drop_normed, drop = _vector(grad_gamma, channel, E) * share, _vector(grad_beta, channel, E) * share
     next_pixels = _pixels(x + offset, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
     next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
     for row in range(height + K // 2):
@@ -349,20 +349,15 @@ def backward(
     batch, height, width, channels = x.shape
     weight = parameters.weight
     grid, options = _launch(x, weight)
-    parts = x.new_empty(batch * grid[0], 2, channels, dtype=torch.float32)
-    _affine_gradient_kernel[grid](x, grad, *parameters, parts, eps, height, width, **options)
-    grad_affine = parts.sum(0)  # of gamma and beta
+    parts = x.new_empty(2, batch * grid[0], channels, dtype=torch.float32)
+    _affine_gradient_kernel[grid](x, grad, *parameters, *parts, eps, height, width, **options)
+    grad_gamma, grad_beta = (part.sum(0) for part in parts)  # not one tensor: an operator's results share no memory
     share = 1 / (batch * height * width) if batch_statistics else 0.0
     grad_y, grad_x = torch.empty_like(x), torch.empty_like(x)
-    given = parameters + (
-        grad_affine,
-        grad_y,
-        eps,
-        share,
-    )
+    given = (*parameters, grad_gamma, grad_beta, grad_y, eps, share)
     _convolution_gradient_kernel[grid](x, grad, *given, height, width, **options)
     _input_gradient_kernel[grid](grad, grad_y, weight, grad_x, height, width, **options)
     groups = min(batch, triton.cdiv(WANTED_PROGRAMS, grid[0] * grid[1]))
     grad_weights = x.new_empty(groups * grid[0], *weight.shape, dtype=torch.float32)
     _weight_gradient_kernel[(*grid[:2], groups)](x, grad_y, grad_weights, batch, height, width, **options)
-    return grad_x, grad_weights.sum(0), *grad_affine
+    return grad_x, grad_weights.sum(0), grad_gamma, grad_beta
