@@ -174,14 +174,16 @@ _window_attention_backward = torch.library.custom_op(
 def attend_on_gpu(qkv, bias, *windows):
     from . import triton_attention
 
-    return triton_attention.forward(qkv, bias, Windows(*windows))
+    with torch.cuda.device_of(qkv):  # Triton launches on the current device
+        return triton_attention.forward(qkv, bias, Windows(*windows))
 
 
 @_window_attention_backward.register_kernel("cuda")
 def attend_backward_on_gpu(grad, qkv, bias, *windows):
     from . import triton_attention
 
-    return triton_attention.backward(grad, qkv, bias, Windows(*windows))
+    with torch.cuda.device_of(qkv):
+        return triton_attention.backward(grad, qkv, bias, Windows(*windows))
 
 
 def cpu_parameter(parameter: torch.Tensor | None, tensor: torch.Tensor) -> torch.Tensor | None:

@@ -146,7 +146,8 @@ def convolve_on_gpu(hidden_states, weight, gamma, beta, mean, variance, batch_st
 
     affine = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
     parameters = triton_local.Parameters(*affine, mean.to(torch.float32), variance.to(torch.float32))
-    out, mean, variance = triton_local.forward(hidden_states.contiguous(), parameters, batch_statistics, eps)
+    with torch.cuda.device_of(hidden_states):  # Triton launches on the current device
+        out, mean, variance = triton_local.forward(hidden_states.contiguous(), parameters, batch_statistics, eps)
     if batch_statistics:
         return out, mean, variance
     return out, mean.clone(), variance.clone()  # an operator's results must not be its inputs
@@ -158,7 +159,8 @@ def convolve_backward_on_gpu(grad, hidden_states, weight, gamma, beta, mean, var
 
     parameters = triton_local.Parameters(*kernel_parameters(hidden_states.dtype, weight, gamma, beta), mean, variance)
     grad = grad.to(hidden_states.dtype).contiguous()
-    grads = triton_local.backward(grad, hidden_states.contiguous(), parameters, batch_statistics, eps)
+    with torch.cuda.device_of(hidden_states):
+        grads = triton_local.backward(grad, hidden_states.contiguous(), parameters, batch_statistics, eps)
     grad_weight = grads[1].t().contiguous().view(weight.shape)
     return grads[0], grad_weight.to(weight.dtype), grads[2].to(gamma.dtype), grads[3].to(beta.dtype)
 
