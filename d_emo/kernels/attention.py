@@ -172,6 +172,7 @@ _window_attention_backward = torch.library.custom_op(
 
 @_window_attention.register_kernel("cuda")
 def attend_on_gpu(qkv, bias, *windows):
+    """The Triton kernel for `attend`."""
     from . import triton_attention
 
     with torch.cuda.device_of(qkv):  # Triton launches on the current device
@@ -180,6 +181,7 @@ def attend_on_gpu(qkv, bias, *windows):
 
 @_window_attention_backward.register_kernel("cuda")
 def attend_backward_on_gpu(grad, qkv, bias, *windows):
+    """The Triton kernel for `attend_backward`."""
     from . import triton_attention
 
     with torch.cuda.device_of(qkv):

@@ -142,6 +142,7 @@ _local_branch_backward = torch.library.custom_op(
 
 @_local_branch.register_kernel("cuda")
 def convolve_on_gpu(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+    """The Triton kernels for `convolve`."""
     from . import triton_local
 
     affine = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
@@ -155,6 +156,7 @@ def convolve_on_gpu(hidden_states, weight, gamma, beta, mean, variance, batch_st
 
 @_local_branch_backward.register_kernel("cuda")
 def convolve_backward_on_gpu(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+    """The Triton kernels for `convolve_backward`."""
     from . import triton_local
 
     parameters = triton_local.Parameters(*kernel_parameters(hidden_states.dtype, weight, gamma, beta), mean, variance)
