@@ -63,7 +63,7 @@ def _attention_check(dtype: torch.dtype, channels: int, windows: "Windows") -> C
         lambda qkv, bias: attention._window_attention(qkv, bias, *windows),
         lambda qkv, bias: attention.reference(qkv, bias, windows),
         dtype,
-        [(1, 2 * windows.height, 2 * windows.width, channels), (channels,)],
+        [(2, 2 * windows.height, 2 * windows.width, channels), (channels,)],
     )
 
 

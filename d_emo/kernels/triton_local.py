@@ -27,6 +27,12 @@ def _place(E: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr):
 
 
 @triton.jit
+def _image(number, height, width, E: tl.constexpr):
+    """Where an image starts in a tensor."""
+    return number * tl.full((), E, tl.int64) * height * width
+
+
+@triton.jit
 def _vector(pointer, channel, E: tl.constexpr):
     return tl.load(pointer + channel, mask=channel < E, other=0.0)
 
@@ -100,20 +106,35 @@ def _convolve(sums, pixels, taps, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl
 
 
 @triton.jit
+def _row(x, row, column, channel, height, width, E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr):
+    """The pixels of a row that the results of COLUMNS columns are made of."""
+    return _pixels(x, row, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+
+
+@triton.jit
+def _walk(
+    x, row, column, channel, height, width, pixels, sums, taps,
+    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
+):  # fmt: skip
+    """One row down: the results of row - K // 2, the sums that go on, and the next row of pixels, fetched ahead."""
+    below = _row(x, row + 1, column, channel, height, width, E, K, COLUMNS)
+    complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+    return complete, sums, below
+
+
+@triton.jit
 def _statistics_kernel(
     x, weight, means, squares, height, width,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Mean of the convolution over this program's pixels, and sum of squared differences from it (Welford, 1962)."""
     column, channel, part = _place(E, COLUMNS, CB)
-    x += tl.program_id(2).to(tl.int64) * height * width * E
+    x += _image(tl.program_id(2), height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     mean, square, count = tl.zeros((CB,), tl.float32), tl.zeros((CB,), tl.float32), 0.0
-    next_pixels = _pixels(x, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+    pixels = _row(x, 0, column, channel, height, width, E, K, COLUMNS)
     for row in range(height + K // 2):
-        pixels = next_pixels
-        next_pixels = _pixels(x, row + 1, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
-        complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+        complete, sums, pixels = _walk(x, row, column, channel, height, width, pixels, sums, taps, E, K, COLUMNS, CB)
         for i in tl.static_range(COLUMNS):
             counts = _inside(row - K // 2, column + i, height, width).to(tl.float32)
             count += counts
@@ -176,17 +197,17 @@ def _forward_kernel(
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     column, channel, _ = _place(E, COLUMNS, CB)
-    offset = tl.program_id(2).to(tl.int64) * height * width * E
+    offset = _image(tl.program_id(2), height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
     scale = norm.gamma * norm.deviation
     shift = norm.beta - norm.mean * scale
-    next_pixels = _pixels(x + offset, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+    pixels = _row(x + offset, 0, column, channel, height, width, E, K, COLUMNS)
     for row in range(height + K // 2):
-        pixels = next_pixels
-        next_pixels = _pixels(x + offset, row + 1, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
         inputs = _pixels(x + offset, row - K // 2, column, channel, height, width, E, COLUMNS)
-        complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+        complete, sums, pixels = _walk(
+            x + offset, row, column, channel, height, width, pixels, sums, taps, E, K, COLUMNS, CB
+        )
         results = ()
         for i in tl.static_range(COLUMNS):
             u = complete[i] * scale + shift
@@ -209,18 +230,18 @@ def _affine_gradient_kernel(
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     column, channel, part = _place(E, COLUMNS, CB)
-    offset = tl.program_id(2).to(tl.int64) * height * width * E
+    offset = _image(tl.program_id(2), height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
     total, total_normed = tl.zeros((CB,), tl.float32), tl.zeros((CB,), tl.float32)
-    next_pixels = _pixels(x + offset, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+    pixels = _row(x + offset, 0, column, channel, height, width, E, K, COLUMNS)
     next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
     for row in range(height + K // 2):
-        pixels = next_pixels
-        next_pixels = _pixels(x + offset, row + 1, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
-        grads = next_grads
-        next_grads = _pixels(grad + offset, row + 1 - K // 2, column, channel, height, width, E, COLUMNS)
-        complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+        y = row + 1 - K // 2
+        grads, next_grads = next_grads, _pixels(grad + offset, y, column, channel, height, width, E, COLUMNS)
+        complete, sums, pixels = _walk(
+            x + offset, row, column, channel, height, width, pixels, sums, taps, E, K, COLUMNS, CB
+        )
         for i in tl.static_range(COLUMNS):
             z, g = _activation_gradient(complete[i], grads[i], norm)  # g is zero outside the grid
             total += g
@@ -236,18 +257,18 @@ def _convolution_gradient_kernel(
 ):  # fmt: skip
     """Gradient with respect to the convolution's result; `share`, a pixel's, is zero with given statistics."""
     column, channel, _ = _place(E, COLUMNS, CB)
-    offset = tl.program_id(2).to(tl.int64) * height * width * E
+    offset = _image(tl.program_id(2), height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
     drop_normed, drop = _vector(grad_gamma, channel, E) * share, _vector(grad_beta, channel, E) * share
-    next_pixels = _pixels(x + offset, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+    pixels = _row(x + offset, 0, column, channel, height, width, E, K, COLUMNS)
     next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
     for row in range(height + K // 2):
-        pixels = next_pixels
-        next_pixels = _pixels(x + offset, row + 1, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
-        grads = next_grads
-        next_grads = _pixels(grad + offset, row + 1 - K // 2, column, channel, height, width, E, COLUMNS)
-        complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+        y = row + 1 - K // 2
+        grads, next_grads = next_grads, _pixels(grad + offset, y, column, channel, height, width, E, COLUMNS)
+        complete, sums, pixels = _walk(
+            x + offset, row, column, channel, height, width, pixels, sums, taps, E, K, COLUMNS, CB
+        )
         results = ()
         for i in tl.static_range(COLUMNS):
             z, g = _activation_gradient(complete[i], grads[i], norm)
@@ -261,16 +282,16 @@ def _input_gradient_kernel(
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     column, channel, _ = _place(E, COLUMNS, CB)
-    offset = tl.program_id(2).to(tl.int64) * height * width * E
+    offset = _image(tl.program_id(2), height, width, E)
     taps, sums = _taps(weight, channel, E, K, True), _zeros(CB, K * COLUMNS)
-    next_pixels = _pixels(grad_y + offset, 0, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+    pixels = _row(grad_y + offset, 0, column, channel, height, width, E, K, COLUMNS)
     next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
     for row in range(height + K // 2):
-        pixels = next_pixels
-        next_pixels = _pixels(grad_y + offset, row + 1, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
-        grads = next_grads
-        next_grads = _pixels(grad + offset, row + 1 - K // 2, column, channel, height, width, E, COLUMNS)
-        complete, sums = _convolve(sums, pixels, taps, K, COLUMNS, CB)
+        y = row + 1 - K // 2
+        grads, next_grads = next_grads, _pixels(grad + offset, y, column, channel, height, width, E, COLUMNS)
+        complete, sums, pixels = _walk(
+            grad_y + offset, row, column, channel, height, width, pixels, sums, taps, E, K, COLUMNS, CB
+        )
         results = ()
         for i in tl.static_range(COLUMNS):
             results = results + (complete[i] + grads[i].to(tl.float32),)
@@ -286,14 +307,14 @@ def _weight_gradient_kernel(
     column, channel, part = _place(E, COLUMNS, CB)
     totals = _zeros(CB, K * K)
     for image in range(tl.program_id(2), batch, tl.num_programs(2)):
-        offset = image * tl.full((), E, tl.int64) * height * width
+        offset = _image(image, height, width, E)
         grads = _zeros(CB, K * COLUMNS)  # of the K rows of results that a row of pixels is part of, the highest first
-        next_pixels = _pixels(x + offset, 0 - K // 2, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+        next_pixels = _row(x + offset, 0 - K // 2, column, channel, height, width, E, K, COLUMNS)
         next_grads = _pixels(grad_y + offset, 0, column, channel, height, width, E, COLUMNS)
         for row in range(height + K // 2):
             pixels, grads = _floats(next_pixels), grads[COLUMNS:] + _floats(next_grads)
             y = row + 1
-            next_pixels = _pixels(x + offset, y - K // 2, column - K // 2, channel, height, width, E, COLUMNS + K - 1)
+            next_pixels = _row(x + offset, y - K // 2, column, channel, height, width, E, K, COLUMNS)
             next_grads = _pixels(grad_y + offset, y, column, channel, height, width, E, COLUMNS)
             sums = ()
             for tap in tl.static_range(K * K):
