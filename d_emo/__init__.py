@@ -5,14 +5,14 @@ This module is the public face of the package: the models and schedulers below i
 
 __version__ = "0.1.0.dev0"
 
-from d_emo.models import DEMOTransformer2DModel, DiTBaselineTransformer2DModel, create_model, list_models
-from d_emo.models.emov2_transformers import (
+from d_emo.classification.transformers_models import (
     EMOv2Backbone,
     EMOv2Config,
     EMOv2ForImageClassification,
     register_with_transformers,
 )
-from d_emo.models.emov2_variants import create_classifier, list_classifiers
+from d_emo.classification.variants import create_classifier, list_classifiers
+from d_emo.models import DEMOTransformer2DModel, DiTBaselineTransformer2DModel, create_model, list_models
 from d_emo.pipelines import DEMOPipeline
 from d_emo.registration import register_with_diffusers
 from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler

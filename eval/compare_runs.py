@@ -13,9 +13,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from d_emo.common.files import written_whole
 from d_emo.eval.fid.report import load_entries
 from d_emo.eval.fid.scoring import TITLES, title
-from d_emo.files import written_whole
 
 
 @dataclass(frozen=True)

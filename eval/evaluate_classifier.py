@@ -22,12 +22,12 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import d_emo  # noqa: F401  makes transformers know EMOv2
-from d_emo.eval.accuracy import Predictions, predict
-from d_emo.files import write_json, written_whole
-from d_emo.images import ImageSource, UnreadableImageError, digits_source, first_line, held_out
-from d_emo.labels import LabelResolver
-from d_emo.processes import default_device
-from d_emo.sources import open_source
+from d_emo.common.files import write_json, written_whole
+from d_emo.common.processes import default_device
+from d_emo.eval.classification.accuracy import Predictions, predict
+from d_emo.images.labels import LabelResolver
+from d_emo.images.open_source import open_source
+from d_emo.images.source import ImageSource, UnreadableImageError, digits_source, first_line, held_out
 
 # More classes than this are drawn without their names.
 NAMED_CLASSES = 40

@@ -21,6 +21,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from d_emo.common.processes import keep_freed_memory, start_processes
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.evaluation import Evaluator
 from d_emo.eval.fid.extractors import FeatureExtractor, make_extractor
@@ -36,9 +37,8 @@ from d_emo.eval.fid.references import default_cache, load_reference
 from d_emo.eval.fid.report import Entry, plot_curve, write_report
 from d_emo.eval.fid.sampling import apply_settings, load_pipeline
 from d_emo.eval.fid.scoring import METRICS, format_scores, show
-from d_emo.flow_paths import path_of
 from d_emo.pipelines import DEMOPipeline
-from d_emo.processes import keep_freed_memory, start_processes
+from d_emo.schedulers.flow_paths import path_of
 
 # Settings that the command line may change in a preset: all of them.
 SETTINGS = tuple(field.name for field in fields(SamplingSettings))

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from d_emo import export
+from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification, make_image_processor
+from d_emo.classification.variants import CLASSIFIERS
+from d_emo.common.files import written_by_one_of_many
 from d_emo.eval.evaluate_classifier import open_classifier
-from d_emo.files import written_by_one_of_many
-from d_emo.flops import count_parameters
-from d_emo.models.emov2_transformers import EMOv2Config, EMOv2ForImageClassification, make_image_processor
-from d_emo.models.emov2_variants import CLASSIFIERS
+from d_emo.models.flops import count_parameters
 
 # Largest difference of a logit, relative to the largest logit: float32 sums in another order.
 TOLERANCE = 1e-4

@@ -32,7 +32,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from d_emo.eval.benchmark_subjects import (
+from d_emo.common.files import write_json
+from d_emo.common.processes import default_device, keep_freed_memory
+from d_emo.eval.benchmarks.peak_memory import PeakMemory
+from d_emo.eval.benchmarks.subjects import (
     DTYPES,
     SAMPLE_STEPS,
     Case,
@@ -42,9 +45,6 @@ from d_emo.eval.benchmark_subjects import (
     split_name,
     synchronize,
 )
-from d_emo.eval.peak_memory import PeakMemory
-from d_emo.files import write_json
-from d_emo.processes import default_device, keep_freed_memory
 
 JOBS = ("forward", "train", "sample")
 

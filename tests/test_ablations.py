@@ -7,9 +7,9 @@ from conftest import randomize
 from networks_with_blocks import PVTTiny, deit_tiny
 
 from d_emo import create_classifier
-from d_emo.eval import classifier_table
-from d_emo.eval.classifier_table import ROWS, agrees, count
-from d_emo.flops import count_macs_as_published, count_macs_on, count_parameters
+from d_emo.eval.tables import classifier_table
+from d_emo.eval.tables.classifier_table import ROWS, agrees, count
+from d_emo.models.flops import count_macs_as_published, count_macs_on, count_parameters
 from d_emo.models.i2rmb import I2RMB
 
 # Rows of which the paper does not give enough to build them: each has a remark in the table.

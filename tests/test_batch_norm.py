@@ -6,15 +6,15 @@ import torch
 from conftest import offline_environment, torchrun
 from safetensors.torch import load_file
 
-from d_emo.train.batch_norm import StepStatistics
+from d_emo.train.engine.batch_norm import StepStatistics
 
 SCRIPT = """
 import sys
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import save_file
-from d_emo.processes import start_processes
-from d_emo.train.batch_norm import StepStatistics, average_statistics
+from d_emo.common.processes import start_processes
+from d_emo.train.engine.batch_norm import StepStatistics, average_statistics
 
 torch.manual_seed(0)
 accelerator = start_processes(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])

@@ -6,8 +6,8 @@ import pytest
 from conftest import tiny_pipeline
 
 from d_emo import DEMOPipeline
-from d_emo.files import partial_path, remove_partial, replace_folder, write_json, written_whole
-from d_emo.train.checkpoints import (
+from d_emo.common.files import partial_path, remove_partial, replace_folder, write_json, written_whole
+from d_emo.train.engine.checkpoints import (
     CheckpointError,
     check_run_folder,
     checkpoint_path,
@@ -153,7 +153,9 @@ def test_old_checkpoints_are_deleted_but_the_newest_and_the_multiples(tmp_path):
 
 def test_an_interrupted_publication_does_not_load(tmp_path, monkeypatch):
     publish_pipeline(tiny_pipeline(), tmp_path, "card")
-    monkeypatch.setattr("d_emo.train.checkpoints.replace_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "d_emo.train.engine.checkpoints.replace_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         publish_pipeline(tiny_pipeline(hidden_size=64), tmp_path, "card")
     assert not (tmp_path / "model_index.json").exists()

@@ -14,17 +14,17 @@ from conftest import ROOT
 from timm.data import create_transform
 
 from d_emo import create_classifier
-from d_emo.images import ImageSource, held_out
-from d_emo.train.augmentation import Augmentation, Targets, seeded
-from d_emo.train.classifier_config import (
+from d_emo.images.source import ImageSource, held_out
+from d_emo.train.classification.augmentation import Augmentation, Targets, seeded
+from d_emo.train.classification.config import (
     AugmentationOptions,
     ClassifierConfig,
     DistillationOptions,
     parse_classifier_config,
 )
-from d_emo.train.classifier_data import same_classes
-from d_emo.train.classifier_setup import make_classifier_optimizer, make_classifier_schedule
-from d_emo.train.distillation import Teacher
+from d_emo.train.classification.distillation import Teacher
+from d_emo.train.classification.plan import make_classifier_optimizer, make_classifier_schedule
+from d_emo.train.classification.sources import same_classes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RECIPES = ROOT / "train" / "configs" / "classifier"
@@ -64,7 +64,7 @@ def test_augmentation_equals_timms_own_from_the_same_generators():
 
 
 def test_a_center_crop_without_a_policy_is_what_validation_sees():
-    from d_emo.models.emov2_transformers import make_image_processor
+    from d_emo.classification.transformers_models import make_image_processor
 
     options = AugmentationOptions(crop="center", auto_augment="none", color_jitter=0)
     ours = Augmentation(options, 32, False, MEAN, STD, 0)(photo(), 0)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from d_emo.train.batches import batch_layout
-from d_emo.train.config import DiffusionRunOptions, parse_config
+from d_emo.train.diffusion.config import DiffusionRunOptions, parse_config
+from d_emo.train.engine.batch_layout import batch_layout
 
 
 def write(tmp_path, text):

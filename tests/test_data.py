@@ -5,9 +5,10 @@ import PIL.Image
 import pytest
 import torch
 
-from d_emo.images import UnreadableImageError, center_crop, digits_source, to_tensor
-from d_emo.train.config import DataOptions
-from d_emo.train.data import Pixels, TrainingImages, collate, load_source
+from d_emo.images.source import UnreadableImageError, center_crop, digits_source, to_tensor
+from d_emo.train.data.batches import Pixels, TrainingImages, collate
+from d_emo.train.data.options import DataOptions
+from d_emo.train.data.sources import load_source
 
 
 def write_images(root, classes=("cat", "dog"), count=3, size=(20, 16)):

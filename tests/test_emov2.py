@@ -13,11 +13,11 @@ from transformers import AutoBackbone, AutoImageProcessor, AutoModelForImageClas
 
 import d_emo.timm_models  # noqa: F401
 from d_emo import EMOv2Backbone, EMOv2Config, EMOv2ForImageClassification, create_classifier, list_classifiers
-from d_emo.flops import count_parameters
+from d_emo.classification.published import import_classifier, published_state
+from d_emo.classification.transformers_models import make_image_processor
 from d_emo.kernels import use_backend
 from d_emo.kernels.attention import Windows
-from d_emo.models.emov2_published import import_classifier, published_state
-from d_emo.models.emov2_transformers import make_image_processor
+from d_emo.models.flops import count_parameters
 from d_emo.train import convert_emov2
 
 GOLDEN = {"emov2_1m_224": "EMOv2-1M", "emov2_5m_224": "EMOv2-5M", "emov1_1m_224": "EMOv1-1M"}

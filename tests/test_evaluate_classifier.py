@@ -13,10 +13,10 @@ from sklearn.metrics import top_k_accuracy_score
 from test_classifier_parts import source
 
 from d_emo import EMOv2Config, EMOv2ForImageClassification
+from d_emo.classification.transformers_models import make_image_processor
 from d_emo.eval import evaluate_classifier
-from d_emo.eval.accuracy import Predictions, predict
+from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.eval.evaluate_classifier import align_labels
-from d_emo.models.emov2_transformers import make_image_processor
 
 NAMES = ["oak", "elm", "fir, fir tree", "yew", "ash", "box"]
 

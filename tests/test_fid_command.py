@@ -145,7 +145,7 @@ def test_three_processes_give_the_images_and_scores_of_one(grey_model, capsys, t
     script.write_text(
         "import sys\n"
         "from d_emo.eval.evaluate_fid import evaluate, parse_options\n"
-        "from d_emo.processes import start_processes\n"
+        "from d_emo.common.processes import start_processes\n"
         "accelerator = start_processes()\n"
         "for line in sys.argv[1:]:\n"
         "    evaluate(parse_options(line.split()), accelerator)\n"

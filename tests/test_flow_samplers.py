@@ -18,8 +18,8 @@ from diffusers.models.cache_utils import CacheMixin
 from test_pipeline import assert_golden, images, sample_golden, stand_in_pipeline
 
 from d_emo import DEMOPipeline, FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler, create_model
-from d_emo.flow_paths import FLOW_PREDICTIONS, PATHS, path_numbers, path_point
 from d_emo.schedulers.flow_ode import ADAPTIVE, FIXED
+from d_emo.schedulers.flow_paths import FLOW_PREDICTIONS, PATHS, path_numbers, path_point
 from d_emo.schedulers.flow_sde import DIFFUSIONS, LAST_STEPS
 
 MEAN, DEVIATION = 0.7, 0.4

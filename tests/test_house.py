@@ -25,7 +25,7 @@ PYTHON_FILES = sorted(path for folder in [*FOLDERS, "tests"] for path in (ROOT /
 def test_wheel_holds_the_tree_and_nothing_else(tmp_path):
     source = tmp_path / "source"  # a copy, so that no build folder is left in the tree
     for name in FOLDERS:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, source]
@@ -85,7 +85,7 @@ def readme() -> str:
 
 
 def test_readme_table_is_what_its_command_prints():
-    command = [sys.executable, str(ROOT / "eval" / "model_table.py")]
+    command = [sys.executable, str(ROOT / "eval" / "tables" / "model_table.py")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert printed in readme()
 

@@ -9,8 +9,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from d_emo import DEMOPipeline, create_model
-from d_emo.images import DIGIT_NAMES
-from d_emo.train.init_from import InitialWeights
+from d_emo.images.source import DIGIT_NAMES
+from d_emo.train.diffusion.init_from import InitialWeights
 
 FLOW = {"learn_sigma": False, "prediction_type": "flow_prediction"}
 NAMES = {0: "tench, Tinca tinca", 1: "crane, bird", 2: "crane, machine"}

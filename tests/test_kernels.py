@@ -6,7 +6,6 @@ from conftest import randomize, tiny_model
 from torch import nn
 
 from d_emo import create_model
-from d_emo.flops import count_macs
 from d_emo.kernels import (
     Windows,
     attention,
@@ -23,6 +22,7 @@ from d_emo.kernels import (
 )
 from d_emo.kernels.calibration import Speeds
 from d_emo.models import I2RMB
+from d_emo.models.flops import count_macs
 
 pytestmark = pytest.mark.skipif(bool(cpu.obstacle()), reason=f"no C++ kernels here: {cpu.obstacle()}")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import tiny_pipeline
 
-from d_emo.labels import LabelResolver, english_names, imagenet_wnid_to_name, normalize_id2label
+from d_emo.images.labels import LabelResolver, english_names, imagenet_wnid_to_name, normalize_id2label
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT, kill_when, offline_environment, run_here, torchrun
 from diffusers import AutoencoderKL
 
-from d_emo.latent_cache import LatentCache, LatentCacheError, shard_path
-from d_emo.latents import encode_images, sample_latents
+from d_emo.images.latent_cache import LatentCache, LatentCacheError, shard_path
+from d_emo.images.latents import encode_images, sample_latents
 from d_emo.train import encode_latents
 
 COUNT = 11

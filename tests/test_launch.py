@@ -7,7 +7,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import ROOT, run_here
 from test_training import TINY
 
-from d_emo.processes import LaunchError, start_processes
+from d_emo.common.processes import LaunchError, start_processes
 
 CONFIGS = ROOT / "train" / "configs" / "accelerate"
 
@@ -29,7 +29,7 @@ def test_the_sharding_configuration_makes_the_plugin_that_the_tests_use(monkeypa
     for name, value in prepare_multi_gpu_env(arguments).items():
         if name.startswith(("FSDP", "ACCELERATE")):
             monkeypatch.setenv(name, value)
-    from d_emo.processes import _fsdp_plugin
+    from d_emo.common.processes import _fsdp_plugin
 
     plugin = _fsdp_plugin()
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True

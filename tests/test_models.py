@@ -10,7 +10,7 @@ from diffusers import AutoModel
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
 from d_emo import DEMOTransformer2DModel, create_model, list_models
-from d_emo.flops import count_macs, count_parameters
+from d_emo.models.flops import count_macs, count_parameters
 from d_emo.models.layers import sincos_positions
 
 FAMILIES = ["D-EMOv2", "DiT"]

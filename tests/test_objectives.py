@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import dit_scheduler, golden, seeded_input
 
-from d_emo.flow_paths import PATHS, path_point
-from d_emo.train.config import OptimizationOptions
-from d_emo.train.objectives import DiTObjective, FlowObjective, discretized_gaussian_log_likelihood
+from d_emo.schedulers.flow_paths import PATHS, path_point
+from d_emo.train.diffusion.config import OptimizationOptions
+from d_emo.train.diffusion.objectives import DiTObjective, FlowObjective, discretized_gaussian_log_likelihood
 
 
 def flow_objective(**options) -> FlowObjective:

@@ -7,11 +7,12 @@ import pytest
 from accelerate import Accelerator
 from conftest import randomize
 
-from d_emo.train import figures, train_dit
-from d_emo.train.config import parse_config
-from d_emo.train.data import load_source
-from d_emo.train.on_track import CLASSES, LATENTS, published_loss, read_published
-from d_emo.train.setup import make_plan
+from d_emo.train import train_dit
+from d_emo.train.data.sources import load_source
+from d_emo.train.diffusion import figures
+from d_emo.train.diffusion.config import parse_config
+from d_emo.train.diffusion.on_track import CLASSES, LATENTS, published_loss, read_published
+from d_emo.train.diffusion.plan import make_plan
 
 PAPER = ("--model", "D-EMOv2-S-2", "--global-batch-size", "256", "--micro-batch-size", "1")
 

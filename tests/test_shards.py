@@ -12,13 +12,14 @@ import PIL.Image
 import pytest
 from conftest import train_to_the_end
 
-from d_emo.images import UnreadableImageError
-from d_emo.labels import read_class_names
-from d_emo.tar_images import expand_braces, expand_shards
-from d_emo.train.config import DataOptions
-from d_emo.train.data import Pixels, StreamPlace, load_source
-from d_emo.train.stream import StreamSampler
-from d_emo.train.stream_loader import StreamLoader
+from d_emo.images.labels import read_class_names
+from d_emo.images.source import UnreadableImageError
+from d_emo.images.tar_source import expand_braces, expand_shards
+from d_emo.train.data.batches import Pixels, StreamPlace
+from d_emo.train.data.options import DataOptions
+from d_emo.train.data.sources import load_source
+from d_emo.train.data.stream import StreamSampler
+from d_emo.train.data.stream_loader import StreamLoader
 
 CLASSES = ("ant", "bee", "cat")
 PER_SHARD = 10

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from d_emo.train import stream
-from d_emo.train.stream import StreamSampler
+from d_emo.train.data import stream
+from d_emo.train.data.stream import StreamSampler
 
 
 def positions_and_indices(world_size=1, micro=4, first=0, last=10, size=30, total=16, seed=0):

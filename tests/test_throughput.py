@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from d_emo.eval import throughput
-from d_emo.eval.benchmark_subjects import Case, Subject
-from d_emo.eval.peak_memory import PeakMemory
+from d_emo.eval.benchmarks.peak_memory import PeakMemory
+from d_emo.eval.benchmarks.subjects import Case, Subject
 
 
 def test_it_measures_models_in_turns_and_writes_table_json_and_plot(tmp_path, capsys):
@@ -40,7 +40,7 @@ def test_flops_are_those_of_the_model():
     case = Case("forward", "float32", "none", 3, 32, None)
     subject = Subject("D-EMOv2-N-4", case, torch.device("cpu"))
     from d_emo import create_model
-    from d_emo.flops import count_macs
+    from d_emo.models.flops import count_macs
 
     assert subject.flops == 2 * 3 * count_macs(create_model("D-EMOv2-N-4"))
 

@@ -7,13 +7,15 @@ import torch
 from accelerate import Accelerator
 from conftest import randomize
 
-from d_emo.images import UnreadableImageError
-from d_emo.train import loop, train_dit
-from d_emo.train.averaging import WeightAverage
-from d_emo.train.config import OptimizationOptions, parse_config
-from d_emo.train.data import Batch, load_source
-from d_emo.train.run import NonFiniteLossError
-from d_emo.train.setup import make_plan
+from d_emo.images.source import UnreadableImageError
+from d_emo.train import train_dit
+from d_emo.train.data.batches import Batch
+from d_emo.train.data.sources import load_source
+from d_emo.train.diffusion.config import OptimizationOptions, parse_config
+from d_emo.train.diffusion.plan import make_plan
+from d_emo.train.engine import loop
+from d_emo.train.engine.averaging import WeightAverage
+from d_emo.train.engine.run import NonFiniteLossError
 
 
 def make_run(*arguments):

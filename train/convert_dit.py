@@ -16,16 +16,16 @@ from pathlib import Path
 
 import torch
 
-from d_emo.files import partial_path, replace_folder, written_whole
-from d_emo.flow_paths import PATHS
-from d_emo.labels import imagenet_wnid_to_name
+from d_emo.common.files import partial_path, replace_folder, written_whole
+from d_emo.common.tensor_files import read_state
+from d_emo.images.labels import imagenet_wnid_to_name
 from d_emo.models.published import export_state, import_state, published_config
 from d_emo.models.transformer_dit import DiTBaselineTransformer2DModel
 from d_emo.pipelines import DEMOPipeline, open_pipeline
-from d_emo.train.config import OptimizationOptions
-from d_emo.train.objectives import PREDICTIONS, make_objective
-from d_emo.train.setup import AUTO_VAE, load_vae
-from d_emo.train.tensor_files import read_state
+from d_emo.schedulers.flow_paths import PATHS
+from d_emo.train.diffusion.config import OptimizationOptions
+from d_emo.train.diffusion.objectives import PREDICTIONS, make_objective
+from d_emo.train.diffusion.plan import AUTO_VAE, load_vae
 
 IMAGENET_CLASSES = 1000
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from d_emo.files import partial_path, replace_folder
-from d_emo.labels import english_names, imagenet_wnid_to_name, read_class_names
-from d_emo.models.emov2_published import import_classifier, published_state
-from d_emo.models.emov2_transformers import EMOv2Config, EMOv2ForImageClassification, make_image_processor
-from d_emo.models.emov2_variants import CLASSIFIERS, create_classifier
-from d_emo.train.tensor_files import read_state
+from d_emo.classification.published import import_classifier, published_state
+from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification, make_image_processor
+from d_emo.classification.variants import CLASSIFIERS, create_classifier
+from d_emo.common.files import partial_path, replace_folder
+from d_emo.common.tensor_files import read_state
+from d_emo.images.labels import english_names, imagenet_wnid_to_name, read_class_names
 
 WEIGHTS = {"averaged": "net_E", "raw": "net"}
 IMAGENET_CLASSES = 1000

@@ -21,15 +21,17 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from d_emo import latent_cache
-from d_emo.digests import weights_digest
-from d_emo.files import remove_partial
-from d_emo.images import UnreadableImageError
-from d_emo.latents import encode_moments, vae_scale_factor
-from d_emo.processes import keep_freed_memory, start_processes
-from d_emo.train.config import DataOptions, option, parse_options
-from d_emo.train.data import Pixels, TrainingImages, load_source
-from d_emo.train.setup import AUTO_VAE, load_vae
+from d_emo.common.digests import weights_digest
+from d_emo.common.files import remove_partial
+from d_emo.common.options import option, parse_options
+from d_emo.common.processes import keep_freed_memory, start_processes
+from d_emo.images import latent_cache
+from d_emo.images.latents import encode_moments, vae_scale_factor
+from d_emo.images.source import UnreadableImageError
+from d_emo.train.data.batches import Pixels, TrainingImages
+from d_emo.train.data.options import DataOptions
+from d_emo.train.data.sources import load_source
+from d_emo.train.diffusion.plan import AUTO_VAE, load_vae
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,28 +21,34 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from transformers import AutoModelForImageClassification
 
-from d_emo.eval.accuracy import Predictions, predict
+from d_emo.common.processes import is_sharded
+from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.kernels import set_backend
-from d_emo.processes import is_sharded
-from d_emo.train import checkpoints, loading, loop, starting, stream_loader
-from d_emo.train.augmentation import Augmentation, Targets
-from d_emo.train.averaging import WeightAverage
-from d_emo.train.batch_norm import StepStatistics
-from d_emo.train.classifier_card import classifier_card
-from d_emo.train.classifier_config import ClassifierConfig, parse_classifier_config
-from d_emo.train.classifier_data import load_sources
-from d_emo.train.classifier_setup import (
+from d_emo.train.classification.augmentation import Augmentation, Targets
+from d_emo.train.classification.config import ClassifierConfig, parse_classifier_config
+from d_emo.train.classification.distillation import Teacher
+from d_emo.train.classification.model_card import classifier_card
+from d_emo.train.classification.plan import (
     ClassifierPlan,
     make_classifier_optimizer,
     make_classifier_plan,
     make_classifier_schedule,
     output_dir,
 )
-from d_emo.train.data import Batch
-from d_emo.train.distillation import Teacher
-from d_emo.train.reporting import truncate_log
-from d_emo.train.run import TrainingRun
-from d_emo.train.validation_log import VALIDATION_COLUMNS, VALIDATION_FILE, log_validation, plot_validation
+from d_emo.train.classification.sources import load_sources
+from d_emo.train.classification.validation_log import (
+    VALIDATION_COLUMNS,
+    VALIDATION_FILE,
+    log_validation,
+    plot_validation,
+)
+from d_emo.train.data import stream_loader
+from d_emo.train.data.batches import Batch
+from d_emo.train.engine import checkpoints, loader, loop, start
+from d_emo.train.engine.averaging import WeightAverage
+from d_emo.train.engine.batch_norm import StepStatistics
+from d_emo.train.engine.log import truncate_log
+from d_emo.train.engine.run import TrainingRun
 
 
 @dataclass
@@ -73,7 +79,7 @@ def main(arguments: list[str]) -> None:
     try:
         config = parse_classifier_config(arguments)
         source, validation = load_sources(config.data)
-        accelerator = starting.make_accelerator(
+        accelerator = start.make_accelerator(
             config.run, config.optimization.mixed_precision, output_dir(config, source)
         )
         if config.model.kernels:
@@ -86,7 +92,7 @@ def main(arguments: list[str]) -> None:
         if config.run.dry_run:
             return
         run = make_run(plan, accelerator)
-        starting.claim_or_resume(run, ClassifierConfig().flat(), lambda path: load_average(run, path))
+        start.claim_or_resume(run, ClassifierConfig().flat(), lambda path: load_average(run, path))
         if accelerator.is_main_process:
             truncate_log(plan.output_dir / VALIDATION_FILE, run.step, VALIDATION_COLUMNS)
     except ValueError as error:
@@ -159,7 +165,7 @@ def train(run: ClassifierRun) -> int:
 
     stopped = loop.train_until_done(
         run,
-        iter(loading.make_loader(run, run.augmentation)),
+        iter(loader.make_loader(run, run.augmentation)),
         lambda batch: batch_loss(run, batch),
         show=lambda: None,
         save=lambda: save(run),

@@ -15,20 +15,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from d_emo.common.processes import is_sharded
+from d_emo.images.latents import encode_images, sample_latents
 from d_emo.kernels import set_backend
-from d_emo.latents import encode_images, sample_latents
-from d_emo.processes import is_sharded
-from d_emo.train import checkpoints, hub, loading, loop, lora, starting, stream, stream_loader
-from d_emo.train.averaging import WeightAverage
-from d_emo.train.batch_norm import StepStatistics
-from d_emo.train.config import DATA_SOURCES, TrainConfig, parse_config
-from d_emo.train.data import Batch, Pixels, TrainingLatents, load_source
-from d_emo.train.in_loop_fid import make_in_loop_fid
-from d_emo.train.model_card import model_card
-from d_emo.train.on_track import published_loss
-from d_emo.train.reporting import plot_losses, score_fid, show_samples
-from d_emo.train.run import Run
-from d_emo.train.setup import Plan, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
+from d_emo.train.data import stream, stream_loader
+from d_emo.train.data.batches import Batch, Pixels, TrainingLatents
+from d_emo.train.data.options import DATA_SOURCES
+from d_emo.train.data.sources import load_source
+from d_emo.train.diffusion import lora
+from d_emo.train.diffusion.config import TrainConfig, parse_config
+from d_emo.train.diffusion.in_loop_fid import make_in_loop_fid
+from d_emo.train.diffusion.model_card import model_card
+from d_emo.train.diffusion.on_track import published_loss
+from d_emo.train.diffusion.plan import Plan, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
+from d_emo.train.diffusion.run import Run
+from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
+from d_emo.train.engine import checkpoints, hub, loader, loop, start
+from d_emo.train.engine.averaging import WeightAverage
+from d_emo.train.engine.batch_norm import StepStatistics
 
 
 def main(arguments: list[str]) -> None:
@@ -36,7 +40,7 @@ def main(arguments: list[str]) -> None:
     try:
         config = parse_config(arguments)
         source = load_source(config.data)
-        accelerator = starting.make_accelerator(
+        accelerator = start.make_accelerator(
             config.run, config.optimization.mixed_precision, output_dir(config, source)
         )
         if config.model.kernels:
@@ -102,7 +106,7 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
 def start_or_resume(run: Run) -> None:
     """Claim the output folder, load the checkpoint if one was asked for, open log and tracker, prepare FID."""
     options = run.plan.config.run
-    starting.claim_or_resume(run, TrainConfig().flat(), lambda path: load_checkpoint(run, path))
+    start.claim_or_resume(run, TrainConfig().flat(), lambda path: load_checkpoint(run, path))
     run.fid = make_in_loop_fid(run.plan, run.accelerator)
     if options.push_to_hub and run.accelerator.is_main_process:
         run.repository = hub.claim_repository(run.plan)
@@ -152,7 +156,7 @@ def make_loader(run: Run) -> Iterable[Batch]:
     """The rest of the run's batches."""
     plan, seed = run.plan, run.plan.config.run.seed
     latents = None if plan.source.latents is None else TrainingLatents(plan.source, plan.flip, seed)
-    return loading.make_loader(run, Pixels(plan.source.channels, plan.resolution, plan.flip, seed), latents)
+    return loader.make_loader(run, Pixels(plan.source.channels, plan.resolution, plan.flip, seed), latents)
 
 
 def save(run: Run) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from diffusers.utils import logging
 
-from ..files import written_by_one_of_many
+from ..common.files import written_by_one_of_many
 from . import cpu
 
 logger = logging.get_logger(__name__)

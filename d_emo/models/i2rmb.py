@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..choices import one_of
+from d_emo.common.choices import one_of
+
 from ..kernels import (
     ATTENTION_TYPES,
     Windows,

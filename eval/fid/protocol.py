@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
-from d_emo.flow_paths import path_of
 from d_emo.pipelines import DEMOPipeline
 from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_ode import ADAPTIVE
+from d_emo.schedulers.flow_paths import path_of
 
 FT_MSE = "stabilityai/sd-vae-ft-mse"
 FT_EMA = "stabilityai/sd-vae-ft-ema"
