@@ -61,7 +61,7 @@ class PublishedLoss:
 
 def read_published(model: str) -> PublishedLoss | None:
     """The published curve of a model name, or None."""
-    text = resources.files("d_emo.train").joinpath(FILE).read_text(encoding="utf-8")
+    text = resources.files("d_emo.train.diffusion").joinpath(FILE).read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     if model not in rows[0] or model in ("step", "window"):
         return None
