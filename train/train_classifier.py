@@ -77,7 +77,7 @@ class ClassifierRun(TrainingRun):
 def main(arguments: list[str]) -> None:
     """Set up, train, save."""
     try:
-        config = parse_classifier_config(arguments)
+        config = parse_classifier_config(arguments, __doc__)
         source, validation = load_sources(config.data)
         accelerator = start.make_accelerator(
             config.run, config.optimization.mixed_precision, output_dir(config, source)

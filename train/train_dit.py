@@ -38,7 +38,7 @@ from d_emo.train.engine.batch_norm import StepStatistics
 def main(arguments: list[str]) -> None:
     """Set up, train, save."""
     try:
-        config = parse_config(arguments)
+        config = parse_config(arguments, __doc__)
         source = load_source(config.data)
         accelerator = start.make_accelerator(
             config.run, config.optimization.mixed_precision, output_dir(config, source)
