@@ -81,6 +81,18 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=HELP_COLUMN, width=HELP_WIDTH)
 
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return with_default(action.help or "", action.default)
+
+
+def with_default(text: str, default: Any) -> str:
+    """A line of help that ends with the default, unless it says it already or there is nothing to say."""
+    if default in (None, False, "", argparse.SUPPRESS) or "Default:" in text:
+        return text
+    values = default if isinstance(default, list | tuple) else [default]
+    shown = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    return f"{text} Default: {shown}.".strip()
+
 
 def split_docstring(about: str) -> tuple[str, str]:
     """The text of a docstring, and the examples: its indented paragraphs."""

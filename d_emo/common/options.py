@@ -8,12 +8,12 @@ command reads its options before it loads PyTorch.
 import math
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable
-from dataclasses import MISSING, Field, asdict, field, fields
+from dataclasses import Field, asdict, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from d_emo.common.command_line import CommandParser, flag
+from d_emo.common.command_line import CommandParser, flag, with_default
 from d_emo.common.option_files import read_option_file
 
 TRUE, FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
@@ -99,9 +99,7 @@ def first_line(text: str | None) -> str:
 
 def _add(section: Any, entry: Field, kind: Kind) -> None:
     """One option of the command line. Without it the namespace has no such name, so that the file's value stands."""
-    text = entry.metadata["help"]
-    if not (entry.default in (None, False, "", MISSING) or "Default:" in text):
-        text += f" Default: {f'{entry.default:g}' if isinstance(entry.default, float) else entry.default}."
+    text = with_default(entry.metadata["help"], entry.default)
     shared: dict[str, Any] = {"dest": entry.name, "default": SUPPRESS, "help": text.replace("%", "%%")}
     if kind.convert is _boolean:
         section.add_argument(flag(entry.name), nargs="?", const=True, type=_typed(kind), metavar="true|false", **shared)

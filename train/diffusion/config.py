@@ -7,6 +7,9 @@ from d_emo.common.options import OptionTable, option, parse_options, require
 from d_emo.train.data.options import DataOptions
 from d_emo.train.engine.options import RunOptions
 
+# What --vae auto names, from some resolution on.
+AUTO_VAE = "stabilityai/sd-vae-ft-ema"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:

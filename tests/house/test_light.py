@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from conftest import offline_environment, tiny_pipeline
+from helpers.pipelines import tiny_pipeline
+from helpers.processes import offline_environment
 
 import d_emo
 from d_emo import EMOv2Config, EMOv2ForImageClassification
