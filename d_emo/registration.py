@@ -82,7 +82,7 @@ def _tables_of(module: ModuleType) -> Iterator[None]:
         version = getattr(sys.modules.get("diffusers"), "__version__", "")
         raise ImportError(
             f"diffusers {version} moved a table that d_emo registers its classes in ({module.__name__}: {error}); "
-            "use diffusers>=0.40,<0.43 or a newer d_emo."
+            "use diffusers>=0.41,<0.43 or a newer d_emo."
         ) from error
 
 
@@ -127,6 +127,9 @@ class _Calling(Loader):
 
     def __init__(self, loader: Any):
         self.loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)  # for those who only look for the module
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)

@@ -137,7 +137,7 @@ def test_a_diffusers_without_its_tables_is_named():
 
     from d_emo import registration
 
-    with pytest.raises(ImportError, match=r"moved a table .* use diffusers>=0\.40,<0\.43 or a newer d_emo"):
+    with pytest.raises(ImportError, match=r"moved a table .* use diffusers>=0\.41,<0\.43 or a newer d_emo"):
         registration._extend_tables(ModuleType("diffusers.pipelines.pipeline_loading_utils"))
 
 
