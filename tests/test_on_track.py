@@ -7,9 +7,8 @@ import pytest
 from accelerate import Accelerator
 from conftest import randomize
 
-from d_emo.train import train_dit
 from d_emo.train.data.sources import load_source
-from d_emo.train.diffusion import figures
+from d_emo.train.diffusion import figures, trainer
 from d_emo.train.diffusion.config import parse_config
 from d_emo.train.diffusion.on_track import CLASSES, LATENTS, published_loss, read_published
 from d_emo.train.diffusion.plan import make_plan
@@ -76,12 +75,12 @@ def test_log_line_and_picture_show_the_published_loss(tmp_path, capsys):
          "--report-to", "none", "--sample-every", "0", "--output-dir", str(tmp_path / "run")]
     )  # fmt: skip
     accelerator = Accelerator(cpu=True)
-    run = train_dit.make_run(make_plan(config, load_source(config.data), accelerator), accelerator)
+    run = trainer.make_run(make_plan(config, load_source(config.data), accelerator), accelerator)
     assert run.published is None
     randomize(run.model)
     run.published = read_published("D-EMOv2-S-2")
-    train_dit.start_or_resume(run)
-    train_dit.train(run)
+    trainer.start_or_resume(run)
+    trainer.train(run)
     printed = capsys.readouterr().out
     losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "run" / "train_log.csv").open())]
     assert f"({losses[0] / run.published.mean(0, 2):.3f} of the published)" in printed

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from conftest import randomize
 
 from d_emo.images.source import UnreadableImageError
-from d_emo.train import train_dit
 from d_emo.train.data.batches import Batch
 from d_emo.train.data.sources import load_source
+from d_emo.train.diffusion import trainer
 from d_emo.train.diffusion.config import OptimizationOptions, parse_config
 from d_emo.train.diffusion.plan import make_plan
 from d_emo.train.engine import loop
@@ -24,7 +24,7 @@ def make_run(*arguments):
     source = load_source(config.data)
     accelerator = Accelerator(cpu=True)
     plan = make_plan(config, source, accelerator)
-    run = train_dit.make_run(plan, accelerator)
+    run = trainer.make_run(plan, accelerator)
     randomize(run.model)
     run.average.module.load_state_dict(run.model.state_dict())
     run.model.train()
@@ -32,22 +32,22 @@ def make_run(*arguments):
 
 
 def train_step(run, batches):
-    return loop.train_step(run, batches, lambda batch: train_dit.batch_loss(run, batch))
+    return loop.train_step(run, batches, lambda batch: trainer.batch_loss(run, batch))
 
 
 def steps(run, count):
-    batches = iter(train_dit.make_loader(run))
+    batches = iter(trainer.make_loader(run))
     return [train_step(run, batches)[0].item() for _ in range(count)]
 
 
 @pytest.mark.parametrize("objective", ["dit", "sit"])
 def test_a_step_changes_weights_and_lowers_the_loss_on_its_batch(objective):
     run = make_run("--objective", objective, "--learning-rate", "1e-3")
-    batch = next(iter(train_dit.make_loader(run)))
-    before = train_dit.batch_loss(run, batch).item()
+    batch = next(iter(trainer.make_loader(run)))
+    before = trainer.batch_loss(run, batch).item()
     for _ in range(30):
         train_step(run, iter([batch]))
-    assert train_dit.batch_loss(run, batch).item() < 0.8 * before
+    assert trainer.batch_loss(run, batch).item() < 0.8 * before
 
 
 def test_average_holds_parameters_and_buffers_after_each_step():
@@ -122,10 +122,10 @@ def test_clipping_limits_the_gradient():
 def test_labels_are_dropped_once_a_sample_with_the_given_probability():
     positions = list(range(20_000))
     batch = Batch(torch.zeros(0), torch.full((20_000,), 3), positions, [])
-    dropped = train_dit.drop_labels(batch, num_classes=10, probability=0.1, seed=0)
+    dropped = trainer.drop_labels(batch, num_classes=10, probability=0.1, seed=0)
     assert set(dropped.tolist()) == {3, 10}
     assert (dropped == 10).float().mean().item() == pytest.approx(0.1, abs=0.011)  # five standard errors
-    again = train_dit.drop_labels(Batch(torch.zeros(0), torch.full((5,), 3), positions[7:12], []), 10, 0.1, 0)
+    again = trainer.drop_labels(Batch(torch.zeros(0), torch.full((5,), 3), positions[7:12], []), 10, 0.1, 0)
     assert torch.equal(again, dropped[7:12])
 
 
@@ -133,7 +133,7 @@ def test_a_non_finite_loss_stops_before_weights_average_and_step_change():
     run = make_run()
     steps(run, 1)
     weights, average = copy.deepcopy(dict(run.model.named_parameters())), copy.deepcopy(run.average.module.state_dict())
-    batch = next(iter(train_dit.make_loader(run)))
+    batch = next(iter(trainer.make_loader(run)))
     broken = Batch(torch.full_like(batch.images, float("nan")), batch.labels, batch.positions, [])
     with pytest.raises(NonFiniteLossError, match=r"step 2, process 0: loss \[nan\].*weights were not changed"):
         train_step(run, iter([broken]))
