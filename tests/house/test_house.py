@@ -8,19 +8,22 @@ import sys
 import zipfile
 
 import pytest
+from helpers.import_graph import modules
 from helpers.paths import ROOT
 
 FOLDERS = {"d_emo": "d_emo", "pipelines": "d_emo/pipelines", "train": "d_emo/train", "eval": "d_emo/eval"}
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 PYTHON_FILES = sorted(path for folder in [*FOLDERS, "tests"] for path in (ROOT / folder).rglob("*.py"))
 
 
-def test_wheel_holds_the_tree_and_nothing_else(tmp_path):
+@pytest.mark.parametrize("options", [["--wheel"], []], ids=["from the tree", "from the source distribution"])
+def test_wheel_holds_the_tree_and_nothing_else(tmp_path, options):
     source = tmp_path / "source"  # a copy, so that no build folder is left in the tree
     for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, source]
+    command = [sys.executable, "-m", "build", *options, "--no-isolation", "--outdir", tmp_path, source]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -91,6 +94,19 @@ def test_hosted_ci_runs_what_the_local_one_does_on_the_oldest_and_the_newest():
 def test_readme_links_and_pictures_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", readme()):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS])
+def test_files_and_modules_that_a_document_names_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for name in re.findall(r"\b(?:d_emo|pipelines|train|eval|tests)/[\w/.-]*\.(?:py|yaml|csv|json)\b", text):
+        assert (ROOT / name).is_file(), name
+    known = modules()
+    for name in re.findall(r"`(d_emo(?:\.\w+)+)", text):
+        module, _, attribute = name.rpartition(".")
+        if name not in known:
+            assert module in known, name
+            assert re.search(rf"\b{attribute}\b", known[module].read_text(encoding="utf-8")), name
 
 
 def test_version_has_one_source():
