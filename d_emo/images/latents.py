@@ -20,7 +20,7 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> AutoencoderKL:
     Raises:
         ValueError: it is neither a local folder nor reachable.
     """
-    options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if (Path(name) / "vae" / "config.json").is_file():
         options["subfolder"] = "vae"
     try:
