@@ -30,7 +30,7 @@ def register_with_diffusers(pipeline_class: type) -> None:
     except AttributeError as error:
         raise ImportError(
             f"diffusers {diffusers.__version__} moved a table that d_emo registers its classes in ({error}); "
-            "use diffusers>=0.41,<0.43 or a newer d_emo."
+            "use diffusers>=0.40,<0.43 or a newer d_emo."
         ) from error
     loadable["d_emo"] = {component.__name__: ["save_pretrained", "from_pretrained"] for component in COMPONENTS}
     importable.update(loadable["d_emo"])
