@@ -24,7 +24,7 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> "AutoencoderKL":
     """
     from diffusers import AutoencoderKL
 
-    options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if (Path(name) / "vae" / "config.json").is_file():
         options["subfolder"] = "vae"
     try:
