@@ -20,7 +20,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from d_emo import DEMOPipeline, create_model
 from d_emo.kernels import use_backend
-from d_emo.kernels.backend import chosen_backend
+from d_emo.kernels.dispatch import chosen_backend
 from d_emo.train import train_dit
 
 ROOT = Path(__file__).resolve().parents[1]
