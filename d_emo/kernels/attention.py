@@ -3,13 +3,11 @@
 Its definition is `reference.window_attention`. Shapes: see there.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from . import reference
-from .dispatch import implementation, takes
+from .dispatch import operator, takes
 from .reference import Windows
 
 
@@ -37,16 +35,11 @@ def window_attention(
 # ---- registration with PyTorch -------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("d_emo::window_attention", mutates_args=())
-def attention_operator(qkv: torch.Tensor, windows: Sequence[int]) -> torch.Tensor:
-    """A backend's `reference.window_attention`."""
-    return implementation("window_attention", qkv.device.type)(qkv, Windows(*windows))
-
-
-@torch.library.custom_op("d_emo::window_attention_backward", mutates_args=())
-def attention_backward_operator(grad: torch.Tensor, qkv: torch.Tensor, windows: Sequence[int]) -> torch.Tensor:
-    """The gradient of qkv."""
-    return implementation("window_attention_backward", qkv.device.type)(grad, qkv, Windows(*windows))
+# `reference.window_attention`, of `Windows`, and the gradient of qkv.
+attention_operator = operator("window_attention", "(Tensor qkv, SymInt[] windows) -> Tensor")
+attention_backward_operator = operator(
+    "window_attention_backward", "(Tensor grad, Tensor qkv, SymInt[] windows) -> Tensor"
+)
 
 
 @attention_operator.register_fake

@@ -65,9 +65,13 @@ def register(device: str, backend: Backend) -> None:
     _table[device] = backend
 
 
-def implementation(operator: str, device: str) -> Callable[..., Any]:
-    """What the table has for an operator."""
-    return _table[device].operators[operator]
+def operator(name: str, schema: str) -> torch.library.CustomOpDef:
+    """PyTorch's operator `d_emo::name`: runs what the table has for the device of its first tensor."""
+
+    def run(*arguments: Any) -> Any:
+        return _table[arguments[0].device.type].operators[name](*arguments)
+
+    return torch.library.custom_op(f"d_emo::{name}", run, mutates_args=(), schema=schema)
 
 
 def set_backend(name: str) -> None:

@@ -5,7 +5,7 @@ the cache, and so do the projections. Shapes: B batch, H x W token grid, C chann
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
 from .attention import attention_flops, window_attention
-from .dispatch import arithmetic, implementation, is_plain, takes
+from .dispatch import arithmetic, is_plain, operator, takes
 from .linear import linear, linear_flops
 from .local import convolution_flops, fusible, local_branch
 from .reference import Windows
@@ -87,22 +87,13 @@ def _threads() -> int:
 # ---- registration with PyTorch -------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("d_emo::infer_block", mutates_args=())
-def infer_operator(
-    hidden_states: torch.Tensor,
-    expansion: torch.Tensor,
-    bias: torch.Tensor | None,
-    projection: torch.Tensor,
-    windows: Sequence[int],
-    taps: torch.Tensor,
-    summand: torch.Tensor,
-) -> torch.Tensor:
-    """A backend's block: (B, H, W, C) -> (B, H, W, O), without a gradient.
-
-    `taps` (K * K, E) and `summand` (E,), in the arithmetic type, are the convolution and the normalisation after it.
-    """
-    run = implementation("infer_block", hidden_states.device.type)
-    return run(hidden_states, expansion, bias, projection, Windows(*windows), taps, summand)
+# The block without a gradient, (B, H, W, C) -> (B, H, W, O). `taps` (K * K, E) and `summand` (E,), in arithmetic types,
+# are the convolution and the normalisation after it.
+infer_operator = operator(
+    "infer_block",
+    "(Tensor x, Tensor expansion, Tensor? bias, Tensor projection, SymInt[] windows, Tensor taps, Tensor summand)"
+    " -> Tensor",
+)
 
 
 @infer_operator.register_fake

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from .dispatch import arithmetic, implementation, takes
+from .dispatch import arithmetic, operator, takes
 
 LEAST_ROWS = 64  # fewer do not repay the packing of the weight
 
@@ -39,18 +39,11 @@ def multiplies(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
-@torch.library.custom_op("d_emo::linear", mutates_args=())
-def linear_operator(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """A backend's `F.linear`; the bias may be of another type."""
-    return implementation("linear", inputs.device.type)(inputs, weight, bias)
-
-
-@torch.library.custom_op("d_emo::linear_backward", mutates_args=())
-def linear_backward_operator(
-    grad: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of inputs, weight and bias, in the arithmetic type the last."""
-    return implementation("linear_backward", inputs.device.type)(grad, inputs, weight)
+# `F.linear`, whose bias may be of another type; gradients of x, weight and, in the arithmetic type, of the bias.
+linear_operator = operator("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+linear_backward_operator = operator(
+    "linear_backward", "(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)"
+)
 
 
 @linear_operator.register_fake

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
 from . import reference
-from .dispatch import arithmetic, implementation, is_plain, takes
+from .dispatch import arithmetic, is_plain, operator, takes
 
 KERNEL_SIZES = (1, 3, 5, 7)  # that the backends have
 
@@ -82,37 +82,13 @@ def _is_depthwise(conv: nn.Module) -> bool:
 # ---- registration with PyTorch -------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("d_emo::local_branch", mutates_args=())
-def local_operator(
-    hidden_states: torch.Tensor,
-    weight: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-    batch_statistics: bool,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The result and the statistics that normalised it; `mean` and `variance` are read without batch statistics."""
-    run = implementation("local_branch", hidden_states.device.type)
-    return run(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps)
-
-
-@torch.library.custom_op("d_emo::local_branch_backward", mutates_args=())
-def local_backward_operator(
-    grad: torch.Tensor,
-    hidden_states: torch.Tensor,
-    weight: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-    batch_statistics: bool,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, of the convolution and of gamma and beta, given the statistics that normalised."""
-    run = implementation("local_branch_backward", hidden_states.device.type)
-    return run(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps)
+_PARAMETERS = "Tensor weight, Tensor gamma, Tensor beta, Tensor mean, Tensor variance, bool batch_statistics, float eps"
+# The result and the statistics that normalised it; `mean` and `variance` are read without batch statistics.
+local_operator = operator("local_branch", f"(Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)")
+# Gradients of x, weight, gamma and beta, given the statistics that normalised.
+local_backward_operator = operator(
+    "local_branch_backward", f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 @local_operator.register_fake

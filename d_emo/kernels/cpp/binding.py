@@ -1,6 +1,7 @@
 """The C++ kernels as functions of tensors: the implementations in the table of backends."""
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,12 +39,12 @@ def call(function: str, dtype: torch.dtype, shape: ctypes.Structure, *arguments:
         raise RuntimeError(f"{function} takes no {dtype} tensors of this shape; use the backend 'reference'.")
 
 
-def _attention_shape(grid: torch.Size, channels: int, windows: Windows) -> ctypes.Structure:
+def _attention_shape(grid: torch.Size, channels: int, windows: Sequence[int]) -> ctypes.Structure:
     """Refuses what the kernels would divide by or read past the end for."""
     dim, heads, height, width, neighborhood, remote = windows
     values = channels - 2 * dim
     if min(*grid, *windows[:4], values) < 1 or dim % heads or values % heads or grid[1] % height or grid[2] % width:
-        raise ValueError(f"{windows} do not divide a grid of {tuple(grid)} with {channels} channels.")
+        raise ValueError(f"{Windows(*windows)} do not divide a grid of {tuple(grid)} with {channels} channels.")
     weight = max(neighborhood, remote)
     sizes = (*grid, heads, dim // heads, values // heads, height, width, neighborhood > 0, remote > 0)
     return AttentionShape(*sizes, weight)
@@ -53,15 +54,15 @@ def _parameter(parameter: torch.Tensor | None, tensor: torch.Tensor) -> torch.Te
     return None if parameter is None else parameter.to(arithmetic(tensor.dtype)).contiguous()
 
 
-def attend(qkv: torch.Tensor, windows: Windows) -> torch.Tensor:
+def attend(qkv: torch.Tensor, windows: Sequence[int]) -> torch.Tensor:
     """See `kernels.attention`."""
     qkv, shape = qkv.contiguous(), _attention_shape(qkv.shape[:3], qkv.shape[-1], windows)
-    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * windows.dim)
+    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * windows[0])
     call("attention_forward", qkv.dtype, shape, qkv, out)
     return out
 
 
-def attend_backward(grad: torch.Tensor, qkv: torch.Tensor, windows: Windows) -> torch.Tensor:
+def attend_backward(grad: torch.Tensor, qkv: torch.Tensor, windows: Sequence[int]) -> torch.Tensor:
     """See `kernels.attention`."""
     qkv, grad = qkv.contiguous(), grad.to(qkv.dtype).contiguous()
     grad_qkv = torch.empty_like(qkv)

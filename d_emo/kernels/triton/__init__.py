@@ -5,6 +5,7 @@ Triton is imported when a kernel is first asked for. Benchmark rows: "On GPUs" i
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 
@@ -14,20 +15,20 @@ from ..reference import Windows
 from ..selfcheck import attention_check, first_failure, local_check
 
 
-def attend(qkv: torch.Tensor, windows: Windows) -> torch.Tensor:
+def attend(qkv: torch.Tensor, windows: Sequence[int]) -> torch.Tensor:
     """See `kernels.attention`."""
     from . import attention
 
     with torch.cuda.device_of(qkv):  # Triton launches on the current device
-        return attention.forward(qkv.contiguous(), windows)
+        return attention.forward(qkv.contiguous(), Windows(*windows))
 
 
-def attend_backward(grad: torch.Tensor, qkv: torch.Tensor, windows: Windows) -> torch.Tensor:
+def attend_backward(grad: torch.Tensor, qkv: torch.Tensor, windows: Sequence[int]) -> torch.Tensor:
     """See `kernels.attention`."""
     from . import attention
 
     with torch.cuda.device_of(qkv):
-        return attention.backward(grad.to(qkv.dtype).contiguous(), qkv.contiguous(), windows)
+        return attention.backward(grad.to(qkv.dtype).contiguous(), qkv.contiguous(), Windows(*windows))
 
 
 def convolve(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
