@@ -32,7 +32,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from d_emo.eval.benchmark_subjects import (
+from d_emo.common.command_line import CommandParser
+from d_emo.common.files import write_json
+from d_emo.common.processes import default_device, keep_freed_memory
+from d_emo.eval.benchmarks.peak_memory import PeakMemory
+from d_emo.eval.benchmarks.subjects import (
     DTYPES,
     SAMPLE_STEPS,
     Case,
@@ -42,9 +46,6 @@ from d_emo.eval.benchmark_subjects import (
     split_name,
     synchronize,
 )
-from d_emo.eval.peak_memory import PeakMemory
-from d_emo.files import write_json
-from d_emo.processes import default_device, keep_freed_memory
 
 JOBS = ("forward", "train", "sample")
 
@@ -181,7 +182,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser("throughput", __doc__)
     parser.add_argument("--models", nargs="+", default=["D-EMOv2-S-2", "DiT-S-2"], help="The last is the baseline.")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=["forward", "train"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))

@@ -19,12 +19,12 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from d_emo.choices import one_of
-from d_emo.flow_paths import path_numbers, path_of, sample_interval
-from d_emo.labels import LabelLike, LabelResolver, normalize_id2label
-from d_emo.latents import decode_latents, vae_scale_factor
+from d_emo.common.choices import one_of
+from d_emo.images.labels import LabelLike, LabelResolver, normalize_id2label
+from d_emo.images.latents import decode_latents, vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.schedulers import FlowMatchODESolverScheduler
+from d_emo.schedulers.flow_paths import path_numbers, path_of, sample_interval
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 LEARNED_VARIANCE = ("learned", "learned_range")

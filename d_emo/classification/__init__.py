@@ -1,1 +1,1 @@
-"""Classification backbones: what they have beside the block of `d_emo.models`."""
+"""EMOv2 and EMOv1 as classification backbones: networks, transformers' and timm's classes, detectors, export."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..choices import one_of
+from ..common.choices import one_of
 from ..kernels import local_branch, window_attention
 from ..kernels.reference import merge_windows, split_windows
 from ..models.i2rmb import BATCH_NORM_EPS, I2RMB, SpanningWindowAttention, check_heads

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..choices import one_of
+from d_emo.common.choices import one_of
+
 from ..kernels import local_branch, use_fused_forward, window_attention
 
 # BatchNorm's epsilon in the published EMOv2 backbones; that D-EMOv2 has the same one is inferred.

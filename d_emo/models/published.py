@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..flow_paths import path_of
+from d_emo.schedulers.flow_paths import path_of
+
 from .transformer_dit import DiTBaselineTransformer2DModel
 from .variants import SIZES
 

@@ -17,8 +17,9 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
-from ..choices import one_of
-from ..flow_paths import FLOW_PREDICTIONS, PATHS, path_of
+from d_emo.common.choices import one_of
+from d_emo.schedulers.flow_paths import FLOW_PREDICTIONS, PATHS, path_of
+
 from .checkpointing import checkpoint_block
 from .layers import AdaLayerNormOut, sincos_positions
 

@@ -2,7 +2,7 @@
 
 Source: "EMOv2: Pushing 5M Vision Model Frontier", arXiv 2412.06674, section 4.5 and Table XIV. The generation code was
 never released. The definition here is inferred: it reproduces the four published parameter counts exactly and the
-FLOPs to rounding (eval/model_table.py prints them). The frame around the blocks is in `transformer_base.py`.
+FLOPs to rounding (eval/tables/model_table.py prints them). The frame around the blocks is in `transformer_base.py`.
 
 Shapes: B batch, h x w token grid, D hidden size.
 """
@@ -66,8 +66,8 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         prediction_type: "epsilon" (noise; DiT's objective), "flow_prediction" (velocity, on the linear path noise -
             data; SiT's objective) or "score". The pipeline checks it against the scheduler.
         norm_eps: epsilon of the LayerNorms.
-        flow_path: the path that a flow model was trained on, "linear", "gvp" or "vp" (`d_emo.flow_paths`). None: linear
-            for "flow_prediction", DiT's discrete diffusion for "epsilon".
+        flow_path: the path that a flow model was trained on, "linear", "gvp" or "vp" (`d_emo.schedulers.flow_paths`).
+            None: linear for "flow_prediction", DiT's discrete diffusion for "epsilon".
     """
 
     _no_split_modules = ["DEMOBlock"]

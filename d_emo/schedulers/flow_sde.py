@@ -16,8 +16,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..choices import one_of
-from ..flow_paths import PATHS, SAMPLE_MARGIN, PathPoint, path_numbers
+from d_emo.common.choices import one_of
+from d_emo.schedulers.flow_paths import PATHS, SAMPLE_MARGIN, PathPoint, path_numbers
 
 DIFFUSIONS = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing-decreasing")
 LAST_STEPS = ("mean", "tweedie", "euler")

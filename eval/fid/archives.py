@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from d_emo.files import written_whole
+from d_emo.common.files import written_whole
 
 IMAGES_KEY = "arr_0"
 STATISTICS_KEYS = ("mu", "sigma")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from d_emo.digests import weights_digest
-from d_emo.files import file_digest
+from d_emo.common.digests import weights_digest
+from d_emo.common.files import file_digest
 
 INCEPTION, PIXELS = "inception", "pixels"
 # torch-fidelity's names behind the short ones.

@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from d_emo.common.files import remove_partial
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import FeatureExtractor
 from d_emo.eval.fid.image_sets import ImageSet
 from d_emo.eval.fid.metrics import Moments, MomentSums
-from d_emo.files import remove_partial
 
 SHARD_SIZE = 500
 

@@ -13,17 +13,10 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from d_emo.dataset_images import datasets_source
+from d_emo.common.files import file_digest
 from d_emo.eval.fid import archives
-from d_emo.files import file_digest
-from d_emo.images import (
-    IMAGE_SUFFIXES,
-    ImageSource,
-    UnreadableImageError,
-    center_crop,
-    decode,
-    digits_source,
-)
+from d_emo.images.source import IMAGE_SUFFIXES, ImageSource, UnreadableImageError, center_crop, decode, digits_source
+from d_emo.images.table_source import datasets_source
 
 MANIFEST = "manifest.json"
 SHARD_PATTERN = "samples-*.npz"

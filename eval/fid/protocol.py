@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
-from d_emo.flow_paths import path_of
 from d_emo.pipelines import DEMOPipeline
 from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_ode import ADAPTIVE
+from d_emo.schedulers.flow_paths import path_of
 
 FT_MSE = "stabilityai/sd-vae-ft-mse"
 FT_EMA = "stabilityai/sd-vae-ft-ema"
@@ -73,13 +73,6 @@ PRESETS: dict[str, SamplingSettings] = {
     "sit-sde": SamplingSettings(sampler="sde", steps=250, vae=FT_EMA),
     "sit-ode": SamplingSettings(sampler="heun", steps=125, vae=FT_EMA),
     "quick": SamplingSettings(sampler="fast", steps=50, num_images=5_000),
-}
-PRESET_NOTES = {
-    "dit-400k": "DiT at 400K, and the paper's Table XIV as far as it says: 250 ancestral steps, no guidance, ft-mse",
-    "dit-script": "the defaults of DiT's sampling script: guidance 1.5 on three channels, ft-ema",
-    "sit-sde": "SiT, stochastic: Euler-Maruyama, 250 evaluations, no guidance, ft-ema",
-    "sit-ode": "SiT, deterministic: Heun, 249 evaluations, no guidance, ft-ema",
-    "quick": "5,000 images (FID-5K), 50 DDIM or Euler steps, no guidance: for curves, not for comparison",
 }
 # FID-50K at 400K steps, ImageNet 256 x 256 (Table XIV of arXiv 2412.06674, where DiT's and SiT's are quoted too), by
 # model and by what it predicts.

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
+from d_emo.common.files import cache_folder, file_digest
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import INCEPTION, FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore, compute_features
 from d_emo.eval.fid.image_sets import ImageSet, open_images
 from d_emo.eval.fid.metrics import Moments
-from d_emo.files import cache_folder, file_digest
 
 # ADM's reference images for precision and recall.
 MANIFOLD_IMAGES = 10_000

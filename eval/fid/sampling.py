@@ -18,12 +18,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from d_emo.digests import weights_digest
+from d_emo.common.digests import weights_digest
+from d_emo.common.files import remove_partial, write_json
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.image_sets import MANIFEST, ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
-from d_emo.files import remove_partial, write_json
-from d_emo.latents import open_vae
+from d_emo.images.latents import open_vae
 from d_emo.pipelines import DEMOPipeline, open_pipeline
 
 SHARD_SIZE = 128

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
-from ...files import cache_folder, written_by_one_of_many
+from ...common.files import cache_folder, written_by_one_of_many
 
 logger = logging.get_logger(__name__)
 

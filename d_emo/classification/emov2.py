@@ -1,0 +1,312 @@
+"""EMOv2 and EMOv1: small classification backbones made of i2RMB and iRMB blocks.
+
+Sources: "EMOv2: Pushing 5M Vision Model Frontier", arXiv 2412.06674 (sizes in Table IV, ablations in section 4), and
+"Rethinking Mobile Block for Efficient Attention-based Models" (EMOv1), arXiv 2301.01146. What the papers leave open
+follows their published definitions; golden outputs of those hold it (tests/classification/test_emov2.py).
+
+Shapes: B batch, H x W grid of a stage, C channels in, O channels out, E inner channels of a block.
+Blocks work channels last; stages take and give (B, C, H, W) in channels-last memory, so that nothing is copied between.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from d_emo.classification.irmb import make_block
+from d_emo.common.choices import one_of
+from d_emo.models.i2rmb import BATCH_NORM_EPS
+
+LAYER_NORM_EPS = 1e-6
+NORMS = ("batch", "layer")
+OUTPUT_STRIDES = (8, 16, 32)
+# Which of the four stages attend.
+ATTENDING_STAGES = (3, 4)
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch of whole samples in training, and scales those that stay (arXiv 1603.09382)."""
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        if not self.training or self.probability == 0:
+            return hidden_states
+        keep = 1 - self.probability
+        mask = hidden_states.new_empty(len(hidden_states), 1, 1, 1).bernoulli_(keep)
+        return hidden_states * (mask / keep)
+
+
+class EMOBlock(nn.Module):
+    """norm, then the inside of i2RMB (EMOv2) or iRMB (EMOv1), scaled and added to the input.
+
+    Args:
+        in_dim, out_dim: channels C and O.
+        expansion: E / C.
+        head_dim: channels of a query or key head.
+        norm: "batch" or "layer".
+        activation: of the expanded values where nothing attends, "silu" or "gelu".
+        stride: of the depthwise convolution.
+        skip: add the input; channels and grid must stay.
+        layer_scale: initial scale of the branch; None for none (EMOv1).
+        drop_path: probability of dropping the branch.
+        attention_type, attend, window_size, clip_window, kernel_size, dilation, local, arrangement: see `make_block`.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        expansion: float,
+        head_dim: int,
+        norm: str,
+        activation: str,
+        attention_type: str,
+        attend: str,
+        window_size: int,
+        clip_window: bool,
+        kernel_size: int,
+        dilation: int,
+        local: str,
+        arrangement: str,
+        stride: int,
+        skip: bool,
+        layer_scale: float | None,
+        drop_path: float,
+    ):
+        super().__init__()
+        one_of("norm", norm, NORMS)
+        self.has_skip = skip
+        self.norm_kind = norm
+        self.norm = (
+            nn.BatchNorm2d(in_dim, eps=BATCH_NORM_EPS) if norm == "batch" else nn.LayerNorm(in_dim, eps=LAYER_NORM_EPS)
+        )
+        self.i2rmb = make_block(
+            in_dim,
+            in_dim // head_dim,
+            expansion,
+            window_size,
+            kernel_size,
+            attention_type,
+            clip_window=clip_window,
+            out_dim=out_dim,
+            stride=stride,
+            dilation=dilation,
+            activation=activation,
+            local=local,
+            local_skip=self.has_skip,
+            attend=attend,
+            arrangement=arrangement,
+        )
+        self.layer_scale = nn.Parameter(torch.full((out_dim,), layer_scale)) if layer_scale is not None else None
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) -> (B, H / stride, W / stride, O)."""
+        branch = self.i2rmb(self._normalize(hidden_states))  # (B, H', W', O)
+        if self.layer_scale is not None:
+            branch = branch * self.layer_scale  # (B, H', W', O)
+        return hidden_states + self.drop_path(branch) if self.has_skip else branch
+
+    def _normalize(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.norm_kind == "layer":
+            return self.norm(hidden_states)
+        # A plain BatchNorm, which detection code replaces by a frozen one, takes channels first.
+        return self.norm(hidden_states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution; the first one makes it."""
+
+    def __init__(self, blocks: Sequence[nn.Module]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, O, H / 2, W / 2), or the grid as it was where the first block does not halve it."""
+        hidden_states = hidden_states.permute(0, 2, 3, 1)  # (B, H, W, C)
+        for block in self.blocks:
+            hidden_states = block(hidden_states)  # (B, H / 2, W / 2, O)
+        return hidden_states.permute(0, 3, 1, 2)  # (B, O, H / 2, W / 2)
+
+
+class StemV2(nn.Sequential):
+    """EMOv2's stem: 3x3 convolution of stride 2, depthwise 3x3, 1x1. (B, 3, H, W) -> (B, O, H / 2, W / 2)."""
+
+    def __init__(self, in_channels: int, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, dim, 3, stride=2, padding=1)
+        self.conv_norm = nn.BatchNorm2d(dim, eps=BATCH_NORM_EPS)
+        self.conv_act = nn.SiLU()
+        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.depthwise_norm = nn.BatchNorm2d(dim, eps=BATCH_NORM_EPS)
+        self.depthwise_act = nn.SiLU()
+        self.pointwise = nn.Conv2d(dim, dim, 1, bias=False)
+
+
+class StemV1(nn.Module):
+    """EMOv1's stem: 3x3 convolution of stride 2, then a block of depthwise 3x3, squeeze and excitation, and 1x1."""
+
+    def __init__(self, in_channels: int, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, dim, 3, stride=2, padding=1)
+        self.conv_norm = nn.BatchNorm2d(dim, eps=BATCH_NORM_EPS)
+        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.depthwise_norm = nn.BatchNorm2d(dim, eps=BATCH_NORM_EPS)
+        self.squeeze = nn.Conv2d(dim, dim, 1)
+        self.excite = nn.Conv2d(dim, dim, 1)
+        self.pointwise = nn.Conv2d(dim, dim, 1, bias=False)
+        self.act = nn.SiLU()
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, O, H / 2, W / 2)."""
+        hidden_states = self.conv_norm(self.conv(pixels))  # (B, O, H / 2, W / 2)
+        hidden_states = self.act(self.depthwise_norm(self.depthwise(hidden_states)))
+        gate = self.excite(self.act(self.squeeze(hidden_states.mean((2, 3), keepdim=True))))  # (B, O, 1, 1)
+        return self.pointwise(hidden_states * gate.sigmoid())
+
+
+class EMOv2(nn.Module):
+    """A classification backbone; `create_classifier` and the transformers classes build the published sizes.
+
+    Args:
+        version: 2 for EMOv2 (values are expanded, then mixed), 1 for EMOv1 (mixed, then expanded; its own stem).
+        depths, widths, expansions, head_dims, kernel_sizes: four numbers each, one a stage.
+        num_classes: 0 leaves the head out.
+        in_channels: of the images.
+        stem_dim: channels of the stem; None for the published ones (widths[0] / 2, or 24 for EMOv1).
+        window_size: window side in tokens: 7 for images of 224, 8 for 256 and 512.
+        clip_window: shrink windows to grids smaller than them, as D-EMOv2 does; the published classifiers pad the grid.
+        attention_type: "spanning", "neighborhood", "remote" or "none".
+        attending_stages: which of the stages 1 to 4 attend; none of their first blocks does.
+        local: "conv", "deformable" (torchvision's) or "none" in place of the depthwise convolution.
+        dilation: of that convolution.
+        arrangement: "cascaded" (convolution after attention) or "parallel".
+        norms, activations: four words each, one a stage.
+        layer_scale: initial value, None for none.
+        drop_path: probability of the last block; rises linearly from 0.
+        output_stride: how much the grid shrinks in all; below 32 the last stages keep it and dilate, for segmentation.
+    """
+
+    def __init__(
+        self,
+        version: int = 2,
+        depths: Sequence[int] = (3, 3, 9, 3),
+        widths: Sequence[int] = (48, 72, 160, 288),
+        expansions: Sequence[float] = (2.0, 3.0, 4.0, 4.0),
+        head_dims: Sequence[int] = (16, 24, 32, 32),
+        kernel_sizes: Sequence[int] = (5, 5, 5, 5),
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        stem_dim: int | None = None,
+        window_size: int = 7,
+        clip_window: bool = False,
+        attention_type: str = "spanning",
+        attending_stages: Sequence[int] = ATTENDING_STAGES,
+        local: str = "conv",
+        dilation: int = 1,
+        arrangement: str = "cascaded",
+        norms: Sequence[str] = ("batch", "batch", "layer", "layer"),
+        activations: Sequence[str] = ("silu", "silu", "gelu", "gelu"),
+        layer_scale: float | None = 1e-6,
+        drop_path: float = 0.05,
+        output_stride: int = 32,
+    ):
+        super().__init__()
+        if output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride={output_stride} is not one of {', '.join(map(str, OUTPUT_STRIDES))}.")
+        if version not in (1, 2):
+            raise ValueError(f"version={version} is unknown; 2 is EMOv2, 1 is EMOv1.")
+        per_stage = {"depths": depths, "widths": widths, "expansions": expansions, "head_dims": head_dims,
+                     "kernel_sizes": kernel_sizes, "norms": norms, "activations": activations}  # fmt: skip
+        for name, values in per_stage.items():
+            if len(values) != len(depths) or not values:
+                raise ValueError(f"{name}={tuple(values)} has {len(values)} entries, depths has {len(depths)}.")
+        self.num_classes = num_classes
+        self.widths = tuple(widths)
+        stem_dim = stem_dim or (widths[0] // 2 if version == 2 else 24)
+        self.stem_dim = stem_dim
+        self.stem = StemV2(in_channels, stem_dim) if version == 2 else StemV1(in_channels, stem_dim)
+        drops = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()
+        stages, in_dim, reduction = [], stem_dim, 2
+        for stage, depth in enumerate(depths):
+            blocks = []
+            # Beyond the output stride the grid stays, and the convolutions see as far as before.
+            stride = 2 if reduction < output_stride else 1
+            dilation *= 2 // stride
+            reduction *= stride
+            for index in range(depth):
+                opens = index == 0
+                attends = not opens and stage + 1 in attending_stages
+                blocks.append(
+                    EMOBlock(
+                        in_dim,
+                        widths[stage],
+                        expansion=expansions[stage] * (2 if opens else 1),
+                        head_dim=head_dims[stage] if attends else in_dim,
+                        norm=norms[stage],
+                        activation=activations[stage],
+                        attention_type=attention_type if attends else "none",
+                        attend="values" if version == 2 else "inputs",
+                        window_size=window_size,
+                        clip_window=clip_window,
+                        kernel_size=kernel_sizes[stage],
+                        dilation=dilation,
+                        local=local,
+                        arrangement=arrangement,
+                        stride=stride if opens else 1,
+                        skip=not opens,
+                        layer_scale=layer_scale,
+                        drop_path=drops.pop(0),
+                    )
+                )
+                in_dim = widths[stage]
+            stages.append(Stage(blocks))
+        self.stages = nn.Sequential(*stages)  # timm's feature extractor looks into these only
+        self.norm: nn.Module = nn.LayerNorm(in_dim, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(in_dim, num_classes) if num_classes else nn.Identity()
+        self.apply(initialize)
+
+    def forward_stages(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """(B, 3, H, W) -> the stem's and every stage's output, (B, C, H / 2^i, W / 2^i) with i = 1 to 5."""
+        outputs = [self.stem(pixels)]
+        for stage in self.stages:
+            outputs.append(stage(outputs[-1]))
+        return outputs
+
+    def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> the last stage's output, normalised over channels, (B, C, H / 32, W / 32)."""
+        hidden_states = self.forward_stages(pixels)[-1].permute(0, 2, 3, 1)  # (B, h, w, C)
+        return self.norm(hidden_states).permute(0, 3, 1, 2)  # (B, C, h, w)
+
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """(B, C, h, w) -> logits (B, num_classes); or the pooled features (B, C)."""
+        pooled = features.mean((2, 3))  # (B, C)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(pixels))
+
+    def drop_final_norm(self) -> None:
+        """Leave out the norm before the head, which backbones do not use."""
+        self.norm = nn.Identity()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A fresh head for other classes; 0 for none."""
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.widths[-1], num_classes) if num_classes else nn.Identity()
+        initialize(self.head)
+
+
+@torch.no_grad()
+def initialize(module: nn.Module) -> None:
+    """Products from a normal distribution of deviation 0.02 with zero biases; the rest keeps PyTorch's own."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,167 @@
+"""EMOv2 in the classes of transformers: classifier, backbone, image processor.
+
+Importing this module registers them, and the first `EMOv2Config` imports it, so that `AutoModelForImageClassification`,
+`AutoBackbone`, `AutoImageProcessor` and `pipeline("image-classification")` find them after `import d_emo`. The network
+itself is plain PyTorch (`emov2.py`).
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoBackbone,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BitImageProcessor,
+    BitImageProcessorPil,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.image_utils import PILImageResampling
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutputWithNoAttention
+
+from d_emo.classification.emov2 import EMOBlock
+from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
+
+# The published evaluation: resize so that the crop is this share of the short side, bicubic.
+CROP_RATIO = 0.875
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class EMOv2PreTrainedModel(PreTrainedModel):
+    """What both models share: names and initialisation."""
+
+    config_class = EMOv2Config
+    base_model_prefix = "emov2"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    _no_split_modules = ["EMOBlock", "StemV1", "StemV2"]
+    supports_gradient_checkpointing = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The network's own initialisation (`emov2.initialize`) for weights that no file had."""
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)  # PyTorch's own
+            if module.bias is not None:
+                bound = (module.weight[0].numel()) ** -0.5
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            for name, buffer in module.named_buffers(recurse=False):
+                (init.ones_ if name == "running_var" else init.zeros_)(buffer)
+        elif isinstance(module, EMOBlock) and module.layer_scale is not None:
+            init.constant_(module.layer_scale, self.config.layer_scale)
+
+
+class EMOv2ForImageClassification(EMOv2PreTrainedModel):
+    """EMOv1 or EMOv2 with its classifier."""
+
+    def __init__(self, config: EMOv2Config):
+        super().__init__(config)
+        self.emov2 = config.build(config.num_labels or 0)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> ImageClassifierOutputWithNoAttention | tuple:
+        """Logits, and the loss where labels are given.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+            labels: (B,) class ids, or (B, num_labels) for several labels an image; see `config.problem_type`.
+            output_hidden_states: return the outputs of stem and stages, (B, C, H / 2^i, W / 2^i).
+            return_dict: False for a plain tuple.
+        """
+        stages = self.emov2.forward_stages(pixel_values)
+        normed = self.emov2.norm(stages[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, C, h, w)
+        logits = self.emov2.forward_head(normed)  # (B, num_labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = ImageClassifierOutputWithNoAttention(
+            loss=loss, logits=logits, hidden_states=tuple(stages) if wanted else None
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+
+class EMOv2Backbone(BackboneMixin, EMOv2PreTrainedModel):
+    """The stages of EMOv1 or EMOv2 as feature maps, for detection and segmentation heads.
+
+    `EMOv2Backbone.from_pretrained(classifier_folder, out_features=[...])` takes a classifier's weights; its final norm
+    and head are left out.
+    """
+
+    has_attentions = False
+    _keys_to_ignore_on_load_unexpected = [r"emov2\.(norm|head)\..*"]
+
+    def __init__(self, config: EMOv2Config):
+        super().__init__(config)
+        self.emov2 = config.build(0)
+        self.emov2.drop_final_norm()  # feature maps are the stages' own
+        self.num_features = [self.emov2.stem_dim, *config.widths]
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> BackboneOutput | tuple:
+        """(B, 3, H, W) -> the chosen stages' outputs, (B, C, H / 2^i, W / 2^i) with i from 1 (stem) to 5."""
+        stages = self.emov2.forward_stages(pixel_values)
+        maps: Any = tuple(
+            stage for name, stage in zip(self.stage_names, stages, strict=True) if name in self.out_features
+        )
+        output = BackboneOutput(feature_maps=maps, hidden_states=tuple(stages) if output_hidden_states else None)
+        return output if return_dict is not False else output.to_tuple()
+
+
+def make_image_processor(image_size: int = 224, crop_ratio: float = CROP_RATIO) -> BitImageProcessorPil:
+    """The published evaluation's preprocessing: bicubic resize, centre crop of 0.875, ImageNet's mean and deviation.
+
+    Args:
+        image_size: side of what the model sees.
+        crop_ratio: it is this share of the resized image's short side.
+    """
+    return BitImageProcessorPil(
+        size={"shortest_edge": round(image_size / crop_ratio)},
+        crop_size={"height": image_size, "width": image_size},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=list(IMAGENET_MEAN),
+        image_std=list(IMAGENET_STD),
+        do_convert_rgb=True,
+    )
+
+
+# exist_ok: a reload makes new classes.
+AutoModelForImageClassification.register(EMOv2Config, EMOv2ForImageClassification, exist_ok=True)
+AutoBackbone.register(EMOv2Config, EMOv2Backbone, exist_ok=True)
+AutoImageProcessor.register(
+    EMOv2Config, slow_image_processor_class=BitImageProcessorPil, fast_image_processor_class=BitImageProcessor,
+    exist_ok=True,
+)  # fmt: skip
+
+__all__ = [
+    "NETWORK_ARGUMENTS",
+    "EMOv2Backbone",
+    "EMOv2Config",
+    "EMOv2ForImageClassification",
+    "EMOv2PreTrainedModel",
+    "make_image_processor",
+]

@@ -1,0 +1,1 @@
+"""Labelled images: where they come from, how they are listed and decoded, their class names, their latents."""

@@ -1,0 +1,43 @@
+"""The source of images that a user names: class folders, shards, a dataset, or scikit-learn's digits."""
+
+from pathlib import Path
+
+from d_emo.images.labels import read_class_names
+from d_emo.images.source import ImageSource, digits_source, folder_source
+from d_emo.images.table_source import datasets_source
+from d_emo.images.tar_source import tar_source
+
+
+def open_source(
+    folder: str | None,
+    dataset: str | None,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    image_column: str = "image",
+    label_column: str = "label",
+    class_names: str | None = None,
+    unconditional: bool = False,
+) -> ImageSource:
+    """Images that are read by index.
+
+    Args:
+        folder: of class folders; goes before `dataset`.
+        dataset: Hub id, local dataset folder, .parquet file or .tar shards. With neither, scikit-learn's digits.
+        config, split, image_column: of a dataset.
+        label_column: of a dataset, or key of the shards' labels.
+        class_names: of shards that give classes by number: a file, or "imagenet".
+        unconditional: classes are not wanted.
+
+    Raises:
+        ValueError: no images, no such folder, dataset or column; the message gives the remedy.
+    """
+    if folder:
+        return folder_source(Path(folder), unconditional)
+    if not dataset:
+        return digits_source()
+    column = None if unconditional else label_column
+    names = read_class_names(class_names) if class_names else None
+    if dataset.endswith(".tar"):
+        return tar_source(dataset, column, names)
+    return datasets_source(dataset, config=config, split=split, image_column=image_column, label_column=column)

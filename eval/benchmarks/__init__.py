@@ -1,0 +1,1 @@
+"""Benchmarks: what speed and memory cost, beside peers in the same run."""

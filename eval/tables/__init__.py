@@ -1,0 +1,1 @@
+"""Tables that the documents show, printed by a command each."""

@@ -1,0 +1,1 @@
+"""The classification wing of the trainers: options, plan, augmentation, distillation, validation."""

@@ -1,0 +1,221 @@
+"""Every option of the classification trainer, once; what it shares with the diffusion trainer is in `config`."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from d_emo.common.options import OptionTable, option, parse_options, require
+from d_emo.train.data.options import DataOptions
+from d_emo.train.engine.options import RunOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions:
+    """What is trained."""
+
+    model: str = option("EMOv2-5M", "Name of d_emo.list_classifiers(), or timm:NAME for any network of timm.")
+    init_from: str | None = option(
+        None, "Start from a trained EMOv2 (folder or Hub id), --model aside; the head is new where the classes differ."
+    )
+    model_config: str | None = option(
+        None, 'Overrides of the network as JSON, such as {"attention_type": "remote", "drop_path": 0.1}.'
+    )
+    resolution: int | None = option(
+        None, "Image side in pixels. Default: 224, or twice the side of images of up to 64 pixels."
+    )
+    compile: bool = option(False, "torch.compile the network.")
+    kernels: Literal["auto", "reference", "native"] | None = option(
+        None,
+        "Fast kernels where there are any, plain PyTorch, or fast ones or nothing. Default: $D_EMO_KERNELS or auto.",
+    )
+
+    def __post_init__(self):
+        require(self.resolution is None or self.resolution >= 32, "resolution", self.resolution, "must be 32 or more")
+        require(
+            not (self.init_from and self.overrides()),
+            "model_config",
+            self.model_config,
+            "the network of --init-from is what it is; leave one of them out",
+        )
+
+    def overrides(self) -> dict[str, Any]:
+        """--model-config, read.
+
+        Raises:
+            ValueError: it is no JSON object.
+        """
+        try:
+            overrides = json.loads(self.model_config or "{}")
+        except ValueError:
+            overrides = None
+        require(isinstance(overrides, dict), "model_config", self.model_config, 'expected JSON such as {"dilation": 2}')
+        return overrides
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierDataOptions(DataOptions):
+    """What it is trained and validated on."""
+
+    validation_split: str | None = option(None, "Validate on this split of --dataset.")
+    validation_dataset: str | None = option(None, "Validate on this dataset, named as --dataset is.")
+    validation_dir: str | None = option(None, "Validate on this folder of class folders.")
+    validation_share: float | None = option(
+        None, "Hold this share of the training images out and validate on it. Default: 0.2 for the digits, else none."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        names = ("validation_split", "validation_dataset", "validation_dir", "validation_share")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given; choose one.")
+        if self.validation_split and not self.dataset:
+            raise ValueError(f"--validation-split {self.validation_split}: it is one of a --dataset; none is named.")
+        require(
+            self.validation_share is None or 0 <= self.validation_share < 1,
+            "validation_share",
+            self.validation_share,
+            "must be in [0, 1)",
+        )
+        require(not self.latents, "latents", self.latents, "classifiers are trained on images")
+        require(not self.unconditional, "unconditional", self.unconditional, "classifiers need classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationOptions:
+    """What becomes of a training image; timm's transforms. Every draw is a function of (seed, position)."""
+
+    crop: Literal["resized", "padded", "center"] = option(
+        "resized", "resized: a random area. padded: shifted by up to an eighth, for small images. center: fixed."
+    )
+    crop_scale_min: float = option(0.08, "resized: smallest area, as a share of the image.")
+    crop_ratio: float | None = option(
+        None, "Validation: side of the centre crop over the short side. Default: 0.875, with other crops 1."
+    )
+    auto_augment: str | None = option("rand-m9-mstd0.5-inc1", "timm's policy, or none.")
+    color_jitter: float = option(0.4, "Brightness, contrast, saturation; as in timm it is off beside --auto-augment.")
+    random_erasing: float = option(0.0, "Probability of erasing a rectangle (pixel noise).")
+    mixup: float = option(0.0, "Alpha of mixup; 0 is off.")
+    cutmix: float = option(0.0, "Alpha of CutMix; 0 is off.")
+    label_smoothing: float = option(0.1, "Share of the target that is spread over all classes.")
+
+    def __post_init__(self):
+        for name in ("random_erasing", "label_smoothing"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
+        for name in ("mixup", "cutmix", "color_jitter"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 (off) or more")
+        for name in ("crop_scale_min", "crop_ratio"):
+            value = getattr(self, name)
+            require(value is None or 0 < value <= 1, name, value, "must be in (0, 1]")
+
+    def describe(self) -> str:
+        """What is on, for people."""
+        mixing = [
+            f"{name} {getattr(self, name):g}"
+            for name in ("random_erasing", "mixup", "cutmix", "label_smoothing")
+            if getattr(self, name)
+        ]
+        return ", ".join([f"{self.crop} crop", self.policy or "no policy", *mixing])
+
+    @property
+    def policy(self) -> str | None:
+        """timm's policy, None for none."""
+        return None if self.auto_augment in (None, "none") else self.auto_augment
+
+    @property
+    def validation_crop(self) -> float:
+        """Side of the validation crop over the resized image's short side."""
+        return self.crop_ratio or (0.875 if self.crop == "resized" else 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """Soft distillation: the teacher sees what the student sees, normalised as it was trained."""
+
+    teacher: str | None = option(
+        None, "timm:NAME (timm's weights), timm:local-dir:FOLDER, or a transformers classifier (folder or Hub id)."
+    )
+    teacher_weight: float = option(1.0, "The loss is cross-entropy + this times tau^2 KL(teacher, student).")
+    teacher_tau: float = option(1.0, "Temperature tau of both.")
+    teacher_resolution: int | None = option(
+        None, "Side that the teacher's images are resized to. Default: as they are."
+    )
+
+    def __post_init__(self):
+        require(self.teacher_weight >= 0, "teacher_weight", self.teacher_weight, "must not be < 0")
+        require(self.teacher_tau > 0, "teacher_tau", self.teacher_tau, "must be positive")
+
+    def describe(self) -> str:
+        """The teacher, for people."""
+        return f"{self.teacher}, weight {self.teacher_weight:g}, tau {self.teacher_tau:g}" if self.teacher else "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptimizationOptions:
+    """The optimizer. The defaults are the paper's, for batches of 1024."""
+
+    optimizer: str = option("adamw", "A name of timm's optimizers.")
+    learning_rate: float = option(1.5e-3, "The highest learning rate.")
+    weight_decay: float = option(0.05, "The decay; never of norms, biases and layer scale.")
+    adam_beta1: float = option(0.9, "AdamW's first beta.")
+    adam_beta2: float = option(0.999, "AdamW's second beta.")
+    adam_eps: float = option(1e-8, "The optimizer's epsilon.")
+    lr_decay: Literal["cosine", "step"] = option("cosine", "How the learning rate falls after the warm-up.")
+    decay_epochs: float = option(2.4, "step: epochs between two falls.")
+    decay_rate: float = option(0.97, "step: what it is multiplied by.")
+    warmup_epochs: float = option(20.0, "Linear warm-up, part of --epochs.")
+    warmup_lr_ratio: float = option(1 / 6000, "Where the warm-up starts, as a share of the learning rate.")
+    min_lr_ratio: float = option(1 / 6000, "Where the cosine ends, as a share of the learning rate.")
+    max_grad_norm: float | None = option(5.0, "Clip the gradient's norm to this; 0 is no clipping.")
+    ema_decay: float = option(0.9998, "Decay of the averaged weights and buffers, once an optimizer step.")
+    ema_warmup: bool = option(False, "Let the decay grow as (1 + n) / (10 + n) up to --ema-decay; for short runs.")
+    mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
+
+    def __post_init__(self):
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
+        require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "must not be < 0")
+        require(
+            self.max_grad_norm is None or self.max_grad_norm >= 0,
+            "max_grad_norm",
+            self.max_grad_norm,
+            "must be 0 or more",
+        )
+        require(self.decay_epochs > 0, "decay_epochs", self.decay_epochs, "must be positive")
+        for name in ("warmup_lr_ratio", "min_lr_ratio"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRunOptions(RunOptions):
+    """The classification trainer's length and validation."""
+
+    epochs: float = option(300.0, "Passes over the training images.")
+    max_train_steps: int | None = option(None, "Optimizer steps in place of --epochs; streams of unknown size need it.")
+    global_batch_size: int = option(1024, "Images an optimizer step, over all processes.")
+    validate_every: int | None = option(None, "Steps between two validations. Default: an epoch.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("epochs", "max_train_steps", "validate_every"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(OptionTable):
+    """The classification trainer's options."""
+
+    model: ClassifierOptions = field(default_factory=ClassifierOptions)
+    data: ClassifierDataOptions = field(default_factory=ClassifierDataOptions)
+    augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
+    distillation: DistillationOptions = field(default_factory=DistillationOptions)
+    optimization: ClassifierOptimizationOptions = field(default_factory=ClassifierOptimizationOptions)
+    run: ClassifierRunOptions = field(default_factory=ClassifierRunOptions)
+
+
+def parse_classifier_config(
+    arguments: list[str], about: str = "Train EMOv2 or any network of timm."
+) -> ClassifierConfig:
+    """Read the command line and, under it, the YAML file that --config names; see `parse_options`."""
+    return parse_options(arguments, ClassifierConfig, "train_classifier", about)

@@ -1,0 +1,255 @@
+"""From options to everything a classifier's run needs: data, network, optimizer, schedule, what is saved."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoImageProcessor, TimmWrapperConfig, TimmWrapperForImageClassification
+from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup_lr_rate
+
+from d_emo.classification.transformers_models import (
+    NETWORK_ARGUMENTS,
+    EMOv2Config,
+    EMOv2ForImageClassification,
+    make_image_processor,
+)
+from d_emo.images.source import ImageSource, first_line
+from d_emo.kernels import backend_report
+from d_emo.models.flops import count_macs_on, count_parameters
+from d_emo.train.classification.config import ClassifierConfig
+from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
+
+TIMM = "timm:"
+# Images up to this side are shown at twice their size: the networks halve the grid five times.
+SMALL_SIDE = 64
+RESOLUTION = 224
+
+
+@dataclass(frozen=True)
+class ClassifierPlan:
+    """A run, resolved: no option is left at "default".
+
+    Attributes:
+        source: training images.
+        validation: images to validate on, with the same class ids; None for none.
+        resolution: image side in pixels.
+        flip: whether images are mirrored at random.
+        processor: prepares images for validation and use.
+        max_train_steps: optimizer steps in all.
+        warmup_steps: of them.
+        validate_every: steps.
+    """
+
+    config: ClassifierConfig
+    source: ImageSource
+    validation: ImageSource | None
+    layout: BatchLayout
+    resolution: int
+    flip: bool
+    processor: Any
+    output_dir: Path
+    max_train_steps: int
+    warmup_steps: int
+    validate_every: int
+    device: torch.device
+
+    @property
+    def model_name(self) -> str:
+        """What to call the model."""
+        return model_name(self.config)
+
+    def build_model(self) -> Any:
+        """The network as a classifier of transformers, with fresh weights or those of --init-from.
+
+        Raises:
+            ValueError: no such network, or overrides that it does not take.
+        """
+        names = self.source.id2label
+        labels: dict[str, Any] = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+        options = self.config.model
+        if options.init_from:
+            return start_from(options.init_from, labels, self.resolution)
+        try:
+            if options.model.startswith(TIMM):
+                name = options.model.removeprefix(TIMM)
+                config = TimmWrapperConfig(architecture=name, model_args=options.overrides() or None, **labels)
+                return TimmWrapperForImageClassification(config)
+            overrides = options.overrides()
+            unknown = [name for name in overrides if name not in NETWORK_ARGUMENTS]
+            if unknown:
+                raise ValueError(f"--model-config has {unknown}; choose from {', '.join(NETWORK_ARGUMENTS)}.")
+            return EMOv2ForImageClassification(EMOv2Config.of(options.model, self.resolution, **labels, **overrides))
+        except (ValueError, TypeError, RuntimeError, ImportError) as error:
+            raise ValueError(f"--model {options.model}: {first_line(error)}") from error
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's results: its options with defaults resolved, and its data."""
+        return {
+            **self.config.flat(),
+            "lr_schedule_steps": self.max_train_steps,
+            "warmup_steps": self.warmup_steps,
+            "resolution": self.resolution,
+            "random_flip": self.flip,
+            **self.source.identity(),
+        }
+
+    def describe(self) -> str:
+        """What would run, for people."""
+        options, layout, validation = self.config.optimization, self.layout, self.validation
+        model = self.build_model()
+        macs = count_macs_on(model, torch.zeros(1, 3, self.resolution, self.resolution))
+        seen = self.max_train_steps * layout.global_batch_size
+        epochs = f"{seen / self.source.size:,.1f} epochs, " if self.source.size else ""
+        lines = {
+            "model": f"{self.model_name}: {count_parameters(model):,} parameters, {macs / 1e6:.1f} MMACs an image "
+            "(forward)",
+            "data": f"{self.source.name}: {self.source.describe_size()}, {len(self.source.id2label)} classes, "
+            f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
+            "validation": f"{validation.name}: {validation.describe_size()}, every {self.validate_every:,} steps"
+            if validation
+            else "none (--validation-dir, --validation-dataset, --validation-split or --validation-share)",
+            "augment": self.config.augmentation.describe(),
+            "teacher": self.config.distillation.describe(),
+            "optimizer": f"{options.optimizer}, learning rate {options.learning_rate:g} ({options.lr_decay} after "
+            f"{self.warmup_steps:,} steps of warm-up), decay {options.weight_decay:g}, averaging {options.ema_decay}",
+            "batch": layout.describe(),
+            "length": f"{self.max_train_steps:,} steps, {epochs}{seen:,} images",
+            "kernels": backend_report(self.device),
+            "output": str(self.output_dir),
+        }
+        return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+
+def make_classifier_plan(
+    config: ClassifierConfig, source: ImageSource, validation: ImageSource | None, accelerator: Accelerator
+) -> ClassifierPlan:
+    """Resolve every default and check that the parts fit.
+
+    Raises:
+        ValueError: they do not; the message names the option and the remedy.
+    """
+    if len(source.id2label) < 2:
+        raise ValueError(f"{source.name} has {len(source.id2label)} class(es); a classifier needs two or more.")
+    options = config.run
+    layout = batch_layout(
+        options.global_batch_size,
+        options.micro_batch_size,
+        accelerator.num_processes,
+        accelerator.device.type == "cpu",
+    )
+    if layout.micro_batch_size % 2 and (config.augmentation.mixup or config.augmentation.cutmix):
+        raise ValueError(f"--mixup and --cutmix pair images: {layout.describe()} at once is odd; use an even number.")
+    small = source.resolution <= SMALL_SIDE
+    resolution = config.model.resolution or (2 * source.resolution if small else RESOLUTION)
+    if options.max_train_steps is None and not source.size:
+        raise ValueError(f"--max-train-steps is missing: {source.name} does not tell how many images an epoch has.")
+    epoch = source.size / layout.global_batch_size
+    steps = options.max_train_steps or math.ceil(options.epochs * epoch)
+    if config.optimization.warmup_epochs > options.epochs:
+        raise ValueError(
+            f"--warmup-epochs {config.optimization.warmup_epochs:g} is more than --epochs {options.epochs:g}; "
+            "the warm-up is part of them."
+        )
+    return ClassifierPlan(
+        config=config,
+        source=source,
+        validation=validation,
+        layout=layout,
+        resolution=resolution,
+        flip=source.flip if config.data.random_flip is None else config.data.random_flip,
+        processor=make_processor(config, resolution),
+        output_dir=output_dir(config, source),
+        max_train_steps=steps,
+        # In proportion, so that --max-train-steps shortens both.
+        warmup_steps=round(steps * config.optimization.warmup_epochs / options.epochs),
+        validate_every=options.validate_every or (max(1, round(epoch)) if source.size else options.checkpoint_every),
+        device=accelerator.device,
+    )
+
+
+def make_processor(config: ClassifierConfig, resolution: int) -> Any:
+    """The image processor that is saved; with --init-from its mean and deviation are kept."""
+    processor = make_image_processor(resolution, config.augmentation.validation_crop)
+    if config.model.init_from:
+        try:
+            former: Any = AutoImageProcessor.from_pretrained(config.model.init_from)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--init-from {config.model.init_from}: {first_line(error)}") from error
+        processor.image_mean, processor.image_std = list(former.image_mean), list(former.image_std)
+    return processor
+
+
+def start_from(name: str, labels: dict[str, Any], resolution: int) -> EMOv2ForImageClassification:
+    """Trained weights for a new task: a fresh head where the classes differ.
+
+    Args:
+        name: folder or Hub id.
+        labels: `id2label` and `label2id` of the new task.
+        resolution: image side in pixels; the windows stay as they were trained.
+
+    Raises:
+        ValueError: it does not load, or is no EMOv2.
+    """
+    try:
+        model = EMOv2ForImageClassification.from_pretrained(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"--init-from {name} does not load as EMOv2 ({first_line(error)}).") from error
+    if model.config.id2label != labels["id2label"]:
+        model.emov2.reset_classifier(len(labels["id2label"]))
+        model.config.id2label, model.config.label2id = labels["id2label"], labels["label2id"]
+    model.config.image_size = resolution
+    return model
+
+
+def model_name(config: ClassifierConfig) -> str:
+    """--model, or what --init-from is called."""
+    return Path(config.model.init_from).name if config.model.init_from else config.model.model.removeprefix(TIMM)
+
+
+def output_dir(config: ClassifierConfig, source: ImageSource) -> Path:
+    """Where the run is written."""
+    return config.run.folder(model_name(config), source.name)
+
+
+def make_classifier_optimizer(model: torch.nn.Module, plan: ClassifierPlan) -> torch.optim.Optimizer:
+    """timm's optimizer of that name; vectors (norms, biases, layer scale) do not decay.
+
+    Raises:
+        ValueError: timm does not know it.
+    """
+    from timm.optim import create_optimizer_v2
+
+    options = plan.config.optimization
+    more: dict[str, Any] = (
+        {"betas": (options.adam_beta1, options.adam_beta2), "fused": True} if options.optimizer == "adamw" else {}
+    )
+    try:
+        return create_optimizer_v2(
+            model, options.optimizer, options.learning_rate, options.weight_decay, eps=options.adam_eps, **more
+        )
+    except (ValueError, AssertionError, TypeError) as error:
+        raise ValueError(f"--optimizer {options.optimizer}: {first_line(error)}.") from error
+
+
+def make_classifier_schedule(
+    optimizer: torch.optim.Optimizer, plan: ClassifierPlan
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up, then a cosine or steps; counts optimizer steps."""
+    options, warmup = plan.config.optimization, plan.warmup_steps
+    if options.lr_decay == "cosine":
+        return get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
+            optimizer,
+            warmup,
+            plan.max_train_steps,
+            min_lr_rate=options.min_lr_ratio,
+            warmup_lr_rate=options.warmup_lr_ratio,
+        )
+    interval = max(1, round(plan.max_train_steps * options.decay_epochs / plan.config.run.epochs))
+    steps = torch.optim.lr_scheduler.StepLR(optimizer, interval, options.decay_rate)
+    if not warmup:
+        return steps
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, max(options.warmup_lr_ratio, 1e-8), total_iters=warmup)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, steps], [warmup])

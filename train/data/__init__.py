@@ -1,0 +1,1 @@
+"""How images become batches, in an order and with randomness that are functions of (seed, position)."""

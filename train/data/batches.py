@@ -1,0 +1,126 @@
+"""How images become batches: training on any `ImageSource`.
+
+Sources: scikit-learn's digits (the default), a tree of class folders, a `datasets` source (Hub id, local folder,
+parquet), WebDataset shards, latents. All of them are read by index, decoded on access; `stream_loader` has those that
+are read from front to back.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+from torch.utils.data import Dataset
+
+from d_emo.images.source import ImageSource, UnreadableImageError, to_tensor
+from d_emo.train.data import stream
+
+
+@dataclass(frozen=True)
+class StreamPlace:
+    """Where a process is in its share of a stream: the epoch, and how many images of it were read."""
+
+    epoch: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro batch of one process.
+
+    Attributes:
+        images: (B, channels, side, side) as the trainer prepares them; or (B, 2, C, h, w), mean and deviation of the
+            VAE's posterior, where the source was encoded beforehand.
+        labels: (B,) class ids, before label dropout.
+        positions: B places in the stream of samples, the key of every random draw.
+        bad_images: messages of the images that could not be read and were replaced.
+        place: where a stream was after this batch.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    positions: list[int]
+    bad_images: list[str]
+    place: StreamPlace | None = None
+
+
+# What a trainer makes of an image at a position of the stream; a pure function of both.
+Preparation = Callable[[PIL.Image.Image, int], torch.Tensor]
+# Data, class id, position, messages of images that could not be read.
+Sample = tuple[torch.Tensor, int, int, list[str]]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The diffusion trainers' preparation: (channels, side, side) in [-1, 1], mirrored where the position says so."""
+
+    channels: int
+    side: int
+    flip: bool
+    seed: int
+
+    def __call__(self, image: PIL.Image.Image, position: int) -> torch.Tensor:
+        data = to_tensor(image, self.channels, self.side)
+        return data.flip(-1) if self.flip and stream.flips(self.seed, position) else data
+
+
+class TrainingImages(Dataset):
+    """Reads `(position, index)` pairs and prepares the images.
+
+    An unreadable image is replaced by the next readable one and reported in the batch, so that the trainer stops or
+    goes on as the user chose, in one place.
+    """
+
+    def __init__(self, source: ImageSource, prepare: Preparation):
+        self.source = source
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return self.source.size
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        position, index = key
+        image, index, bad_images = self.read(index)
+        return self.prepare(image, position), int(self.source.labels[index]), position, bad_images
+
+    def read(self, index: int) -> tuple[PIL.Image.Image, int, list[str]]:
+        """The image, the index that it is of, and messages if that is another one."""
+        bad_images: list[str] = []
+        for offset in range(self.source.size):
+            candidate = (index + offset) % self.source.size
+            try:
+                return self.source.read(candidate), candidate, bad_images
+            except UnreadableImageError as error:
+                bad_images.append(str(error))
+        raise UnreadableImageError(f"no image can be read; the first: {bad_images[0]}")
+
+
+class TrainingLatents(Dataset):
+    """Reads `(position, index)` pairs: moments of encoded images, mirrored where the position says so."""
+
+    def __init__(self, source: ImageSource, flip: bool, seed: int):
+        assert source.latents is not None
+        self.latents = source.latents
+        self.labels = source.labels
+        self.flip = flip
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        position, index = key
+        data = self.latents.read(index, self.flip and stream.flips(self.seed, position))
+        return data, int(self.labels[index]), position, []
+
+
+def collate(samples: Sequence[Sample], place: StreamPlace | None = None) -> Batch:
+    """Stack samples into a `Batch`."""
+    images, labels, positions, bad_images = zip(*samples, strict=True)
+    return Batch(
+        images=torch.stack(images),
+        labels=torch.tensor(labels),
+        positions=list(positions),
+        bad_images=[message for messages in bad_images for message in messages],
+        place=place,
+    )

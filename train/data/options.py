@@ -1,0 +1,47 @@
+"""The options that name a source of images, for every trainer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from d_emo.common.options import option, require
+
+# The options that name a source of data.
+DATA_SOURCES = ("dataset", "train_data_dir", "latents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """What it is trained on; without a source, scikit-learn's handwritten digits."""
+
+    dataset: str | None = option(
+        None,
+        "Hub id of a dataset, a local dataset folder, .parquet files, or WebDataset shards (train-{0000..0127}.tar).",
+    )
+    streaming: bool = option(
+        False, "Read the dataset as it comes, never storing it: for Hub ids and URLs, and for more data than disk."
+    )
+    stream_buffer: int = option(10_000, "With --streaming: images in memory from which the next one is drawn.")
+    class_names: str | None = option(
+        None, "Names of classes that the data give by number only: a file (one a line, or JSON), or 'imagenet'."
+    )
+    dataset_config: str | None = option(None, "Configuration name of a Hub dataset.")
+    dataset_split: str = option("train", "Split of the dataset.")
+    image_column: str = option("image", "Column that holds the images.")
+    label_column: str = option("label", "Column that holds the classes.")
+    train_data_dir: str | None = option(None, "Folder with one sub-folder of images a class.")
+    latents: str | None = option(None, "Folder of latents that train/encode_latents.py wrote.")
+    unconditional: bool = option(False, "Ignore the labels and train a model without classes.")
+    random_flip: bool | None = option(None, "Mirror images at random (true/false). Default: true, but not for digits.")
+    on_bad_image: Literal["stop", "skip"] = option("stop", "An unreadable image stops the run, or is skipped aloud.")
+    num_workers: int | None = option(None, "Loader processes. Default: 0 for the digits, 4 for others.")
+
+    def __post_init__(self):
+        named = [f"--{name.replace('_', '-')}" for name in DATA_SOURCES if getattr(self, name)]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} are both given; choose one source.")
+        if self.streaming and not self.dataset:
+            raise ValueError("--streaming reads a --dataset, and none is named; folders and latents are read by index.")
+        if "://" in (self.dataset or "") and not self.streaming:
+            raise ValueError(f"--dataset {self.dataset} is a URL, which cannot be read by index; add --streaming.")
+        require(self.stream_buffer > 0, "stream_buffer", self.stream_buffer, "must be positive")
+        require(self.num_workers is None or self.num_workers >= 0, "num_workers", self.num_workers, "must not be < 0")

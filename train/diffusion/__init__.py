@@ -1,0 +1,1 @@
+"""The diffusion wing of the trainers: options, plan, objectives, what is shown, scored and published."""

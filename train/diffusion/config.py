@@ -1,0 +1,172 @@
+"""Every option of the diffusion trainer, once; `engine.options` and `data.options` have those of all trainers."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from d_emo.common.options import OptionTable, option, parse_options, require
+from d_emo.train.data.options import DataOptions
+from d_emo.train.engine.options import RunOptions
+
+# What --vae auto names, from some resolution on.
+AUTO_VAE = "stabilityai/sd-vae-ft-ema"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What is trained, and on which space."""
+
+    model: str = option("D-EMOv2-S-2", "Model name, see d_emo.list_models().")
+    init_from: str | None = option(
+        None,
+        "Start from a trained pipeline (folder or Hub id): its network and weights, --model aside; the label table is "
+        "new where the classes differ.",
+    )
+    lora_rank: int | None = option(
+        None, "With --init-from: train adapters of this rank and the label table only. Default: all weights."
+    )
+    lora_alpha: int | None = option(None, "Scale of the adapters, over their rank. Default: the rank.")
+    resolution: int | None = option(
+        None, "Image side in pixels. Default: 16 for the digits, 256 for folders, for a data set as its first image."
+    )
+    vae: str = option(
+        "auto",
+        "Folder or Hub id of an SD-type VAE, or 'none' to train on pixels. 'auto' is stabilityai/sd-vae-ft-ema at 128 "
+        "pixels and more, pixels below.",
+    )
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
+    compile: bool = option(False, "torch.compile the repeated block.")
+    kernels: Literal["auto", "reference", "native"] | None = option(
+        None,
+        "Fast kernels where there are any, plain PyTorch, or fast ones or nothing. Default: $D_EMO_KERNELS or auto.",
+    )
+
+    def __post_init__(self):
+        for name in ("resolution", "lora_rank", "lora_alpha"):
+            require(
+                getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "must be positive"
+            )
+        require(
+            self.lora_rank is None or self.init_from is not None,
+            "lora_rank",
+            self.lora_rank,
+            "adapters belong to trained weights; name them with --init-from",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationOptions:
+    """Objective and optimizer. The defaults are the paper's, which are DiT's."""
+
+    objective: Literal["dit", "sit"] = option("dit", "dit: noise and learned variance. sit: flow matching.")
+    min_snr_gamma: float | None = option(
+        None, "dit: weight epsilon's loss by min(SNR, this) / SNR; 5 is customary. Default: even weights."
+    )
+    flow_path: Literal["linear", "gvp", "vp"] = option("linear", "sit: the path from data to noise.")
+    prediction: Literal["velocity", "noise", "score"] = option("velocity", "sit: what the network predicts.")
+    loss_weighting: Literal["none", "velocity", "likelihood"] = option(
+        "none", "sit, for noise and score: weight the loss as one on the velocity or as the likelihood's bound."
+    )
+    time_sampling: Literal["uniform", "logit-normal"] = option("uniform", "sit: how times are drawn.")
+    logit_normal_mean: float = option(0.0, "Mean of the time's logit; above 0 means more noise.")
+    logit_normal_std: float = option(1.0, "Standard deviation of the time's logit.")
+    class_dropout_prob: float = option(0.1, "Share of samples that train without their label.")
+    learning_rate: float = option(1e-4, "AdamW's learning rate.")
+    weight_decay: float = option(0.0, "AdamW's decay.")
+    adam_beta1: float = option(0.9, "AdamW's first beta.")
+    adam_beta2: float = option(0.999, "AdamW's second beta.")
+    lr_scheduler: str = option("constant", "Name of a Diffusers schedule, such as constant_with_warmup or cosine.")
+    lr_warmup_steps: int = option(0, "Warm-up of that schedule in optimizer steps.")
+    max_grad_norm: float | None = option(None, "Clip the gradient's norm to this. Default: no clipping.")
+    ema_decay: float = option(0.9999, "Decay of the averaged weights and buffers, once an optimizer step.")
+    ema_warmup: bool = option(False, "Let the decay grow as (1 + n) / (10 + n) up to --ema-decay; for short runs.")
+    mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
+
+    def __post_init__(self):
+        if self.objective == "sit":
+            require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, "belongs to --objective dit")
+        else:
+            flow = {
+                "flow_path": "linear",
+                "prediction": "velocity",
+                "loss_weighting": "none",
+                "time_sampling": "uniform",
+            }
+            for name, default in flow.items():
+                require(getattr(self, name) == default, name, getattr(self, name), "belongs to --objective sit")
+        require(
+            self.prediction != "velocity" or self.loss_weighting == "none",
+            "loss_weighting",
+            self.loss_weighting,
+            "belongs to --prediction noise or score",
+        )
+        require(
+            self.min_snr_gamma is None or self.min_snr_gamma > 0,
+            "min_snr_gamma",
+            self.min_snr_gamma,
+            "must be positive",
+        )
+        require(self.logit_normal_std > 0, "logit_normal_std", self.logit_normal_std, "must be positive")
+        require(0 <= self.class_dropout_prob < 1, "class_dropout_prob", self.class_dropout_prob, "must be in [0, 1)")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
+        require(
+            self.max_grad_norm is None or self.max_grad_norm > 0,
+            "max_grad_norm",
+            self.max_grad_norm,
+            "must be positive; leave it out for no clipping",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionRunOptions(RunOptions):
+    """The diffusion trainer's length, and what it shows, scores and shares on its way."""
+
+    max_train_steps: int = option(400_000, "Optimizer steps in all.")
+    sample_every: int = option(10_000, "Steps between two sample grids; 0 for none.")
+    sample_steps: int = option(50, "Sampler steps of a grid.")
+    sample_guidance_scale: float = option(1.5, "Guidance scale of a grid; 1.0 is off.")
+    samples_per_class: int = option(8, "Images a class in a grid, for at most ten classes.")
+    fid_every: int = option(0, "Steps between two quick FIDs (50 sampler steps, no guidance); 0 for none.")
+    fid_images: int = option(5000, "Samples of such a FID.")
+    fid_reference: str | None = option(None, "Its reference, as of evaluate_fid. Default: the training images.")
+    fid_features: str = option("inception", "Its features, as of evaluate_fid; 'pixels' needs no weights.")
+    fid_inception_weights: str | None = option(
+        None, "File of the Inception weights. Default: torch's cache, or the net."
+    )
+    push_to_hub: bool = option(
+        False, "Upload the finished pipeline, with its card and samples, to the Hugging Face Hub."
+    )
+    hub_model_id: str | None = option(
+        None, "Repository to upload to. Default: the output folder's name, in your account."
+    )
+    hub_private: bool | None = option(None, "Make a new repository private (true/false). Default: your account's.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("max_train_steps", "sample_steps", "samples_per_class", "fid_images"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        if not self.push_to_hub and (self.hub_model_id or self.hub_private is not None):
+            raise ValueError("--hub-model-id and --hub-private need --push-to-hub.")
+        require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")
+        require(self.sample_every >= 0, "sample_every", self.sample_every, "must be 0 (no grids) or more")
+        require(
+            self.sample_guidance_scale >= 1,
+            "sample_guidance_scale",
+            self.sample_guidance_scale,
+            "must be 1 (off) or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(OptionTable):
+    """The diffusion trainer's options."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    run: DiffusionRunOptions = field(default_factory=DiffusionRunOptions)
+
+
+def parse_config(arguments: list[str], about: str = "Train D-EMOv2, DiT or SiT.") -> TrainConfig:
+    """Read the trainer's command line and, under it, the YAML file that --config names; see `parse_options`."""
+    return parse_options(arguments, TrainConfig, "train_dit", about)

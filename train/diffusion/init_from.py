@@ -1,0 +1,77 @@
+"""Starting from trained weights: other classes, another resolution, the same network.
+
+Everything is taken over but what the new task has otherwise: the label table where the classes differ (its "no class"
+row stays), positions where the grid differs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from d_emo.models import ClassConditionalTransformer2DModel
+from d_emo.pipelines import open_pipeline
+from d_emo.schedulers.flow_paths import path_of
+
+LABELS, POSITIONS = "label_embed.weight", "pos_embed"
+# What a new task may change of a model's configuration.
+ADAPTABLE = ("sample_size", "num_classes")
+
+
+class InitialWeights:
+    """The transformer of a pipeline, from which a run starts.
+
+    Args:
+        name: pipeline folder, checkpoint-STEP folder or Hub id; its averaged weights.
+
+    Raises:
+        ValueError: it does not load.
+    """
+
+    def __init__(self, name: str):
+        try:
+            pipeline = open_pipeline(name)
+        except ValueError as error:
+            raise ValueError(f"--init-from {error}") from error
+        self.name = name
+        self.transformer: ClassConditionalTransformer2DModel = pipeline.transformer
+        self.id2label = pipeline.id2label
+
+    def config(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """The new model's configuration: the old one with the task's grid and number of classes.
+
+        Raises:
+            ValueError: the task wants another network; the message names what differs.
+        """
+        stored = {name: value for name, value in self.transformer.config.items() if name[0] != "_"}
+        stored["flow_path"] = path_of(stored)  # also where it was left to the prediction
+        wrong = [
+            f"{name} {stored[name]!r}, not {value!r}"
+            for name, value in task.items()
+            if name not in ADAPTABLE and stored[name] != value
+        ]
+        if wrong:
+            raise ValueError(
+                f"--init-from {self.name} is another network: {'; '.join(wrong)}. Choose --objective and --vae as it "
+                "was trained."
+            )
+        return {**stored, **{name: task[name] for name in ADAPTABLE}}
+
+    def build(self, config: Mapping[str, Any], id2label: Mapping[int, str]) -> ClassConditionalTransformer2DModel:
+        """A model for the new task that holds these weights.
+
+        Args:
+            config: what `config` answered.
+            id2label: the new task's classes; the label table is kept if they are the same.
+        """
+        model = type(self.transformer)(**config)
+        if model.device.type == "meta":
+            return model  # a dry look at its size
+        state = self.transformer.state_dict()
+        fresh = model.state_dict()
+        if state[POSITIONS].shape != fresh[POSITIONS].shape:
+            state[POSITIONS] = fresh[POSITIONS]
+        if dict(id2label) != self.id2label:
+            state[LABELS] = torch.cat([fresh[LABELS][:-1], state[LABELS][-1:]])
+        model.load_state_dict(state, strict=True)
+        return model

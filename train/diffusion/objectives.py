@@ -1,0 +1,217 @@
+"""The two training objectives, each with the Diffusers scheduler that samples its models.
+
+DiT: epsilon and learned range variance with the hybrid loss, from "Improved Denoising Diffusion Probabilistic Models"
+(arXiv 2102.09672, equations 14 to 16) as in DiT and ADM. SiT: flows along its paths (arXiv 2401.08740).
+
+Shapes: B samples, C channels, H x W; losses are means over (C, H, W), one a sample.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+
+from d_emo.schedulers.flow_paths import path_point, train_interval
+from d_emo.train.diffusion.config import OptimizationOptions
+
+# model(noisy, timestep, labels) -> prediction
+Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+NUM_TRAIN_TIMESTEPS = 1000
+# --prediction, and what a model's configuration calls it.
+PREDICTIONS = {"velocity": "flow_prediction", "noise": "epsilon", "score": "score"}
+
+
+class Objective(Protocol):
+    """What the trainer needs of an objective."""
+
+    prediction_type: str
+    flow_path: str | None
+    learn_sigma: bool
+
+    def losses(
+        self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Per-sample losses (B,); "loss" is the one to minimise.
+
+        Args:
+            network: the model.
+            data: (B, C, H, W) clean images or latents.
+            labels: (B,) class ids.
+            noise: (B, C, H, W) standard normal.
+            time: (B,) uniform in [0, 1).
+        """
+
+    def make_scheduler(self) -> SchedulerMixin:
+        """The scheduler to save with models of this objective."""
+
+
+class DiTObjective:
+    """1000 steps, linear betas, epsilon and learned range variance, hybrid loss.
+
+    Args:
+        min_snr_gamma: weight epsilon's loss by min(SNR, gamma) / SNR, which spares steps with little noise (arXiv
+            2303.09556, 5 there); None for DiT's even weights.
+    """
+
+    prediction_type = "epsilon"
+    flow_path: str | None = None
+    learn_sigma = True
+
+    def __init__(self, min_snr_gamma: float | None = None) -> None:
+        alphas = 1.0 - torch.linspace(1e-4, 0.02, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
+        self.betas = 1.0 - alphas
+        self.alphas_cumprod = alphas.cumprod(0)
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+        variance = self.betas * (1.0 - previous) / (1.0 - self.alphas_cumprod)
+        # The true posterior's variance is 0 at t = 0; ADM takes the next one there.
+        self.log_variance_min = torch.cat([variance[1:2], variance[1:]]).log()
+        self.log_variance_max = self.betas.log()
+        self.mean_of_data = self.betas * previous.sqrt() / (1.0 - self.alphas_cumprod)
+        snr = self.alphas_cumprod / (1.0 - self.alphas_cumprod)
+        self.mse_weight = torch.ones_like(snr) if min_snr_gamma is None else snr.clamp(max=min_snr_gamma) / snr
+        self.mean_of_noisy = (1.0 - previous) * alphas.sqrt() / (1.0 - self.alphas_cumprod)
+
+    def make_scheduler(self) -> SchedulerMixin:
+        """DiT's ancestral sampler; the wrong spacing or clipping would change every sample."""
+        return DDPMScheduler(
+            num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+            beta_schedule="linear",
+            beta_start=1e-4,
+            beta_end=0.02,
+            variance_type="learned_range",
+            clip_sample=False,
+            timestep_spacing="linspace",
+        )
+
+    def losses(
+        self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """See `Objective.losses`; "mse" on epsilon and "vb" in bits, whose sum is "loss"."""
+        steps = (time * NUM_TRAIN_TIMESTEPS).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)  # (B,)
+        noisy = self._at(self.alphas_cumprod.sqrt(), steps) * data
+        noisy = noisy + self._at((1.0 - self.alphas_cumprod).sqrt(), steps) * noise  # (B, C, H, W)
+        epsilon, variance = network(noisy, steps, labels).float().chunk(2, dim=1)
+        mse = (epsilon - noise).square().flatten(1).mean(1) * self._at(self.mse_weight, steps).flatten()  # (B,)
+        # The bound trains the variance only: epsilon is detached, as in the hybrid loss's stop-gradient.
+        vb = self._variational_bound(data, noisy, steps, epsilon.detach(), variance)
+        return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+    def _variational_bound(
+        self,
+        data: torch.Tensor,
+        noisy: torch.Tensor,
+        steps: torch.Tensor,
+        epsilon: torch.Tensor,
+        variance: torch.Tensor,
+    ) -> torch.Tensor:
+        """KL of the predicted to the true posterior, or the decoder's likelihood at t = 0; bits a dimension, (B,)."""
+        at = self._at
+        fraction = (variance + 1) / 2
+        log_variance = fraction * at(self.log_variance_max, steps) + (1 - fraction) * at(self.log_variance_min, steps)
+        predicted_data = at((1 / self.alphas_cumprod).sqrt(), steps) * noisy
+        predicted_data = predicted_data - at((1 / self.alphas_cumprod - 1).sqrt(), steps) * epsilon
+        noisy_part = at(self.mean_of_noisy, steps) * noisy
+        mean = at(self.mean_of_data, steps) * predicted_data + noisy_part
+        true_mean = at(self.mean_of_data, steps) * data + noisy_part
+        true_log_variance = at(self.log_variance_min, steps)
+
+        kl = 0.5 * (
+            log_variance
+            - true_log_variance
+            - 1
+            + (true_log_variance - log_variance).exp()
+            + (true_mean - mean).square() * (-log_variance).exp()
+        )
+        likelihood = discretized_gaussian_log_likelihood(data, mean, 0.5 * log_variance)
+        nats = torch.where((steps == 0)[:, None, None, None], -likelihood, kl)
+        return nats.flatten(1).mean(1) / math.log(2.0)
+
+    @staticmethod
+    def _at(table: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """Values of a float64 table at (B,) steps, as float32 (B, 1, 1, 1)."""
+        return table.float().to(steps.device)[steps][:, None, None, None]
+
+
+def discretized_gaussian_log_likelihood(
+    data: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor
+) -> torch.Tensor:
+    """Log-likelihood of 8-bit data scaled to [-1, 1] under a Gaussian, elementwise, in nats.
+
+    The mass of the bin of half width 1/255 around each value; the outer bins are open. ADM's tanh form of the normal
+    distribution function is kept, so that losses compare.
+    """
+
+    def distribution(x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+    floor = 1e-12
+    centered, inverse_scale = data - mean, (-log_scale).exp()
+    upper = distribution(inverse_scale * (centered + 1.0 / 255.0))
+    lower = distribution(inverse_scale * (centered - 1.0 / 255.0))
+    inside = (upper - lower).clamp(min=floor).log()
+    lowest = upper.clamp(min=floor).log()
+    highest = (1.0 - lower).clamp(min=floor).log()
+    return torch.where(data < -0.999, lowest, torch.where(data > 0.999, highest, inside))
+
+
+class FlowObjective:
+    """A flow along one of SiT's paths (`d_emo.schedulers.flow_paths`): sigma = 1 is noise, the timestep is 1000 sigma.
+
+    Args:
+        options: path, what the network predicts, the weighting of its loss, how times are drawn. The weighting "none"
+            is the plain squared error; "velocity" and "likelihood" weight noise and score by (r / sigma)^2 and
+            r / sigma^2, r the score's share of the velocity (SiT's table of losses).
+    """
+
+    learn_sigma = False
+
+    def __init__(self, options: OptimizationOptions) -> None:
+        self.flow_path: str | None = options.flow_path
+        self.prediction_type = PREDICTIONS[options.prediction]
+        self.weighting = options.loss_weighting
+        self.interval = train_interval(options.flow_path, self.prediction_type)
+        self.logit_normal = (
+            (options.logit_normal_mean, options.logit_normal_std) if options.time_sampling == "logit-normal" else None
+        )
+
+    def make_scheduler(self) -> SchedulerMixin:
+        """Euler on sigma from 1 to 0."""
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS)
+
+    def losses(
+        self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """See `Objective.losses`."""
+        time = self._spread(time)  # (B,)
+        assert self.flow_path is not None
+        point = path_point(self.flow_path, time[:, None, None, None])
+        noisy = point.sample(data, noise)  # (B, C, H, W)
+        output = network(noisy, NUM_TRAIN_TIMESTEPS * time, labels).float()
+        if self.prediction_type == "flow_prediction":
+            error = output - point.velocity(data, noise)
+        elif self.prediction_type == "epsilon":
+            error = output - noise
+        else:
+            error = output * point.sigma + noise  # the score is -noise / sigma
+        if self.weighting == "velocity":
+            error = error * point.noise_rate
+        elif self.weighting == "likelihood":
+            error = error * (point.score_rate.sqrt() / point.sigma)
+        return {"loss": error.square().flatten(1).mean(1)}
+
+    def _spread(self, time: torch.Tensor) -> torch.Tensor:
+        """Even draws in [0, 1) as times of the path."""
+        if self.logit_normal is not None:
+            mean, std = self.logit_normal
+            # The quantile function turns even draws into normal ones.
+            time = torch.sigmoid(mean + std * torch.special.ndtri(time.double())).float()
+        low, high = self.interval
+        return low + (high - low) * time
+
+
+def make_objective(options: OptimizationOptions) -> Objective:
+    """The objective that the options name."""
+    return DiTObjective(options.min_snr_gamma) if options.objective == "dit" else FlowObjective(options)

@@ -1,0 +1,260 @@
+"""From options to everything a run needs: data, batch layout, model, averaged copy, optimizer, pipeline."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from diffusers.optimization import get_scheduler
+
+from d_emo.common.digests import weights_digest
+from d_emo.images.latent_cache import CacheManifest
+from d_emo.images.latents import open_vae, vae_scale_factor
+from d_emo.images.source import ImageSource
+from d_emo.kernels import backend_report
+from d_emo.models import ClassConditionalTransformer2DModel, create_model
+from d_emo.models.flops import count_macs, count_parameters
+from d_emo.pipelines import DEMOPipeline
+from d_emo.train.diffusion.config import AUTO_VAE, OptimizationOptions, TrainConfig
+from d_emo.train.diffusion.init_from import InitialWeights
+from d_emo.train.diffusion.lora import add_lora
+from d_emo.train.diffusion.objectives import Objective, make_objective
+from d_emo.train.engine.batch_layout import BatchLayout, batch_layout, nearest_multiple
+
+# From this side on, --vae auto trains on latents.
+AUTO_VAE_RESOLUTION = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, resolved: no option is left at "default".
+
+    Attributes:
+        resolution: image side in pixels.
+        vae: the VAE, or None for pixels.
+        flip: whether images are mirrored at random.
+        initial: what the run starts from, if not from fresh weights.
+        model_config: overrides for `create_model`; with `initial`, the whole configuration.
+        latent_shape: (C, H, W) of what the model sees.
+    """
+
+    config: TrainConfig
+    source: ImageSource
+    objective: Objective
+    layout: BatchLayout
+    resolution: int
+    vae: AutoencoderKL | None
+    flip: bool
+    output_dir: Path
+    initial: InitialWeights | None
+    model_config: dict[str, Any]
+    latent_shape: tuple[int, int, int]
+    device: torch.device
+
+    def build_model(self) -> ClassConditionalTransformer2DModel:
+        """The model with fresh weights, or with those of --init-from."""
+        if self.initial is not None:
+            return self.initial.build(self.model_config, self.source.id2label)
+        return create_model(self.config.model.model, **self.model_config)
+
+    def build_trained(self) -> ClassConditionalTransformer2DModel:
+        """The model as it is trained: with adapters where --lora-rank asks for them."""
+        model, options = self.build_model(), self.config.model
+        if options.lora_rank is not None:
+            add_lora(model, options.lora_rank, options.lora_alpha or options.lora_rank)
+        return model
+
+    @property
+    def max_train_steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.config.run.max_train_steps
+
+    @property
+    def model_name(self) -> str:
+        """What to call the model."""
+        return model_name(self.config)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's results: its options with defaults resolved, and its data."""
+        constant = self.config.optimization.lr_scheduler.startswith("constant")
+        return {
+            **self.config.flat(),
+            # --max-train-steps may change on resuming, unless it shapes the learning rate.
+            "lr_schedule_steps": None if constant else self.config.run.max_train_steps,
+            "resolution": self.resolution,
+            "random_flip": self.flip,
+            **self.source.identity(),
+        }
+
+    def describe(self) -> str:
+        """What would run, for people."""
+        with torch.device("meta"):
+            model, trained = self.build_model(), self.build_trained()
+        adapters = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
+        options, layout = self.config, self.layout
+        classes = len(self.source.id2label)
+        space = "pixels" if self.vae is None else f"latents of {vae_name(options.model.vae, self.resolution)}"
+        shape = " x ".join(map(str, self.latent_shape))
+        seen = options.run.max_train_steps * layout.global_batch_size
+        epochs = f"{seen / self.source.size:,.1f} epochs" if self.source.size else f"{seen:,} images"
+        lines = {
+            "model": f"{self.model_name}: {count_parameters(model):,} parameters, "
+            f"{count_macs(model) / 1e9:.3f} GMACs an image (forward)"
+            + ("" if options.model.lora_rank is None else f"; {adapters:,} trained, LoRA and labels"),
+            "data": f"{self.source.name}: {self.source.describe_size()}, {classes or 'no'} classes, "
+            f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
+            "space": f"{space}, {shape}",
+            "objective": f"{options.optimization.objective} ({self.objective.prediction_type}"
+            f"{f' on the {self.objective.flow_path} path' if self.objective.flow_path else ''}), label dropout "
+            f"{options.optimization.class_dropout_prob if classes else 0}",
+            "optimizer": f"AdamW, learning rate {options.optimization.learning_rate:g} "
+            f"({options.optimization.lr_scheduler}), averaging {options.optimization.ema_decay}",
+            "batch": layout.describe(),
+            "length": f"{options.run.max_train_steps:,} steps, {epochs}",
+            "kernels": backend_report(self.device),
+            "output": str(self.output_dir),
+        }
+        return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+
+def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator) -> Plan:
+    """Resolve every default and check that the parts fit.
+
+    Raises:
+        ValueError: they do not; the message names the option and the remedy.
+    """
+    objective = make_objective(config.optimization)
+    resolution = config.model.resolution or source.resolution
+    vae = load_vae(vae_name(config.model.vae, resolution))
+    if source.latents is not None:
+        check_latents(config, source.latents.manifest, vae)
+    factor = 1 if vae is None else vae_scale_factor(vae)
+    if resolution % factor:
+        raise ValueError(
+            f"--resolution {resolution} is not a multiple of the VAE's factor {factor}; use "
+            f"{nearest_multiple(resolution, factor)}."
+        )
+    if vae is not None and source.latents is None and vae.config.in_channels != source.channels:
+        raise ValueError(
+            f"--vae {config.model.vae} takes {vae.config.in_channels} channels, {source.name} has {source.channels}; "
+            "use --vae none."
+        )
+    channels = source.channels if vae is None else vae.config.latent_channels
+    side = resolution // factor
+    model_config = {
+        "sample_size": side,
+        "in_channels": channels,
+        "num_classes": len(source.id2label),
+        "learn_sigma": objective.learn_sigma,
+        "prediction_type": objective.prediction_type,
+        "flow_path": objective.flow_path,
+    }
+    initial = InitialWeights(config.model.init_from) if config.model.init_from else None
+    return Plan(
+        initial=initial,
+        config=config,
+        source=source,
+        objective=objective,
+        layout=batch_layout(
+            config.run.global_batch_size,
+            config.run.micro_batch_size,
+            accelerator.num_processes,
+            accelerator.device.type == "cpu",
+        ),
+        resolution=resolution,
+        vae=vae,
+        flip=source.flip if config.data.random_flip is None else config.data.random_flip,
+        output_dir=output_dir(config, source),
+        model_config=initial.config(model_config) if initial else model_config,
+        latent_shape=(channels, side, side),
+        device=accelerator.device,
+    )
+
+
+def check_latents(config: TrainConfig, manifest: CacheManifest, vae: AutoencoderKL | None) -> None:
+    """Refuse latents that do not fit the options.
+
+    Raises:
+        ValueError: another resolution, VAE, or no mirror images; the message gives the remedy.
+    """
+    if config.model.resolution not in (None, manifest.resolution):
+        raise ValueError(
+            f"--resolution {config.model.resolution}: the latents are of {manifest.resolution} x {manifest.resolution} "
+            "images; leave it out, or encode again."
+        )
+    if weights_digest(vae) != manifest.vae_digest:
+        raise ValueError(
+            f"--vae {config.model.vae}: the latents were made by another VAE ({manifest.vae}, weights "
+            f"{manifest.vae_digest[:12]}); pass that one."
+        )
+    if config.data.random_flip and manifest.flips < 2:
+        raise ValueError("--random-flip true: the latents hold no mirror images; encode again with --random-flip true.")
+
+
+def model_name(config: TrainConfig) -> str:
+    """--model, or what --init-from is called."""
+    return Path(config.model.init_from).name if config.model.init_from else config.model.model
+
+
+def output_dir(config: TrainConfig, source: ImageSource) -> Path:
+    """Where the run is written."""
+    return config.run.folder(model_name(config), source.name)
+
+
+def vae_name(name: str, resolution: int) -> str:
+    """What --vae stands for: a folder, a Hub id or "none"."""
+    if name != "auto":
+        return name
+    return AUTO_VAE if resolution >= AUTO_VAE_RESOLUTION else "none"
+
+
+def load_vae(name: str) -> AutoencoderKL | None:
+    """The VAE of a name that `vae_name` gave, frozen; None for pixels.
+
+    Raises:
+        ValueError: it is neither a local folder nor reachable.
+    """
+    if name == "none":
+        return None
+    try:
+        return open_vae(name).requires_grad_(False).eval()
+    except ValueError as error:
+        raise ValueError(f"--vae {error} Or train on pixels with --vae none.") from error
+
+
+def make_optimizer(model: torch.nn.Module, options: OptimizationOptions) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters."""
+    return torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+def make_lr_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    """A Diffusers schedule that counts optimizer steps, whatever the number of processes."""
+    try:
+        return get_scheduler(
+            config.optimization.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.optimization.lr_warmup_steps,
+            num_training_steps=config.run.max_train_steps,
+        )
+    except ValueError as error:
+        raise ValueError(f"--lr-scheduler {config.optimization.lr_scheduler}: {error}.") from error
+
+
+def make_pipeline(model: Any, plan: Plan) -> DEMOPipeline:
+    """A model (the averaged one) with what it takes to sample from it and to save it."""
+    pipeline = DEMOPipeline(
+        transformer=model,
+        scheduler=plan.objective.make_scheduler(),
+        vae=plan.vae,
+        id2label=plan.source.id2label,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

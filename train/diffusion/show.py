@@ -1,0 +1,49 @@
+"""What the diffusion trainer shows on its way: sample grids, the loss curve, quick FIDs, each also to the tracker."""
+
+import numpy as np
+import PIL.Image
+from accelerate import Accelerator
+
+from d_emo.common.figures import caption_grid, save_image
+from d_emo.eval.fid.scoring import summary
+from d_emo.train.diffusion import figures
+from d_emo.train.diffusion.in_loop_fid import InLoopFID
+from d_emo.train.diffusion.run import Run
+from d_emo.train.engine.log import LOG_FILE
+
+
+def show_samples(run: Run) -> None:
+    """Save a grid of samples of the averaged model; the main process draws, the others wait."""
+    accelerator, options, pipeline = run.accelerator, run.plan.config.run, run.result()
+    if accelerator.is_main_process:
+        count, steps, scale = options.samples_per_class, options.sample_steps, options.sample_guidance_scale
+        with accelerator.autocast():
+            rows, captions = figures.draw_samples(pipeline, count, steps, scale, options.seed)
+        grid = caption_grid(rows, captions)
+        path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
+        save_image(grid, path)
+        plot_losses(run)
+        run.say(f"step {run.step}: samples in {path}")
+        log_grid(accelerator, grid, run.step)
+    accelerator.wait_for_everyone()
+
+
+def score_fid(run: Run, fid: InLoopFID) -> None:
+    """Score the averaged model, say and track the scores."""
+    scores = fid.score(run.result(), run.step)
+    if run.accelerator.is_main_process:
+        run.say(f"step {run.step}: {summary(scores)}; curve in {fid.folder / 'fid.png'}")
+        run.accelerator.log({f"quick_{name}": value for name, value in scores.values.items()}, step=run.step)
+
+
+def log_grid(accelerator: Accelerator, grid: PIL.Image.Image, step: int) -> None:
+    """Hand the grid to every tracker that takes images."""
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, **layout)
+
+
+def plot_losses(run: Run) -> None:
+    """Draw the loss curve so far."""
+    figures.plot_loss(run.output_dir / LOG_FILE, run.output_dir / "loss.png", run.plan.model_name, run.published)

@@ -1,0 +1,1 @@
+"""What all trainers share: the loop, its start and stops, checkpoints, averages, logs. Imports neither wing."""

@@ -1,0 +1,109 @@
+"""The exponential moving average of a run's weights and buffers, and the plain model that it is published as.
+
+Under FSDP2 model and average are sharded alike, each process averaging its own shards; with LoRA both carry adapters.
+For sampling and saving, the average is then written into a plain model of the same network; otherwise it is that model.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from d_emo.train.engine.plan import OptimizationOptions
+
+
+class WeightAverage(AveragedModel):
+    """Averages parameters and buffers, starting at the model's own values.
+
+    Buffers count: with averaged weights and unaveraged BatchNorm statistics the result draws noise.
+
+    Args:
+        model: the model, before it is sharded.
+        options: decay and its warm-up, as any trainer's.
+    """
+
+    def __init__(self, model: torch.nn.Module, options: OptimizationOptions):
+        super().__init__(model, multi_avg_fn=_average_function(options), use_buffers=True)
+        # Marks the copy as the first term; otherwise the first update would copy instead of averaging.
+        self.n_averaged.fill_(1)
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update_parameters(self, model: torch.nn.Module) -> None:
+        """Add the model's values of this step."""
+        if not isinstance(model, FSDPModule):
+            super().update_parameters(model)
+            return
+        averages, values = (_local_tensors(module) for module in (self.module, model))
+        assert self.multi_avg_fn is not None
+        for floating in (True, False):  # the function takes one kind at a time; counters are the other kind
+            pairs = [p for p in zip(averages, values, strict=True) if p[0].is_floating_point() == floating]
+            self.multi_avg_fn([average for average, _ in pairs], [value for _, value in pairs], self.n_averaged)
+        self.n_averaged += 1
+
+    def shard_like(self, model: torch.nn.Module) -> None:
+        """Shard the average over the processes as FSDP2 sharded the model; nothing happens to a whole one."""
+        if not isinstance(model, FSDPModule):
+            return
+        mesh = next(p.device_mesh for p in model.parameters() if isinstance(p, DTensor))
+        average: Any = self.module
+        for block in average.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(average, mesh=mesh)
+
+    def whole_state(self) -> dict[str, torch.Tensor]:
+        """The module's state with every tensor whole; every process must call this."""
+        return {name: _whole(tensor) for name, tensor in self.module.state_dict().items()}
+
+    @torch.no_grad()
+    def load_whole_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over whole tensors, every one of them or, with adapters, those that are trained."""
+        own = self.module.state_dict()
+        for name, value in state.items():
+            if isinstance(own[name], DTensor):
+                value = _sharded(value, own[name])
+            own[name].copy_(value)
+
+    def write_into(self, plain: torch.nn.Module) -> None:
+        """Put the average into a plain model: shards gathered, adapters merged. Every process must call this."""
+        if plain is self.module:
+            return
+        if getattr(self.module, "peft_config", None):
+            merged: Any = copy.deepcopy(self.module)
+            merged.fuse_lora()
+            merged.unload_lora()
+            state = merged.state_dict()
+        else:
+            state = self.whole_state()
+        plain.load_state_dict(state, strict=True)
+
+
+def _average_function(options: OptimizationOptions) -> Callable[..., None]:
+    if not options.ema_warmup:
+        return get_ema_multi_avg_fn(options.ema_decay)
+
+    def warmed_up(averages: Any, values: Any, count: torch.Tensor) -> None:
+        decay = min(options.ema_decay, (1 + count.item()) / (10 + count.item()))
+        get_ema_multi_avg_fn(decay)(averages, values, count)
+
+    return warmed_up
+
+
+def _local_tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers, of sharded ones this process's shard."""
+    return [t.to_local() if isinstance(t, DTensor) else t.detach() for t in [*module.parameters(), *module.buffers()]]
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _sharded(value: torch.Tensor, like: DTensor) -> DTensor:
+    """This process's shard of a whole tensor that every process has."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -1,0 +1,70 @@
+"""The batches of a run, and what becomes of a loader's failures."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from d_emo.images.source import UnreadableImageError, first_line
+from d_emo.train.data import stream
+from d_emo.train.data.batches import Batch, Preparation, TrainingImages, collate
+from d_emo.train.data.stream_loader import StreamLoader
+from d_emo.train.engine.run import AnyRun, LoaderError
+from d_emo.train.engine.stopping import ignore_stop_signals
+
+
+def make_loader(run: AnyRun, prepare: Preparation, latents: Dataset | None = None) -> DataLoader | StreamLoader:
+    """The rest of the run's samples, in the order that the seed gives.
+
+    Args:
+        run: where it is.
+        prepare: what becomes of an image.
+        latents: answers (position, index) in place of the source's images.
+    """
+    plan, accelerator = run.plan, run.accelerator
+    options = plan.config.run
+    sampler = stream.StreamSampler(
+        plan.source.size,
+        options.seed,
+        global_batch_size=plan.layout.global_batch_size,
+        micro_batch_size=plan.layout.micro_batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        first_step=run.step,
+        last_step=plan.max_train_steps,
+    )
+    workers = plan.source.num_workers if plan.config.data.num_workers is None else plan.config.data.num_workers
+    if plan.source.stream is not None:
+        return StreamLoader(plan.source, prepare, options.seed, sampler, run.place, workers)
+    return DataLoader(
+        latents or TrainingImages(plan.source, prepare),
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=ignore_stop_signals,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # otherwise a resumed run would draw from the global one once more
+    )
+
+
+def next_batch(run: AnyRun, batches: Iterator[Batch]) -> Batch:
+    """The next micro batch; a loader's failure becomes a line that says how to go on.
+
+    Raises:
+        LoaderError: a process or thread that reads data failed.
+        UnreadableImageError: as its sources raise it.
+    """
+    try:
+        return next(batches)
+    except UnreadableImageError:
+        raise
+    except (RuntimeError, OSError, ValueError) as error:
+        raise loader_error(run, error) from error
+
+
+def loader_error(run: AnyRun, error: BaseException) -> LoaderError:
+    """What to tell the user when data could not be read."""
+    return LoaderError(
+        f"step {run.step + 1}: the data could not be read ({first_line(error)}). Nothing after the last checkpoint is "
+        "kept; continue with --resume-from latest, with fewer --num-workers if memory ran out."
+    )

@@ -1,0 +1,48 @@
+"""What a run shows on its way: log lines, the loss curve, sample grids, quick FIDs, each also to the tracker."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from d_emo.common.files import written_whole
+from d_emo.train.engine.run import AnyRun
+
+LOG_FILE = "train_log.csv"
+LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second")
+
+
+def log_progress(run: AnyRun, grad_norm: float) -> None:
+    """Write the mean loss since the last line, over all processes, to screen, log file and tracker."""
+    images_per_second = len(run.window) * run.plan.layout.global_batch_size / run.seconds
+    loss = float(run.accelerator.reduce(torch.stack(run.window).mean(), reduction="mean"))
+    published = run.published.mean(run.step - len(run.window), run.step) if run.published else None
+    run.window.clear()
+    run.seconds = 0.0
+    if not run.accelerator.is_main_process:
+        return
+    rate = run.lr_schedule.get_last_lr()[0]
+    remaining = (run.plan.max_train_steps - run.step) * run.plan.layout.global_batch_size / images_per_second
+    run.say(
+        f"step {run.step}: loss {loss:.4f}"
+        + (f" ({loss / published:.3f} of the published)" if published else "")
+        + f", gradient norm {grad_norm:.3f}, learning rate {rate:.2e}, "
+        f"{images_per_second:.1f} images/s, {tqdm.format_interval(remaining)} left"
+    )
+    values = (run.step, loss, grad_norm, rate, images_per_second)
+    with (run.output_dir / LOG_FILE).open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow(values)
+    tracked = dict(zip(LOG_COLUMNS[1:], values[1:], strict=True))
+    run.accelerator.log(tracked | ({"published_loss": published} if published else {}), step=run.step)
+
+
+def truncate_log(path: Path, step: int, columns: Sequence[str] = LOG_COLUMNS) -> None:
+    """Keep the header and the rows up to `step`: a resumed run writes the rest again."""
+    rows = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
+    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])

@@ -1,0 +1,157 @@
+"""The loop of every trainer: steps, log lines, checkpoints, orderly stops. What is learned comes as functions."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.distributed.tensor import DTensor
+from tqdm.auto import tqdm
+
+from d_emo.common.processes import end_workers, is_dead_worker
+from d_emo.images.source import UnreadableImageError
+from d_emo.train.data.batches import Batch
+from d_emo.train.engine import loader, saving
+from d_emo.train.engine.batch_norm import average_statistics
+from d_emo.train.engine.log import log_progress
+from d_emo.train.engine.run import AnyRun, LoaderError, NonFiniteLossError, UnfinishedError
+from d_emo.train.engine.stopping import StopRequest
+
+# The mean loss of a micro batch.
+BatchLoss = Callable[[Batch], torch.Tensor]
+
+
+def run_to_the_end(command: str, run: AnyRun, train: Callable[[], int]) -> None:
+    """Train; errors that a user can mend end with one line, a stop with the shell's code for its signal."""
+    try:
+        code = train()
+    except (UnreadableImageError, NonFiniteLossError, UnfinishedError) as error:
+        sys.exit(f"{command}: {error}")
+    except RuntimeError as error:
+        if not isinstance(error, LoaderError) and not is_dead_worker(error):
+            raise
+        sys.exit(f"{command}: {error if isinstance(error, LoaderError) else loader.loader_error(run, error)}")
+    finally:
+        run.accelerator.end_training()
+        end_workers()
+    if code:
+        sys.exit(code)
+
+
+def train_until_done(
+    run: AnyRun,
+    batches: Iterator[Batch],
+    batch_loss: BatchLoss,
+    *,
+    show: Callable[[], None],
+    score: Callable[[], None],
+) -> int | None:
+    """Step until the end, or until the user interrupts.
+
+    Args:
+        run: what is trained.
+        batches: the rest of its micro batches.
+        batch_loss: the mean loss of one of them, with its graph.
+        show: called after every step, before a checkpoint of it.
+        score: called after every step, after a checkpoint of it, unless the run is stopping.
+
+    Returns:
+        None at the end; or the shell's code for the signal that stopped the run, which was saved.
+    """
+    options, accelerator, last = run.plan.config.run, run.accelerator, run.plan.max_train_steps
+    with (
+        StopRequest() as stop,
+        tqdm(total=last, initial=run.step, unit="step", disable=not accelerator.is_main_process) as bar,
+    ):
+        while run.step < last:
+            started = time.perf_counter()
+            loss, grad_norm = train_step(run, batches, batch_loss)
+            run.seconds += time.perf_counter() - started
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.4f}", grad=f"{grad_norm:.2f}", refresh=False)
+            stopping = stop.agreed(accelerator)
+            due = stopping or run.step == last or run.step % options.checkpoint_every == 0
+            # A line before every checkpoint, so that a resumed run has no losses of half an interval to remember.
+            if due or run.step % options.log_every == 0:
+                log_progress(run, grad_norm)
+            show()
+            if due:
+                saving.save(run)
+            if stopping:
+                run.say(f"stopped at step {run.step}; continue with --resume-from latest")
+                return stop.exit_code
+            score()
+    return None
+
+
+def train_step(run: AnyRun, batches: Iterator[Batch], batch_loss: BatchLoss) -> tuple[torch.Tensor, float]:
+    """One optimizer step over its micro batches.
+
+    Args:
+        run: what is trained.
+        batches: micro batches.
+        batch_loss: the mean loss of one of them, with its graph.
+
+    Returns:
+        This process's mean loss, and the gradient's norm over all processes.
+
+    Raises:
+        NonFiniteLossError: before the weights change.
+        UnreadableImageError: a batch holds an unreadable image and the user chose to stop.
+        LoaderError: a loader process died.
+    """
+    accelerator, options = run.accelerator, run.plan.config.optimization
+    losses, positions, place = [], [], run.place
+    for index in range(run.plan.layout.accumulation):
+        run.statistics.begin_micro_batch(index, run.plan.layout.accumulation)
+        batch = loader.next_batch(run, batches)
+        place = batch.place or place
+        report_bad_images(run, batch)
+        with accelerator.accumulate(run.model):
+            loss = batch_loss(batch)
+            accelerator.backward(loss)
+        losses.append(loss.detach())
+        positions += batch.positions
+    loss = torch.stack(losses).mean()
+    norm = accelerator.clip_grad_norm_(run.model.parameters(), options.max_grad_norm or float("inf"))
+    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if not (grad_norm < float("inf") and bool(torch.isfinite(loss))):
+        raise NonFiniteLossError(describe_non_finite(run, losses, grad_norm, positions))
+    run.optimizer.step()
+    run.lr_schedule.step()
+    run.optimizer.zero_grad()
+    model = accelerator.unwrap_model(run.model)
+    average_statistics(model, accelerator)
+    run.average.update_parameters(model)
+    run.step += 1
+    run.place = place
+    run.window.append(loss)
+    return loss, grad_norm
+
+
+def report_bad_images(run: AnyRun, batch: Batch) -> None:
+    """Stop at unreadable images, or name them and go on, as --on-bad-image says."""
+    for message in batch.bad_images:
+        if run.plan.config.data.on_bad_image == "stop":
+            raise UnreadableImageError(
+                f"{message}. Repair or remove it, or go on without it: --on-bad-image skip. The run stopped at step "
+                f"{run.step}; nothing after the last checkpoint is kept."
+            )
+        tqdm.write(f"skipped: {message}")
+
+
+def describe_non_finite(run: AnyRun, losses: list[torch.Tensor], grad_norm: float, positions: list[int]) -> str:
+    """Where a NaN came from: step, micro batch, samples, parameters."""
+    bad = [index for index, loss in enumerate(losses) if not torch.isfinite(loss)]
+    parameters = [
+        name
+        for name, parameter in run.accelerator.unwrap_model(run.model).named_parameters()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
+    where = f"loss {[round(float(loss), 4) for loss in losses]}, micro batches {bad}" if bad else "finite loss"
+    return (
+        f"step {run.step + 1}, process {run.accelerator.process_index}: {where}, gradient norm {grad_norm}. "
+        f"Samples {positions[0]} to {positions[-1]} of the stream; non-finite gradients in {len(parameters)} "
+        f"parameters, first {parameters[:3]}. The weights were not changed and nothing was saved after step "
+        f"{run.step}; continue from the last checkpoint with a lower --learning-rate or --max-grad-norm."
+    )

@@ -1,0 +1,45 @@
+"""The options that every trainer has: batch, output, length of what is kept."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from d_emo.common.options import option, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Batch and output of any trainer."""
+
+    output_dir: str | None = option(None, "Where everything is written. Default: runs/MODEL-DATA.")
+    global_batch_size: int = option(256, "Images an optimizer step, over all processes.")
+    micro_batch_size: int | None = option(
+        None,
+        "Images a process computes at once; gradients are accumulated over the rest of its share. Default: its whole "
+        "share on a GPU, at most 32 on a CPU. BatchNorm sees one micro batch at a time.",
+    )
+    seed: int = option(0, "Seed of weights and of everything that is drawn.")
+    log_every: int = option(100, "Steps between two log lines.")
+    checkpoint_every: int = option(10_000, "Steps between two checkpoints.")
+    keep_checkpoints: int | None = option(None, "Keep so many of the newest checkpoints. Default: all.")
+    keep_every: int | None = option(None, "With --keep-checkpoints: also those at multiples of so many steps.")
+    report_to: str = option("tensorboard", "Tracker: tensorboard, wandb, another that Accelerate knows, or none.")
+    resume_from: str | None = option(
+        None, "A checkpoint folder, or 'latest': the newest whole one in the output folder."
+    )
+    cpu_threads: int | None = option(None, "Threads a process on a CPU. Default: the cores shared by the processes.")
+    dry_run: bool = option(False, "Print what would run, and stop.")
+
+    def __post_init__(self):
+        positive = ("global_batch_size", "micro_batch_size", "log_every", "checkpoint_every",
+                    "keep_checkpoints", "keep_every", "cpu_threads")  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "must be positive")
+        if self.keep_every and not self.keep_checkpoints:
+            raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
+        require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
+
+    def folder(self, model: str, data: str) -> Path:
+        """--output-dir, or runs/MODEL-DATA with the data's name made fit for a folder."""
+        return Path(self.output_dir or f"runs/{model}-{re.sub(r'[^A-Za-z0-9._-]+', '-', data)}")

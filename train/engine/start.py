@@ -1,0 +1,119 @@
+"""How every trainer starts: processes and trackers, the run's folder, and what a checkpoint brings back."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+
+from d_emo.common.files import remove_partial, write_json
+from d_emo.common.processes import LaunchError, keep_freed_memory, start_processes
+from d_emo.train.data import stream_loader
+from d_emo.train.data.options import DATA_SOURCES
+from d_emo.train.engine import checkpoints
+from d_emo.train.engine.averaging import WeightAverage
+from d_emo.train.engine.batch_norm import StepStatistics
+from d_emo.train.engine.log import LOG_FILE, truncate_log
+from d_emo.train.engine.options import RunOptions
+from d_emo.train.engine.plan import RunPlan
+from d_emo.train.engine.run import AnyRun, Parts
+
+
+def make_accelerator(options: RunOptions, mixed_precision: str | None, folder: Path) -> Accelerator:
+    """The Accelerator of the run: precision, threads and trackers."""
+    report_to = None if options.report_to == "none" else options.report_to
+    try:
+        accelerator = start_processes(
+            options.cpu_threads,
+            mixed_precision=mixed_precision,
+            log_with=report_to,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # see average_statistics
+        )
+    except LaunchError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"--report-to {report_to} / --mixed-precision: {error}") from error
+    if report_to and not accelerator.log_with:
+        raise ValueError(f"--report-to {report_to}: its package is not installed; install it or use --report-to none.")
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"mixed precision {accelerator.mixed_precision} is not supported; use --mixed-precision bf16.")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
+
+
+def announce(plan: RunPlan, accelerator: Accelerator, hint: str) -> None:
+    """Say what would run, first of all what on; `hint` names the options for other data than the digits."""
+    if not accelerator.is_main_process:
+        return
+    if not any(getattr(plan.config.data, name) for name in DATA_SOURCES):
+        print(f"No data was named: training on scikit-learn's handwritten digits ({hint} for yours).")
+    print(plan.describe(), flush=True)
+
+
+def prepare(
+    plan: RunPlan,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lr_schedule: torch.optim.lr_scheduler.LRScheduler,
+    compile_model: Callable[[], None] | None,
+) -> Parts:
+    """Average the model from now on, and hand all to Accelerate.
+
+    Args:
+        plan: what is to be done.
+        accelerator: of the run.
+        model: as it is trained.
+        optimizer, lr_schedule: of the model.
+        compile_model: compiles it; None for no compilation.
+    """
+    statistics = StepStatistics(model, constant=compile_model is not None)
+    average = WeightAverage(model, plan.config.optimization).to(accelerator.device)
+    accelerator.gradient_accumulation_steps = plan.layout.accumulation
+    if compile_model is not None:
+        compile_model()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(lr_schedule)
+    average.shard_like(model)
+    return Parts(model=model, average=average, optimizer=optimizer, statistics=statistics, lr_schedule=lr_schedule)
+
+
+def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callable[[Path], None]) -> None:
+    """Claim the output folder, load the checkpoint if one was asked for, open log and tracker.
+
+    Args:
+        run: what is trained.
+        defaults: of every option; see `check_run_folder`.
+        load_average: reads the averaged weights of a checkpoint's folder.
+
+    Raises:
+        CheckpointError: the folder holds something else, or the checkpoint is damaged.
+    """
+    config, accelerator = run.plan.config, run.accelerator
+    identity, resume_from = run.plan.identity(), config.run.resume_from
+    checkpoints.check_run_folder(run.output_dir, identity, resume_from is not None, defaults)
+    if resume_from:
+        path, manifest, notes = checkpoints.agreed_checkpoint(accelerator, resume_from, run.output_dir)
+        for note in notes:
+            run.say(note)
+        if path is not None:
+            accelerator.load_state(str(path / checkpoints.STATE_FOLDER))
+            load_average(path)
+            run.step = manifest["step"]
+            run.average.n_averaged.fill_(1 + run.step)
+            if run.plan.source.stream is not None:
+                run.place, note = stream_loader.load_place(path / checkpoints.STATE_FOLDER, accelerator)
+                run.say(note)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.output_dir.mkdir(parents=True, exist_ok=True)
+        remove_partial(run.output_dir)
+        write_json(run.output_dir / checkpoints.RUN_FILE, identity)
+        truncate_log(run.output_dir / LOG_FILE, run.step)
+    settings = {name: value for name, value in config.flat().items() if isinstance(value, int | float | str | bool)}
+    accelerator.init_trackers("d_emo", config=settings)
