@@ -136,8 +136,9 @@ def test_two_processes_write_the_same_files(pictures, vae_folder, tmp_path):
 KILL_SCRIPT = """
 import time
 from d_emo.train import encode_latents
-original = encode_latents.encode_moments
-encode_latents.encode_moments = lambda *a: time.sleep(0.3) or original(*a)
+from d_emo.train.diffusion import encoding
+original = encoding.encode_moments
+encoding.encode_moments = lambda *a: time.sleep(0.3) or original(*a)
 encode_latents.main({arguments!r})
 """
 

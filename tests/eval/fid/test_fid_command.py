@@ -18,6 +18,7 @@ from d_emo.eval.fid.extractors import PixelExtractor
 from d_emo.eval.fid.image_sets import open_images
 from d_emo.eval.fid.metrics import frechet_distance, moments_of
 from d_emo.eval.fid.scoring import load_scores
+from d_emo.pipelines import DEMOPipeline
 
 SCORED = ("fid", "precision", "recall", "kid")
 
@@ -69,7 +70,7 @@ def test_a_second_score_computes_nothing_again(capsys, grey_model, tmp_path, mon
     first, _ = evaluate(capsys, *model_arguments(grey_model, tmp_path))
     scores = load_scores(tmp_path / "out" / "scores.json").values
     monkeypatch.setattr(PixelExtractor, "__call__", lambda *_: pytest.fail("features were computed again"))
-    monkeypatch.setattr(evaluate_fid.DEMOPipeline, "__call__", lambda *_, **__: pytest.fail("images were drawn again"))
+    monkeypatch.setattr(DEMOPipeline, "__call__", lambda *_, **__: pytest.fail("images were drawn again"))
     code, printed = evaluate(capsys, *model_arguments(grey_model, tmp_path))
     assert first == code == 0, printed
     assert load_scores(tmp_path / "out" / "scores.json").values == scores
@@ -147,7 +148,8 @@ def test_three_processes_give_the_images_and_scores_of_one(grey_model, capsys, t
     script = tmp_path / "both.py"
     script.write_text(
         "import sys\n"
-        "from d_emo.eval.evaluate_fid import evaluate, parse_options\n"
+        "from d_emo.eval.evaluate_fid import parse_options\n"
+        "from d_emo.eval.fid.command import evaluate\n"
         "from d_emo.common.processes import start_processes\n"
         "accelerator = start_processes()\n"
         "for line in sys.argv[1:]:\n"

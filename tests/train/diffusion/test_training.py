@@ -16,7 +16,7 @@ from helpers.training import TINY, assert_same_bits, losses, run_here, train_to_
 from safetensors.torch import load_file
 
 from d_emo import DEMOPipeline
-from d_emo.kernels import cpu
+from d_emo.kernels.cpp import build
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -229,7 +229,7 @@ def test_another_runs_folder_is_not_touched(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.skipif(bool(cpu.obstacle()), reason=f"no C++ kernels here: {cpu.obstacle()}")
+@pytest.mark.skipif(bool(build.obstacle()), reason=f"no C++ kernels here: {build.obstacle()}")
 @pytest.mark.parametrize("steps", [15, pytest.param(50, marks=pytest.mark.slow)])
 def test_kernels_leave_the_losses_of_digits_steps_as_they_were_to_1e_4(tmp_path, capsys, steps):
     arguments = ["--config", ROOT / "train" / "configs" / "digits.yaml", "--max-train-steps", steps]
