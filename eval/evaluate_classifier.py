@@ -23,11 +23,14 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import d_emo  # noqa: F401  makes transformers know EMOv2
 from d_emo.common.files import write_json, written_whole
+from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
 from d_emo.eval.classification.accuracy import Predictions, predict
+from d_emo.images.decode import UnreadableImageError
+from d_emo.images.digits import digits_source
 from d_emo.images.labels import LabelResolver
 from d_emo.images.open_source import open_source
-from d_emo.images.source import ImageSource, UnreadableImageError, digits_source, first_line, held_out
+from d_emo.images.source import ImageSource, held_out
 
 # More classes than this are drawn without their names.
 NAMED_CLASSES = 40
@@ -51,7 +54,7 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     try:
         model, processor = open_classifier(options.model)
-        source, note = align_labels(open_images(options), model.config.id2label)
+        source, note = align_labels(chosen_images(options), model.config.id2label)
     except ValueError as error:
         sys.exit(f"evaluate_classifier: {error}")
     device = default_device()
@@ -107,7 +110,7 @@ def open_classifier(name: str) -> tuple[Any, Any]:
         raise ValueError(f"--model {name} does not load as an image classifier ({first_line(error)}).") from error
 
 
-def open_images(options: argparse.Namespace) -> ImageSource:
+def chosen_images(options: argparse.Namespace) -> ImageSource:
     """The images that the options name.
 
     Raises:

@@ -20,7 +20,8 @@ from sklearn.svm import SVC
 
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.common.files import write_json
-from d_emo.images.source import digits_source, to_tensor
+from d_emo.images.decode import to_tensor
+from d_emo.images.digits import digits_source
 from d_emo.pipelines import DEMOPipeline
 
 # Samples closer to a real image than this share of real images are to each other count as suspiciously close.

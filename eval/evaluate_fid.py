@@ -25,7 +25,7 @@ from d_emo.common.processes import keep_freed_memory, start_processes
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.evaluation import Evaluator
 from d_emo.eval.fid.extractors import FeatureExtractor, make_extractor
-from d_emo.eval.fid.image_sets import ImageSet, open_images
+from d_emo.eval.fid.image_sets import ImageSet, open_set
 from d_emo.eval.fid.protocol import (
     PRESET_NOTES,
     PUBLISHED_400K,
@@ -140,7 +140,7 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
         extractor = make_extractor(options.features, options.inception_weights, not options.unverified_inception)
     extractor.to(accelerator.device)
     if options.samples:
-        images = open_images(options.samples, image_column=options.image_column).first(options.num_images)
+        images = open_set(options.samples, image_column=options.image_column).first(options.num_images)
         folder = Path(options.output_dir or f"evaluation/{images.name}")
         evaluator = make_evaluator(options, accelerator, extractor, images.shape[1], images.shape[3])
         scores = evaluator.score_images(images, folder)
@@ -204,7 +204,7 @@ def evaluate_models(
         if accelerator.is_main_process:
             print(f"{model}\n{format_scores(scores, extractor.name, settings.num_images)}", flush=True)
         if options.export_npz:
-            export(options, accelerator, open_images(str(target)))
+            export(options, accelerator, open_set(str(target)))
     return entries, folder
 
 

@@ -10,7 +10,8 @@ from conftest import ROOT, Trainer, run_here, torchrun, train_to_the_end
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from d_emo.images.source import digits_source, held_out
+from d_emo.images.digits import digits_source
+from d_emo.images.source import held_out
 from d_emo.train import train_classifier
 
 # A real network of 10,000 parameters, everything else as a user would run it.

@@ -5,7 +5,8 @@ import PIL.Image
 import pytest
 import torch
 
-from d_emo.images.source import UnreadableImageError, center_crop, digits_source, to_tensor
+from d_emo.images.decode import UnreadableImageError, center_crop, to_tensor
+from d_emo.images.digits import digits_source
 from d_emo.train.data.batches import Pixels, TrainingImages, collate
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import load_source

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from conftest import randomize
 
-from d_emo.images.source import UnreadableImageError
+from d_emo.images.decode import UnreadableImageError
 from d_emo.train import train_dit
 from d_emo.train.data.batches import Batch
 from d_emo.train.data.sources import load_source

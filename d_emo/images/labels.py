@@ -143,5 +143,10 @@ class LabelResolver:
         )
 
 
+def same_form(name: str) -> str:
+    """A name as it is compared: without spaces around it."""
+    return name.strip()
+
+
 def _fold(name: str) -> str:
     return " ".join(name.split()).casefold()

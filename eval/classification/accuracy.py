@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from d_emo.images.source import ImageSource, UnreadableImageError
+from d_emo.images.decode import UnreadableImageError
+from d_emo.images.source import ImageSource
 
 TOP = 5
 

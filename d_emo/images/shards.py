@@ -9,34 +9,43 @@ import glob
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from d_emo.common.files import cache_folder
+from d_emo.common.files import cache_folder, written_by_one_of_many
+from d_emo.images.decode import decode
 from d_emo.images.labels import english_names
-from d_emo.images.source import IMAGE_SUFFIXES, ImageSource, decode, default_resolution
+from d_emo.images.listing import IMAGE_SUFFIXES
+from d_emo.images.source import ImageSource, default_resolution
+from d_emo.images.stored_labels import class_ids, no_classes
 
 LABEL_SUFFIXES = (".cls", ".json")
 # Changes when the cached list does.
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where each image is: shard number, offset and length in bytes, label; arrays of (N,), in the shards' order."""
+    """Where each image is, and its class, in the shards' order.
+
+    Attributes:
+        shards, offsets, lengths: (N,) number of the shard, place and length in it in bytes.
+        labels: (N,) class ids; zeros where classes are not wanted.
+        names: class names by id.
+    """
 
     shards: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
     labels: np.ndarray
+    names: np.ndarray
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -84,7 +93,7 @@ def tar_source(pattern: str, label_column: str | None = "cls", class_names: Sequ
         ValueError: no shards, no images, no labels, a damaged shard, or a label without a name; the message says which.
     """
     paths = expand_shards(pattern)
-    index, words = read_index(paths, label_column)
+    index = read_index(paths, label_column, class_names)
 
     def read(position: int) -> PIL.Image.Image:
         path = paths[index.shards[position]]
@@ -93,57 +102,38 @@ def tar_source(pattern: str, label_column: str | None = "cls", class_names: Sequ
             content = file.read(index.lengths[position])
         return decode(io.BytesIO(content), f"{path}, image {position} at byte {index.offsets[position]}")
 
-    labels, names = _named_labels(index.labels, words, class_names) if label_column else (index.labels, [])
     return ImageSource(
         name=re.sub(r"[-_]*\{.*?\}|[-_]*\*", "", Path(pattern).stem) or Path(pattern).parent.name,
         size=len(index.labels),
         read=read,
-        labels=labels,
-        id2label=dict(enumerate(english_names(names))),
+        labels=index.labels,
+        id2label=dict(enumerate(english_names(index.names.tolist()))),
         resolution=default_resolution(read, len(index.labels)),
+        files=paths,
     )
 
 
-def _named_labels(
-    labels: np.ndarray, words: list[str], class_names: Sequence[str] | None
-) -> tuple[np.ndarray, list[str]]:
-    """Class ids and names; `words` are the labels where they are no numbers."""
-    if words:
-        names = list(class_names or sorted(set(words)))
-        ids = {name: number for number, name in enumerate(names)}
-        unknown = sorted({word for word in words if word not in ids})
-        if unknown:
-            raise ValueError(f"label {unknown[0]!r} is not among the {len(names)} --class-names.")
-        return np.array([ids[words[label]] for label in labels], dtype=np.int64), names
-    names = list(class_names or map(str, range(int(labels.max()) + 1)))
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, --class-names has {len(names)} names.")
-    return labels, names
-
-
-def read_index(paths: Sequence[Path], label_column: str | None) -> tuple[TarIndex, list[str]]:
-    """The list of a set of shards, from the cache or by reading them, and the labels where they are words."""
-    digest = hashlib.sha256(repr((INDEX_FORMAT, label_column)).encode())
+def read_index(paths: Sequence[Path], label_column: str | None, class_names: Sequence[str] | None) -> TarIndex:
+    """The list of a set of shards, from the cache or by reading them."""
+    digest = hashlib.sha256(repr((INDEX_FORMAT, label_column, class_names)).encode())
     for path in paths:
         status = path.stat()
         digest.update(repr((str(path.resolve()), status.st_size, status.st_mtime_ns)).encode())
     cached = cache_folder() / "tar-index" / f"{digest.hexdigest()[:32]}.npz"
     if cached.is_file():
         with np.load(cached, allow_pickle=False) as stored:
-            index = TarIndex(*(stored[name] for name in ("shards", "offsets", "lengths", "labels")))
-            return index, stored["words"].tolist()
-    index, words = _list_shards(paths, label_column)
+            return TarIndex(**{field.name: stored[field.name] for field in fields(TarIndex)})
+    index = _list_shards(paths, label_column, class_names)
     cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_name(f".partial-{os.getpid()}-{cached.name}")  # several processes may write the same
-    with partial.open("wb") as file:
-        np.savez(file, **vars(index), words=np.array(words, dtype=np.str_))
-    partial.replace(cached)
-    return index, words
+    with written_by_one_of_many(cached) as partial, partial.open("wb") as file:
+        np.savez(file, **vars(index))
+    return index
 
 
-def _list_shards(paths: Sequence[Path], label_column: str | None) -> tuple[TarIndex, list[str]]:
+def _list_shards(paths: Sequence[Path], label_column: str | None, class_names: Sequence[str] | None) -> TarIndex:
     rows: list[tuple[int, int, int]] = []
     labels: list[Any] = []
+    keys: list[str] = []
     for number, path in enumerate(paths):
         images: dict[str, tuple[int, int, int]] = {}
         found: dict[str, Any] = {}
@@ -156,8 +146,8 @@ def _list_shards(paths: Sequence[Path], label_column: str | None) -> tuple[TarIn
                     if f".{suffix}" in IMAGE_SUFFIXES:
                         images[key] = (number, member.offset_data, member.size)
                     elif label_column and f".{suffix}" in LABEL_SUFFIXES:
-                        label = _label(archive.extractfile(member).read(), suffix, label_column)  # type: ignore[union-attr]
-                        if label is not None:
+                        content = archive.extractfile(member).read()  # type: ignore[union-attr]
+                        if (label := _label(content, suffix, label_column)) is not None:
                             found[key] = label
                 # The end of a tar file is a block of zeros; without it tarfile just stops.
                 if path.stat().st_size < archive.offset + tarfile.BLOCKSIZE:
@@ -172,16 +162,13 @@ def _list_shards(paths: Sequence[Path], label_column: str | None) -> tuple[TarIn
                 f"{label_column!r} in {without[0]}.json (--label-column). Or train without classes: --unconditional."
             )
         rows += images.values()
-        labels += [found.get(key, 0) for key in images]
+        labels += [found.get(key) for key in images]
+        keys += [f"{path}: {key}" for key in images]
     if not rows:
         raise ValueError("there are no images in these shards.")
-    words: list[str] = []
-    if any(isinstance(label, str) for label in labels):
-        words = sorted({str(label) for label in labels})
-        ids = {word: position for position, word in enumerate(words)}
-        labels = [ids[str(label)] for label in labels]
     shards, offsets, lengths = np.array(rows, dtype=np.int64).T
-    return TarIndex(shards, offsets, lengths, np.array(labels, dtype=np.int64)), words
+    ids, names = class_ids(labels, class_names, keys.__getitem__) if label_column else no_classes(len(rows))
+    return TarIndex(shards, offsets, lengths, ids, np.array(names, dtype=np.str_))
 
 
 def _split_name(name: str) -> tuple[str, str, str]:
@@ -191,10 +178,7 @@ def _split_name(name: str) -> tuple[str, str, str]:
     return f"{folder}/{key}" if folder else key, dot, suffix.lower()
 
 
-def _label(content: bytes, suffix: str, label_column: str) -> int | str | None:
-    """The label of a `.cls` or `.json` member; None if the latter has none."""
+def _label(content: bytes, suffix: str, label_column: str) -> Any:
+    """The label of a `.cls` or `.json` member as it stands there; None if there is none."""
     text = content.decode("utf-8").strip()
-    value = text if suffix == "cls" else json.loads(text).get(label_column)
-    if isinstance(value, str):
-        return int(value) if re.fullmatch(r"-?\d+", value) else value
-    return None if value is None else int(value)
+    return text if suffix == "cls" else json.loads(text).get(label_column)
