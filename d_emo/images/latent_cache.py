@@ -14,6 +14,7 @@ import torch
 
 from d_emo.common.files import write_json, written_whole
 from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
+from d_emo.images.decode import DECODE_VERSION
 from d_emo.images.source import ImageSource, no_image
 
 LABELS, REPLACED_PATTERN = "labels.npy", "replaced-*.json"
@@ -40,6 +41,7 @@ class CacheManifest:
         vae: what the user named; vae_digest: hash of its weights.
         scaling_factor, shift_factor: of the VAE's configuration.
         shard_size: images a file.
+        decode_version: of the rule by which the pictures were read, `d_emo.images.decode.DECODE_VERSION`.
     """
 
     source: str
@@ -55,6 +57,7 @@ class CacheManifest:
     scaling_factor: float
     shift_factor: float
     shard_size: int
+    decode_version: int = DECODE_VERSION
 
     def file_shape(self, shard: range) -> tuple[int, ...]:
         """Shape of a file's array."""
@@ -110,9 +113,17 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
             f"{folder}: there are no latents (no {MANIFEST}); write some with train/encode_latents.py."
         )
     try:
-        return CacheManifest(**{**content, "shape": tuple(content["shape"])})
+        content = {"decode_version": 1, **content}  # older folders do not say it
+        manifest = CacheManifest(**{**content, "shape": tuple(content["shape"])})
     except (ValueError, TypeError, KeyError) as error:
         raise LatentCacheError(f"{folder / MANIFEST} is damaged ({error}); {remedy}.") from error
+    if manifest.decode_version != DECODE_VERSION:
+        raise LatentCacheError(
+            f"{folder}: its pictures were read by rule {manifest.decode_version}, now it is {DECODE_VERSION} (orientation, "
+            f"16 bits, transparency). Encode {manifest.source} again: python train/encode_latents.py --vae {manifest.vae} "
+            f"--resolution {manifest.resolution} --output-dir {folder}-{DECODE_VERSION}, and the options that name it."
+        )
+    return manifest
 
 
 class LatentCache:

@@ -66,6 +66,7 @@ class ImageSource:
         latents: what stands for the images where they were encoded beforehand; `read` then raises.
         stream: what is read instead of `read`, which then raises, and `labels`, which are empty.
         files: what the images lie in, where that is a list of files.
+        note: what was left out of them, for people.
     """
 
     name: str
@@ -80,11 +81,14 @@ class ImageSource:
     latents: EncodedLatents | None = None
     stream: ImageStream | None = None
     files: Sequence[Path] = ()
+    note: str = ""
 
     def describe_size(self) -> str:
         """How many images, for people."""
         count = f"{self.size:,} images" if self.size else "images of unknown number"
-        return count if self.stream is None else f"{count} in a stream of {self.stream.num_shards} files"
+        if self.stream is not None:
+            return f"{count} in a stream of {self.stream.num_shards} files"
+        return f"{count} ({self.note})" if self.note else count
 
     @property
     def fingerprint(self) -> str:

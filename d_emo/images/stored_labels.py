@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from d_emo.images.labels import same_form
+from d_emo.images.labels import class_name
 
 Kind = Literal["number", "word", "truth value"]
 # So many places are named; the others are counted.
@@ -28,11 +28,17 @@ class ClassNames:
 
     Args:
         names: by class id.
+
+    Raises:
+        ValueError: a name stands twice.
     """
 
     def __init__(self, names: Sequence[str]):
-        self.names = list(names)
-        self._ids = {same_form(name): number for number, name in enumerate(names)}
+        self.names = [class_name(name) for name in names]
+        self._ids = {name: number for number, name in enumerate(self.names)}
+        if len(self._ids) < len(self.names):
+            twice = sorted({name for name in self.names if self.names.count(name) > 1})
+            raise ValueError(f"class names stand for several ids: {', '.join(twice[:3])}.")
 
     def id(self, value: Any) -> int:
         """The class id of a stored label.
@@ -135,7 +141,7 @@ def classify(value: Any) -> tuple[Kind | None, Any]:
     if isinstance(value, bool | np.bool_):
         return "truth value", bool(value)
     if isinstance(value, str):
-        word = same_form(value)
+        word = class_name(value)
         return ("word", word) if word else (None, "no label")
     if isinstance(value, float | np.floating):
         if math.isnan(value):

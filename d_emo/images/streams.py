@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from d_emo.common.messages import first_line, printable
 from d_emo.images.decode import UnreadableImageError, decode
 from d_emo.images.labels import english_names
+from d_emo.images.listing import hidden_path
 from d_emo.images.source import EncodedImage, ImageSource, no_image, power_of_two_side
 from d_emo.images.stored_labels import ClassNames
 from d_emo.images.tables import (
     IMAGE_COLUMN,
     LABEL_COLUMN,
+    as_files,
     find_columns,
     load_dataset,
     source_name,
     stored_file,
-    undecoded,
 )
 
 
@@ -55,10 +57,12 @@ class DatasetStream:
         shuffled = self.dataset.shuffle(seed=seed % 2**32, buffer_size=self.buffer_size)
         share = split_dataset_by_node(shuffled, rank=rank, world_size=world_size)
         share.set_epoch(epoch)
-        for row in share:
-            stored = row[self.image_column]
-            name = row.get("__key__") or stored["path"] or "an image of the stream"
-            yield EncodedImage(stored_file(stored), self._label(row, name), str(name))
+        for row in _rows(share):
+            key, stored = row.get("__key__"), row[self.image_column]
+            if key and hidden_path(key):
+                continue
+            name = printable(str(key or (stored and stored["path"]) or "an image of the stream"))
+            yield EncodedImage(stored_file(stored), self._label(row, name), name)
 
     def _label(self, row: dict[str, Any], name: str) -> int:
         if self.label_column is None:
@@ -67,6 +71,13 @@ class DatasetStream:
             return self.classes.id(row[self.label_column])
         except ValueError as error:
             raise ValueError(f"{name}: {error} (--class-names).") from None
+
+
+def _rows(share: Any) -> Iterator[dict[str, Any]]:
+    try:
+        yield from share
+    except Exception as error:  # parsers of damaged files fail in any way
+        raise ValueError(f"the stream cannot be read on ({printable(first_line(error))})") from error
 
 
 def streamed_source(
@@ -95,23 +106,23 @@ def streamed_source(
         raise ValueError("its files do not tell their columns' types; use parquet or WebDataset files.")
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
     feature = dataset.features.get(label_column)
-    names = list(getattr(feature, "names", None) or class_names or [])
-    if label_column is not None and not names:
+    classes = ClassNames(getattr(feature, "names", None) or class_names or [])
+    if label_column is not None and not classes.names:
         raise ValueError(
             f"column {label_column!r} has no class names, which a stream cannot collect by itself; pass "
             "--class-names FILE (one a line, or JSON; 'imagenet' for ImageNet's) or --unconditional."
         )
-    dataset = dataset.cast_column(image_column, undecoded())
+    dataset = as_files(dataset, image_column)
     split_info = (dataset.info.splits or {}).get(split)
     stream = DatasetStream(
         dataset=dataset,
         image_column=image_column,
         label_column=label_column,
-        classes=ClassNames(names),
+        classes=classes,
         buffer_size=buffer_size,
     )
     try:
-        first = next(iter(dataset))[image_column]
+        first = next(_rows(dataset))[image_column]
         resolution = power_of_two_side(decode(stored_file(first), "the first image"))
     except StopIteration:
         raise ValueError("there are no images in it.") from None
@@ -122,7 +133,7 @@ def streamed_source(
         size=getattr(split_info, "num_examples", 0) or 0,
         read=no_image(f"{name} is a stream"),
         labels=np.zeros(0, dtype=np.int64),
-        id2label=dict(enumerate(english_names(names))) if label_column is not None else {},
+        id2label=dict(enumerate(english_names(classes.names))) if label_column is not None else {},
         resolution=resolution,
         stream=stream,
     )

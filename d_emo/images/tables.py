@@ -1,7 +1,7 @@
 """Tables of pictures that the package `datasets` opens, read by index. `streams` reads the same as they come."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> 
             files = {split: expand_braces(name)}
             return datasets.load_dataset(builder, data_files=files, split=split, streaming=streaming)
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # parsers of damaged files fail in any way
         raise ValueError(
             f"cannot be opened ({first_line(error)}). It is looked for as a local path, then on the Hub; when "
             "offline, pass a .parquet file or a folder."
@@ -52,7 +52,7 @@ def find_columns(features: Any, image_column: str, label_column: str | None) -> 
     import datasets
 
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    classes = [name for name, feature in features.items() if hasattr(feature, "names")]
+    classes = [name for name, feature in features.items() if getattr(feature, "names", None)]
     if image_column == IMAGE_COLUMN and IMAGE_COLUMN not in features and len(images) == 1:
         image_column = images[0]
     if label_column == LABEL_COLUMN and LABEL_COLUMN not in features:
@@ -72,9 +72,27 @@ def source_name(name: str) -> str:
     return Path(name).stem if Path(name).suffix in BUILDERS else name.replace("/", "--")
 
 
-def stored_file(stored: dict[str, Any]) -> Any:
-    """What to open of an undecoded image: its bytes, or the path where it lies."""
-    return io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]
+def stored_file(stored: Any) -> Any:
+    """What to open of an undecoded image: its bytes, or the path where it lies; None where there is nothing."""
+    if not isinstance(stored, Mapping):
+        return None
+    return stored.get("path") if stored.get("bytes") is None else io.BytesIO(stored["bytes"])
+
+
+def as_files(data: Any, column: str) -> Any:
+    """A table or stream whose images stay files.
+
+    Raises:
+        ValueError: the column holds something else.
+    """
+    import datasets
+
+    try:
+        return data.cast_column(column, datasets.Image(decode=False))
+    except Exception as error:
+        raise ValueError(
+            f"column {column!r} holds {data.features[column]}, not pictures ({first_line(error)}); set --image-column."
+        ) from error
 
 
 def datasets_source(
@@ -108,12 +126,12 @@ def datasets_source(
         stored_names = getattr(table.features[label_column], "names", None)
         values = table.select_columns([label_column]).with_format("arrow")[:][label_column].to_pylist()
         labels, names = class_ids(values, stored_names or class_names, lambda row: f"split {split!r}, row {row}")
-    images = table.select_columns([image_column])
-    images = images.cast_column(image_column, undecoded())
+    images = as_files(table.select_columns([image_column]), image_column)
 
     def read(index: int) -> PIL.Image.Image:
         stored = images[index][image_column]
-        return decode(stored_file(stored), f"{name}, row {index}" + (f" ({stored['path']})" if stored["path"] else ""))
+        path = f" ({stored['path']})" if stored and stored["path"] else ""
+        return decode(stored_file(stored), f"{name}, row {index}{path}")
 
     return ImageSource(
         name=source_name(name),
@@ -124,10 +142,3 @@ def datasets_source(
         resolution=default_resolution(read, len(table)),
         files=[Path(name)] if Path(name).is_file() else (),
     )
-
-
-def undecoded() -> Any:
-    """The type of a column of images that stay files."""
-    import datasets
-
-    return datasets.Image(decode=False)

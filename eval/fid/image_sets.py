@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 from d_emo.common.files import file_digest
 from d_emo.common.shards import MANIFEST, read_manifest
 from d_emo.eval.fid import archives
-from d_emo.images.decode import UnreadableImageError, center_crop, to_pixels
+from d_emo.images.decode import DECODE_VERSION, UnreadableImageError, center_crop, to_pixels
 from d_emo.images.digits import digits_source
 from d_emo.images.folders import folder_source
+from d_emo.images.shards import tar_source
 from d_emo.images.source import ImageSource
 from d_emo.images.tables import datasets_source
 
@@ -27,6 +28,8 @@ SHARD_PATTERN = "samples-*.npz"
 SLOW_HASH = 5000
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 DIGITS = "digits"
+SHUFFLED = "taken in a fixed shuffled order"
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,13 @@ class ImageSet:
         return replace(self, shape=(*self.shape[:3], 3), read=read, fingerprint=f"{self.fingerprint}-rgb")
 
 
-def open_set(source: str, side: int | None = None, image_column: str = "image") -> ImageSet:
+def open_set(source: str, size: Size | None = None, image_column: str = "image") -> ImageSet:
     """Open a set of images.
 
     Args:
-        source: "digits", an .npz file, a .parquet file, a folder of images, or a folder of samples of this package.
-        side: crop and resize to this side as ADM prepares ImageNet; without it all images must have one size.
+        source: "digits", an .npz file, a .parquet file, .tar shards, a folder of images, or a folder of samples of this
+            package.
+        size: (height, width) to crop and resize to, as ADM prepares ImageNet; without it all images must have one size.
         image_column: column of a parquet file that holds the images.
 
     Raises:
@@ -95,7 +99,7 @@ def open_set(source: str, side: int | None = None, image_column: str = "image") 
     path = Path(source)
     if source == DIGITS:
         digits = digits_source()
-        return view(digits, side or digits.resolution, f"scikit-learn's digits, {digits.size}")
+        return view(digits, size or (digits.resolution, digits.resolution), f"scikit-learn's digits, {digits.size}")
     if source.endswith(".npz"):
         return _from_archive(path)
     if source.endswith(".parquet"):
@@ -105,7 +109,13 @@ def open_set(source: str, side: int | None = None, image_column: str = "image") 
             table = datasets_source(source, image_column=image_column, label_column=None)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-        return view(table, side, content_hash(table.files))
+        return view(table, size, content_hash(table.files))
+    if source.endswith(".tar"):
+        try:
+            shards = tar_source(source, None)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        return view(shards, size, content_hash(shards.files))
     if not path.is_dir():
         raise ValueError(f"{source}: there is no such folder, .npz or .parquet file.")
     for folder in (path, path / "samples"):
@@ -115,26 +125,26 @@ def open_set(source: str, side: int | None = None, image_column: str = "image") 
         pictures = folder_source(path, unconditional=True)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    return view(pictures, side, content_hash(pictures.files, path))
+    return view(pictures, size, content_hash(pictures.files, path))
 
 
-def view(source: ImageSource, side: int | None, content: str) -> ImageSet:
+def view(source: ImageSource, size: Size | None, content: str) -> ImageSet:
     """A source in a fixed shuffled order (folders and tables are often sorted by class).
 
     Args:
         source: its images.
-        side: crop and resize to this side as ADM prepares ImageNet; without it all images must have one size.
+        size: (height, width) to crop and resize to, as ADM prepares ImageNet; without it all images must have one size.
         content: stands for what the images hold; their number, classes and size are added.
     """
     order = np.random.RandomState(0).permutation(source.size)
-    width, height = (side, side) if side else _read(source, order[0]).size
+    height, width = size or _read(source, order[0]).size[::-1]
 
     def read(start: int, stop: int) -> np.ndarray:
         images = []
         for index in order[start:stop]:
             image = _read(source, index)
-            if side:
-                image = center_crop(image, side)
+            if size:
+                image = center_crop(image, width, height)
             if image.size != (width, height):
                 raise ValueError(
                     f"{source.name}: image {index} is {image.width} x {image.height}, the first one is {width} x "
@@ -147,9 +157,9 @@ def view(source: ImageSource, side: int | None, content: str) -> ImageSet:
         name=source.name,
         shape=(source.size, height, width, source.channels),
         read=read,
-        fingerprint=hashlib.sha256(f"{content} {source.fingerprint} {side}".encode()).hexdigest(),
+        fingerprint=hashlib.sha256(f"{content} {source.fingerprint} {size} {DECODE_VERSION}".encode()).hexdigest(),
         labels=source.labels[order] if source.id2label else None,
-        notes=(*_lossy_note(source.files, side), "taken in a fixed shuffled order"),
+        notes=(*_lossy_note(source.files, size), *([source.note] if source.note else []), SHUFFLED),
     )
 
 
@@ -160,10 +170,10 @@ def _read(source: ImageSource, index: int) -> PIL.Image.Image:
         raise ValueError(f"{error}; repair or remove it.") from error
 
 
-def _lossy_note(files: Sequence[Path], side: int | None) -> list[str]:
+def _lossy_note(files: Sequence[Path], size: Size | None) -> list[str]:
     """A warning of samples whose compression is scored with them; references are JPEG files as a rule."""
     lossy = [path for path in files if path.suffix.lower() in LOSSY_SUFFIXES]
-    if not lossy or side is not None:
+    if not lossy or size is not None:
         return []
     return [f"{len(lossy)} of {len(files)} images are JPEG ({lossy[0].name}): compression moves every score; save "
             "samples as PNG or .npz."]  # fmt: skip
@@ -176,7 +186,11 @@ def _from_archive(path: Path) -> ImageSet:
     images = archives.map_images(path)
     if not len(images):
         raise ValueError(f"{path}: {archives.IMAGES_KEY} holds no images.")
-    return ImageSet(path.name, images.shape, lambda start, stop: np.array(images[start:stop]), content_hash([path]))
+    order = np.random.RandomState(0).permutation(len(images))  # files are often sorted by class
+    fingerprint = f"{content_hash([path])}-shuffled"
+    return ImageSet(
+        path.name, images.shape, lambda start, stop: images[order[start:stop]], fingerprint, notes=[SHUFFLED]
+    )
 
 
 def from_shards(folder: Path) -> ImageSet:

@@ -62,7 +62,7 @@ def load_reference(
     cache: Path,
     accelerator: Accelerator,
     *,
-    side: int | None = None,
+    size: tuple[int, int] | None = None,
     channels: int = 3,
     count: int | None = None,
     image_column: str = "image",
@@ -77,7 +77,7 @@ def load_reference(
         extractor: of the samples' features.
         cache: folder of features.
         accelerator: the processes.
-        side: crop and resize the images to this side as ADM prepares ImageNet.
+        size: (height, width) to crop and resize the images to, as ADM prepares ImageNet.
         channels: of the samples; a grey reference becomes a colour one beside colour samples.
         count: take so many of its images; statistics of a file stay what they are.
         image_column: column of a parquet file.
@@ -107,7 +107,7 @@ def load_reference(
                 f"--reference {source}: it holds {', '.join(sorted(keys)) or 'nothing'}; wanted: {wanted}."
             )
     else:
-        images = open_set(source, side, image_column)
+        images = open_set(source, size, image_column)
         fingerprint = images.fingerprint
     store = None
     if images is not None:
