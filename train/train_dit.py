@@ -3,227 +3,24 @@
     accelerate launch train/train_dit.py --config train/configs/digits.yaml
     accelerate launch train/train_dit.py --model D-EMOv2-B-2 --train-data-dir imagenet/train --resolution 256
 
-The same script runs on a CPU, a GPU or many; options are in `config.py`. It writes a folder that
-`DEMOPipeline.from_pretrained` loads.
+The same script runs on a CPU, a GPU or many; options are in `diffusion/config.py`, the way from there in
+`diffusion/trainer.py`. It writes a folder that `DEMOPipeline.from_pretrained` loads.
 """
 
 import sys
-from collections.abc import Iterable
-from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-
-from d_emo.common.processes import is_sharded
-from d_emo.images.latents import encode_images, sample_latents
-from d_emo.kernels import set_backend
-from d_emo.train.data import stream, stream_loader
-from d_emo.train.data.batches import Batch, Pixels, TrainingLatents
-from d_emo.train.data.options import DATA_SOURCES
-from d_emo.train.data.sources import load_source
-from d_emo.train.diffusion import lora
-from d_emo.train.diffusion.config import TrainConfig, parse_config
-from d_emo.train.diffusion.in_loop_fid import make_in_loop_fid
-from d_emo.train.diffusion.model_card import model_card
-from d_emo.train.diffusion.on_track import published_loss
-from d_emo.train.diffusion.plan import Plan, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
-from d_emo.train.diffusion.run import Run
-from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
-from d_emo.train.engine import checkpoints, hub, loader, loop, start
-from d_emo.train.engine.averaging import WeightAverage
-from d_emo.train.engine.batch_norm import StepStatistics
+from d_emo.train.diffusion.config import parse_config
 
 
 def main(arguments: list[str]) -> None:
-    """Set up, train, save."""
+    """Read the options, then train."""
     try:
         config = parse_config(arguments)
-        source = load_source(config.data)
-        accelerator = start.make_accelerator(
-            config.run, config.optimization.mixed_precision, output_dir(config, source)
-        )
-        if config.model.kernels:
-            set_backend(config.model.kernels)
-        plan = make_plan(config, source, accelerator)
-        if accelerator.is_main_process:
-            print(announcement(plan), flush=True)
-        if config.run.dry_run:
-            return
-        run = make_run(plan, accelerator)
-        start_or_resume(run)
     except ValueError as error:
         sys.exit(f"train_dit: {error}")
-    loop.run_to_the_end("train_dit", run, lambda: train(run))
+    from d_emo.train.diffusion import trainer  # seconds of imports, which --help does without
 
-
-def announcement(plan: Plan) -> str:
-    """The lines that say what runs, first of all what on."""
-    data = plan.config.data
-    default = not any(getattr(data, name) for name in DATA_SOURCES)
-    note = "No data was named: training on scikit-learn's handwritten digits (--dataset or --train-data-dir for yours)."
-    return "\n".join([note, plan.describe()] if default else [plan.describe()])
-
-
-def make_run(plan: Plan, accelerator: Accelerator) -> Run:
-    """Build model, average, optimizer and schedule, and hand them to Accelerate."""
-    config = plan.config
-    set_seed(config.run.seed % 2**32)
-    if config.model.lora_rank is not None and is_sharded(accelerator):
-        raise ValueError(f"--lora-rank {config.model.lora_rank}: adapters are small; launch without FSDP.")
-    model = plan.build_trained()
-    statistics = StepStatistics(model, constant=config.model.compile)
-    average = WeightAverage(model, config.optimization).to(accelerator.device)
-    if config.model.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    optimizer = make_optimizer(model, config.optimization)
-    lr_schedule = make_lr_schedule(optimizer, config)
-    if plan.vae is not None:
-        plan.vae.to(accelerator.device)
-    accelerator.gradient_accumulation_steps = plan.layout.accumulation
-    if config.model.compile:
-        model.compile_repeated_blocks(fullgraph=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(lr_schedule)
-    average.shard_like(model)
-    published = average.module
-    if is_sharded(accelerator) or config.model.lora_rank is not None:
-        published = plan.build_model().eval().requires_grad_(False).to(accelerator.device)
-    pipeline = make_pipeline(published, plan)
-    return Run(
-        plan=plan,
-        accelerator=accelerator,
-        model=model,
-        average=average,
-        optimizer=optimizer,
-        statistics=statistics,
-        lr_schedule=lr_schedule,
-        pipeline=pipeline,
-        published=published_loss(plan),
-    )
-
-
-def start_or_resume(run: Run) -> None:
-    """Claim the output folder, load the checkpoint if one was asked for, open log and tracker, prepare FID."""
-    options = run.plan.config.run
-    start.claim_or_resume(run, TrainConfig().flat(), lambda path: load_checkpoint(run, path))
-    run.fid = make_in_loop_fid(run.plan, run.accelerator)
-    if options.push_to_hub and run.accelerator.is_main_process:
-        run.repository = hub.claim_repository(run.plan)
-
-
-def load_checkpoint(run: Run, path: Path) -> None:
-    """Restore the average; the rest is restored already."""
-    if run.plan.config.model.lora_rank is None:
-        stored = type(run.pipeline.transformer).from_pretrained(path / "transformer").state_dict()
-    else:
-        stored = lora.load_average(path / checkpoints.STATE_FOLDER)
-    run.average.load_whole_state(stored)
-
-
-def train(run: Run) -> int:
-    """Step until the end, or until the user interrupts; log, sample and save on the way.
-
-    Returns:
-        The exit code: 0, or the shell's code for the signal that stopped the run.
-    """
-    options = run.plan.config.run
-    lora.set_mode(run.model, frozen_norms=run.plan.config.model.lora_rank is not None)
-
-    def show() -> None:
-        if options.sample_every and run.step % options.sample_every == 0:
-            show_samples(run)
-
-    def score() -> None:
-        if run.fid and run.step % options.fid_every == 0:
-            score_fid(run, run.fid)
-
-    stopped = loop.train_until_done(
-        run,
-        iter(make_loader(run)),
-        lambda batch: batch_loss(run, batch),
-        show=show,
-        save=lambda: save(run),
-        score=score,
-    )
-    if stopped is not None:
-        return stopped
-    finish(run)
-    return 0
-
-
-def make_loader(run: Run) -> Iterable[Batch]:
-    """The rest of the run's batches."""
-    plan, seed = run.plan, run.plan.config.run.seed
-    latents = None if plan.source.latents is None else TrainingLatents(plan.source, plan.flip, seed)
-    return loader.make_loader(run, Pixels(plan.source.channels, plan.resolution, plan.flip, seed), latents)
-
-
-def save(run: Run) -> None:
-    """Write a checkpoint, then delete the older ones that the user does not keep."""
-    run.refresh_pipeline()
-    options, card = run.plan.config.run, model_card(run.plan, run.step)
-
-    def write_more(folder: Path) -> None:
-        if run.plan.source.stream is not None:
-            stream_loader.save_place(folder / checkpoints.STATE_FOLDER, run.accelerator, run.place)
-        if run.plan.config.model.lora_rank is not None and run.accelerator.is_main_process:
-            lora.save_average(run.average.module, run.model, folder / checkpoints.STATE_FOLDER)
-            lora.save_adapters(run.average.module, folder)
-
-    path = checkpoints.save_checkpoint(run.accelerator, run.pipeline, run.output_dir, run.step, card, write_more)
-    run.say(f"step {run.step}: saved {path}")
-    if run.accelerator.is_main_process:
-        checkpoints.prune_checkpoints(run.output_dir, options.keep_checkpoints, options.keep_every)
-
-
-def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
-    """Mean loss of a micro batch; every random number is a function of (seed, position)."""
-    plan, device = run.plan, run.accelerator.device
-    seed, positions = plan.config.run.seed, batch.positions
-    data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
-    if plan.vae is not None:
-        draw = stream.normal(seed, "vae", positions, plan.latent_shape).to(device)
-        if plan.source.latents is None:
-            data = encode_images(plan.vae, data, draw)
-        else:
-            data = sample_latents(plan.vae, data[:, 0], data[:, 1], draw)
-    noise = stream.normal(seed, "noise", positions, plan.latent_shape).to(device)  # (B, C, H, W)
-    time_ = stream.uniform(seed, "time", positions).to(device)  # (B,)
-    labels = drop_labels(batch, len(plan.source.id2label), plan.config.optimization.class_dropout_prob, seed)
-
-    def network(noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
-        return run.model(noisy, timestep, class_labels, return_dict=False)[0]
-
-    return plan.objective.losses(network, data, labels.to(device), noise, time_)["loss"].mean()
-
-
-def drop_labels(batch: Batch, num_classes: int, probability: float, seed: int) -> torch.Tensor:
-    """Labels (B,) in which a share, drawn once a sample, became "no class" (id num_classes)."""
-    dropped = stream.uniform(seed, "label_dropout", batch.positions) < probability
-    return batch.labels.masked_fill(dropped, num_classes)
-
-
-def finish(run: Run) -> None:
-    """Show the result, save the pipeline into the run's folder, say what to do next."""
-    options = run.plan.config.run
-    if options.sample_every and run.step % options.sample_every:
-        show_samples(run)
-    run.refresh_pipeline()
-    if run.accelerator.is_main_process:
-
-        def write_more(folder: Path) -> None:
-            if run.plan.config.model.lora_rank is not None:
-                lora.save_adapters(run.average.module, folder)
-
-        card = model_card(run.plan, run.step)
-        checkpoints.publish_pipeline(run.pipeline, run.output_dir, card, write_more)
-        plot_losses(run)
-        names = run.plan.source.id2label
-        run.say(f'done: DEMOPipeline.from_pretrained("{run.output_dir}")({repr(names[0]) if names else ""}).images[0]')
-        if run.repository:
-            run.say(f"uploaded: {hub.push(run.output_dir, run.repository, run.step)}")
-    run.accelerator.wait_for_everyone()
+    trainer.run("train_dit", config)
 
 
 if __name__ == "__main__":

@@ -119,9 +119,10 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
         raise LatentCacheError(f"{folder / MANIFEST} is damaged ({error}); {remedy}.") from error
     if manifest.decode_version != DECODE_VERSION:
         raise LatentCacheError(
-            f"{folder}: its pictures were read by rule {manifest.decode_version}, now it is {DECODE_VERSION} (orientation, "
-            f"16 bits, transparency). Encode {manifest.source} again: python train/encode_latents.py --vae {manifest.vae} "
-            f"--resolution {manifest.resolution} --output-dir {folder}-{DECODE_VERSION}, and the options that name it."
+            f"{folder}: its pictures were read by rule {manifest.decode_version}, now there is rule {DECODE_VERSION} "
+            f"(orientation, 16 bits, transparency). Encode {manifest.source} again: python train/encode_latents.py "
+            f"--vae {manifest.vae} --resolution {manifest.resolution} --output-dir {folder}-{DECODE_VERSION}, and the "
+            "options that name it."
         )
     return manifest
 

@@ -187,10 +187,11 @@ def _from_archive(path: Path) -> ImageSet:
     if not len(images):
         raise ValueError(f"{path}: {archives.IMAGES_KEY} holds no images.")
     order = np.random.RandomState(0).permutation(len(images))  # files are often sorted by class
-    fingerprint = f"{content_hash([path])}-shuffled"
-    return ImageSet(
-        path.name, images.shape, lambda start, stop: images[order[start:stop]], fingerprint, notes=[SHUFFLED]
-    )
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return images[order[start:stop]]
+
+    return ImageSet(path.name, images.shape, read, f"{content_hash([path])}-shuffled", notes=[SHUFFLED])
 
 
 def from_shards(folder: Path) -> ImageSet:

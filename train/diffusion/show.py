@@ -14,12 +14,11 @@ from d_emo.train.engine.log import LOG_FILE
 
 def show_samples(run: Run) -> None:
     """Save a grid of samples of the averaged model; the main process draws, the others wait."""
-    accelerator, options = run.accelerator, run.plan.config.run
-    run.refresh_pipeline()
+    accelerator, options, pipeline = run.accelerator, run.plan.config.run, run.result()
     if accelerator.is_main_process:
         count, steps, scale = options.samples_per_class, options.sample_steps, options.sample_guidance_scale
         with accelerator.autocast():
-            rows, captions = figures.draw_samples(run.pipeline, count, steps, scale, options.seed)
+            rows, captions = figures.draw_samples(pipeline, count, steps, scale, options.seed)
         grid = caption_grid(rows, captions)
         path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
         save_image(grid, path)
@@ -31,8 +30,7 @@ def show_samples(run: Run) -> None:
 
 def score_fid(run: Run, fid: InLoopFID) -> None:
     """Score the averaged model, say and track the scores."""
-    run.refresh_pipeline()
-    scores = fid.score(run.pipeline, run.step)
+    scores = fid.score(run.result(), run.step)
     if run.accelerator.is_main_process:
         run.say(f"step {run.step}: {summary(scores)}; curve in {fid.folder / 'fid.png'}")
         run.accelerator.log({f"quick_{name}": value for name, value in scores.values.items()}, step=run.step)

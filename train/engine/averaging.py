@@ -6,26 +6,14 @@ For sampling and saving, the average is then written into a plain model of the s
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from d_emo.models import ClassConditionalTransformer2DModel
-
-
-class AveragingOptions(Protocol):
-    """What the averages of all trainers have in common."""
-
-    @property
-    def ema_decay(self) -> float:
-        """Decay a step."""
-
-    @property
-    def ema_warmup(self) -> bool:
-        """Let the decay grow to that."""
+from d_emo.train.engine.plan import OptimizationOptions
 
 
 class WeightAverage(AveragedModel):
@@ -38,7 +26,7 @@ class WeightAverage(AveragedModel):
         options: decay and its warm-up, as any trainer's.
     """
 
-    def __init__(self, model: torch.nn.Module, options: AveragingOptions):
+    def __init__(self, model: torch.nn.Module, options: OptimizationOptions):
         super().__init__(model, multi_avg_fn=_average_function(options), use_buffers=True)
         # Marks the copy as the first term; otherwise the first update would copy instead of averaging.
         self.n_averaged.fill_(1)
@@ -80,7 +68,7 @@ class WeightAverage(AveragedModel):
                 value = _sharded(value, own[name])
             own[name].copy_(value)
 
-    def write_into(self, plain: ClassConditionalTransformer2DModel) -> None:
+    def write_into(self, plain: torch.nn.Module) -> None:
         """Put the average into a plain model: shards gathered, adapters merged. Every process must call this."""
         if plain is self.module:
             return
@@ -94,7 +82,7 @@ class WeightAverage(AveragedModel):
         plain.load_state_dict(state, strict=True)
 
 
-def _average_function(options: AveragingOptions) -> Callable[..., None]:
+def _average_function(options: OptimizationOptions) -> Callable[..., None]:
     if not options.ema_warmup:
         return get_ema_multi_avg_fn(options.ema_decay)
 

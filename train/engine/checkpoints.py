@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from d_emo.common.files import file_digest, partial_path, replace_folder, sync, write_json
 from d_emo.common.processes import is_dead_worker, is_sharded
+from d_emo.train.engine.run import Savable, UnfinishedError
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -39,19 +40,8 @@ FREE_OPTIONS = frozenset({
 })  # fmt: skip
 
 
-class Savable(Protocol):
-    """A pipeline or another bundle that goes into a folder."""
-
-    def save_pretrained(self, save_directory: Any) -> Any:
-        """Write it."""
-
-
 class CheckpointError(ValueError):
     """A checkpoint or run folder that must not be used; the message names it and says why."""
-
-
-class SaveError(RuntimeError):
-    """A checkpoint could not be written; those before it are whole."""
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:
@@ -103,7 +93,7 @@ def save_checkpoint(
         if is_dead_worker(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SaveError(
+        raise UnfinishedError(
             f"{final} cannot be written ({reason}). Earlier checkpoints are whole; make room, or save elsewhere, and "
             "continue with --resume-from latest."
         ) from error

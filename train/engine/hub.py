@@ -3,19 +3,19 @@
 from pathlib import Path
 
 from d_emo.common.messages import first_line
-from d_emo.train.diffusion.plan import Plan
+from d_emo.train.engine.run import UnfinishedError
 
 # What a visitor wants of a run's folder; checkpoints and logs stay.
 SHARED = ("*.json", "*.md", "*.png", "scheduler/*", "transformer/*", "vae/*", "lora/*", "samples/*", "fid/*.png")
 PRIVATE = ("checkpoint-*", "run.json")
 
 
-class PushError(RuntimeError):
-    """The Hub did not take the pipeline, which is whole on this machine; the message says how to send it again."""
-
-
-def claim_repository(plan: Plan) -> str:
+def claim_repository(name: str, private: bool | None) -> str:
     """Make the repository, or find it, before anything is computed.
+
+    Args:
+        name: of the repository, with or without its owner.
+        private: of a new one; None for the account's default.
 
     Raises:
         ValueError: nobody is logged in, the name is taken or not allowed, or the Hub cannot be reached.
@@ -23,10 +23,8 @@ def claim_repository(plan: Plan) -> str:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    options = plan.config.run
-    name = options.hub_model_id or plan.output_dir.name
     try:
-        return huggingface_hub.create_repo(name, private=options.hub_private, exist_ok=True).repo_id
+        return huggingface_hub.create_repo(name, private=private, exist_ok=True).repo_id
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise ValueError(
             f"--push-to-hub: the repository {name} cannot be opened ({first_line(error)}). Log in with `hf auth "
@@ -41,7 +39,7 @@ def push(folder: Path, repository: str, step: int) -> str:
         The address of what was uploaded.
 
     Raises:
-        PushError: it failed.
+        UnfinishedError: it failed; the folder is whole.
     """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
@@ -58,7 +56,7 @@ def push(folder: Path, repository: str, step: int) -> str:
             )
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise PushError(
+        raise UnfinishedError(
             f"--push-to-hub: {first_line(error)}. The pipeline is whole in {folder}; send it with "
             f"`hf upload {repository} {folder}`."
         ) from error

@@ -10,11 +10,11 @@ from d_emo.images.decode import UnreadableImageError
 from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, Preparation, TrainingImages, collate
 from d_emo.train.data.stream_loader import StreamLoader
-from d_emo.train.engine.run import LoaderError, TrainingRun
+from d_emo.train.engine.run import AnyRun, LoaderError
 from d_emo.train.engine.stopping import ignore_stop_signals
 
 
-def make_loader(run: TrainingRun, prepare: Preparation, latents: Dataset | None = None) -> DataLoader | StreamLoader:
+def make_loader(run: AnyRun, prepare: Preparation, latents: Dataset | None = None) -> DataLoader | StreamLoader:
     """The rest of the run's samples, in the order that the seed gives.
 
     Args:
@@ -48,7 +48,7 @@ def make_loader(run: TrainingRun, prepare: Preparation, latents: Dataset | None 
     )
 
 
-def next_batch(run: TrainingRun, batches: Iterator[Batch]) -> Batch:
+def next_batch(run: AnyRun, batches: Iterator[Batch]) -> Batch:
     """The next micro batch; a loader's failure becomes a line that says how to go on.
 
     Raises:
@@ -63,7 +63,7 @@ def next_batch(run: TrainingRun, batches: Iterator[Batch]) -> Batch:
         raise loader_error(run, error) from error
 
 
-def loader_error(run: TrainingRun, error: BaseException) -> LoaderError:
+def loader_error(run: AnyRun, error: BaseException) -> LoaderError:
     """What to tell the user when data could not be read."""
     return LoaderError(
         f"step {run.step + 1}: the data could not be read ({first_line(error)}). Nothing after the last checkpoint is "

@@ -8,13 +8,13 @@ import torch
 from tqdm.auto import tqdm
 
 from d_emo.common.files import written_whole
-from d_emo.train.engine.run import TrainingRun
+from d_emo.train.engine.run import AnyRun
 
 LOG_FILE = "train_log.csv"
 LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second")
 
 
-def log_progress(run: TrainingRun, grad_norm: float) -> None:
+def log_progress(run: AnyRun, grad_norm: float) -> None:
     """Write the mean loss since the last line, over all processes, to screen, log file and tracker."""
     images_per_second = len(run.window) * run.plan.layout.global_batch_size / run.seconds
     loss = float(run.accelerator.reduce(torch.stack(run.window).mean(), reduction="mean"))

@@ -11,23 +11,21 @@ from tqdm.auto import tqdm
 from d_emo.common.processes import end_workers, is_dead_worker
 from d_emo.images.decode import UnreadableImageError
 from d_emo.train.data.batches import Batch
-from d_emo.train.engine import loader
+from d_emo.train.engine import loader, saving
 from d_emo.train.engine.batch_norm import average_statistics
-from d_emo.train.engine.checkpoints import SaveError
-from d_emo.train.engine.hub import PushError
 from d_emo.train.engine.log import log_progress
-from d_emo.train.engine.run import LoaderError, NonFiniteLossError, TrainingRun
+from d_emo.train.engine.run import AnyRun, LoaderError, NonFiniteLossError, UnfinishedError
 from d_emo.train.engine.stopping import StopRequest
 
 # The mean loss of a micro batch.
 BatchLoss = Callable[[Batch], torch.Tensor]
 
 
-def run_to_the_end(command: str, run: TrainingRun, train: Callable[[], int]) -> None:
+def run_to_the_end(command: str, run: AnyRun, train: Callable[[], int]) -> None:
     """Train; errors that a user can mend end with one line, a stop with the shell's code for its signal."""
     try:
         code = train()
-    except (UnreadableImageError, NonFiniteLossError, SaveError, PushError) as error:
+    except (UnreadableImageError, NonFiniteLossError, UnfinishedError) as error:
         sys.exit(f"{command}: {error}")
     except RuntimeError as error:
         if not isinstance(error, LoaderError) and not is_dead_worker(error):
@@ -41,12 +39,11 @@ def run_to_the_end(command: str, run: TrainingRun, train: Callable[[], int]) -> 
 
 
 def train_until_done(
-    run: TrainingRun,
+    run: AnyRun,
     batches: Iterator[Batch],
     batch_loss: BatchLoss,
     *,
     show: Callable[[], None],
-    save: Callable[[], None],
     score: Callable[[], None],
 ) -> int | None:
     """Step until the end, or until the user interrupts.
@@ -56,7 +53,6 @@ def train_until_done(
         batches: the rest of its micro batches.
         batch_loss: the mean loss of one of them, with its graph.
         show: called after every step, before a checkpoint of it.
-        save: writes a checkpoint.
         score: called after every step, after a checkpoint of it, unless the run is stopping.
 
     Returns:
@@ -74,13 +70,13 @@ def train_until_done(
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.4f}", grad=f"{grad_norm:.2f}", refresh=False)
             stopping = stop.agreed(accelerator)
-            saving = stopping or run.step == last or run.step % options.checkpoint_every == 0
+            due = stopping or run.step == last or run.step % options.checkpoint_every == 0
             # A line before every checkpoint, so that a resumed run has no losses of half an interval to remember.
-            if saving or run.step % options.log_every == 0:
+            if due or run.step % options.log_every == 0:
                 log_progress(run, grad_norm)
             show()
-            if saving:
-                save()
+            if due:
+                saving.save(run)
             if stopping:
                 run.say(f"stopped at step {run.step}; continue with --resume-from latest")
                 return stop.exit_code
@@ -88,7 +84,7 @@ def train_until_done(
     return None
 
 
-def train_step(run: TrainingRun, batches: Iterator[Batch], batch_loss: BatchLoss) -> tuple[torch.Tensor, float]:
+def train_step(run: AnyRun, batches: Iterator[Batch], batch_loss: BatchLoss) -> tuple[torch.Tensor, float]:
     """One optimizer step over its micro batches.
 
     Args:
@@ -133,7 +129,7 @@ def train_step(run: TrainingRun, batches: Iterator[Batch], batch_loss: BatchLoss
     return loss, grad_norm
 
 
-def report_bad_images(run: TrainingRun, batch: Batch) -> None:
+def report_bad_images(run: AnyRun, batch: Batch) -> None:
     """Stop at unreadable images, or name them and go on, as --on-bad-image says."""
     for message in batch.bad_images:
         if run.plan.config.data.on_bad_image == "stop":
@@ -144,7 +140,7 @@ def report_bad_images(run: TrainingRun, batch: Batch) -> None:
         tqdm.write(f"skipped: {message}")
 
 
-def describe_non_finite(run: TrainingRun, losses: list[torch.Tensor], grad_norm: float, positions: list[int]) -> str:
+def describe_non_finite(run: AnyRun, losses: list[torch.Tensor], grad_norm: float, positions: list[int]) -> str:
     """Where a NaN came from: step, micro batch, samples, parameters."""
     bad = [index for index, loss in enumerate(losses) if not torch.isfinite(loss)]
     parameters = [

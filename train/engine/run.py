@@ -1,17 +1,20 @@
 """A training run in progress, and the errors that end one."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from d_emo.train.data.batches import StreamPlace
-from d_emo.train.diffusion.on_track import PublishedLoss
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
+from d_emo.train.engine.plan import LossCurve, RunPlan
+
+PlanT = TypeVar("PlanT", bound=RunPlan, covariant=True)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -22,38 +25,72 @@ class LoaderError(RuntimeError):
     """A process or thread that reads data failed."""
 
 
+class UnfinishedError(RuntimeError):
+    """What was computed is whole, but could not be brought where it should go; the message says how to do that."""
+
+
+class Savable(Protocol):
+    """A pipeline or another bundle that goes into a folder."""
+
+    def save_pretrained(self, save_directory: Any) -> Any:
+        """Write it."""
+
+
 @dataclass(kw_only=True)
-class TrainingRun:
-    """The live parts of a run, whatever is trained.
+class Parts:
+    """What every run trains: a model, its average, and what changes them."""
+
+    model: torch.nn.Module
+    average: WeightAverage
+    optimizer: torch.optim.Optimizer
+    statistics: StepStatistics
+    lr_schedule: torch.optim.lr_scheduler.LRScheduler
+
+
+@dataclass(kw_only=True)
+class TrainingRun(Parts, ABC, Generic[PlanT]):
+    """The live parts of a run. A wing says what of it is published, and how.
 
     Attributes:
-        plan: what is to be done; `Plan` or `ClassifierPlan`, of which the loop uses what they share: options, source,
-            batch layout, output folder, number of steps.
+        plan: what is to be done.
         place: of this process in a stream; unused for data read by index.
         window: losses since the last log line.
         seconds: that these steps took, pauses for samples, scores and checkpoints aside.
         published: a published loss curve to compare with.
     """
 
-    plan: Any
+    plan: PlanT
     accelerator: Accelerator
-    model: torch.nn.Module
-    average: WeightAverage
-    optimizer: torch.optim.Optimizer
-    statistics: StepStatistics
-    lr_schedule: torch.optim.lr_scheduler.LRScheduler
     step: int = 0
     place: StreamPlace = field(default_factory=StreamPlace)
     window: list[torch.Tensor] = field(default_factory=list)
     seconds: float = 0.0
-    published: PublishedLoss | None = None
+    published: LossCurve | None = None
 
     @property
     def output_dir(self) -> Path:
         """The run's folder."""
         return self.plan.output_dir
 
+    @abstractmethod
+    def result(self) -> Savable:
+        """The averaged model of now, with what it takes to use it; every process calls this."""
+
+    @abstractmethod
+    def card(self) -> str:
+        """The model card of the result."""
+
+    def save_state(self, folder: Path) -> None:
+        """Write into a checkpoint's folder of state what else a continued run needs; every process calls this."""
+
+    def save_more(self, folder: Path) -> None:
+        """Write what belongs beside the result; the main process calls this."""
+
     def say(self, message: str) -> None:
         """Print a line once, above the progress bar."""
         if self.accelerator.is_main_process:
             tqdm.write(message)
+
+
+# A run of either wing, where its plan's kind does not matter.
+AnyRun = TrainingRun[Any]

@@ -4,16 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from d_emo.common.files import remove_partial, write_json
 from d_emo.common.processes import LaunchError, keep_freed_memory, start_processes
 from d_emo.train.data import stream_loader
+from d_emo.train.data.options import DATA_SOURCES
 from d_emo.train.engine import checkpoints
+from d_emo.train.engine.averaging import WeightAverage
+from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.log import LOG_FILE, truncate_log
 from d_emo.train.engine.options import RunOptions
-from d_emo.train.engine.run import TrainingRun
+from d_emo.train.engine.plan import RunPlan
+from d_emo.train.engine.run import AnyRun, Parts
 
 
 def make_accelerator(options: RunOptions, mixed_precision: str | None, folder: Path) -> Accelerator:
@@ -41,7 +46,44 @@ def make_accelerator(options: RunOptions, mixed_precision: str | None, folder: P
     return accelerator
 
 
-def claim_or_resume(run: TrainingRun, defaults: dict[str, Any], load_average: Callable[[Path], None]) -> None:
+def announce(plan: RunPlan, accelerator: Accelerator, hint: str) -> None:
+    """Say what would run, first of all what on; `hint` names the options for other data than the digits."""
+    if not accelerator.is_main_process:
+        return
+    if not any(getattr(plan.config.data, name) for name in DATA_SOURCES):
+        print(f"No data was named: training on scikit-learn's handwritten digits ({hint} for yours).")
+    print(plan.describe(), flush=True)
+
+
+def prepare(
+    plan: RunPlan,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lr_schedule: torch.optim.lr_scheduler.LRScheduler,
+    compile_model: Callable[[], None] | None,
+) -> Parts:
+    """Average the model from now on, and hand all to Accelerate.
+
+    Args:
+        plan: what is to be done.
+        accelerator: of the run.
+        model: as it is trained.
+        optimizer, lr_schedule: of the model.
+        compile_model: compiles it; None for no compilation.
+    """
+    statistics = StepStatistics(model, constant=compile_model is not None)
+    average = WeightAverage(model, plan.config.optimization).to(accelerator.device)
+    accelerator.gradient_accumulation_steps = plan.layout.accumulation
+    if compile_model is not None:
+        compile_model()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(lr_schedule)
+    average.shard_like(model)
+    return Parts(model=model, average=average, optimizer=optimizer, statistics=statistics, lr_schedule=lr_schedule)
+
+
+def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callable[[Path], None]) -> None:
     """Claim the output folder, load the checkpoint if one was asked for, open log and tracker.
 
     Args:

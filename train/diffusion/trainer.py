@@ -1,0 +1,168 @@
+"""From the diffusion trainer's options to a trained pipeline: set up, step, show, save."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from d_emo.common.processes import is_sharded
+from d_emo.images.latents import encode_images, sample_latents
+from d_emo.kernels import set_backend
+from d_emo.train.data import stream
+from d_emo.train.data.batches import Batch, Pixels, TrainingLatents
+from d_emo.train.data.sources import load_source
+from d_emo.train.diffusion import lora
+from d_emo.train.diffusion.config import TrainConfig
+from d_emo.train.diffusion.in_loop_fid import make_in_loop_fid
+from d_emo.train.diffusion.on_track import published_loss
+from d_emo.train.diffusion.plan import Plan, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
+from d_emo.train.diffusion.run import Run
+from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
+from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
+
+
+def run(command: str, config: TrainConfig) -> None:
+    """Set up, train, save; what a user can mend ends `command` with one line."""
+    try:
+        source = load_source(config.data)
+        accelerator = start.make_accelerator(
+            config.run, config.optimization.mixed_precision, output_dir(config, source)
+        )
+        if config.model.kernels:
+            set_backend(config.model.kernels)
+        plan = make_plan(config, source, accelerator)
+        start.announce(plan, accelerator, "--dataset or --train-data-dir")
+        if config.run.dry_run:
+            return
+        diffusion = make_run(plan, accelerator)
+        start_or_resume(diffusion)
+    except ValueError as error:
+        sys.exit(f"{command}: {error}")
+    loop.run_to_the_end(command, diffusion, lambda: train(diffusion))
+
+
+def make_run(plan: Plan, accelerator: Accelerator) -> Run:
+    """Build model, average, optimizer and schedule, and hand them to Accelerate."""
+    config = plan.config
+    set_seed(config.run.seed % 2**32)
+    if config.model.lora_rank is not None and is_sharded(accelerator):
+        raise ValueError(f"--lora-rank {config.model.lora_rank}: adapters are small; launch without FSDP.")
+    model = plan.build_trained()
+    if config.model.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if plan.vae is not None:
+        plan.vae.to(accelerator.device)
+    optimizer = make_optimizer(model, config.optimization)
+    compile_model = (lambda: model.compile_repeated_blocks(fullgraph=True)) if config.model.compile else None
+    parts = start.prepare(plan, accelerator, model, optimizer, make_lr_schedule(optimizer, config), compile_model)
+    published: Any = parts.average.module
+    if is_sharded(accelerator) or config.model.lora_rank is not None:
+        published = plan.build_model().eval().requires_grad_(False).to(accelerator.device)
+    return Run(
+        **vars(parts),
+        plan=plan,
+        accelerator=accelerator,
+        pipeline=make_pipeline(published, plan),
+        published=published_loss(plan),
+    )
+
+
+def start_or_resume(run: Run) -> None:
+    """Claim the output folder, load the checkpoint if one was asked for, open log and tracker, prepare FID."""
+    options = run.plan.config.run
+    start.claim_or_resume(run, TrainConfig().flat(), lambda path: load_checkpoint(run, path))
+    run.fid = make_in_loop_fid(run.plan, run.accelerator)
+    if options.push_to_hub and run.accelerator.is_main_process:
+        run.repository = hub.claim_repository(options.hub_model_id or run.output_dir.name, options.hub_private)
+
+
+def load_checkpoint(run: Run, path: Path) -> None:
+    """Restore the average; the rest is restored already."""
+    if run.plan.config.model.lora_rank is None:
+        stored = type(run.pipeline.transformer).from_pretrained(path / "transformer").state_dict()
+    else:
+        stored = lora.load_average(path / checkpoints.STATE_FOLDER)
+    run.average.load_whole_state(stored)
+
+
+def train(run: Run) -> int:
+    """Step until the end, or until the user interrupts; log, sample and save on the way.
+
+    Returns:
+        The exit code: 0, or the shell's code for the signal that stopped the run.
+    """
+    options = run.plan.config.run
+    lora.set_mode(run.model, frozen_norms=run.plan.config.model.lora_rank is not None)
+
+    def show() -> None:
+        if options.sample_every and run.step % options.sample_every == 0:
+            show_samples(run)
+
+    def score() -> None:
+        if run.fid and run.step % options.fid_every == 0:
+            score_fid(run, run.fid)
+
+    stopped = loop.train_until_done(
+        run,
+        iter(make_loader(run)),
+        lambda batch: batch_loss(run, batch),
+        show=show,
+        score=score,
+    )
+    if stopped is not None:
+        return stopped
+    finish(run)
+    return 0
+
+
+def make_loader(run: Run) -> Iterable[Batch]:
+    """The rest of the run's batches."""
+    plan, seed = run.plan, run.plan.config.run.seed
+    latents = None if plan.source.latents is None else TrainingLatents(plan.source, plan.flip, seed)
+    return loader.make_loader(run, Pixels(plan.source.channels, plan.resolution, plan.flip, seed), latents)
+
+
+def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
+    """Mean loss of a micro batch; every random number is a function of (seed, position)."""
+    plan, device = run.plan, run.accelerator.device
+    seed, positions = plan.config.run.seed, batch.positions
+    data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
+    if plan.vae is not None:
+        draw = stream.normal(seed, "vae", positions, plan.latent_shape).to(device)
+        if plan.source.latents is None:
+            data = encode_images(plan.vae, data, draw)
+        else:
+            data = sample_latents(plan.vae, data[:, 0], data[:, 1], draw)
+    noise = stream.normal(seed, "noise", positions, plan.latent_shape).to(device)  # (B, C, H, W)
+    time_ = stream.uniform(seed, "time", positions).to(device)  # (B,)
+    labels = drop_labels(batch, len(plan.source.id2label), plan.config.optimization.class_dropout_prob, seed)
+
+    def network(noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        return run.model(noisy, timestep, class_labels, return_dict=False)[0]
+
+    return plan.objective.losses(network, data, labels.to(device), noise, time_)["loss"].mean()
+
+
+def drop_labels(batch: Batch, num_classes: int, probability: float, seed: int) -> torch.Tensor:
+    """Labels (B,) in which a share, drawn once a sample, became "no class" (id num_classes)."""
+    dropped = stream.uniform(seed, "label_dropout", batch.positions) < probability
+    return batch.labels.masked_fill(dropped, num_classes)
+
+
+def finish(run: Run) -> None:
+    """Show the result, save the pipeline into the run's folder, say what to do next."""
+    options = run.plan.config.run
+    if options.sample_every and run.step % options.sample_every:
+        show_samples(run)
+    saving.publish(run, "model_index.json")
+    if run.accelerator.is_main_process:
+        plot_losses(run)
+        names = run.plan.source.id2label
+        run.say(f'done: DEMOPipeline.from_pretrained("{run.output_dir}")({repr(names[0]) if names else ""}).images[0]')
+        if run.repository:
+            run.say(f"uploaded: {hub.push(run.output_dir, run.repository, run.step)}")
+    run.accelerator.wait_for_everyone()
