@@ -5,6 +5,7 @@ are divided by 257, floats in [0, 1] multiplied by 255; where a file does not de
 first frame of an animation is taken; colour profiles are not applied (training on ImageNet never did).
 """
 
+import math
 import os
 from typing import Any
 
@@ -25,6 +26,7 @@ MAX_PIXELS = 2**27
 # So many pixels at most are made of a picture that is enlarged before it is cut; more are cut first.
 MAX_ENLARGED_PIXELS = 2**24
 LONGEST_STRIP = 64
+FILTER_SUPPORT = 4
 # Rows that are converted at once, so that wide types need memory for a few of them only.
 ROWS = 256
 
@@ -40,7 +42,7 @@ REFUSED_FORMATS = {
     "MPEG": "a film",
 }
 # Formats whose 16 bits mean what they say. (Others keep measurements in them, or Pillow does not say which it read.)
-SIXTEEN_BIT_FORMATS = {"PNG", "PPM", "JPEG2000", "IM"}
+SIXTEEN_BIT_FORMATS = {"PNG", "PPM", "JPEG2000", "IM", "ICNS", "ICO"}  # the last two hold PNG
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT, EXIF_ORIENTATION = 258, 262, 339, 274
 TIFF_WHITE_IS_ZERO, TIFF_UNSIGNED = 0, 1
 
@@ -195,10 +197,17 @@ def center_crop(image: PIL.Image.Image, width: int, height: int | None = None) -
     covering = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
     if covering[0] * covering[1] > MAX_ENLARGED_PIXELS:
+        # The part of the enlarged picture with what the filter sees around it.
+        more = math.ceil(FILTER_SUPPORT * scale)
+        first = max(0, left - more), max(0, top - more)
+        last = min(covering[0], left + width + more), min(covering[1], top + height + more)
         across, down = image.width / covering[0], image.height / covering[1]
-        box = (left * across, top * down, (left + width) * across, (top + height) * down)
-        return image.resize((width, height), PIL.Image.Resampling.BICUBIC, box=box)
-    image = image.resize(covering, PIL.Image.Resampling.BICUBIC)
+        box = (first[0] * across, first[1] * down, last[0] * across, last[1] * down)
+        covering = last[0] - first[0], last[1] - first[1]
+        left, top = left - first[0], top - first[1]
+        image = image.resize(covering, PIL.Image.Resampling.BICUBIC, box=box)
+    else:
+        image = image.resize(covering, PIL.Image.Resampling.BICUBIC)
     return image.crop((left, top, left + width, top + height))
 
 

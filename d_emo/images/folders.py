@@ -25,8 +25,9 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
     files = listing.pictures
     note = f" ({listing.note})" if listing.note else ""
     if not any(files.values()):
-        what = "no images in it" if unconditional else "no class folders with images in it"
-        raise ValueError(f"there are {what}{note}; expected {root}/CLASS/IMAGE.jpg.")
+        if unconditional:
+            raise ValueError(f"there are no images in this folder{note}.")
+        raise ValueError(f"there are no class folders with images in it{note}; expected {root}/CLASS/IMAGE.jpg.")
     names = [class_name(folder.name) for folder in files]
     empty = [name for name, found in zip(names, files.values(), strict=True) if not found]
     if empty:

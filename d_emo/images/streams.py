@@ -19,6 +19,8 @@ from d_emo.images.stored_labels import ClassNames
 from d_emo.images.tables import (
     IMAGE_COLUMN,
     LABEL_COLUMN,
+    WEBDATASET_JSON,
+    WEBDATASET_LABEL,
     as_files,
     find_columns,
     load_dataset,
@@ -34,7 +36,7 @@ class DatasetStream:
     Attributes:
         dataset: an undecoded `datasets.IterableDataset`.
         image_column: its images.
-        label_column: its classes; None where they are not wanted.
+        label_column: its classes, or their key in KEY.json; None where they are not wanted.
         classes: their names.
         buffer_size: images from which the next one is drawn.
     """
@@ -68,7 +70,7 @@ class DatasetStream:
         if self.label_column is None:
             return 0
         try:
-            return self.classes.id(row[self.label_column])
+            return self.classes.id(row.get(self.label_column, (row.get(WEBDATASET_JSON) or {}).get(self.label_column)))
         except ValueError as error:
             raise ValueError(f"{name}: {error} (--class-names).") from None
 
@@ -104,7 +106,9 @@ def streamed_source(
     dataset = load_dataset(name, config, split, streaming=True)
     if dataset.features is None:
         raise ValueError("its files do not tell their columns' types; use parquet or WebDataset files.")
-    image_column, label_column = find_columns(dataset.features, image_column, label_column)
+    in_json = not {label_column, WEBDATASET_LABEL} & {*dataset.features} and WEBDATASET_JSON in dataset.features
+    image_column, found = find_columns(dataset.features, image_column, None if in_json else label_column)
+    label_column = label_column if in_json else found
     feature = dataset.features.get(label_column)
     classes = ClassNames(getattr(feature, "names", None) or class_names or [])
     if label_column is not None and not classes.names:

@@ -16,7 +16,7 @@ from d_emo.images.stored_labels import class_ids, no_classes
 
 # Columns that are taken where the user named none and the usual ones are missing: by name, then by type.
 IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
-WEBDATASET_LABEL = "cls"
+WEBDATASET_LABEL, WEBDATASET_JSON = "cls", "json"
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -37,6 +37,11 @@ def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> 
             return datasets.load_dataset(builder, data_files=files, split=split, streaming=streaming)
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:  # parsers of damaged files fail in any way
+        if "invalid literal for int()" in str(error):
+            raise ValueError(
+                "its KEY.cls members hold words, where a stream takes numbers; write words to KEY.json, or read the "
+                "shards without --streaming."
+            ) from error
         raise ValueError(
             f"cannot be opened ({first_line(error)}). It is looked for as a local path, then on the Hub; when "
             "offline, pass a .parquet file or a folder."

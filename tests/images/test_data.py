@@ -36,6 +36,14 @@ def test_class_folders_give_names_in_order(tmp_path):
     assert source.name == "pets"
 
 
+def test_the_identity_of_images_is_that_which_older_runs_remember(tmp_path):
+    assert digits_source().identity() == {
+        "data": "digits", "data_size": 1797, "data_fingerprint": "85581a193ab166d2"
+    }  # fmt: skip
+    pets = load_source(DataOptions(train_data_dir=str(write_images(tmp_path / "pets", ("cat", "dog", "n02099601")))))
+    assert pets.identity() == {"data": "pets", "data_size": 9, "data_fingerprint": "0b66f24d7f0e68a8"}
+
+
 def test_folders_named_by_wordnet_ids_get_english_names(tmp_path):
     source = load_source(DataOptions(train_data_dir=str(write_images(tmp_path, ("n02099601", "n01440764")))))
     assert source.id2label == {0: "tench", 1: "golden retriever"}

@@ -12,6 +12,7 @@ from helpers.paths import ROOT
 from helpers.processes import kill_when, offline_environment, torchrun
 from helpers.training import run_here
 
+from d_emo.images.decode import DECODE_VERSION
 from d_emo.images.latent_cache import LatentCache, LatentCacheError
 from d_emo.images.latents import encode_images, sample_latents
 from d_emo.train import encode_latents
@@ -177,6 +178,26 @@ def test_damaged_and_foreign_folders_are_refused(pictures, vae_folder, tmp_path)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(LatentCacheError, match="is damaged"):
         LatentCache(folder)
+
+
+@pytest.mark.parametrize("stored", [None, 1, 3])
+def test_latents_of_another_decode_rule_are_refused_with_the_command_that_renews_them(
+    capsys, pictures, vae_folder, tmp_path, stored
+):
+    folder = tmp_path / "latents"
+    encode(pictures, vae_folder, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest.pop("decode_version") == DECODE_VERSION
+    (folder / "manifest.json").write_text(
+        json.dumps({**manifest, **({} if stored is None else {"decode_version": stored})})
+    )
+    command = rf"rule {stored or 1}, now there is rule {DECODE_VERSION}.*python train/encode_latents\.py --vae .*vae.* --resol"
+    with pytest.raises(LatentCacheError, match=command):
+        LatentCache(folder)
+    code, printed = run_here(capsys, "--latents", folder, "--vae", vae_folder, "--output-dir", tmp_path / "run")
+    assert code != 0 and "encode_latents.py" in printed and not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit, match=command):
+        encode(pictures, vae_folder, folder)
 
 
 @pytest.mark.parametrize(

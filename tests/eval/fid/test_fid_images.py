@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from helpers.processes import kill_when
 
-from d_emo.eval.fid import archives, features
+from d_emo.eval.fid import archives, features, image_sets
 from d_emo.eval.fid.extractors import FeatureExtractor, InceptionExtractor, PixelExtractor, make_extractor
 from d_emo.eval.fid.features import compute_features
 from d_emo.eval.fid.image_sets import ImageSet, open_set
@@ -54,7 +54,8 @@ def test_images_written_for_adm_are_what_numpy_and_this_package_read(tmp_path):
         np.testing.assert_array_equal(archive["arr_0"], images)
     opened = open_set(str(path))
     assert opened.shape == images.shape
-    np.testing.assert_array_equal(opened.read(3, 9), images[3:9])
+    order = np.random.RandomState(0).permutation(10)  # as of folders
+    np.testing.assert_array_equal(opened.read(3, 9), images[order][3:9])
     assert isinstance(archives.map_images(path), np.memmap)
 
 
@@ -69,7 +70,8 @@ def test_stored_and_compressed_files_give_the_same_images(tmp_path):
     np.savez(tmp_path / "stored.npz", images, ignored=np.zeros(3))
     np.savez_compressed(tmp_path / "compressed.npz", images)
     for name in ("stored", "compressed"):
-        np.testing.assert_array_equal(open_set(str(tmp_path / f"{name}.npz")).read(0, 5), images)
+        order = np.random.RandomState(0).permutation(5)
+        np.testing.assert_array_equal(open_set(str(tmp_path / f"{name}.npz")).read(0, 5), images[order])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_a_changed_picture_changes_the_hash(tmp_path):
 
 def test_bad_folders_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="there are no images in it"):
+    with pytest.raises(ValueError, match="there are no images in this folder"):
         open_set(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match=r"there is no such folder, \.npz or \.parquet file"):
         open_set(str(tmp_path / "nowhere"))
@@ -139,7 +141,45 @@ def test_bad_folders_are_refused(tmp_path):
 
 def test_references_are_cropped_to_the_samples_size_as_adm_prepares_images(tmp_path):
     save_folder(tmp_path, [*random_images(2), *random_images(2, side=20)])
-    assert open_set(str(tmp_path), side=8).read(0, 4).shape == (4, 8, 8, 3)
+    assert open_set(str(tmp_path), size=(8, 8)).read(0, 4).shape == (4, 8, 8, 3)
+
+
+@pytest.mark.parametrize("height_width", [(48, 16), (16, 48), (12, 20)])
+@pytest.mark.parametrize("reference", ["folder", "npz", "larger folder"])
+def test_samples_of_unequal_sides_are_compared_with_references_of_their_shape(
+    tmp_path, accelerator, height_width, reference
+):
+    height, width = height_width
+    images = np.random.RandomState(0).randint(0, 256, (12, height, width, 3), dtype=np.uint8)
+    np.savez(tmp_path / "samples.npz", images)
+    np.savez(tmp_path / "reference.npz", images)
+    save_folder(tmp_path / "folder", images)
+    save_folder(tmp_path / "larger folder", images.repeat(2, axis=1).repeat(2, axis=2))
+    samples = open_set(str(tmp_path / "samples.npz"))
+    source = str(tmp_path / ("reference.npz" if reference == "npz" else reference))
+    loaded = load_reference(source, PixelExtractor(), tmp_path / "cache", accelerator, size=samples.shape[1:3])
+    assert loaded.images.shape == samples.shape
+    moments = compute_features(samples, PixelExtractor(), tmp_path / "own", accelerator).moments("pool", accelerator)
+    np.testing.assert_allclose(moments.mean, loaded.moments["pool"].mean, atol=1e-6)  # so that their distance is 0
+
+
+def test_an_archive_sorted_by_class_is_shuffled_as_a_folder_is(tmp_path):
+    images = np.repeat(np.arange(50, dtype=np.uint8), 20)[:, None, None, None] * np.ones((1, 2, 2, 3), dtype=np.uint8)
+    np.savez(tmp_path / "sorted.npz", images)
+    opened = open_set(str(tmp_path / "sorted.npz"))
+    for start in range(0, 1000, 100):  # a tenth, as the Inception Score takes it, has more than its five classes
+        assert len(np.unique(opened.read(start, start + 100))) > 30
+    np.testing.assert_array_equal(np.sort(opened.read(0, 1000)[:, 0, 0, 0]), images[:, 0, 0, 0])
+    assert any("shuffled order" in note for note in opened.notes)
+
+
+def test_another_decode_rule_makes_features_again(tmp_path, monkeypatch, accelerator):
+    folder = save_folder(tmp_path / "pictures", random_images(3))
+    stores = []
+    for version in (1, 2, 2):
+        monkeypatch.setattr(image_sets, "DECODE_VERSION", version)
+        stores.append(compute_features(open_set(str(folder)), PixelExtractor(), tmp_path / "cache", accelerator).folder)
+    assert stores[0] != stores[1] == stores[2]
 
 
 def test_jpeg_samples_are_warned_of(tmp_path):
