@@ -14,9 +14,9 @@ from helpers.training import losses, run_here, train_to_the_end
 
 from d_emo import DEMOPipeline
 from d_emo.eval import evaluate_fid
+from d_emo.images.decode import to_tensor
 from d_emo.images.latent_cache import LatentCache
-from d_emo.images.source import to_tensor
-from d_emo.images.table_source import datasets_source
+from d_emo.images.tables import datasets_source
 from d_emo.train import encode_latents
 
 PHOTOS, SIDE = "imagenet-one-per-class-256.parquet", 32

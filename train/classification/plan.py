@@ -16,7 +16,8 @@ from d_emo.classification.transformers_models import (
     EMOv2ForImageClassification,
     make_image_processor,
 )
-from d_emo.images.source import ImageSource, first_line
+from d_emo.common.messages import first_line
+from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.models.flops import count_macs_on, count_parameters
 from d_emo.train.classification.config import ClassifierConfig

@@ -13,7 +13,8 @@ from helpers.training import losses, run_here, train_to_the_end
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from d_emo.images.source import digits_source, held_out
+from d_emo.images.digits import digits_source
+from d_emo.images.source import held_out
 from d_emo.train import train_classifier
 
 
