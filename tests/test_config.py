@@ -40,7 +40,8 @@ def test_dashes_and_underscores_are_the_same():
     ("text", "message"),
     [
         ("learning_rat: 1", "'learning_rat' is unknown; did you mean learning_rate"),
-        ("colour: 1", "'colour' is unknown; see --help"),
+        ("colour: 1", "'colour' is unknown; did you mean color"),
+        ("wallpaper: 1", "'wallpaper' is unknown; see --help"),
         ("- 1", "expected `option: value` lines"),
     ],
 )

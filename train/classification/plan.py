@@ -20,7 +20,7 @@ from d_emo.kernels import backend_report
 from d_emo.models.flops import count_macs_on, count_parameters
 from d_emo.train.classification.config import ClassifierConfig
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
-from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs
+from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
 
 TIMM = "timm:"
 # Images up to this side are shown at twice their size: the networks halve the grid five times.
@@ -116,7 +116,7 @@ class ClassifierPlan:
             "optimizer": f"{options.optimizer}, learning rate {options.learning_rate:g} ({options.lr_decay} after "
             f"{self.warmup_steps:,} steps of warm-up), decay {options.weight_decay:g}, averaging {options.ema_decay}",
             "batch": layout.describe(),
-            "length": f"{self.max_train_steps:,} steps, {epochs}{seen:,} images",
+            "length": f"{self.max_train_steps:,} steps, {epochs}{seen:,} images{time_on_cpu(macs, seen, self.device)}",
             "kernels": backend_report(self.device),
             "output": str(self.output_dir),
         }

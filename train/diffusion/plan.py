@@ -22,7 +22,7 @@ from d_emo.train.diffusion.init_from import InitialWeights
 from d_emo.train.diffusion.lora import add_lora
 from d_emo.train.diffusion.objectives import Objective, make_objective
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout, nearest_multiple
-from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs
+from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
 
 AUTO_VAE = "stabilityai/sd-vae-ft-ema"
 # From this side on, --vae auto trains on latents.
@@ -97,7 +97,7 @@ class Plan:
         with torch.device("meta"):
             model, trained = self.build_model(), self.build_trained()
         adapters = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-        options, layout = self.config, self.layout
+        options, layout, macs = self.config, self.layout, count_macs(model)
         classes = len(self.source.id2label)
         space = "pixels" if self.vae is None else f"latents of {vae_name(options.model.vae, self.resolution)}"
         shape = " x ".join(map(str, self.latent_shape))
@@ -105,7 +105,7 @@ class Plan:
         epochs = f"{seen / self.source.size:,.1f} epochs" if self.source.size else f"{seen:,} images"
         lines = {
             "model": f"{self.model_name}: {count_parameters(model):,} parameters, "
-            f"{count_macs(model) / 1e9:.3f} GMACs an image (forward)"
+            f"{macs / 1e9:.3f} GMACs an image (forward)"
             + ("" if options.model.lora_rank is None else f"; {adapters:,} trained, LoRA and labels"),
             "data": f"{self.source.name}: {self.source.describe_size()}, {classes or 'no'} classes, "
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
@@ -118,7 +118,7 @@ class Plan:
             + (f", {self.warmup_steps:,} steps of warm-up" if self.warmup_steps else "")
             + f"), averaging {options.optimization.ema_decay}",
             "batch": layout.describe(),
-            "length": f"{self.max_train_steps:,} steps, {epochs}",
+            "length": f"{self.max_train_steps:,} steps, {epochs}{time_on_cpu(macs, seen, self.device)}",
             "kernels": backend_report(self.device),
             "output": str(self.output_dir),
         }

@@ -1,6 +1,9 @@
 """Whether steps, epochs, batch, warm-up and averaging fit each other, and what to tell the user where they do not."""
 
 import math
+import time
+
+import torch
 
 from d_emo.train.engine.plan import RunPlan
 
@@ -10,6 +13,12 @@ MAX_WARMUP_SHARE = 0.25
 MAX_START_SHARE = 0.05
 # Passes over the images beyond which a run, started from nothing, mostly learns them by heart.
 MANY_EPOCHS = 5000
+# A training step's products over a forward pass's: the pass, and gradients of inputs and of weights.
+PASSES = 3
+# Share of the processor's product rate that training reaches: 0.4 for the digits' network, 0.8 for large ones.
+REACHED_RATE = 0.6
+# Side of the matrices whose product is timed, and how often.
+TIMED_SIDE, TIMED_REPEATS = 1024, 5
 
 
 def fitting_warmup(asked: int, steps: int) -> int:
@@ -33,6 +42,32 @@ def share_of_start(decay: float, warmup: bool, steps: int) -> float:
     early = min(steps, math.ceil(grown))
     product = math.exp(sum(math.log((1 + n) / (10 + n)) for n in range(1, early + 1)))
     return product * decay ** (steps - early)
+
+
+def time_on_cpu(macs: int, images: int, device: torch.device) -> str:
+    """A rough time for so many images of a network, for people; empty on other devices.
+
+    From the rate of this machine's products, measured in some milliseconds. Right within a factor of two: see
+    `REACHED_RATE`.
+
+    Args:
+        macs: multiply-adds of a forward pass of an image.
+        images: to be trained on.
+        device: where.
+    """
+    if device.type != "cpu":
+        return ""
+    matrix = torch.rand(TIMED_SIDE, TIMED_SIDE)
+    seconds = []
+    for _ in range(TIMED_REPEATS):
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - start)
+    rate = TIMED_SIDE**3 / min(seconds)
+    minutes = PASSES * macs * images / (REACHED_RATE * rate) / 60
+    if minutes < 90:
+        return f", roughly {max(1, round(minutes))} min on this CPU"
+    return f", roughly {minutes / 60:,.0f} hours on this CPU"
 
 
 def notes(plan: RunPlan) -> list[str]:
