@@ -2,7 +2,7 @@
 
 Sources: "EMOv2: Pushing 5M Vision Model Frontier", arXiv 2412.06674 (sizes in Table IV, ablations in section 4), and
 "Rethinking Mobile Block for Efficient Attention-based Models" (EMOv1), arXiv 2301.01146. What the papers leave open
-follows their published definitions; golden outputs of those hold it (tests/test_emov2.py).
+follows their published definitions; golden outputs of those hold it (tests/classification/test_emov2.py).
 
 Shapes: B batch, H x W grid of a stage, C channels in, O channels out, E inner channels of a block.
 Blocks work channels last; stages take and give (B, C, H, W) in channels-last memory, so that nothing is copied between.
