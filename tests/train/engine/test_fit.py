@@ -3,7 +3,8 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import run_here, tiny_pipeline
+from helpers.pipelines import tiny_pipeline
+from helpers.processes import run_here
 from safetensors.torch import load_file
 
 from d_emo import DEMOPipeline
