@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers.pipelines import tiny_pipeline
-from helpers.processes import run_here
+from helpers.training import run_here
 from safetensors.torch import load_file
 
 from d_emo import DEMOPipeline
