@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from d_emo.common.options import OptionTable, option, parse_options, require
-from d_emo.train.data.options import DataOptions
+from d_emo.train.data.options import DataOptions, digits_recipe
 from d_emo.train.engine.options import RunOptions
 
 
@@ -221,5 +222,9 @@ class ClassifierConfig(OptionTable):
 def parse_classifier_config(
     arguments: list[str], about: str = "Train EMOv2 or any network of timm."
 ) -> ClassifierConfig:
-    """Read the command line and, under it, the YAML file that --config names; see `parse_options`."""
-    return parse_options(arguments, ClassifierConfig, "train_classifier", about)
+    """Read the command line and, under it, the YAML file that --config names; see `parse_options`.
+
+    Without a source of data, the digits' recipe lies under both.
+    """
+    recipe = partial(digits_recipe, "classifier/digits.yaml")
+    return parse_options(arguments, ClassifierConfig, "train_classifier", about, recipe)

@@ -1,10 +1,11 @@
 """Every option of the diffusion trainer, once; `engine.options` and `data.options` have those of all trainers."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from d_emo.common.options import OptionTable, option, parse_options, require
-from d_emo.train.data.options import DataOptions
+from d_emo.train.data.options import DataOptions, digits_recipe
 from d_emo.train.engine.options import RunOptions
 
 # What --vae auto names, from some resolution on.
@@ -185,5 +186,8 @@ class TrainConfig(OptionTable):
 
 
 def parse_config(arguments: list[str], about: str = "Train D-EMOv2, DiT or SiT.") -> TrainConfig:
-    """Read the trainer's command line and, under it, the YAML file that --config names; see `parse_options`."""
-    return parse_options(arguments, TrainConfig, "train_dit", about)
+    """Read the trainer's command line and, under it, the YAML file that --config names; see `parse_options`.
+
+    Without a source of data, the digits' recipe lies under both.
+    """
+    return parse_options(arguments, TrainConfig, "train_dit", about, partial(digits_recipe, "digits.yaml"))

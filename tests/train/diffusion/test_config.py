@@ -13,7 +13,7 @@ def write(tmp_path, text):
 
 
 def test_defaults_are_the_papers():
-    config = parse_config([])
+    config = parse_config(["--train-data-dir", "photos"])
     optimization, run = config.optimization, config.run
     assert (optimization.learning_rate, optimization.weight_decay, optimization.ema_decay) == (1e-4, 0.0, 0.9999)
     assert (optimization.class_dropout_prob, optimization.max_grad_norm, optimization.ema_warmup) == (0.1, None, True)
