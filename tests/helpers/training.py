@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from d_emo.kernels import use_backend
-from d_emo.kernels.backend import chosen_backend
+from d_emo.kernels.dispatch import chosen_backend
 from d_emo.train import train_dit
 from helpers.processes import Trainer
 
