@@ -5,7 +5,7 @@
 // e of a value; dp and tp are d and T in whole vectors; names that end in `l` are distances between rows. Probabilities
 // are computed again in the backward pass.
 //
-// What it gains: "window attention" in docs/speed.md.
+// What it gains: the rows "@reference" in docs/speed.md, which are without all kernels.
 
 #pragma once
 
