@@ -7,6 +7,7 @@ from helpers.models import randomize
 from helpers.networks_with_blocks import PVTTiny, deit_tiny
 
 from d_emo import create_classifier
+from d_emo.classification.irmb import make_block
 from d_emo.eval.tables import classifier_table
 from d_emo.eval.tables.classifier_table import ROWS, agrees, count
 from d_emo.models.flops import count_macs_as_published, count_macs_on, count_parameters
@@ -48,7 +49,7 @@ def test_macs_as_published_count_products_twice_windows_and_norms():
 @pytest.mark.parametrize("version", [1, 2])
 def test_parallel_adds_what_attention_and_convolution_make_of_the_same_values(version):
     arguments = {"attend": "values" if version == 2 else "inputs", "kernel_size": 3, "window_size": 2}
-    parallel = randomize(I2RMB(8, 2, 2.0, arrangement="parallel", **arguments)).eval()
+    parallel = randomize(make_block(8, 2, 2.0, arrangement="parallel", **arguments)).eval()
     grid = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         values = F.gelu(F.linear(grid, parallel.attn.to_qkv.weight[16:], parallel.attn.to_qkv.bias[16:]))
@@ -58,7 +59,7 @@ def test_parallel_adds_what_attention_and_convolution_make_of_the_same_values(ve
 
 
 def test_without_attention_and_convolution_a_block_sees_one_pixel():
-    block = randomize(I2RMB(8, 2, 2.0, attention_type="none", local="none"))
+    block = randomize(make_block(8, 2, 2.0, attention_type="none", local="none"))
     grid = torch.randn(1, 4, 4, 8)
     changed = grid.clone()
     changed[0, 2, 3] += 1

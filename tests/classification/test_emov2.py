@@ -17,7 +17,7 @@ from d_emo import EMOv2Backbone, EMOv2Config, EMOv2ForImageClassification, creat
 from d_emo.classification.published import import_classifier, published_state
 from d_emo.classification.transformers_models import make_image_processor
 from d_emo.kernels import use_backend
-from d_emo.kernels.attention import Windows
+from d_emo.kernels.reference import Windows
 from d_emo.models.flops import count_parameters
 from d_emo.train import convert_emov2
 
@@ -77,7 +77,7 @@ def windows_counted_twice(monkeypatch):
     """As in the published code: a grid that is one window is attended to twice. Here it is done once, and doubled."""
 
     def of(attention_type, dim, num_heads, window, grid):
-        return Windows(dim, num_heads, *window, attention_type != "remote", attention_type != "neighborhood", 1.0)
+        return Windows(dim, num_heads, *window, int(attention_type != "remote"), int(attention_type != "neighborhood"))
 
     monkeypatch.setattr(Windows, "of", of)
 

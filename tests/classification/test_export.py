@@ -8,6 +8,7 @@ from helpers.training import run_here
 
 from d_emo import create_classifier
 from d_emo.eval import export_classifier
+from d_emo.eval.classification import export_command
 from d_emo.export import OnnxModel, save_coreml, save_onnx, save_program
 from d_emo.train import train_classifier
 
@@ -71,11 +72,11 @@ def test_an_unknown_model_is_named_with_those_that_are_known(capsys, tmp_path, o
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_classifier, "difference", lambda *arguments: 1e-3)
+    monkeypatch.setattr(export_command, "difference", lambda *arguments: 1e-3)
     path = tmp_path / "model.pt2"
     path.write_text("an earlier export")
     with pytest.raises(ValueError, match=r"by 1\.0e-03 of the largest logit; deleted"):
-        export_classifier.export_and_check(network(), 64, "torch", path)
+        export_command.export_and_check(network(), 64, "torch", path)
     assert path.read_text() == "an earlier export" and list(tmp_path.iterdir()) == [path]
 
 

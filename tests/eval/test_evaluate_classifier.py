@@ -17,7 +17,7 @@ from d_emo import EMOv2Config, EMOv2ForImageClassification
 from d_emo.classification.transformers_models import make_image_processor
 from d_emo.eval import evaluate_classifier
 from d_emo.eval.classification.accuracy import Predictions, PreparedImages, predict
-from d_emo.eval.evaluate_classifier import align_labels
+from d_emo.eval.classification.command import align_labels, open_classifier
 from d_emo.images.open_source import open_source
 
 NAMES = ["oak", "elm", "fir, fir tree", "yew", "ash", "box"]
@@ -55,7 +55,7 @@ def test_scores_equal_scikit_learns_and_those_computed_by_hand(capsys, tmp_path,
     code, output = run(capsys, "--model", folder, "--data-dir", photos, "--output-dir", tmp_path / "out")
     assert code == 0 and "15 images, 3 classes" in output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    model, processor = evaluate_classifier.open_classifier(str(folder))
+    model, processor = open_classifier(str(folder))
     truth, logits = [], []
     for path in sorted(photos.rglob("*.png")):
         truth.append({"yew": 3, "oak": 0, "fir tree": 2}[path.parent.name])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d_emo.models.i2rmb import I2RMB
+from d_emo.classification.irmb import make_block
 
 # Stages of PVT-Tiny (arXiv 2102.12122): width, heads, expansion, side that keys and values are shortened by, patch.
 PVT_STAGES = ((64, 1, 8, 8, 4), (128, 2, 8, 4, 2), (320, 5, 4, 2, 2), (512, 8, 4, 1, 2))
@@ -24,7 +24,7 @@ class TokenBlock(nn.Module):
         kind = {"kernel_size": 3, "attention_type": "remote", "window_size": 14, "attend": "inputs"}
         if version == 2:
             kind = {"kernel_size": 5, "attention_type": "spanning", "window_size": 7, "attend": "values"}
-        self.inside = I2RMB(dim, heads, 4.0, clip_window=False, **kind)
+        self.inside = make_block(dim, heads, 4.0, clip_window=False, **kind)
 
     def forward(self, tokens: torch.Tensor, **_: object) -> torch.Tensor:
         batch, count, dim = tokens.shape
@@ -83,7 +83,7 @@ class PVTBlock(nn.Module):
             self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim))
         else:
             # Without attention of its own: expansion, depthwise convolution, projection.
-            self.inside = I2RMB(dim, heads, expansion, kernel_size=2 * version + 1, attention_type="none")
+            self.inside = make_block(dim, heads, expansion, kernel_size=2 * version + 1, attention_type="none")
 
     def forward(self, grid: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""

@@ -6,7 +6,9 @@ test_triton.py runs this file in a process of its own: Triton decides at its fir
 import pytest
 import torch
 
-from d_emo.kernels import attention, local, triton_attention, triton_local
+from d_emo.kernels import reference
+from d_emo.kernels import triton as backend
+from d_emo.kernels.triton import attention, local
 from helpers.kernel_cases import WINDOWS, assert_close, attention_case, local_case
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,20 +23,15 @@ def results(outputs: tuple[torch.Tensor, ...], *likes: torch.Tensor) -> tuple[to
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [name for name in WINDOWS if name != "wide values"])  # slow to interpret
-def test_attention_and_its_gradients_equal_the_reference(monkeypatch, name, dtype):
+def test_attention_and_its_gradient_equal_the_reference(monkeypatch, name, dtype):
     if dtype == torch.bfloat16:
-        monkeypatch.setattr(triton_attention, "WANTED_PROGRAMS", 1)  # all value channels in one program
-    qkv, bias, grad, windows = (x.to(DEVICE) if torch.is_tensor(x) else x for x in attention_case(name, dtype))
-    exact = [tensor.double().requires_grad_() for tensor in (qkv, bias)]
-    expected = attention.reference(*exact, windows)
-    expected_grads = torch.autograd.grad(expected, exact, grad.double())
-    assert_close(attention.attend_on_gpu(qkv, bias, *windows), expected, dtype)
-    grads = results(attention.attend_backward_on_gpu(grad, qkv, bias, *windows), qkv, bias)
-    assert_close(grads[0], expected_grads[0], dtype)
-    assert_close(grads[1], expected_grads[1], dtype)
-    without = attention.reference(qkv.double(), None, windows)
-    assert_close(attention.attend_on_gpu(qkv, None, *windows), without, dtype)
-    results(attention.attend_backward_on_gpu(grad, qkv, None, *windows), qkv, bias)
+        monkeypatch.setattr(attention, "WANTED_PROGRAMS", 1)  # all value channels in one program
+    qkv, grad, windows = (x.to(DEVICE) if torch.is_tensor(x) else x for x in attention_case(name, dtype))
+    exact = qkv.double().requires_grad_()
+    expected = reference.window_attention(exact, windows)
+    assert_close(backend.attend(qkv, windows), expected, dtype)
+    (actual,) = results((backend.attend_backward(grad, qkv, windows),), qkv)
+    assert_close(actual, torch.autograd.grad(expected, exact, grad.double())[0], dtype)
 
 
 @pytest.mark.parametrize(
@@ -50,20 +47,20 @@ def test_attention_and_its_gradients_equal_the_reference(monkeypatch, name, dtyp
     ],
 )
 def test_local_branch_and_its_gradients_equal_the_reference(monkeypatch, shape, kernel, batch_statistics, dtype):
-    monkeypatch.setattr(triton_local, "WANTED_PROGRAMS", 4)  # two images in a program
+    monkeypatch.setattr(local, "WANTED_PROGRAMS", 4)  # two images in a program
     torch.manual_seed(0)
     hidden, conv, norm = local_case(shape, kernel, dtype)
     hidden, conv, norm = hidden.to(DEVICE), conv.to(DEVICE), norm.to(DEVICE)
     grad = torch.randn(shape, device=DEVICE).to(dtype)
     learned = (conv.weight.detach(), norm.weight.detach(), norm.bias.detach())
     statistics, options = (norm.running_mean, norm.running_var), (batch_statistics, norm.eps)
-    out, *statistics = results(local.convolve_on_gpu(hidden, *learned, *statistics, *options), hidden, *statistics)
-    grads = local.convolve_backward_on_gpu(grad, hidden, *learned, *statistics, *options)
+    out, *statistics = results(backend.convolve(hidden, *learned, *statistics, *options), hidden, *statistics)
+    grads = backend.convolve_backward(grad, hidden, *learned, *statistics, *options)
     results(grads, hidden, *learned)
 
     conv, norm = conv.double(), norm.double().train(batch_statistics)
     exact = [hidden.double().requires_grad_(), conv.weight, norm.weight, norm.bias]
-    expected = local.reference(exact[0], conv, norm)
+    expected = reference.local_branch(exact[0], conv, norm)
     assert_close(out, expected, dtype)
     wanted = torch.autograd.grad(expected, exact, grad.double())
     for actual, want in zip(grads, wanted, strict=True):

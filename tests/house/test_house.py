@@ -1,4 +1,4 @@
-"""The repository itself: what is installed, who imports whom, what the README promises."""
+"""The repository itself: what is installed, how long files are, what the README promises."""
 
 import ast
 import re
@@ -6,29 +6,24 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from helpers.import_graph import modules
 from helpers.paths import ROOT
 
 FOLDERS = {"d_emo": "d_emo", "pipelines": "d_emo/pipelines", "train": "d_emo/train", "eval": "d_emo/eval"}
-# Imports flow one way: what each folder may import of this project.
-MAY_IMPORT = {
-    "d_emo": {"d_emo"},
-    "pipelines": {"d_emo", "pipelines"},
-    "eval": {"d_emo", "pipelines", "eval"},
-    "train": {"d_emo", "pipelines", "eval", "train"},
-}
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 PYTHON_FILES = sorted(path for folder in [*FOLDERS, "tests"] for path in (ROOT / folder).rglob("*.py"))
 
 
-def test_wheel_holds_the_tree_and_nothing_else(tmp_path):
+@pytest.mark.parametrize("options", [["--wheel"], []], ids=["from the tree", "from the source distribution"])
+def test_wheel_holds_the_tree_and_nothing_else(tmp_path, options):
     source = tmp_path / "source"  # a copy, so that no build folder is left in the tree
     for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, source]
+    command = [sys.executable, "-m", "build", *options, "--no-isolation", "--outdir", tmp_path, source]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -41,26 +36,6 @@ def test_wheel_holds_the_tree_and_nothing_else(tmp_path):
                 expected.add(f"{target}/{path.relative_to(ROOT / folder).as_posix()}")
     assert packed == expected
     assert {name.split("/")[0] for name in packed} == {"d_emo"}
-
-
-def imported_folders(path: Path) -> set[str]:
-    """Which of the project's folders a module imports."""
-    modules = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
-    parts = [module.split(".") for module in modules if module.split(".")[0] == "d_emo"]
-    return {part[1] if len(part) > 1 and part[1] in FOLDERS else "d_emo" for part in parts}
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_imports_flow_one_way(folder):
-    for path in (ROOT / folder).rglob("*.py"):
-        if path == ROOT / "d_emo" / "__init__.py":
-            continue  # the public face, which gathers the models and the pipeline
-        assert imported_folders(path) <= MAY_IMPORT[folder], path
 
 
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -96,12 +71,42 @@ def test_ci_installs_and_tests_with_the_readmes_commands():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     install = re.search(r'pip install .*-e "\.\[test\]"', tests)
     assert install and 'pip install -q -e ".[test]"' in ci
-    assert tests.strip().endswith("pytest") and ci.strip().endswith("pytest")
+    assert tests.strip().endswith("pytest") and ci.strip().splitlines()[-1] == "pytest --cov"
+
+
+def test_every_dependency_has_a_floor():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    text = project[project.index("\ndependencies = [") : project.index("\n[tool.")]
+    requirements = [found for found in re.findall(r'"([^"\n]+)"', text) if not found.startswith("d-emo[")]
+    assert len(requirements) > 20
+    assert not [name for name in requirements if not re.match(r"[\w-]+>=\d", name)]
+
+
+def test_hosted_ci_runs_what_the_local_one_does_on_the_oldest_and_the_newest():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    local = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for command in ("ruff check .", "ruff format --check .", "mypy", "pytest --cov"):
+        assert f"- run: {command}\n" in workflow and f"\n{command}\n" in local, command
+    oldest = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert oldest and f'python-version: "{oldest[1]}"\n            resolution: lowest-direct' in workflow
 
 
 def test_readme_links_and_pictures_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", readme()):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS])
+def test_files_and_modules_that_a_document_names_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for name in re.findall(r"\b(?:d_emo|pipelines|train|eval|tests)/[\w/.-]*\.(?:py|yaml|csv|json)\b", text):
+        assert (ROOT / name).is_file(), name
+    known = modules()
+    for name in re.findall(r"`(d_emo(?:\.\w+)+)", text):
+        module, _, attribute = name.rpartition(".")
+        if name not in known:
+            assert module in known, name
+            assert re.search(rf"\b{attribute}\b", known[module].read_text(encoding="utf-8")), name
 
 
 def test_version_has_one_source():

@@ -1,7 +1,6 @@
 """Latents encoded beforehand: the same training as encoding on the fly, and folders that are whole or refused."""
 
 import json
-import subprocess
 
 import numpy as np
 import PIL.Image
@@ -9,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from helpers.paths import ROOT
-from helpers.processes import kill_when, offline_environment, torchrun
+from helpers.processes import kill_when, run_script
 from helpers.training import run_here
 
 from d_emo.images.decode import DECODE_VERSION
@@ -127,9 +126,9 @@ def test_half_precision_is_close(pictures, vae_folder, tmp_path):
 def test_two_processes_write_the_same_files(pictures, vae_folder, tmp_path):
     one = encode(pictures, vae_folder, tmp_path / "one")
     script = ROOT / "train" / "encode_latents.py"
-    command = torchrun(2, script, *encode_arguments(pictures, vae_folder, tmp_path / "two"))
-    done = subprocess.run(command, env=offline_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = encode_arguments(pictures, vae_folder, tmp_path / "two")
+    code, output = run_script(tmp_path / "log", script, *arguments, processes=2)
+    assert code == 0, output
     two = LatentCache(tmp_path / "two")
     for index in range(COUNT):
         torch.testing.assert_close(one.read(index, True), two.read(index, True), atol=1e-5, rtol=1e-5)
@@ -138,8 +137,9 @@ def test_two_processes_write_the_same_files(pictures, vae_folder, tmp_path):
 KILL_SCRIPT = """
 import time
 from d_emo.train import encode_latents
-original = encode_latents.encode_moments
-encode_latents.encode_moments = lambda *a: time.sleep(0.3) or original(*a)
+from d_emo.train.diffusion import encoding
+original = encoding.encode_moments
+encoding.encode_moments = lambda *a: time.sleep(0.3) or original(*a)
 encode_latents.main({arguments!r})
 """
 
@@ -147,7 +147,8 @@ encode_latents.main({arguments!r})
 def test_kill_nine_and_a_second_run_give_the_same_latents(pictures, vae_folder, tmp_path):
     whole = encode(pictures, vae_folder, tmp_path / "whole")
     arguments = encode_arguments(pictures, vae_folder, tmp_path / "killed")
-    kill_when(KILL_SCRIPT.format(arguments=arguments), lambda: any((tmp_path / "killed").glob("latents-*")))
+    code = KILL_SCRIPT.format(arguments=arguments)
+    kill_when(tmp_path / "log", code, lambda: any((tmp_path / "killed").glob("latents-*")))
     with pytest.raises(LatentCacheError, match=r"of 11 images are not encoded yet \(first missing file latents-0"):
         LatentCache(tmp_path / "killed")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("latents-*")}

@@ -1,55 +1,58 @@
 """The fast kernels against plain PyTorch: C++ on the CPU here, Triton in its interpreter in test_triton.py."""
 
+import ast
+import copy
+import dataclasses
+import graphlib
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.kernel_cases import TOLERANCE, WINDOWS, assert_close, attention_case, local_case
 from helpers.models import randomize, tiny_model
 from torch import nn
 
-from d_emo import create_model
-from d_emo.kernels import (
-    Windows,
-    attention,
-    backend,
-    backend_report,
-    calibration,
-    cpu,
-    fused,
-    local,
-    selfcheck,
-    set_backend,
-    training,
-    use_backend,
-)
-from d_emo.kernels.calibration import Speeds
+from d_emo import create_model, models
+from d_emo.kernels import backend_report, cpp, dispatch, fused, reference, set_backend, use_backend
+from d_emo.kernels.attention import attention_backward_operator, attention_operator
+from d_emo.kernels.cpp import binding, build
+from d_emo.kernels.local import fusible, local_backward_operator, local_branch, local_operator
+from d_emo.kernels.reference import Windows
 from d_emo.models import I2RMB
 from d_emo.models.flops import count_macs
 
-pytestmark = pytest.mark.skipif(bool(cpu.obstacle()), reason=f"no C++ kernels here: {cpu.obstacle()}")
+pytestmark = pytest.mark.skipif(bool(build.obstacle()), reason=f"no C++ kernels here: {build.obstacle()}")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", WINDOWS)
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_attention_and_its_gradients_equal_the_reference(name, dtype, with_bias):
-    qkv, bias, grad, windows = attention_case(name, dtype)
-    inputs = [qkv.requires_grad_(), bias.requires_grad_()] if with_bias else [qkv.requires_grad_()]
-    with use_backend("native"):
-        out = attention.window_attention(qkv, bias if with_bias else None, windows)
-    grads = torch.autograd.grad(out, inputs, grad)
-    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    expected = attention.reference(exact[0], exact[1] if with_bias else None, windows)
+def test_attention_and_its_gradient_equal_the_reference(name, dtype):
+    qkv, grad, windows = attention_case(name, dtype)
+    exact = qkv.double().requires_grad_()
+    out = attention_operator(qkv.requires_grad_(), windows)
+    expected = reference.window_attention(exact, windows)
     assert_close(out, expected, dtype)
-    for actual, wanted in zip(grads, torch.autograd.grad(expected, exact, grad.double()), strict=True):
-        assert_close(actual, wanted, dtype)
+    (actual,) = torch.autograd.grad(out, qkv, grad)
+    assert_close(actual, torch.autograd.grad(expected, exact, grad.double())[0], dtype)
+
+
+@pytest.mark.parametrize("windows", [Windows(8, 2, 0, 4), Windows(8, 2, -4, 4), Windows(8, 3, 4, 4),
+                                     Windows(8, 2, 3, 4), Windows(0, 2, 4, 4), Windows(8, 0, 4, 4),
+                                     Windows(16, 2, 4, 4)])  # fmt: skip
+def test_windows_that_do_not_divide_the_grid_are_refused(windows):
+    qkv = torch.randn(1, 8, 8, 32)
+    for call in (lambda: attention_operator(qkv, windows), lambda: attention_backward_operator(qkv, qkv, windows)):
+        with pytest.raises((ValueError, ZeroDivisionError, RuntimeError)) as caught:
+            call()
+        assert "do not divide a grid of (1, 8, 8)" in str(caught.value)
 
 
 def test_gelu_is_as_close_as_pytorchs():
     """A window of one token attends to itself, so the result is GELU of its value; far from zero, too."""
     values = torch.cat([torch.linspace(-12, 12, 64 * 64 * 15), torch.linspace(-1e4, 1e4, 64 * 64)]).view(1, 64, 64, 16)
     qkv = torch.cat([torch.zeros(1, 64, 64, 2), values], dim=-1).requires_grad_()
-    with use_backend("native"):
-        out = attention.window_attention(qkv, None, Windows(1, 1, 1, 1, remote=False))
+    out = attention_operator(qkv, Windows(1, 1, 1, 1, 1, 0))
     out.sum().backward()
     exact = values.double().requires_grad_()
     expected = nn.functional.gelu(exact)
@@ -78,8 +81,8 @@ def test_local_branch_its_gradients_and_statistics_equal_the_reference(shape, ke
     exact = [hidden.detach().double().requires_grad_(), exact_conv.weight, exact_norm.weight, exact_norm.bias]
     grad = torch.randn(shape).to(dtype)
     with use_backend("native"):
-        out = local.local_branch(hidden, conv, norm)
-    expected = local.reference(exact[0], exact_conv, exact_norm)
+        out = local_branch(hidden, conv, norm)
+    expected = reference.local_branch(exact[0], exact_conv, exact_norm)
     assert_close(out, expected, dtype)
     grads = torch.autograd.grad(out, inputs, grad)
     for actual, wanted in zip(grads, torch.autograd.grad(expected, exact, grad.double()), strict=True):
@@ -91,37 +94,34 @@ def test_local_branch_its_gradients_and_statistics_equal_the_reference(shape, ke
 
 def test_gradients_equal_finite_differences():
     qkv = torch.randn(1, 4, 4, 2 * 4 + 6, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(14, dtype=torch.float64, requires_grad=True)
-    windows = Windows(4, 2, 2, 2)
-    assert torch.autograd.gradcheck(lambda *x: attention._window_attention(*x, *windows), (qkv, bias))
+    assert torch.autograd.gradcheck(lambda x: attention_operator(x, Windows(4, 2, 2, 2)), qkv)
     hidden, conv, norm = local_case((2, 3, 4, 3), 3, torch.float64)
     hidden.requires_grad_()
     for batch_statistics in (True, False):
         arguments = (norm.running_mean, norm.running_var, batch_statistics, 1e-5)
         assert torch.autograd.gradcheck(
-            lambda *x, given=arguments: local._local_branch(*x, *given)[0],
+            lambda *x, given=arguments: local_operator(*x, *given)[0],
             (hidden, conv.weight, norm.weight, norm.bias),
         )
 
 
 def test_operators_are_registered_as_pytorch_wants_them():
     """Shapes, strides and types that compilers are told, mutation, gradients; for inputs in any memory order."""
-    qkv, bias, grad, windows = attention_case("remote", torch.float32)
+    qkv, grad, windows = attention_case("remote", torch.float32)
     hidden, conv, norm = local_case((1, 4, 4, 8), 3, torch.float32)
     weights = tuple(tensor.detach() for tensor in (conv.weight, norm.weight, norm.bias))
     statistics = (norm.running_mean, norm.running_var)
     channels = grad.shape[-1]
-    fused_weights = (torch.rand(channels, 1, 3, 3), *(torch.rand(channels) for _ in range(4)))
+    folded = (torch.rand(9, channels), torch.rand(channels))
     for order in (lambda x: x, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)):
         x, g, h = order(qkv), order(grad), order(hidden)
-        torch.library.opcheck(attention._window_attention, (x.clone().requires_grad_(), bias, *windows))
-        torch.library.opcheck(attention._window_attention_backward, (g, x, bias, *windows))
-        torch.library.opcheck(local._local_branch, (h.clone().requires_grad_(), *weights, *statistics, True, 1e-5))
-        torch.library.opcheck(local._local_branch_backward, (h, h, *weights, *statistics, True, 1e-5))
-        torch.library.opcheck(fused._attend_and_convolve, (x, bias, *windows, *fused_weights, 1e-5))
-        products = (torch.rand(qkv.shape[-1], windows.dim), bias, torch.rand(10, channels))
+        torch.library.opcheck(attention_operator, (x.clone().requires_grad_(), windows))
+        torch.library.opcheck(attention_backward_operator, (g, x, windows))
+        torch.library.opcheck(local_operator, (h.clone().requires_grad_(), *weights, *statistics, True, 1e-5))
+        torch.library.opcheck(local_backward_operator, (h, h, *weights, *statistics, True, 1e-5))
+        products = (torch.rand(qkv.shape[-1], windows.dim), torch.rand(qkv.shape[-1]), torch.rand(10, channels))
         pixels = torch.rand(*qkv.shape[:3], windows.dim)
-        torch.library.opcheck(fused._infer_block, (order(pixels), *products, *windows, *fused_weights, 1e-5))
+        torch.library.opcheck(fused.infer_operator, (order(pixels), *products, windows, *folded))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -139,33 +139,81 @@ def test_block_in_inference_equals_the_reference(dtype, grid):
     assert_close(out, expected, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def infers(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of the inputs of all calls of a block as one operation, from now on."""
+    calls, run = [], fused.infer_operator
+    monkeypatch.setattr(fused, "infer_operator", lambda x, *rest: (calls.append(tuple(x.shape)), run(x, *rest))[1])
+    return calls
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("dim", "heads", "expansion", "out_dim", "grid"),
     [(48, 3, 4, 48, (16, 16)), (72, 1, 5, 100, (8, 24)), (400, 2, 4, 400, (8, 16)), (20, 2, 1.5, 14, (8, 8))],
 )
 @torch.no_grad()
-def test_the_blocks_own_products_equal_a_librarys(monkeypatch, dim, heads, expansion, out_dim, grid, dtype):
+def test_fused_inference_equals_the_plain_forward(monkeypatch, dim, heads, expansion, out_dim, grid, dtype):
     """Also where heads fill no whole vector or panel, and sums go beyond one piece of the depth."""
+    monkeypatch.setattr(cpp, "slower", lambda *_: False)
     block = randomize(I2RMB(dim, heads, expansion, out_dim=out_dim)).to(dtype).eval()
-    hidden = torch.randn(5, *grid, dim).to(dtype)
+    hidden, calls = torch.randn(5, *grid, dim).to(dtype), infers(monkeypatch)
     with use_backend("native"):
-        monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(2.0, 2.0, 2.0))
         out = block(hidden)
-        monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(0.0, 0.0, 0.0))
-        assert_close(out, block(hidden), dtype)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert_close(out, block.float()(hidden.float()), torch.bfloat16)
+    assert calls == [tuple(hidden.shape)]
     with use_backend("reference"):
         assert_close(out, block.double()(hidden.double()), dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_inference_is_chosen_by_itself(monkeypatch):
+    """Without gradients and in eval mode only; by copies, too, and never by a block with another part or a hook."""
+    monkeypatch.setattr(cpp, "slower", lambda *_: False)
+    block, hidden = randomize(I2RMB(16, 2)).eval(), torch.randn(2, 8, 8, 16)
+    calls = infers(monkeypatch)
+    block(hidden)
+    assert calls == []
+    with torch.no_grad():
+        expected = block(hidden)
+        copied = copy.deepcopy(block)
+        assert torch.equal(copied(hidden), expected)
+        assert len(calls) == 2
+        copied.proj_out.weight.mul_(2)
+        torch.testing.assert_close(copied(hidden), 2 * expected)
+        calls.clear()
+        block.train()(hidden)
+        block.eval()(torch.randn(2, 9, 8, 16))  # padded
+        block.attn.register_forward_hook(lambda *_: None)
+        block(hidden)
+        assert calls == []
+
+
+def test_an_exported_block_holds_pytorchs_operators_only():
+    block, hidden = randomize(I2RMB(16, 2)).eval(), torch.randn(2, 8, 8, 16)
+    with torch.no_grad():
+        program = torch.export.export(block, (hidden,))
+        assert "d_emo" not in program.graph_module.code
+        torch.testing.assert_close(program.module()(hidden), block(hidden), atol=1e-5, rtol=1e-5)
+
+
+def test_a_forward_mode_derivative_is_plain_pytorchs():
+    block, hidden = randomize(I2RMB(16, 2)).eval(), torch.randn(2, 8, 8, 16)
+    tangent = torch.randn_like(hidden)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            _, actual = torch.func.jvp(block, (hidden,), (tangent,))
+            with use_backend("reference"):
+                _, expected = torch.func.jvp(block, (hidden,), (tangent,))
+                difference = block.double()(hidden.double() + 1e-6 * tangent) - block(hidden.double() - 1e-6 * tangent)
+            block.float()
+        torch.testing.assert_close(actual, expected)
+        assert_close(actual, difference / 2e-6, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("statistics", ["batch", "running"])
-@pytest.mark.parametrize("speed", [0.0, 2.0])
-def test_the_block_trains_as_one_operation(monkeypatch, speed, statistics, dtype):
+@pytest.mark.parametrize("slower", [True, False])
+def test_a_block_trains_as_the_reference_does(monkeypatch, slower, statistics, dtype):
     """Result, all gradients and running statistics, with the kernels' products and with PyTorch's."""
-    monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(speed, speed, speed))
+    monkeypatch.setattr(dispatch, "_has", lambda operator, *_: not slower or operator != "linear")
     block, exact = (randomize(I2RMB(48, 3, out_dim=40)).to(kind) for kind in (dtype, torch.float64))
     exact.load_state_dict({name: tensor.double() for name, tensor in block.state_dict().items()})
     for module in (block, exact):
@@ -176,7 +224,7 @@ def test_the_block_trains_as_one_operation(monkeypatch, speed, statistics, dtype
         out = block(hidden)
     with use_backend("reference"):
         expected = exact(exact_hidden)
-    assert "train_block" in type(out.grad_fn).__name__
+    assert ("d_emo_linear" in type(out.grad_fn).__name__) == (not slower)
     assert_close(out, expected, dtype)
     grad = torch.randn(out.shape).to(dtype)
     grads = torch.autograd.grad(out, [hidden, *block.parameters()], grad)
@@ -188,32 +236,13 @@ def test_the_block_trains_as_one_operation(monkeypatch, speed, statistics, dtype
         assert_close(getattr(block.conv_norm, name), getattr(exact.conv_norm, name), dtype)
 
 
-def test_the_training_operators_are_registered_as_pytorch_wants_them():
-    windows, own = Windows(8, 2, 4, 4), [True, False] * 3
-    for bias in (None, torch.randn(48)):
-        x, expansion, projection = torch.randn(2, 8, 8, 8), torch.randn(48, 8), torch.randn(6, 32)
-        weight, gamma, beta = torch.randn(32, 1, 3, 3), torch.randn(32), torch.randn(32)
-        for tensor in (x, expansion, projection, weight, gamma, beta, *([] if bias is None else [bias])):
-            tensor.requires_grad_()
-        parts = (x, expansion, bias, projection)
-        statistics = (torch.zeros(32), torch.ones(32))
-        arguments = (*parts, own, *windows, weight, gamma, beta, *statistics, True, 1e-5)
-        torch.library.opcheck(training._train_block, arguments)
-        with torch.no_grad():
-            out, *kept = training._train_block(*arguments)
-            given = [None if tensor is None else tensor.detach() for tensor in (*parts, weight, gamma, beta)]
-            torch.library.opcheck(training._train_block_backward, (out, *given, *kept, own, *windows, True, 1e-5))
-
-
 def test_a_block_with_frozen_parameters_trains_the_others():
     block = randomize(I2RMB(16, 2))
     hidden = torch.randn(2, 8, 8, 16)
     names = [name for name, _ in block.named_parameters() if name != "conv.weight"]
     whole = torch.autograd.grad(block(hidden).sum(), [block.get_parameter(name) for name in names])
     block.conv.requires_grad_(False)
-    out = block(hidden)
-    assert "train_block" not in type(out.grad_fn).__name__
-    out.sum().backward()
+    block(hidden).sum().backward()
     assert block.conv.weight.grad is None
     for name, wanted in zip(names, whole, strict=True):
         assert_close(block.get_parameter(name).grad, wanted, torch.float32)
@@ -248,8 +277,8 @@ def test_another_norm_in_place_of_batch_norm_is_used():
 def test_other_convolutions_are_left_to_pytorch(options):
     hidden, _, norm = local_case((1, 8, 8, 4), 3, torch.float32)
     usual = {"kernel_size": 3, "padding": 1, "groups": 4, "bias": False}
-    assert local.fusible(hidden, nn.Conv2d(4, 4, **usual), norm)
-    assert not local.fusible(hidden, nn.Conv2d(4, 4, **{**usual, **options}), norm)
+    assert fusible(nn.Conv2d(4, 4, **usual), norm, hidden)
+    assert not fusible(nn.Conv2d(4, 4, **{**usual, **options}), norm, hidden)
 
 
 def test_one_pixel_a_channel_has_no_variance():
@@ -265,20 +294,15 @@ def test_cumulative_batch_norm_average():
     other = nn.BatchNorm2d(8, momentum=None)
     other.load_state_dict(norm.state_dict())
     for _ in range(3):
-        local.local_branch(hidden, conv, norm)
-        local.reference(hidden, conv, other)
+        local_branch(hidden, conv, norm)
+        reference.local_branch(hidden, conv, other)
         hidden = hidden + 1
     torch.testing.assert_close(norm.running_mean, other.running_mean)
     torch.testing.assert_close(norm.running_var, other.running_var)
 
 
-@pytest.mark.parametrize(
-    ("training", "compiler", "speed"), [(True, "inductor", 2.0), (True, "aot_eager", 0.0), (False, "aot_eager", 2.0)]
-)
-def test_a_block_compiles_into_one_graph(monkeypatch, training, compiler, speed):
-    monkeypatch.setattr(
-        calibration, "product_speeds", lambda *_: Speeds(speed, speed, speed)
-    )  # of the kernels' own products
+@pytest.mark.parametrize(("training", "compiler"), [(True, "inductor"), (True, "aot_eager"), (False, "aot_eager")])
+def test_a_block_compiles_into_one_graph(training, compiler):
     model = tiny_model().train(training)
     inputs = (torch.randn(2, 4, 16, 16), torch.tensor([3.0, 500.0]), torch.tensor([1, 2]))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -296,9 +320,7 @@ def test_a_block_compiles_into_one_graph(monkeypatch, training, compiler, speed)
         assert_close(actual, want, torch.float32)
 
 
-@pytest.mark.parametrize("speed", [0.0, 2.0])
-def test_multiply_adds_are_counted_with_kernels_too(monkeypatch, speed):
-    monkeypatch.setattr(calibration, "product_speeds", lambda *_: Speeds(speed, speed, speed))
+def test_multiply_adds_are_counted_with_kernels_too():
     model = create_model("D-EMOv2-N-2", num_classes=10)
     with use_backend("reference"):
         expected = count_macs(model)
@@ -313,7 +335,7 @@ def test_backends_can_be_chosen(monkeypatch):
         assert backend_report("cpu") == "plain PyTorch, as chosen"
     assert backend_report("cpu") == "C++"
     with use_backend("native"), pytest.raises(RuntimeError, match=r"no native kernels here: torch\.float16"):
-        attention.window_attention(*attention_case("remote", torch.float16)[:2], WINDOWS["remote"][1])
+        local_branch(*local_case((1, 4, 4, 8), 3, torch.float16))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +344,8 @@ def test_backends_can_be_chosen(monkeypatch):
 def test_without_a_working_compiler_plain_pytorch_runs(monkeypatch, tmp_path, compiler, message):
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("D_EMO_CACHE", str(tmp_path))
-    for function in (cpu.obstacle, cpu._libraries):
+    caches = (build.obstacle, build.library, cpp._obstacle)
+    for function in caches:
         function.cache_clear()
     try:
         model, inputs = tiny_model(), (torch.randn(1, 4, 16, 16), 0, torch.tensor([1]))
@@ -331,34 +354,102 @@ def test_without_a_working_compiler_plain_pytorch_runs(monkeypatch, tmp_path, co
         assert message in backend_report("cpu")
         assert not list(tmp_path.iterdir())
     finally:
-        for function in (cpu.obstacle, cpu._libraries):
+        for function in caches:
             function.cache_clear()
 
 
 @pytest.mark.parametrize("fault", ["wrong", "nan", "raises"])
 def test_kernels_that_fail_their_check_are_not_used(monkeypatch, fault):
-    def broken(library, function, *arguments):
-        call(library, function, *arguments)
+    def broken(function, *arguments):
+        call(function, *arguments)
         if function == "local_backward":
             if fault == "raises":
                 raise OSError("illegal instruction")
             arguments[-1].mul_(float("nan") if fault == "nan" else 1.1)
 
-    call = cpu.call
-    monkeypatch.setattr(cpu, "call", broken)
-    backend._failure.cache_clear()
+    call = binding.call
+    monkeypatch.setattr(binding, "call", broken)
+    cpp._obstacle.cache_clear()
     try:
         with torch.no_grad():
             tiny_model()(torch.randn(1, 4, 16, 16), 0, torch.tensor([1]))
         reason = "OSError: illegal instruction" if fault == "raises" else "the local branch is off by"
         assert f"plain PyTorch (their check failed, {reason}" in backend_report("cpu")
     finally:
-        backend._failure.cache_clear()
+        cpp._obstacle.cache_clear()
     monkeypatch.undo()
     assert backend_report("cpu") == "C++"
 
 
 def test_the_check_leaves_the_callers_random_numbers_alone():
     before = torch.get_rng_state()
-    assert selfcheck.failure("cpu") == ""
+    cpp._obstacle.cache_clear()
+    assert cpp._obstacle(torch.float32) == ""
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- the folder itself ---------------------------------------------------------------------------------------------
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the kernels that a module imports, functions' own imports left out."""
+    package = Path(reference.__file__).parent
+    parts = path.relative_to(package).with_suffix("").parts
+    name, found = ".".join(part for part in parts if part != "__init__"), set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ImportFrom) or not node.level or node.level > len(parts):
+            continue
+        base = ".".join([*parts[: len(parts) - node.level], *(node.module or "").split(".")]).strip(".")
+        for alias in node.names:
+            inner = f"{base}.{alias.name}".strip(".")
+            is_module = (package / inner.replace(".", "/")).is_dir() or (
+                package / f"{inner.replace('.', '/')}.py"
+            ).exists()
+            found.add(inner if is_module else base)
+    return found - {name}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    package = Path(reference.__file__).parent
+    graph = {}
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        graph[".".join(part for part in parts if part != "__init__")] = imported(path)
+    assert "dispatch" in graph["attention"] and "reference" in graph["dispatch"] and "cpp" in graph[""]
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_the_model_knows_two_operators_and_the_decorator():
+    source = (Path(models.__file__).parent / "i2rmb.py").read_text(encoding="utf-8")
+    names = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and "kernels" in (node.module or "")
+        for alias in node.names
+    ]
+    assert names == [("kernels", name) for name in ("local_branch", "use_fused_forward", "window_attention")]
+
+
+def test_every_operator_has_a_definition_in_plain_pytorch():
+    for name in ("window_attention", "local_branch"):
+        assert callable(getattr(reference, name))
+    assert {name.removesuffix("_backward") for name in dispatch.OPERATORS} == {
+        *("window_attention", "local_branch", "linear", "infer_block")
+    }
+    for backend in dispatch._table.values():
+        assert set(backend.operators) <= set(dispatch.OPERATORS)
+
+
+def test_a_backend_is_an_entry_in_the_table(monkeypatch):
+    """A backend for another device is chosen for its tensors; what it lacks is left to plain PyTorch."""
+    monkeypatch.setattr(dispatch, "_table", dict(dispatch._table))
+    entry = dataclasses.replace(cpp.BACKEND, name="other", operators={"window_attention": lambda qkv, windows: qkv})
+    dispatch.register("privateuseone", entry)
+    tensor = SimpleNamespace(
+        device=torch.device("privateuseone"), dtype=torch.float32, is_meta=False, shape=(1, 4, 4, 8)
+    )
+    assert dispatch.takes("window_attention", tensor, Windows(2, 1, 2, 2))
+    assert not dispatch.takes("local_branch", tensor)
+    assert backend_report("privateuseone") == "other"
+    with pytest.raises(ValueError, match="backend other: attention is none of window_attention"):
+        dispatch.register("privateuseone", dataclasses.replace(entry, operators={"attention": print}))

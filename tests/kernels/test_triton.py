@@ -11,7 +11,9 @@ import pytest
 import torch
 from helpers.paths import TESTS
 
-from d_emo.kernels import Windows, backend, selfcheck, use_backend
+from d_emo.kernels import dispatch, selfcheck, use_backend
+from d_emo.kernels import triton as backend
+from d_emo.kernels.reference import Windows
 from d_emo.models.i2rmb import SpanningWindowAttention
 
 pytest.importorskip("triton")
@@ -66,13 +68,13 @@ def local_memory(kernel) -> int:
 @pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.slow)])
 def test_triton_kernels_fit_gpus_that_are_not_here(compiled_for, capability):
     """Hopper and Ampere, at the sizes of D-EMOv2-XL-2 in bfloat16, launched as for training."""
-    from d_emo.kernels import triton_attention, triton_local
+    from d_emo.kernels.triton import attention, local
 
     kernels = compiled_for(capability)
     windows = Windows(1152, 16, 8, 8)
     qkv = torch.zeros(1, 16, 16, 2 * 1152 + 4608, dtype=torch.bfloat16)
-    out = triton_attention.forward(qkv, None, windows)
-    triton_attention.backward(out, qkv, None, windows)
+    out = attention.forward(qkv, windows)
+    attention.backward(out, qkv, windows)
     # RTX cards of capability 8.6 and 8.9 have 99 KiB, others more; the launch fails where it is too little.
     assert set(kernels) == {"_forward_kernel", "_backward_kernel"}
     for name, kernel in kernels.items():
@@ -80,9 +82,9 @@ def test_triton_kernels_fit_gpus_that_are_not_here(compiled_for, capability):
         assert local_memory(kernel) <= 128, name
 
     kernels.clear()
-    parameters = triton_local.Parameters(torch.zeros(25, 4608), *torch.zeros(4, 4608))
-    triton_local.forward(out, parameters, True, 1e-5)
-    triton_local.backward(out, out, parameters, True, 1e-5)
+    parameters = local.Parameters(torch.zeros(25, 4608), *torch.zeros(4, 4608))
+    local.forward(out, parameters, True, 1e-5)
+    local.backward(out, out, parameters, True, 1e-5)
     assert len(kernels) == 7
     for name, kernel in kernels.items():
         assert kernel.metadata.shared <= 48 * 1024, name
@@ -99,29 +101,31 @@ def test_triton_kernels_fit_gpus_that_are_not_here(compiled_for, capability):
 )
 def test_attention_on_a_gpu_falls_back_size_by_size(monkeypatch, caplog, dtype, failure, message):
     asked = []
-    monkeypatch.setattr(selfcheck, "attention_failure", lambda *size: asked.append(size) or failure)
-    monkeypatch.setattr(backend, "_obstacle", lambda *_: "")
+    monkeypatch.setattr(backend, "first_failure", lambda device, checks: asked.append(checks[0][3:]) or failure)
+    monkeypatch.setattr(dispatch, "_obstacle", lambda *_: "")
     backend._attention_failure.cache_clear()
     windows = Windows(32, 2, 4, 4)
     tensor = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, is_meta=False, shape=(1, 8, 8, 112))
-    assert backend.fast_path(tensor), "other kernels are not concerned"
+    assert dispatch.takes("local_branch", tensor), "other kernels are not concerned"
+    assert not dispatch.takes("infer_block", tensor), "which Triton does not have"
     for _ in range(2):
-        assert backend.fast_path(tensor, windows) == (message is None)
-    assert asked == ([("cuda", dtype, 112, windows)] if dtype != torch.float32 else [])
+        assert dispatch.takes("window_attention", tensor, windows) == (message is None)
+    assert asked == ([(dtype, [(2, 8, 8, 112)])] if dtype != torch.float32 else [])
     if message is not None:
         with use_backend("native"), pytest.raises(RuntimeError, match=message):
-            backend.fast_path(tensor, windows)
+            dispatch.takes("window_attention", tensor, windows)
     backend._attention_failure.cache_clear()
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_a_compiled_graph_asks_once_for_a_size_of_attention(monkeypatch, dynamic):
     def block(hidden_states):
-        qkv, windows = attention.to_qkv(hidden_states), attention.windows(*hidden_states.shape[1:3])
-        return -qkv if backend._attention_obstacle(qkv.dtype, qkv.shape[-1], *windows) else qkv
+        qkv, grid = attention.to_qkv(hidden_states), hidden_states.shape[1:3]
+        windows = Windows.of("spanning", 32, 2, attention.window(*grid), grid)
+        return -qkv if dispatch._attention_obstacle("cuda", qkv.dtype, qkv.shape[-1], *windows) else qkv
 
     asked = []
-    monkeypatch.setattr(selfcheck, "attention_failure", lambda *size: asked.append(size) or "")
+    monkeypatch.setattr(backend, "first_failure", lambda *checks: asked.append(checks) or "")
     backend._attention_failure.cache_clear()
     attention = SpanningWindowAttention(32, 2).bfloat16()
     compiled = torch.compile(block, backend="eager", fullgraph=True, dynamic=dynamic)
@@ -133,16 +137,16 @@ def test_a_compiled_graph_asks_once_for_a_size_of_attention(monkeypatch, dynamic
 
 
 def test_the_check_of_a_size_finds_what_is_wrong_with_it(monkeypatch):
-    from d_emo.kernels import attention
+    def failure() -> str:
+        return selfcheck.first_failure("cpu", [selfcheck.attention_check(torch.bfloat16, 112, Windows(32, 2, 4, 4))])
 
-    size = (torch.bfloat16, 2 * 32 + 48, Windows(32, 2, 4, 4))
-    assert selfcheck.attention_failure("cpu", *size) == ""
-    fast = attention._window_attention
-    monkeypatch.setattr(attention, "_window_attention", lambda *inputs: fast(*inputs) * 1.05)
-    assert "window attention is off by" in selfcheck.attention_failure("cpu", *size)
+    assert failure() == ""
+    fast = selfcheck.attention_operator
+    monkeypatch.setattr(selfcheck, "attention_operator", lambda *inputs: fast(*inputs) * 1.05)
+    assert "window attention is off by" in failure()
 
     def out_of_memory(*_):
         raise RuntimeError("out of resource: shared memory")
 
-    monkeypatch.setattr(attention, "_window_attention", out_of_memory)
-    assert selfcheck.attention_failure("cpu", *size) == "RuntimeError: out of resource: shared memory"
+    monkeypatch.setattr(selfcheck, "attention_operator", out_of_memory)
+    assert failure() == "RuntimeError: out of resource: shared memory"

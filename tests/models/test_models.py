@@ -279,7 +279,7 @@ def test_automodel_finds_the_class(tmp_path):
 def test_half_precision_keeps_batch_norm_and_positions_in_float32(tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
-    half = DEMOTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).eval()
+    half = DEMOTransformer2DModel.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     assert half.blocks[0].i2rmb.conv_norm.running_var.dtype == torch.float32
     assert half.pos_embed.dtype == torch.float32
     assert half.proj_out.weight.dtype == torch.bfloat16

@@ -401,7 +401,7 @@ def test_cpu_offload_gives_the_same_image():
 
 def test_half_precision_pipeline_returns_float32_rounded_pictures(tmp_path):
     tiny_pipeline().save_pretrained(tmp_path)
-    half = DEMOPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    half = DEMOPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     half.set_progress_bar_config(disable=True)
     assert images(half).dtype == torch.float32
     assert images(half, output_type="np").dtype == np.float32

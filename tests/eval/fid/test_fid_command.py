@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.paths import ROOT
 from helpers.pipelines import tiny_pipeline
-from helpers.processes import offline_environment, torchrun
+from helpers.processes import TRAIN_DIT, offline_environment, run_script
 from helpers.training import run_here
 
 from d_emo.eval import compare_runs, evaluate_fid
@@ -18,6 +18,7 @@ from d_emo.eval.fid.extractors import PixelExtractor
 from d_emo.eval.fid.image_sets import open_set
 from d_emo.eval.fid.metrics import frechet_distance, moments_of
 from d_emo.eval.fid.scoring import load_scores
+from d_emo.pipelines import DEMOPipeline
 
 SCORED = ("fid", "precision", "recall", "kid")
 
@@ -69,7 +70,7 @@ def test_a_second_score_computes_nothing_again(capsys, grey_model, tmp_path, mon
     first, _ = evaluate(capsys, *model_arguments(grey_model, tmp_path))
     scores = load_scores(tmp_path / "out" / "scores.json").values
     monkeypatch.setattr(PixelExtractor, "__call__", lambda *_: pytest.fail("features were computed again"))
-    monkeypatch.setattr(evaluate_fid.DEMOPipeline, "__call__", lambda *_, **__: pytest.fail("images were drawn again"))
+    monkeypatch.setattr(DEMOPipeline, "__call__", lambda *_, **__: pytest.fail("images were drawn again"))
     code, printed = evaluate(capsys, *model_arguments(grey_model, tmp_path))
     assert first == code == 0, printed
     assert load_scores(tmp_path / "out" / "scores.json").values == scores
@@ -147,7 +148,8 @@ def test_three_processes_give_the_images_and_scores_of_one(grey_model, capsys, t
     script = tmp_path / "both.py"
     script.write_text(
         "import sys\n"
-        "from d_emo.eval.evaluate_fid import evaluate, parse_options\n"
+        "from d_emo.eval.evaluate_fid import parse_options\n"
+        "from d_emo.eval.fid.command import evaluate\n"
         "from d_emo.common.processes import start_processes\n"
         "accelerator = start_processes()\n"
         "for line in sys.argv[1:]:\n"
@@ -167,9 +169,9 @@ def test_three_processes_give_the_images_and_scores_of_one(grey_model, capsys, t
                 code, printed = run_here(capsys, *line, main=evaluate_fid.main)
                 assert code == 0, printed
         else:
-            command = torchrun(processes, script, *(" ".join(map(str, line)) for line in (drawn, given)))
-            done = subprocess.run(command, env=offline_environment(), capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout + done.stderr
+            lines = (" ".join(map(str, line)) for line in (drawn, given))
+            code, printed = run_script(tmp_path / "log", script, *lines, processes=processes)
+            assert code == 0, printed
         images[processes] = open_set(str(folder / "out" / "samples")).read(0, 40).astype(int)
         scores[processes] = load_scores(folder / "given" / "scores.json").values
     # Another number of threads may round differently: a grey level.
@@ -234,9 +236,8 @@ def test_two_training_processes_score_one_model(capsys, tmp_path):
         "--global-batch-size", 8, "--micro-batch-size", 4, "--fid-every", 2, "--fid-images", 150, "--fid-features",
         "pixels", "--sample-every", 0, "--report-to", "none",
     )  # fmt: skip
-    command = torchrun(2, ROOT / "train" / "train_dit.py", *arguments)
-    done = subprocess.run(command, env=offline_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, printed = run_script(tmp_path / "log", TRAIN_DIT, *arguments, processes=2)
+    assert code == 0, printed
     in_loop = load_scores(tmp_path / "run" / "fid" / "step-0000002" / "scores.json")
     # Two shards of samples, one a process: both drew with the weights and statistics that were saved.
     code, printed = run_here(

@@ -294,6 +294,7 @@ features.compute_features(open_set("digits"), Slow(), Path({folder!r}), Accelera
 
 def test_kill_nine_while_features_are_computed_changes_no_score(tmp_path, accelerator, monkeypatch):
     kill_when(
+        tmp_path / "log",
         FEATURES_SCRIPT.format(folder=str(tmp_path / "killed")),
         lambda: len(list((tmp_path / "killed").glob("*/features-*"))) >= 3,
     )

@@ -36,7 +36,6 @@ struct LocalChannels {
     const LocalParameters<C>& p;
     const int first, n, vectors;  // channels first .. first + n - 1
     const int N, tile_width;
-    const bool past_cache;  // results are too many to stay in the cache
 
     LocalChannels(const LocalShape& shape, const LocalParameters<C>& parameters, int channel, int most)
         : s(shape),
@@ -45,8 +44,7 @@ struct LocalChannels {
           n(std::min(most, shape.channels - channel)),
           vectors(round_up(n, lanes) / lanes),
           N(shape.tokens()),
-          tile_width(shape.width + 2 * border),
-          past_cache(streams<S>(int64_t(shape.batch) * N, shape.channels)) {}
+          tile_width(shape.width + 2 * border) {}
 
     static size_t tile_size(const LocalShape& s) { return size_t(s.height + 2 * border) * (s.width + 2 * border); }
     static size_t scratch_bytes(const LocalShape& s, int vectors, bool backward) {
@@ -178,22 +176,20 @@ struct LocalChannels {
         S* place = out + int64_t(b) * N * s.channels + first;
         for (int i = 0; i < N; ++i)
             for (int v = 0; v < vectors; ++v)
-                store_result<C>(place + int64_t(i) * s.channels + v * lanes, pixels[v * N + i], n - v * lanes,
-                                past_cache);
+                store_lanes<C>(place + int64_t(i) * s.channels + v * lanes, pixels[v * N + i], n - v * lanes);
     }
 
     // ---- the operation ----
 
-    // One image with given statistics, in place: pixels `step` apart of an array of the arithmetic type.
+    // One image, in place: pixels `step` apart of an array of the arithmetic type. `weight` and `beta` are the
+    // convolution and the normalisation after it.
     void infer(C* x, int64_t step, V* tiles, V* local) const {
         load_tiles(x, step, tiles);
         for (int v = 0; v < vectors; ++v) {
-            const auto norm = normalisation(v, of_channels(p.mean, v), of_channels(p.variance, v));
-            const V* tile = tile_of(tiles, v);
+            const V *tile = tile_of(tiles, v), summand = of_channels(p.beta, v);
             convolve(tile, taps(v), local);
             each_pixel([&](int i, int place) {
-                const V result = with_branch(tile[place], local[i] * norm.first + norm.second);
-                store_lanes<C>(x + i * step + v * lanes, result, n - v * lanes);
+                store_lanes<C>(x + i * step + v * lanes, with_branch(tile[place], local[i] + summand), n - v * lanes);
             });
         }
     }
@@ -336,7 +332,6 @@ void local_forward(const LocalShape& s, const S* x, S* out, const LocalParameter
         const FlushDenormals flush;
         Scratch scratch(LocalChannels<S, C, K>::scratch_bytes(s, vectors, false));
         LocalChannels<S, C, K>(s, p, channel, channels).forward(x, out, scratch);
-        finish_streaming();
     }
 }
 
@@ -350,24 +345,6 @@ void local_backward(const LocalShape& s, const S* x, const S* grad_out, S* grad_
         Scratch scratch(LocalChannels<S, C, K>::scratch_bytes(s, vectors, true));
         LocalChannels<S, C, K>(s, p, channel, channels)
             .backward(x, grad_out, grad_x, grad_weight, grad_gamma, grad_beta, scratch);
-        finish_streaming();
-    }
-}
-
-// Calls f with the kernel side as a constant; -1 for a side without one.
-template <class F>
-inline int with_kernel(int kernel, F f) {
-    switch (kernel) {
-        case 1:
-            return f(std::integral_constant<int, 1>());
-        case 3:
-            return f(std::integral_constant<int, 3>());
-        case 5:
-            return f(std::integral_constant<int, 5>());
-        case 7:
-            return f(std::integral_constant<int, 7>());
-        default:
-            return -1;
     }
 }
 

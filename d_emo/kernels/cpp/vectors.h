@@ -47,6 +47,9 @@ inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple 
 struct bfloat16 {
     uint16_t bits;
 };
+// The type that numbers stored as S are computed in.
+template <class S>
+using ArithmeticOf = std::conditional_t<std::is_same<S, double>::value, double, float>;
 
 inline float to_arithmetic(float x) { return x; }
 inline double to_arithmetic(double x) { return x; }
@@ -130,51 +133,11 @@ inline void store_lanes(S* p, Vec<C> v, int n) {
     }
 }
 
-// Results of a tensor, n lanes. Those of a large one (`streams`) go past the cache, which spares the memory a read of
-// what is overwritten; the thread that wrote them ends with `finish_streaming`.
-template <class S>
-inline bool streams(int64_t rows, int64_t channels) {
-    return kVectorBytes >= 32 && channels * sizeof(S) % 64 == 0 && rows * channels * int64_t(sizeof(S)) > (4 << 20);
-}
-#if defined(__AVX__)
-template <class V>
-inline void stream(char* p, V v) {
-    if constexpr (sizeof(V) == 16) {
-        _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
-    } else if constexpr (sizeof(V) == 32) {
-        _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
-    } else {
-#if defined(__AVX512F__)
-        _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
-#endif
-    }
-}
-#endif
-template <class C, class S>
-inline void store_result(S* p, Vec<C> v, int n, bool past_cache) {
-#if defined(__AVX__)
-    if (past_cache && n >= kLanes<C> && reinterpret_cast<uintptr_t>(p) % (kLanes<C> * sizeof(S)) == 0) {
-        if constexpr (sizeof(S) == 2) {
-            stream(reinterpret_cast<char*>(p), to_halves(v));
-        } else {
-            stream(reinterpret_cast<char*>(p), v);
-        }
-        return;
-    }
-#endif
-    store_lanes<C>(p, v, n);
-}
 // m rows of n numbers, `ld` apart, into rows `step` apart of a tensor.
 template <class C, class S>
-inline void store_results(int m, int n, const C* rows, int64_t ld, S* out, int64_t step, bool past_cache) {
+inline void store_rows(int m, int n, const C* rows, int64_t ld, S* out, int64_t step) {
     for (int i = 0; i < m; ++i)
-        for (int k = 0; k < n; k += kLanes<C>)
-            store_result<C>(out + i * step + k, load(rows + i * ld + k), n - k, past_cache);
-}
-inline void finish_streaming() {
-#if defined(__AVX__)
-    _mm_sfence();
-#endif
+        for (int k = 0; k < n; k += kLanes<C>) store_lanes<C>(out + i * step + k, load(rows + i * ld + k), n - k);
 }
 
 // ---- functions -----------------------------------------------------------------------------------------------------
@@ -282,24 +245,6 @@ inline C sum_lanes(Vec<C> v) {
 template <class C>
 inline C largest_lane(Vec<C> v) {
     return join_halves(v, [](Vec<C> a, Vec<C> b) { return a > b ? a : b; }, std::make_index_sequence<kLanes<C>>())[0];
-}
-
-// ---- the C interface -----------------------------------------------------------------------------------------------
-
-// Calls f(storage, arithmetic) with values of the types that `dtype` names: 0 float32, 1 bfloat16, 2 float64; -1 for
-// any other. Parameters and their gradients are in the arithmetic type.
-template <class F>
-inline int with_types(int dtype, F f) {
-    switch (dtype) {
-        case 0:
-            return f(float(), float());
-        case 1:
-            return f(bfloat16(), float());
-        case 2:
-            return f(double(), double());
-        default:
-            return -1;
-    }
 }
 
 // ---- a thread's state ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ place.
 A head's d channels are worked on in parts whose sizes are powers of two, at least 16 (72 = 64 + 16, the second half
 empty), its value channels in pieces of VALUE_BLOCK.
 
-Shapes and names: see attention.py; T tokens in a window, TP is T rounded up to a power of two.
+Shapes and names: see kernels/reference.py; T tokens in a window, TP is T rounded up to a power of two.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention import Windows
+from ..reference import Windows
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -202,43 +202,32 @@ def _options(qkv: torch.Tensor, windows: Windows) -> dict[str, Any]:
         "WH": windows.height,
         "WW": windows.width,
         "TP": max(16, triton.next_power_of_2(windows.height * windows.width)),
-        "NEIGHBORHOOD": windows.neighborhood,
-        "REMOTE": windows.remote,
+        "NEIGHBORHOOD": windows.neighborhood > 0,
+        "REMOTE": windows.remote > 0,
         # The type that matrix products take. Triton's interpreter has none in bfloat16.
         "DOT": tl.float32 if interpreted else _TYPES[qkv.dtype],
         "PRECISION": "ieee",  # not TF32's three digits
     }
 
 
-def forward(qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows) -> torch.Tensor:
-    """`attention.window_attention` on a GPU (or in Triton's interpreter): float32, bfloat16 or float16."""
-    qkv = _with_bias(qkv, bias)
+def forward(qkv: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """`reference.window_attention` on a GPU (or in Triton's interpreter): float32, bfloat16 or float16, contiguous."""
     batch, height, width, channels = qkv.shape
     out = qkv.new_empty(batch, height, width, channels - 2 * windows.dim)
-    scale = 1 / math.sqrt(windows.dim // windows.num_heads)
+    scale, weight = 1 / math.sqrt(windows.dim // windows.num_heads), max(windows.neighborhood, windows.remote)
     units, all_pieces = batch * windows.num_heads, triton.cdiv(out.shape[-1] // windows.num_heads, VALUE_BLOCK)
     pieces = triton.cdiv(all_pieces, triton.cdiv(WANTED_PROGRAMS, units))
     grid = (triton.cdiv(all_pieces, pieces) * units,)
-    arguments = (qkv, out, height, width, scale, windows.weight, pieces)
+    arguments = (qkv, out, height, width, scale, float(weight), pieces)
     _forward_kernel[grid](*arguments, **_options(qkv, windows))
     return out
 
 
-def backward(
-    grad: torch.Tensor, qkv: torch.Tensor, bias: torch.Tensor | None, windows: Windows
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of qkv and, in float32, of a bias added to it (zeros without one)."""
-    grad, qkv = grad.to(qkv.dtype).contiguous(), _with_bias(qkv, bias)
+def backward(grad: torch.Tensor, qkv: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """The gradient of qkv."""
     batch, height, width, _ = qkv.shape
     grad_qkv = torch.empty_like(qkv)
-    scale = 1 / math.sqrt(windows.dim // windows.num_heads)
-    arguments = (grad, qkv, grad_qkv, height, width, scale, windows.weight)
+    scale, weight = 1 / math.sqrt(windows.dim // windows.num_heads), max(windows.neighborhood, windows.remote)
+    arguments = (grad, qkv, grad_qkv, height, width, scale, float(weight))
     _backward_kernel[(batch * windows.num_heads,)](*arguments, **_options(qkv, windows))
-    if bias is None:
-        return grad_qkv, grad_qkv.new_zeros(grad_qkv.shape[-1], dtype=torch.float32)
-    return grad_qkv, grad_qkv.sum((0, 1, 2), dtype=torch.float32)
-
-
-def _with_bias(qkv: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """A GPU's products add a bias for nothing, so there is seldom one left (`linear_and_bias`)."""
-    return (qkv if bias is None else qkv + bias.to(qkv.dtype)).contiguous()
+    return grad_qkv

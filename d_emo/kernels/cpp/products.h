@@ -70,28 +70,18 @@ inline Vec<float> multiply_add(Vec<float> sum, Words a, Words b) {
 
 constexpr int kShallow = 128;  // words of depth
 
-// Words of the depth that a product leaves out: in its first `rows` rows the first `words`, in the next rows the next.
-struct Gaps {
-    int rows = 0, words = 0;
-    std::pair<int, int> of(int row, int depth) const {  // from, to
-        if (!rows) return {depth, depth};
-        const int first = row / rows * words;
-        return {first, first + words};
-    }
-};
-
 template <class T, class C, int M, int V, bool add, class Tile>
-inline void product_tile(std::pair<int, int> gap, int depth, const Tile& a, const Rows<const T>& b, int column,
-                         C* const* c) {  // b's first column is the tile's
+inline void product_tile(int depth, const Tile& a, const Rows<const T>& b, int column, C* const* c) {
+    // b's first column is the tile's
     constexpr int lanes = kLanes<C>;
     Vec<C> sum[M][V];
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < V; ++j) sum[i][j] = Vec<C>{};
-    const auto add_words = [&](int first, int end, auto row) {
+    const auto add_words = [&](auto row) {
 #pragma GCC unroll 4
-        for (int k = first; k < end; ++k) {
+        for (int k = 0; k < depth; ++k) {
             Vec<T> right[V];
             for (int j = 0; j < V; ++j) right[j] = load(row(k) + j * lanes);
             for (int i = 0; i < M; ++i) {
@@ -100,14 +90,10 @@ inline void product_tile(std::pair<int, int> gap, int depth, const Tile& a, cons
             }
         }
     };
-    const auto add_all = [&](auto row) {
-        add_words(0, gap.first, row);
-        if (gap.second > gap.first) add_words(gap.second, depth, row);
-    };
     if (b.rows) {
-        add_all([&](int k) { return b.p + b.rows[k] * b.ld; });
+        add_words([&](int k) { return b.p + b.rows[k] * b.ld; });
     } else {
-        add_all([&](int k) { return b.p + k * b.ld; });
+        add_words([&](int k) { return b.p + k * b.ld; });
     }
 #pragma GCC unroll 8
     for (int i = 0; i < M; ++i)
@@ -120,15 +106,15 @@ inline void product_tile(std::pair<int, int> gap, int depth, const Tile& a, cons
 
 // Rows from i on, M at a time as far as they go; the first that is left.
 template <class T, class C, int M, int V, bool add, class Left>
-inline int product_rows(int i, int m, int depth, const Left& a, Rows<const T> b, int column, Rows<C> c, Gaps gaps) {
+inline int product_rows(int i, int m, int depth, const Left& a, Rows<const T> b, int column, Rows<C> c) {
     for (; i + M <= m; i += M)
-        product_tile<T, C, M, V, add>(gaps.of(i, depth), depth, a.template tile<M>(i), b, column,
+        product_tile<T, C, M, V, add>(depth, a.template tile<M>(i), b, column,
                                       c.template tile<M>(i).at);
     return i;
 }
 
 template <class T, class C, int V, bool add, class Left>
-inline void product_columns(int m, int depth, const Left& a, Rows<const T> b, int column, Rows<C> c, Gaps gaps) {
+inline void product_columns(int m, int depth, const Left& a, Rows<const T> b, int column, Rows<C> c) {
     constexpr int M = V > 2 || kVectorBytes < 64 ? 4 : 8, lanes = kLanes<C>;
     constexpr int kDense = 8192 / (V * kVectorBytes);  // rows that fill a quarter of the first-level cache
     alignas(kVectorBytes) T dense[kDense * V * lanes];
@@ -140,32 +126,31 @@ inline void product_columns(int m, int depth, const Left& a, Rows<const T> b, in
     }
     int i = 0;
     if constexpr (V == 4)  // taller tiles share a word of the right operand, which may lie in the second-level cache
-        if ((depth > kShallow || m % 6 == 0) && !gaps.rows)
-            i = product_rows<T, C, 6, V, add>(i, m, depth, a, b, column, c, gaps);
-    i = product_rows<T, C, M, V, add>(i, m, depth, a, b, column, c, gaps);
-    product_rows<T, C, 1, V, add>(i, m, depth, a, b, column, c, gaps);
+        if (depth > kShallow || m % 6 == 0)
+            i = product_rows<T, C, 6, V, add>(i, m, depth, a, b, column, c);
+    i = product_rows<T, C, M, V, add>(i, m, depth, a, b, column, c);
+    product_rows<T, C, 1, V, add>(i, m, depth, a, b, column, c);
 }
 
 // Columns of a product that are worked on together.
 template <class C>
 constexpr int kWide = (kVectorBytes == 64 ? 4 : 2) * kLanes<C>;
 
-// c (m x n) = [c +] a (m x depth) b (depth x n), a as Rows or Columns; n in whole vectors; rows of a gap in multiples
-// of 8.
+// c (m x n) = [c +] a (m x depth) b (depth x n), a as Rows or Columns; n in whole vectors.
 template <class T, class C, bool add, class Left>
-inline void product(int m, int n, int depth, const Left& a, Rows<const T> b, Rows<C> c, Gaps gaps = {}) {
+inline void product(int m, int n, int depth, const Left& a, Rows<const T> b, Rows<C> c) {
     constexpr int lanes = kLanes<C>;
     int column = 0;
     for (; column + kWide<C> <= n; column += kWide<C>)
-        product_columns<T, C, kWide<C> / lanes, add>(m, depth, a, b, column, c, gaps);
+        product_columns<T, C, kWide<C> / lanes, add>(m, depth, a, b, column, c);
     for (; column + 2 * lanes <= n; column += 2 * lanes)
-        product_columns<T, C, 2, add>(m, depth, a, b, column, c, gaps);
-    if (column < n) product_columns<T, C, 1, add>(m, depth, a, b, column, c, gaps);
+        product_columns<T, C, 2, add>(m, depth, a, b, column, c);
+    if (column < n) product_columns<T, C, 1, add>(m, depth, a, b, column, c);
 }
 
 template <class T, class C, class Left>
-inline void product(bool add, int m, int n, int depth, const Left& a, Rows<const T> b, Rows<C> c, Gaps gaps = {}) {
-    add ? product<T, C, true>(m, n, depth, a, b, c, gaps) : product<T, C, false>(m, n, depth, a, b, c, gaps);
+inline void product(bool add, int m, int n, int depth, const Left& a, Rows<const T> b, Rows<C> c) {
+    add ? product<T, C, true>(m, n, depth, a, b, c) : product<T, C, false>(m, n, depth, a, b, c);
 }
 
 // ---- operands ------------------------------------------------------------------------------------------------------

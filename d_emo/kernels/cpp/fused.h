@@ -11,9 +11,9 @@ namespace d_emo {
 
 // One head of one image: attention, then the local branch, into its channels of `out` (N, channels).
 template <class S, class C, int K, class Projections>
-void attend_and_convolve_head(const AttentionShape& s, const LocalShape& local, const LocalParameters<C>& p,
-                              const std::vector<int>& tokens, const Projections& projections, int head,
-                              Scratch& scratch, S* out) {
+void attend_and_convolve(const AttentionShape& s, const LocalShape& local, const LocalParameters<C>& p,
+                         const std::vector<int>& tokens, const Projections& projections, int head, Scratch& scratch,
+                         S* out) {
     using Channels = LocalChannels<S, C, K>;
     Vec<C>* tile = scratch.take<Vec<C>>(Channels::tile_size(local));
     Vec<C>* convolved = scratch.take<Vec<C>>(s.tokens());
@@ -22,7 +22,7 @@ void attend_and_convolve_head(const AttentionShape& s, const LocalShape& local, 
     attention.forward(projections, head, scratch, [&](int c, int n, C* rows, int ld) {
         for (int k = 0; k < n; k += kLanes<C>)
             Channels(local, p, c + k, std::min(kLanes<C>, n - k)).infer(rows + k, ld, tile, convolved);
-        store_rows(s, rows, ld, n, out + c);
+        store_rows(s.tokens(), n, rows, ld, out + c, local.channels);
     });
 }
 
@@ -30,28 +30,6 @@ template <class S, class C, int K>
 size_t head_bytes(const AttentionShape& s, const LocalShape& local) {
     return AttentionHead<S, C>::scratch_bytes(s, false) + LocalChannels<S, C, K>::scratch_bytes(local, 1, false);
 }
-
-template <class S, class C, int K>
-void fused_forward(const AttentionShape& s, const LocalShape& local, const S* qkv, const C* bias,
-                   const LocalParameters<C>& p, S* out, int threads) {
-    const std::vector<int> tokens = window_tokens(s);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int unit = 0; unit < s.batch * s.heads; ++unit) {
-        const int64_t first = int64_t(unit / s.heads) * s.tokens();
-        const FlushDenormals flush;
-        Scratch scratch(head_bytes<S, C, K>(s, local));
-        const StoredProjections<S, C> projections{s, qkv + first * s.row(), bias};
-        attend_and_convolve_head<S, C, K>(s, local, p, tokens, projections, unit % s.heads, scratch,
-                                          out + first * local.channels);
-        finish_streaming();
-    }
-}
-
-// ---- with products of its own --------------------------------------------------------------------------------------
-
-struct BlockShape {
-    int32_t outputs;  // channels of the result
-};
 
 // The projections of an image, made when they are asked for; `place` holds (N, ld) of them.
 template <class S, class C>
@@ -97,7 +75,6 @@ void block_forward(const AttentionShape& s, const LocalShape& local, int outputs
     const size_t head_size = head_bytes<S, C, K>(s, local) + Scratch::piece_bytes<C>(size_t(N) * ld) +
                              Scratch::piece_bytes<Word>(left_size);
     const int block = project.row_block(int64_t(group) * N, threads);
-    const bool past_cache = streams<S>(int64_t(s.batch) * N, outputs);
 #pragma omp parallel num_threads(threads)
     {
         const FlushDenormals flush;
@@ -116,15 +93,14 @@ void block_forward(const AttentionShape& s, const LocalShape& local, int outputs
                 const auto rows = left_words<S, C>(N, inputs, x + (start + image) * N * inputs,
                                                    scratch.take<Word>(left_size));
                 const OwnProjections<S, C> projections{s, expand, rows, bias, place, ld};
-                attend_and_convolve_head<S, C, K>(images, local, p, tokens, projections, unit / count, scratch,
+                attend_and_convolve<S, C, K>(images, local, p, tokens, projections, unit / count, scratch,
                                                   expanded + image * N * channels);
             }
 #pragma omp for schedule(dynamic)
             for (int row = 0; row < count * N; row += block)
-                project.multiply_rows(std::min(block, count * N - row), expanded + int64_t(row) * channels,
-                                      out + (int64_t(start) * N + row) * outputs, past_cache, own);
+                project.multiply_rows(std::min(block, count * N - row), expanded + int64_t(row) * channels, nullptr,
+                                      out + (int64_t(start) * N + row) * outputs, own);
         }
-        finish_streaming();
     }
 }
 

@@ -24,35 +24,21 @@ struct AttentionShape {
     int64_t value_offset() const { return 2 * key_offset(); }
 };
 
-// Token numbers of every window, one kind after the other; in a window those of the other kind's first window come
-// first, then those of its second.
+// Token numbers of every window, one kind after the other.
 inline std::vector<int> window_tokens(const AttentionShape& s) {
-    const int rows = s.height / s.window_height, columns = s.width / s.window_width, windows = s.windows();
-    std::vector<std::vector<int>> shared(windows * windows);  // by neighborhood and remote window
-    for (int y = 0; y < s.height; ++y)
-        for (int x = 0; x < s.width; ++x) {
-            const int near = y / s.window_height * columns + x / s.window_width;
-            shared[near * windows + y % rows * columns + x % columns].push_back(y * s.width + x);
-        }
+    const int rows = s.height / s.window_height, columns = s.width / s.window_width;
     std::vector<int> tokens;
     tokens.reserve(2 * s.tokens());
-    for (int kind = 0; kind < 2; ++kind) {
-        if (!(kind ? s.remote : s.neighborhood)) continue;
-        for (int i = 0; i < windows; ++i)
-            for (int j = 0; j < windows; ++j) {
-                const std::vector<int>& group = shared[kind ? j * windows + i : i * windows + j];
-                tokens.insert(tokens.end(), group.begin(), group.end());
-            }
+    for (const bool remote : {false, true}) {
+        if (!(remote ? s.remote : s.neighborhood)) continue;
+        for (int i = 0; i < rows; ++i)
+            for (int j = 0; j < columns; ++j)
+                for (int y = 0; y < s.window_height; ++y)
+                    for (int x = 0; x < s.window_width; ++x)
+                        tokens.push_back(remote ? (y * rows + i) * s.width + x * columns + j
+                                                : (i * s.window_height + y) * s.width + j * s.window_width + x);
     }
     return tokens;
-}
-
-// How many tokens any two windows of different kinds share, if that pays: such tokens attend to each other twice.
-inline int shared_tokens(const AttentionShape& s) {
-    const int rows = s.height / s.window_height, columns = s.width / s.window_width;
-    const bool alike = s.window_height % rows == 0 && s.window_width % columns == 0;
-    const int shared = s.window() / s.windows();
-    return s.neighborhood && s.remote && alike && shared % 16 == 0 ? shared : 0;
 }
 
 // ---- one head of one image -----------------------------------------------------------------------------------------
@@ -68,21 +54,17 @@ inline void each_vector(int rows, const S* x, int64_t step, int n, F f) {
         }
 }
 
-// The projections of an image as they are stored, the bias still to be added.
+// The projections of an image as they are stored.
 template <class S, class C>
 struct StoredProjections {
     const AttentionShape& s;
     const S* qkv;
-    const C* bias;
 
     // Calls f(token, column, vector) for n channels from `channel` on, all of one head and kind; lanes past the last
     // are zero.
     template <class F>
     void each(int64_t channel, int n, F f) const {
-        each_vector<C>(s.tokens(), qkv + channel, s.row(), n, [&](int i, int c, Vec<C> v) {
-            if (bias) v += load_lanes<C>(bias + channel + c, n - c);
-            f(i, c, v);
-        });
+        each_vector<C>(s.tokens(), qkv + channel, s.row(), n, f);
     }
 };
 
@@ -112,7 +94,7 @@ struct AttentionHead {
     static constexpr int lanes = kLanes<C>;
     const AttentionShape& s;
     const std::vector<int>& tokens;  // of window_tokens
-    int N, T, d, e, dp, tp, dl, tl, chunk, valuel, suml, zipl, windows, shared;
+    int N, T, d, e, dp, tp, dl, tl, chunk, valuel, suml, zipl, windows;
     Word *query, *key, *turned, *zipped;
     C* probabilities;
 
@@ -128,8 +110,7 @@ struct AttentionHead {
         const size_t chunkl = row_distance<C>(value_chunk(s)), widestl = row_distance<C>(widest(s));
         const size_t operands = 2 * copies * N * (dl + chunkl) + copies * kinds * N * tl;
         const size_t turned_and_zipped = (widestl + lanes + 1) * tl + (s.window() + 1) * (widestl + tl);
-        const size_t kept = backward ? N * shared_tokens(s) : 0;
-        return (operands + turned_and_zipped + kept) * sizeof(C) + 16 * kVectorBytes;
+        return (operands + turned_and_zipped) * sizeof(C) + 16 * kVectorBytes;
     }
 
     AttentionHead(const AttentionShape& shape, const std::vector<int>& window_tokens, Scratch& scratch)
@@ -147,8 +128,7 @@ struct AttentionHead {
           valuel(row_distance<Word>(P::words(chunk))),
           suml(row_distance<C>(chunk)),
           zipl(row_distance<Word>(widest(s))),
-          windows(int(tokens.size()) / T),
-          shared(shared_tokens(s)) {
+          windows(int(tokens.size()) / T) {
         query = scratch.take<Word>(size_t(N) * dl);
         key = scratch.take<Word>(size_t(N) * dl);
         turned = scratch.take<Word>(size_t(round_up(P::words(widest(s)), lanes)) * tl);
@@ -158,23 +138,8 @@ struct AttentionHead {
 
     const int* window(int w) const { return tokens.data() + size_t(w) * T; }
     C* window_scores(C* scores, int w) const { return scores + size_t(w) * T * tl; }
-    // Calls f(in the neighborhood, in the remote window) for rows of `shared` scores that both kinds have.
-    template <class F>
-    void each_shared(C* scores, F f) const {
-        for (int i = 0; shared && i < s.windows(); ++i)
-            for (int j = 0; j < s.windows(); ++j)
-                for (int r = 0; r < shared; ++r)
-                    f(window_scores(scores, i) + (j * shared + r) * tl + j * shared,
-                      window_scores(scores, s.windows() + j) + (i * shared + r) * tl + i * shared);
-    }
-    // Adds what a remote window says of shared tokens to what the neighborhood does; products with the remote windows'
-    // scores then leave it out.
-    void merge_shared(C* scores) const {
-        each_shared(scores, [&](C* near, const C* remote) {
-            for (int k = 0; k < shared; k += lanes) store(near + k, load(near + k) + load(remote + k));
-        });
-    }
-    Gaps gaps(int w) const { return w < s.windows() ? Gaps{} : Gaps{shared, P::words(shared)}; }
+    // Whether a window's results come on top of another one's, a neighborhood window's.
+    bool adds(int w) const { return w >= s.windows(); }
     // Sums of a product (T x T) as words on the left of another one.
     static Rows<const Word> narrowed(const C* sums, int ld) { return {reinterpret_cast<const Word*>(sums), ld}; }
 
@@ -200,7 +165,6 @@ struct AttentionHead {
     template <class Projections, class F>
     void forward(const Projections& projections, int head, Scratch& scratch, F finish) {
         attend(projections, head);
-        merge_shared(probabilities);
         for (int w = 0; w < windows; ++w) P::narrow(T, tp, window_scores(probabilities, w), tl);
         Word* value = scratch.take<Word>(size_t(N) * valuel);
         C* sum = scratch.take<C>(size_t(N) * suml);
@@ -210,56 +174,48 @@ struct AttentionHead {
                              [&](int i, int k, Vec<C> v) { P::put(value + int64_t(i) * valuel, k, gelu(v)); });
             for (int w = 0; w < windows; ++w) {
                 const auto right = P::zip(T, columns, {value, valuel, window(w)}, zipped, zipl);
-                product<Word, C>(w >= s.windows(), T, columns, P::words(T),
-                                 narrowed(window_scores(probabilities, w), tl), right, {sum, suml, window(w)},
-                                 gaps(w));
+                product<Word, C>(adds(w), T, columns, P::words(T), narrowed(window_scores(probabilities, w), tl), right,
+                                 {sum, suml, window(w)});
             }
             finish(first, width, sum, suml);
         }
     }
 
-    // Gradients of queries, keys and values of one head into rows of grad_qkv; of the biases into grad_bias.
-    void backward(const StoredProjections<S, C>& projections, int head, const S* grad_out, S* grad_qkv, C* grad_bias,
+    // Gradients of queries, keys and values of one head into rows of grad_qkv.
+    void backward(const StoredProjections<S, C>& projections, int head, const S* grad_out, S* grad_qkv,
                   Scratch& scratch) {
         attend(projections, head);
         C* grad_scores = scratch.take<C>(size_t(windows) * T * tl);
         Word* zipped_scores = scratch.take<Word>(size_t(P::words(T)) * tl);
-        value_gradients(projections, head, grad_out, grad_qkv, grad_bias, grad_scores, zipped_scores, scratch);
+        value_gradients(projections, head, grad_out, grad_qkv, grad_scores, zipped_scores, scratch);
         const int gradl = row_distance<C>(d);
         C* grad_query = scratch.take<C>(size_t(N) * gradl);
         C* grad_key = scratch.take<C>(size_t(N) * gradl);
-        for (int w = 0; w < windows; ++w)
-            softmax_gradient(window_scores(probabilities, w), window_scores(grad_scores, w));
-        merge_shared(grad_scores);
         for (int w = 0; w < windows; ++w) {
             const int* rows = window(w);
             C* scores = window_scores(grad_scores, w);
-            const bool add = w >= s.windows();
+            softmax_gradient(window_scores(probabilities, w), scores);
             auto right = P::zip(T, dp, {query, dl, rows}, zipped, zipl);
             const auto left = P::zip_sums(T, tp, {scores, tl}, zipped_scores, tl);
-            product<Word, C>(add, T, dp, P::words(T), Columns<const Word>{left.p, left.ld}, right,
-                             {grad_key, gradl, rows}, gaps(w));
+            product<Word, C>(adds(w), T, dp, P::words(T), Columns<const Word>{left.p, left.ld}, right,
+                             {grad_key, gradl, rows});
             right = P::zip(T, dp, {key, dl, rows}, zipped, zipl);
             P::narrow(T, tp, scores, tl);
-            product<Word, C>(add, T, dp, P::words(T), narrowed(scores, tl), right, {grad_query, gradl, rows},
-                             gaps(w));
+            product<Word, C>(adds(w), T, dp, P::words(T), narrowed(scores, tl), right, {grad_query, gradl, rows});
         }
         const C scale = C(1 / std::sqrt(double(d)));
         const int64_t offset = int64_t(head) * d;
-        scatter(grad_query, gradl, d, scale, grad_qkv + offset, grad_bias + offset);
-        scatter(grad_key, gradl, d, C(1), grad_qkv + s.key_offset() + offset, grad_bias + s.key_offset() + offset);
+        for (int64_t k = 0; k < int64_t(N) * gradl; k += lanes) store(grad_query + k, load(grad_query + k) * scale);
+        store_rows(N, d, grad_query, gradl, grad_qkv + offset, s.row());
+        store_rows(N, d, grad_key, gradl, grad_qkv + s.key_offset() + offset, s.row());
     }
 
     void value_gradients(const StoredProjections<S, C>& projections, int head, const S* grad_out, S* grad_qkv,
-                         C* grad_bias, C* grad_scores, Word* zipped_scores, Scratch scratch) {
+                         C* grad_scores, Word* zipped_scores, Scratch scratch) {
         Word* value = scratch.take<Word>(size_t(N) * valuel);
         Word* grad = scratch.take<Word>(size_t(N) * valuel);
         C* slope = scratch.take<C>(size_t(N) * suml);
         C* grad_value = scratch.take<C>(size_t(N) * suml);
-        C* const kept = scratch.take<C>(size_t(N) * shared);  // probabilities before they are merged
-        C* place = kept;
-        each_shared(probabilities, [&](const C* near, const C*) { place = std::copy_n(near, shared, place); });
-        merge_shared(probabilities);
         const int64_t step = int64_t(s.heads) * e;
         for (int c = 0; c < e; c += chunk) {
             const int width = std::min(chunk, e - c), columns = round_up(width, lanes);
@@ -274,36 +230,17 @@ struct AttentionHead {
             for (int w = 0; w < windows; ++w) {
                 const int* rows = window(w);
                 transpose<Word>(T, P::words(columns), {value, valuel, rows}, turned, tl);
-                grad_of_probabilities(c > 0, w, P::words(columns), grad, window_scores(grad_scores, w));
+                product<Word, C>(c > 0, T, tp, P::words(columns), Rows<const Word>{grad, valuel, rows}, {turned, tl},
+                                 {window_scores(grad_scores, w), tl});
                 const auto right = P::zip(T, columns, {grad, valuel, rows}, zipped, zipl);
                 const auto left = P::zip_sums(T, tp, {window_scores(probabilities, w), tl}, zipped_scores, tl);
-                product<Word, C>(w >= s.windows(), T, columns, P::words(T), Columns<const Word>{left.p, left.ld}, right,
-                                 {grad_value, suml, rows}, gaps(w));
+                product<Word, C>(adds(w), T, columns, P::words(T), Columns<const Word>{left.p, left.ld}, right,
+                                 {grad_value, suml, rows});
             }
             for (int i = 0; i < N; ++i)
                 for (int64_t k = int64_t(i) * suml; k < int64_t(i) * suml + columns; k += lanes)
                     store(grad_value + k, load(grad_value + k) * load(slope + k));
-            scatter(grad_value, suml, width, C(1), grad_qkv + at, grad_bias + at);
-        }
-        const C* from = kept;
-        each_shared(probabilities, [&](C* near, C*) {
-            std::copy_n(from, shared, near);
-            from += shared;
-        });
-        if (copies_shared()) each_shared(grad_scores, [&](C* near, C* remote) { std::copy_n(near, shared, remote); });
-    }
-
-    // Whether gradients of remote windows' shared probabilities are copied from the neighborhood's, which are equal.
-    bool copies_shared() const { return shared && shared % kWide<C> == 0; }
-    // scores (T, T) of window w = [scores +] grad (T, depth) times the turned values (depth, T).
-    void grad_of_probabilities(bool add, int w, int depth, const Word* grad, C* scores) const {
-        const Rows<const Word> left{grad, valuel, window(w)};
-        if (w < s.windows() || !copies_shared())
-            return product<Word, C>(add, T, tp, depth, left, {turned, tl}, {scores, tl});
-        for (int first = 0, end = shared; first < T; first = end, end += shared) {  // columns; their rows are left out
-            const Rows<const Word> right{turned + first, tl}, below{grad, valuel, window(w) + end};
-            product<Word, C>(add, first, shared, depth, left, right, {scores + first, tl});
-            product<Word, C>(add, T - end, shared, depth, below, right, {scores + int64_t(end) * tl + first, tl});
+            store_rows(N, width, grad_value, suml, grad_qkv + at, s.row());
         }
     }
 
@@ -316,29 +253,10 @@ struct AttentionHead {
             for (int k = 0; k < tp; k += lanes) store(g + i + k, load(p + i + k) * (load(g + i + k) - mean));
         }
     }
-
-    // Rows of arithmetic, times scale, into rows of grad_qkv, and their sum into grad_bias.
-    void scatter(const C* rows, int ld, int n, C scale, S* out, C* sums) const {
-        const bool past_cache = streams<S>(int64_t(s.batch) * N, s.row());
-        std::fill_n(sums, n, C(0));
-        for (int i = 0; i < N; ++i)
-            for (int k = 0; k < n; k += lanes) {
-                const Vec<C> v = load(rows + int64_t(i) * ld + k) * scale;
-                store_result<C>(out + i * s.row() + k, v, n - k, past_cache);
-                store_lanes<C>(sums + k, load_lanes<C>(sums + k, n - k) + v, n - k);
-            }
-    }
 };
 
-// n channels of an image's rows into a tensor of all value channels.
 template <class S, class C>
-inline void store_rows(const AttentionShape& s, const C* rows, int ld, int n, S* out) {
-    const int64_t step = int64_t(s.heads) * s.value_dim;
-    store_results<C>(s.tokens(), n, rows, ld, out, step, streams<S>(int64_t(s.batch) * s.tokens(), step));
-}
-
-template <class S, class C>
-void attention_forward(const AttentionShape& s, const S* qkv, const C* bias, S* out, int threads) {
+void attention_forward(const AttentionShape& s, const S* qkv, S* out, int threads) {
     const std::vector<int> tokens = window_tokens(s);
     const int64_t step = int64_t(s.heads) * s.value_dim;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
@@ -346,31 +264,26 @@ void attention_forward(const AttentionShape& s, const S* qkv, const C* bias, S* 
         const int64_t first = int64_t(unit / s.heads) * s.tokens();
         const FlushDenormals flush;
         Scratch scratch(AttentionHead<S, C>::scratch_bytes(s, false));
-        const StoredProjections<S, C> projections{s, qkv + first * s.row(), bias};
+        const StoredProjections<S, C> projections{s, qkv + first * s.row()};
         AttentionHead<S, C> head(s, tokens, scratch);
         head.forward(projections, unit % s.heads, scratch, [&](int c, int n, const C* rows, int ld) {
-            store_rows(s, rows, ld, n, out + first * step + c);
+            store_rows(s.tokens(), n, rows, ld, out + first * step + c, step);
         });
-        finish_streaming();
     }
 }
 
-// grad_bias: (batch, row) partial sums, one row an image.
 template <class S, class C>
-void attention_backward(const AttentionShape& s, const S* qkv, const C* bias, const S* grad_out, S* grad_qkv,
-                        C* grad_bias, int threads) {
+void attention_backward(const AttentionShape& s, const S* qkv, const S* grad_out, S* grad_qkv, int threads) {
     const std::vector<int> tokens = window_tokens(s);
     const int64_t step = int64_t(s.heads) * s.value_dim;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int unit = 0; unit < s.batch * s.heads; ++unit) {
-        const int64_t image = unit / s.heads, first = image * s.tokens();
+        const int64_t first = int64_t(unit / s.heads) * s.tokens();
         const FlushDenormals flush;
         Scratch scratch(AttentionHead<S, C>::scratch_bytes(s, true));
-        const StoredProjections<S, C> projections{s, qkv + first * s.row(), bias};
+        const StoredProjections<S, C> projections{s, qkv + first * s.row()};
         AttentionHead<S, C> head(s, tokens, scratch);
-        head.backward(projections, unit % s.heads, grad_out + first * step, grad_qkv + first * s.row(),
-                      grad_bias + image * s.row(), scratch);
-        finish_streaming();
+        head.backward(projections, unit % s.heads, grad_out + first * step, grad_qkv + first * s.row(), scratch);
     }
 }
 

@@ -91,15 +91,19 @@ struct Panels {
                                  {panel_from(first + c) + k * kWide<C>, kWide<C>}, {out + c, ld});
             }
     }
-    // out (rows x columns) = x (rows x numbers) times all columns, a single group; at most kRowBlock rows.
-    void multiply_rows(int rows, const S* x, S* out, bool past_cache, Scratch scratch) const {
+    // out (rows x columns) = x (rows x numbers) times all columns, a single group, + bias; at most kRowBlock rows.
+    void multiply_rows(int rows, const S* x, const C* bias, S* out, Scratch scratch) const {
         constexpr int ld = kColumnBlock + kLanes<C>;
         C* sums = scratch.take<C>(kRowBlock * ld);
         const auto left = left_words<S, C>(rows, numbers, x, scratch.take<Word>(left_count<S, C>(rows, numbers)));
         for (int first = 0; first < columns(); first += kColumnBlock) {
             const int n = std::min(kColumnBlock, columns() - first);
             multiply(rows, left, first, n, sums, ld);
-            store_results<C>(rows, n, sums, ld, out + first, columns(), past_cache);
+            for (int k = 0; bias && k < n; k += kLanes<C>) {
+                const Vec<C> summand = load_lanes<C>(bias + first + k, n - k);
+                for (int i = 0; i < rows; ++i) store(sums + i * ld + k, load(sums + i * ld + k) + summand);
+            }
+            store_rows(rows, n, sums, ld, out + first, columns());
         }
     }
     size_t row_bytes() const {
@@ -117,19 +121,17 @@ struct Panels {
 // ---- the layer -----------------------------------------------------------------------------------------------------
 
 struct LinearShape {
-    int64_t rows;
-    int32_t inputs, outputs;
+    int32_t rows, inputs, outputs;
     int32_t by_column;  // the weight is stored as (outputs x inputs), or else as (inputs x outputs)
 };
 
-// out (rows x outputs) = x (rows x inputs) times the weight.
+// out (rows x outputs) = x (rows x inputs) times the weight, + bias unless that is null.
 template <class S, class C>
-void linear_forward(const LinearShape& s, const S* x, const S* weight, S* out, int threads) {
+void linear_forward(const LinearShape& s, const S* x, const S* weight, const C* bias, S* out, int threads) {
     Panels<S, C> panels(s.inputs, s.outputs);
     Scratch shared(panels.bytes(), 1);
     panels.take(shared);
     const int block = panels.row_block(s.rows, threads);
-    const bool past_cache = streams<S>(s.rows, s.outputs);
 #pragma omp parallel num_threads(threads)
     {
         const FlushDenormals flush;
@@ -138,16 +140,15 @@ void linear_forward(const LinearShape& s, const S* x, const S* weight, S* out, i
         for (int panel = 0; panel < panels.count(); ++panel) panels.pack(panel, weight, s.by_column);
 #pragma omp for schedule(dynamic)
         for (int64_t row = 0; row < s.rows; row += block)
-            panels.multiply_rows(int(std::min<int64_t>(block, s.rows - row)), x + row * s.inputs,
-                                 out + row * s.outputs, past_cache, own);
-        finish_streaming();
+            panels.multiply_rows(int(std::min<int64_t>(block, s.rows - row)), x + row * s.inputs, bias,
+                                 out + row * s.outputs, own);
     }
 }
 
-// out (outputs x inputs) = grad (rows x outputs), transposed, times x (rows x inputs). Every number is the sum of its
-// products in the same order, however many threads there are.
+// out (outputs x inputs) = grad (rows x outputs), transposed, times x (rows x inputs); grad_bias (outputs) = sums of
+// grad's columns unless it is null. Every number is the sum of its summands in the same order, however many threads there are.
 template <class S, class C>
-void linear_weight_gradient(const LinearShape& s, const S* grad, const S* x, S* out, int threads) {
+void linear_weight_gradient(const LinearShape& s, const S* grad, const S* x, S* out, C* grad_bias, int threads) {
     using P = typename ProductsOf<S, C>::type;
     using Word = typename P::Word;
     constexpr int kRows = 128;                  // numbers of depth that are packed together
@@ -172,7 +173,14 @@ void linear_weight_gradient(const LinearShape& s, const S* grad, const S* x, S* 
         const int column = unit % parts * across, n = std::min(across, s.inputs - column);
         for (int64_t row = 0; row < s.rows; row += kRows) {
             const int rows = int(std::min<int64_t>(kRows, s.rows - row)), words = P::words(rows);
-            P::pack(rows, m, Rows<const S>{grad + row * s.outputs + first, s.outputs}, left, strip);
+            const S* grads = grad + row * s.outputs + first;
+            P::pack(rows, m, Rows<const S>{grads, s.outputs}, left, strip);
+            for (int i = 0; grad_bias && column == 0 && i < rows; ++i)
+                for (int k = 0; k < m; k += kLanes<C>) {
+                    const Vec<C> v = load_lanes<C>(grads + int64_t(i) * s.outputs + k, m - k);
+                    C* sum = grad_bias + first + k;
+                    store_lanes<C>(sum, row + i ? load_lanes<C>(sum, m - k) + v : v, m - k);
+                }
             P::pack(rows, n, Rows<const S>{x + row * s.inputs + column, s.inputs}, panels, wide);
             for (int c = 0; c < n; c += wide)
                 for (int i = 0; i < m; i += strip)
