@@ -25,9 +25,11 @@ def mutated(content: bytes, random: np.random.RandomState) -> bytes:
     """Bytes flipped, cut, repeated, filled, or two places exchanged."""
     data = bytearray(content)
     for _ in range(random.randint(1, 5)):
-        kind, place = random.randint(6), random.randint(len(data)) if data else 0
+        if not data:
+            break
+        kind, place = random.randint(6), random.randint(len(data))
         size = random.randint(1, 1 + min(64, len(data)))
-        if kind == 0 and data:
+        if kind == 0:
             data[place] = random.randint(256)
         elif kind == 1:
             del data[place:]
@@ -37,7 +39,7 @@ def mutated(content: bytes, random: np.random.RandomState) -> bytes:
             data[place : place + size] = bytes(random.choice([0, 255, 127, 128]) for _ in range(size))
         elif kind == 4:
             del data[place : place + size]
-        elif data:
+        else:
             head = random.randint(min(len(data), 64))  # headers are what parsers believe
             data[head] ^= 1 << random.randint(8)
     return bytes(data)
