@@ -84,6 +84,9 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
     Raises:
         ValueError: they do not open; the message names the option.
     """
+    for name in ("data_dir", "dataset"):
+        if getattr(options, name) == "":  # as a shell passes an unset variable
+            raise ValueError(f"--{name.replace('_', '-')} is empty; name what is meant, or leave it out.")
     if not options.data_dir and not options.dataset:
         return held_out(digits_source())[1]
     try:
