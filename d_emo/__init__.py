@@ -1,24 +1,27 @@
 """D-EMOv2: class-conditional image generation with i2RMB blocks on Hugging Face Diffusers.
 
-This module is the public face of the package: the models and schedulers below it, and the pipeline built on them.
+This module is the public face of the package: the models and schedulers below it, and the pipeline built on them. A
+name is looked up where it lives when it is first used, and Diffusers and transformers hear of the package's classes
+when they are imported themselves (`registration`); `import d_emo` alone loads none of them, nor PyTorch.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from d_emo.registration import register
+
+if TYPE_CHECKING:
+    from d_emo import detection as detection
+    from d_emo import export as export
+    from d_emo import kernels as kernels
+    from d_emo import timm_models as timm_models
+    from d_emo.classification.transformers_models import EMOv2Backbone, EMOv2Config, EMOv2ForImageClassification
+    from d_emo.classification.variants import create_classifier, list_classifiers
+    from d_emo.models import DEMOTransformer2DModel, DiTBaselineTransformer2DModel, create_model, list_models
+    from d_emo.pipelines import DEMOPipeline
+    from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
+
 __version__ = "0.1.0.dev0"
-
-from d_emo.classification.transformers_models import (
-    EMOv2Backbone,
-    EMOv2Config,
-    EMOv2ForImageClassification,
-    register_with_transformers,
-)
-from d_emo.classification.variants import create_classifier, list_classifiers
-from d_emo.models import DEMOTransformer2DModel, DiTBaselineTransformer2DModel, create_model, list_models
-from d_emo.pipelines import DEMOPipeline
-from d_emo.registration import register_with_diffusers
-from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
-
-register_with_diffusers(DEMOPipeline)
-register_with_transformers()
 
 __all__ = [
     "DEMOPipeline",
@@ -34,3 +37,42 @@ __all__ = [
     "list_classifiers",
     "list_models",
 ]
+
+# Where the names of `__all__` live.
+_HOMES = {
+    "DEMOPipeline": "d_emo.pipelines",
+    "DEMOTransformer2DModel": "d_emo.models",
+    "DiTBaselineTransformer2DModel": "d_emo.models",
+    "EMOv2Backbone": "d_emo.classification.transformers_models",
+    "EMOv2Config": "d_emo.classification.transformers_models",
+    "EMOv2ForImageClassification": "d_emo.classification.transformers_models",
+    "FlowMatchEulerMaruyamaScheduler": "d_emo.schedulers",
+    "FlowMatchODESolverScheduler": "d_emo.schedulers",
+    "create_classifier": "d_emo.classification.variants",
+    "create_model": "d_emo.models",
+    "list_classifiers": "d_emo.classification.variants",
+    "list_models": "d_emo.models",
+}
+# Modules that are there as attributes without an import of their own.
+_MODULES = (
+    "classification", "common", "detection", "eval", "export", "images", "kernels", "models", "pipelines",
+    "schedulers", "timm_models", "train",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The class, function or module of that name, imported at its first use (PEP 562)."""
+    if name in _MODULES:
+        return import_module(f"d_emo.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'd_emo' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """What is there now, and what would be at its first use."""
+    return sorted({*globals(), *__all__, *_MODULES})
+
+
+register()

@@ -6,16 +6,14 @@ Reads what a trainer left: `train_log.csv`, and scores, of `fid/` where it ran w
 `validation.csv`. Prints a table at each scored step (or at the last one) and draws the curves.
 """
 
-import argparse
 import csv
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from d_emo.common.command_line import CommandParser
 from d_emo.common.files import written_whole
-from d_emo.eval.fid.report import load_entries
-from d_emo.eval.fid.scoring import TITLES, title
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,9 @@ def read_scores(folder: Path) -> tuple[dict[int, float], str]:
     if validation.is_file():
         with validation.open(newline="", encoding="utf-8") as file:
             return {int(row["step"]): 100 * float(row["top1"]) for row in csv.DictReader(file)}, "top-1 in %"
+    from d_emo.eval.fid.report import load_entries
+    from d_emo.eval.fid.scoring import TITLES, title
+
     entries = load_entries(folder / "fid", folder.name)
     metric = next((name for name in TITLES if entries and name in entries[-1].scores.values), "")
     scores = {entry.step: entry.scores.values[metric] for entry in entries if entry.step is not None}
@@ -108,7 +109,7 @@ def plot(runs: list[RunCurves], path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Print the table, draw the curves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser("compare_runs", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="Folders of training runs.")
     parser.add_argument("--output", type=Path, help="PNG to draw.")
     options = parser.parse_args(arguments)

@@ -10,247 +10,40 @@ images of its own it is shown scikit-learn's digits, the fifth that the trainer 
 """
 
 import argparse
-import csv
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-import d_emo  # noqa: F401  makes transformers know EMOv2
-from d_emo.common.files import write_json, written_whole
-from d_emo.common.processes import default_device
-from d_emo.eval.classification.accuracy import Predictions, predict
-from d_emo.images.labels import LabelResolver
-from d_emo.images.open_source import open_source
-from d_emo.images.source import ImageSource, UnreadableImageError, digits_source, first_line, held_out
-
-# More classes than this are drawn without their names.
-NAMED_CLASSES = 40
-WORST_PAIRS = 10
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """One class: how many images, which share was found, which share of the answers was right."""
-
-    label: int
-    name: str
-    images: int
-    recall: float
-    precision: float
-    confused_with: str
+from d_emo.common.command_line import CommandParser
 
 
 def main(arguments: list[str]) -> None:
-    """Predict, score, print, save."""
+    """Read the options, then predict, score, print, save."""
     options = parse(arguments)
-    try:
-        model, processor = open_classifier(options.model)
-        source, note = align_labels(open_images(options), model.config.id2label)
-    except ValueError as error:
-        sys.exit(f"evaluate_classifier: {error}")
-    device = default_device()
-    print(f"{options.model} on {source.name}: {source.describe_size()}, {len(np.unique(source.labels))} classes{note}")
-    try:
-        predictions = predict(
-            model.to(device).eval(),
-            source,
-            processor,
-            batch_size=options.batch_size,
-            num_workers=options.num_workers,
-            device=device,
-            progress=True,
-        )
-    except UnreadableImageError as error:
-        sys.exit(f"evaluate_classifier: {error}")
-    folder = Path(options.output_dir or default_folder(options.model))
-    report(predictions, model.config.id2label, folder, {**vars(options), "images": source.name})
+    from d_emo.eval.classification import command  # seconds of imports, which --help does without
+
+    command.run("evaluate_classifier", options)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate_classifier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="Folder or Hub id of a transformers image classifier.")
-    parser.add_argument("--data-dir", help="Folder of class folders, named by class or WordNet id.")
-    parser.add_argument("--dataset", help="Hub id, folder, .parquet file or .tar shards.")
-    parser.add_argument("--dataset-split", default="train", help="Split of --dataset; a file alone is called train.")
-    parser.add_argument("--image-column", default="image", help="Column that holds the images.")
-    parser.add_argument("--label-column", default="label", help="Column that holds the classes.")
-    parser.add_argument("--class-names", help="Names of classes that shards give by number: a file, or 'imagenet'.")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--num-workers", type=int, default=0, help="Loader processes.")
-    parser.add_argument("--output-dir", help="Default: evaluation in the model's folder, or runs/evaluation-MODEL.")
+    parser = CommandParser("evaluate_classifier", __doc__)
+    what = parser.add_argument_group("model and images")
+    what.add_argument("--model", required=True, help="Folder or Hub id of a transformers image classifier.")
+    what.add_argument("--data-dir", help="Folder of class folders, named by class or WordNet id.")
+    what.add_argument("--dataset", help="Hub id, folder, .parquet file or .tar shards.")
+    what.add_argument("--dataset-split", default="train", help="Split of --dataset; a file alone is called train.")
+    what.add_argument("--image-column", default="image", help="Column that holds the images.")
+    what.add_argument("--label-column", default="label", help="Column that holds the classes.")
+    what.add_argument("--class-names", help="Names of classes that shards give by number: a file, or 'imagenet'.")
+    running = parser.add_argument_group("running and output")
+    running.add_argument("--batch-size", type=int, default=64, help="Images at once.")
+    running.add_argument("--num-workers", type=int, default=0, help="Loader processes.")
+    running.add_argument("--output-dir", help="Default: evaluation in the model's folder, or runs/evaluation-MODEL.")
     options = parser.parse_args(arguments)
     if options.data_dir and options.dataset:
         parser.error("--data-dir and --dataset are both given; choose one.")
     if options.batch_size < 1 or options.num_workers < 0:
         parser.error("--batch-size must be positive and --num-workers not negative.")
     return options
-
-
-def open_classifier(name: str) -> tuple[Any, Any]:
-    """A model and its image processor.
-
-    Raises:
-        ValueError: it does not load.
-    """
-    try:
-        return AutoModelForImageClassification.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ValueError(f"--model {name} does not load as an image classifier ({first_line(error)}).") from error
-
-
-def open_images(options: argparse.Namespace) -> ImageSource:
-    """The images that the options name.
-
-    Raises:
-        ValueError: they do not open; the message names the option.
-    """
-    if not options.data_dir and not options.dataset:
-        return held_out(digits_source())[1]
-    try:
-        return open_source(
-            options.data_dir,
-            options.dataset,
-            split=options.dataset_split,
-            image_column=options.image_column,
-            label_column=options.label_column,
-            class_names=options.class_names,
-        )
-    except ValueError as error:
-        flag = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
-        raise ValueError(f"{flag}: {error}") from error
-
-
-def align_labels(source: ImageSource, id2label: Mapping[int, str]) -> tuple[ImageSource, str]:
-    """The images with the model's class ids, and a remark for people.
-
-    Names decide. Where no name of the data is one of the model's, ids are compared, if both have as many classes.
-
-    Raises:
-        ValueError: some names are the model's and others not, or the numbers of classes differ.
-    """
-    resolver = LabelResolver(id2label, len(id2label))
-    found, unknown = {}, []
-    for label, name in source.id2label.items():
-        try:
-            found[label] = resolver.resolve(name)
-        except ValueError:
-            unknown.append(name)
-    if found and not unknown:
-        table = np.array([found[label] for label in range(len(found))])
-        return replace(source, labels=table[source.labels], id2label=dict(id2label)), ""
-    if not found and len(source.id2label) == len(id2label):
-        return source, "; no class name is the model's, so that classes are compared by number"
-    raise ValueError(
-        f"{source.name} has {len(source.id2label)} classes, the model {len(id2label)}, and these are not among the "
-        f"model's names: {', '.join(unknown[:5])}. Rename the folders, or evaluate another model."
-    )
-
-
-def default_folder(model: str) -> Path:
-    """Where the report goes."""
-    return Path(model) / "evaluation" if Path(model).is_dir() else Path("runs") / f"evaluation-{Path(model).name}"
-
-
-def report(predictions: Predictions, names: Mapping[int, str], folder: Path, about: dict[str, Any]) -> None:
-    """Print the scores and write them with the table of classes and the picture."""
-    truth, answers = predictions.labels.numpy(), predictions.ranked[:, 0].numpy()
-    shown = np.unique(truth)
-    ids = np.arange(len(names))
-    matrix = confusion_matrix(truth, answers, labels=ids)
-    scores = {
-        "images": len(truth),
-        "top1": predictions.accuracy(1),
-        "top5": predictions.accuracy(5),
-        "loss": predictions.loss,
-    }
-    # The standard error of a share of n independent images.
-    error = (scores["top1"] * (1 - scores["top1"]) / len(truth)) ** 0.5
-    print(
-        f"top-1 {scores['top1']:.2%} (standard error {error:.2%}), top-5 {scores['top5']:.2%}, "
-        f"cross-entropy {scores['loss']:.4f}"
-    )
-    classes = class_scores(truth, answers, matrix, names)
-    for number, entry in enumerate(sorted(classes, key=lambda entry: entry.recall)[:5]):
-        print(f"{'hardest' if number == 0 else '':<8} {entry.name}: {entry.recall:.1%} of {entry.images} found"
-              + (f", often taken for {entry.confused_with}" if entry.confused_with else ""))  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", {**scores, "top1_standard_error": error, "options": about})
-    with written_whole(folder / "classes.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(ClassScore.__dataclass_fields__)
-        writer.writerows([vars(entry).values() for entry in classes])
-    draw_confusion(matrix[np.ix_(shown, shown)], [names[label] for label in shown], folder / "confusion.png")
-    print(f"report.json, classes.csv and confusion.png in {folder}")
-
-
-def class_scores(
-    truth: np.ndarray, answers: np.ndarray, matrix: np.ndarray, names: Mapping[int, str]
-) -> list[ClassScore]:
-    """A line for every class that has images.
-
-    Args:
-        truth, answers: (N,) class ids.
-        matrix: (K, K) counts, true classes by answers.
-        names: of all classes.
-    """
-    ids = np.unique(truth)
-    precision, recall, _, counts = precision_recall_fscore_support(truth, answers, labels=ids, zero_division=0)
-    rows = []
-    for number, label in enumerate(ids):
-        others = matrix[label].copy()
-        others[label] = 0
-        worst = int(others.argmax())
-        rows.append(
-            ClassScore(
-                label=int(label),
-                name=names[int(label)],
-                images=int(counts[number]),
-                recall=float(recall[number]),
-                precision=float(precision[number]),
-                confused_with=names[worst] if others[worst] else "",
-            )
-        )
-    return rows
-
-
-def draw_confusion(matrix: np.ndarray, names: list[str], path: Path) -> None:
-    """Shares of each true class (row) by answer (column), and the pairs that are confused most."""
-    from matplotlib.figure import Figure
-
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    named = len(names) <= NAMED_CLASSES
-    side = max(5.0, 0.35 * len(names)) if named else 9.0
-    figure = Figure(figsize=(side + 5, side + 1), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[side, 3])
-    image = left.imshow(shares, cmap="magma", vmin=0, vmax=1)
-    figure.colorbar(image, ax=left, shrink=0.6, label="share of the true class")
-    left.set(xlabel="answer", ylabel="true class")
-    if named:
-        short = [name.split(",")[0][:18] for name in names]
-        left.set_xticks(range(len(names)), short, rotation=90, fontsize=8)
-        left.set_yticks(range(len(names)), short, fontsize=8)
-        for row, column in zip(*np.nonzero(matrix), strict=True):
-            tone = "black" if shares[row, column] > 0.6 else "white"
-            left.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=7, color=tone)
-    off_diagonal = matrix - np.diag(np.diag(matrix))
-    worst = [divmod(int(flat), len(names)) for flat in np.argsort(off_diagonal, axis=None)[::-1][:WORST_PAIRS]]
-    worst = [pair for pair in worst if off_diagonal[pair]][::-1]
-    right.barh([f"{names[a].split(',')[0]} taken for\n{names[b].split(',')[0]}" for a, b in worst],
-               [off_diagonal[pair] for pair in worst])  # fmt: skip
-    right.tick_params(axis="y", labelsize=8)
-    right.xaxis.get_major_locator().set_params(integer=True)
-    right.set(xlabel="images", title="confused most")
-    with written_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
 
 
 if __name__ == "__main__":

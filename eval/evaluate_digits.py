@@ -7,21 +7,22 @@ of each sample is compared with how close real images are to each other. Writes 
 nearest real neighbours, and a JSON file.
 """
 
-import argparse
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import torch
-from sklearn.model_selection import train_test_split
-from sklearn.svm import SVC
 
+from d_emo.common.command_line import CommandParser
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.common.files import write_json
 from d_emo.images.source import digits_source, to_tensor
-from d_emo.pipelines import DEMOPipeline
+
+if TYPE_CHECKING:
+    from d_emo.pipelines import DEMOPipeline
 
 # Samples closer to a real image than this share of real images are to each other count as suspiciously close.
 CLOSE_QUANTILE = 0.01
@@ -69,12 +70,14 @@ def nearest(points: np.ndarray, others: np.ndarray, exclude_self: bool = False) 
     return indices.numpy(), values.numpy() / np.sqrt(points.shape[1])
 
 
-def load_digits_pipeline(folder: str) -> DEMOPipeline:
+def load_digits_pipeline(folder: str) -> "DEMOPipeline":
     """The pipeline of a digits run.
 
     Raises:
         ValueError: the folder is no pipeline, or not one of digits.
     """
+    from d_emo.pipelines import DEMOPipeline
+
     if not (Path(folder) / "model_index.json").is_file():
         raise ValueError(f"{folder} is not a pipeline folder; train one with train/train_dit.py.")
     pipeline = DEMOPipeline.from_pretrained(folder)
@@ -86,6 +89,9 @@ def load_digits_pipeline(folder: str) -> DEMOPipeline:
 
 def score_digits(samples: np.ndarray, requested: np.ndarray, real: np.ndarray, classes: np.ndarray) -> DigitsReport:
     """Score samples (N, D) that were asked to be of `requested` classes (N,) against real images (M, D)."""
+    from sklearn.model_selection import train_test_split
+    from sklearn.svm import SVC
+
     fit_x, test_x, fit_y, test_y = train_test_split(real, classes, test_size=0.2, random_state=0, stratify=classes)
     classifier = SVC().fit(fit_x, fit_y)
     _, sample_distance = nearest(samples, real)
@@ -100,7 +106,7 @@ def score_digits(samples: np.ndarray, requested: np.ndarray, real: np.ndarray, c
     )
 
 
-def draw(pipeline: DEMOPipeline, per_class: int, steps: int, guidance_scale: float, seed: int) -> np.ndarray:
+def draw(pipeline: "DEMOPipeline", per_class: int, steps: int, guidance_scale: float, seed: int) -> np.ndarray:
     """Samples (10 * per_class, D) in [-1, 1], sorted by class, rounded to 8 bits as a saved image would be."""
     generators = [torch.Generator().manual_seed(seed + index) for index in range(10 * per_class)]
     images = pipeline(
@@ -132,7 +138,7 @@ def neighbour_picture(samples: np.ndarray, real: np.ndarray, side: int, columns:
 
 def main(arguments: list[str]) -> None:
     """Sample, score, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser("evaluate_digits", __doc__)
     parser.add_argument("--model", required=True, help="Pipeline folder that the trainer wrote.")
     parser.add_argument("--per-class", type=int, default=20, help="Samples a class.")
     parser.add_argument("--steps", type=int, default=50, help="Sampler steps.")

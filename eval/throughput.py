@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from d_emo.common.command_line import CommandParser
 from d_emo.common.files import write_json
 from d_emo.common.processes import default_device, keep_freed_memory
 from d_emo.eval.benchmarks.peak_memory import PeakMemory
@@ -181,7 +182,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser("throughput", __doc__)
     parser.add_argument("--models", nargs="+", default=["D-EMOv2-S-2", "DiT-S-2"], help="The last is the baseline.")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=["forward", "train"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))

@@ -20,7 +20,7 @@ def open_pipeline(name: str, dtype: torch.dtype | None = None) -> DEMOPipeline:
     path = Path(name)
     if path.exists() and not (path / "model_index.json").is_file():
         raise ValueError(f"{name}: there is no pipeline in it (no model_index.json).")
-    options = {} if dtype is None else {"torch_dtype": dtype}
+    options = {} if dtype is None else {"dtype": dtype}
     try:
         return DEMOPipeline.from_pretrained(name, **options)
     except (OSError, ValueError) as error:

@@ -7,94 +7,29 @@ Reads bare state dictionaries and the authors' full checkpoints (`net` and `net_
 running any code that a file may hold. The size is told by the tensors.
 """
 
-import argparse
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
-
-from d_emo.classification.published import import_classifier, published_state
-from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification, make_image_processor
-from d_emo.classification.variants import CLASSIFIERS, create_classifier
-from d_emo.common.files import partial_path, replace_folder
-from d_emo.common.tensor_files import read_state
-from d_emo.images.labels import english_names, imagenet_wnid_to_name, read_class_names
-
-WEIGHTS = {"averaged": "net_E", "raw": "net"}
-IMAGENET_CLASSES = 1000
+from d_emo.common.command_line import CommandParser
 
 
 def main(arguments: Sequence[str]) -> None:
     """Convert one checkpoint; mistakes end with one line."""
-    parser = argparse.ArgumentParser(
-        prog="convert_emov2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("convert_emov2", __doc__)
     parser.add_argument("checkpoint", help="The .pth file.")
     parser.add_argument("--output-dir", required=True, help="Folder to write.")
-    parser.add_argument("--weights", choices=WEIGHTS, default="averaged", help="Which ones of a full checkpoint.")
+    parser.add_argument(
+        "--weights", choices=("averaged", "raw"), default="averaged", help="Which ones of a full checkpoint."
+    )
     parser.add_argument("--image-size", type=int, default=224, help="Side that it was trained at; decides the window.")
     parser.add_argument("--class-names", help="Names of classes other than ImageNet's: a file, one a line, or JSON.")
     options = parser.parse_args(arguments)
+    from d_emo.train.classification.convert import convert  # seconds of imports, which --help does without
+
     try:
         convert(options)
     except ValueError as error:
         sys.exit(f"convert_emov2: {error}")
-
-
-def convert(options: argparse.Namespace) -> None:
-    """Write a folder with model, configuration and image processor, whole or not at all."""
-    state = read_state(Path(options.checkpoint), tuple(WEIGHTS.values()), WEIGHTS[options.weights])
-    name, num_classes = size_of(state)
-    target = Path(options.output_dir)
-    if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
-        raise ValueError(f"--output-dir {target} is not empty and holds no model; choose another.")
-    names = class_names(options.class_names, num_classes)
-    config = EMOv2Config.of(
-        name,
-        options.image_size,
-        id2label=dict(enumerate(names)),
-        label2id={label: number for number, label in enumerate(names)},
-    )
-    model = EMOv2ForImageClassification(config)
-    import_classifier(state, model.emov2)
-    partial = partial_path(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    make_image_processor(options.image_size).save_pretrained(partial)
-    replace_folder(partial, target)
-    print(f"{options.checkpoint}: {name}, {num_classes} classes, {options.weights} weights; model in {target}")
-
-
-def size_of(state: Mapping[str, torch.Tensor]) -> tuple[str, int]:
-    """The size and number of classes that a published state dictionary is of.
-
-    Raises:
-        ValueError: it is none of the published sizes.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in published_state(state).items()}
-    if "head.weight" not in shapes:
-        raise ValueError(f"no EMOv1 or EMOv2 weights: head.weight is missing among {len(shapes)} tensors.")
-    num_classes = shapes["head.weight"][0]
-    for name in CLASSIFIERS:
-        with torch.device("meta"):
-            expected = create_classifier(name, num_classes=num_classes).state_dict()
-        if {key: tuple(tensor.shape) for key, tensor in expected.items()} == shapes:
-            return name, num_classes
-    raise ValueError(f"its tensors fit none of {', '.join(CLASSIFIERS)}.")
-
-
-def class_names(source: str | None, num_classes: int) -> list[str]:
-    """Names by class id: of a file, ImageNet's, or the ids."""
-    if source is not None:
-        names = english_names(read_class_names(source))
-        if len(names) != num_classes:
-            raise ValueError(f"--class-names {source}: {len(names)} names for {num_classes} classes.")
-        return names
-    if num_classes == IMAGENET_CLASSES:
-        return english_names(imagenet_wnid_to_name())
-    return [str(number) for number in range(num_classes)]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from d_emo.train.classification.config import parse_classifier_config
 def main(arguments: list[str]) -> None:
     """Read the options, then train."""
     try:
-        config = parse_classifier_config(arguments)
+        config = parse_classifier_config(arguments, __doc__)
     except ValueError as error:
         sys.exit(f"train_classifier: {error}")
     from d_emo.train.classification import trainer  # seconds of imports, which --help does without

@@ -15,7 +15,7 @@ from d_emo.train.diffusion.config import parse_config
 def main(arguments: list[str]) -> None:
     """Read the options, then train."""
     try:
-        config = parse_config(arguments)
+        config = parse_config(arguments, __doc__)
     except ValueError as error:
         sys.exit(f"train_dit: {error}")
     from d_emo.train.diffusion import trainer  # seconds of imports, which --help does without

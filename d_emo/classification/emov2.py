@@ -2,7 +2,7 @@
 
 Sources: "EMOv2: Pushing 5M Vision Model Frontier", arXiv 2412.06674 (sizes in Table IV, ablations in section 4), and
 "Rethinking Mobile Block for Efficient Attention-based Models" (EMOv1), arXiv 2301.01146. What the papers leave open
-follows their published definitions; golden outputs of those hold it (tests/test_emov2.py).
+follows their published definitions; golden outputs of those hold it (tests/classification/test_emov2.py).
 
 Shapes: B batch, H x W grid of a stage, C channels in, O channels out, E inner channels of a block.
 Blocks work channels last; stages take and give (B, C, H, W) in channels-last memory, so that nothing is copied between.
@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from d_emo.classification.irmb import make_block
 from d_emo.common.choices import one_of
-from d_emo.models.i2rmb import BATCH_NORM_EPS, I2RMB
+from d_emo.models.i2rmb import BATCH_NORM_EPS
 
 LAYER_NORM_EPS = 1e-6
 NORMS = ("batch", "layer")
@@ -52,7 +53,7 @@ class EMOBlock(nn.Module):
         skip: add the input; channels and grid must stay.
         layer_scale: initial scale of the branch; None for none (EMOv1).
         drop_path: probability of dropping the branch.
-        attention_type, attend, window_size, clip_window, kernel_size, dilation, local, arrangement: see `I2RMB`.
+        attention_type, attend, window_size, clip_window, kernel_size, dilation, local, arrangement: see `make_block`.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class EMOBlock(nn.Module):
         self.norm = (
             nn.BatchNorm2d(in_dim, eps=BATCH_NORM_EPS) if norm == "batch" else nn.LayerNorm(in_dim, eps=LAYER_NORM_EPS)
         )
-        self.i2rmb = I2RMB(
+        self.i2rmb = make_block(
             in_dim,
             in_dim // head_dim,
             expansion,

@@ -1,7 +1,8 @@
-"""EMOv2 in the classes of transformers: configuration, classifier, backbone, image processor.
+"""EMOv2 in the classes of transformers: classifier, backbone, image processor.
 
-Importing `d_emo` registers them, so that `AutoModelForImageClassification`, `AutoBackbone`, `AutoImageProcessor` and
-`pipeline("image-classification")` find them. The network itself is plain PyTorch (`emov2.py`).
+Importing this module registers them, and the first `EMOv2Config` imports it, so that `AutoModelForImageClassification`,
+`AutoBackbone`, `AutoImageProcessor` and `pipeline("image-classification")` find them after `import d_emo`. The network
+itself is plain PyTorch (`emov2.py`).
 """
 
 from typing import Any
@@ -10,121 +11,23 @@ import torch
 from torch import nn
 from transformers import (
     AutoBackbone,
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     BitImageProcessor,
     BitImageProcessorPil,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers.backbone_utils import BackboneMixin
 from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutputWithNoAttention
 
-from d_emo.classification.emov2 import EMOBlock, EMOv2
-from d_emo.classification.variants import classifier_config
+from d_emo.classification.emov2 import EMOBlock
+from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
 
 # The published evaluation: resize so that the crop is this share of the short side, bicubic.
 CROP_RATIO = 0.875
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# What a configuration says of the network; arguments of `EMOv2`.
-NETWORK_ARGUMENTS = (
-    "version", "depths", "widths", "expansions", "head_dims", "kernel_sizes", "stem_dim", "window_size", "clip_window",
-    "attention_type", "attending_stages", "local", "dilation", "arrangement", "norms", "activations", "layer_scale",
-    "drop_path", "output_stride",
-)  # fmt: skip
-
-
-class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
-    """Configuration of an EMOv1 or EMOv2 network; `EMOv2Config.of("EMOv2-5M")` gives the published sizes.
-
-    Args:
-        image_size: side of the images that it is for, in pixels.
-        num_channels: of the images.
-        out_features, out_indices: stages that `EMOv2Backbone` returns, of "stem", "stage1" to "stage4".
-        **more: transformers' own, `num_labels` and `id2label` among them.
-
-    The others are those of `EMOv2`.
-    """
-
-    model_type = "emov2"
-
-    def __init__(
-        self,
-        version: int = 2,
-        depths: Any = (3, 3, 9, 3),
-        widths: Any = (48, 72, 160, 288),
-        expansions: Any = (2.0, 3.0, 4.0, 4.0),
-        head_dims: Any = (16, 24, 32, 32),
-        kernel_sizes: Any = (5, 5, 5, 5),
-        num_channels: int = 3,
-        stem_dim: int | None = None,
-        window_size: int = 7,
-        clip_window: bool = False,
-        attention_type: str = "spanning",
-        attending_stages: Any = (3, 4),
-        local: str = "conv",
-        dilation: int = 1,
-        arrangement: str = "cascaded",
-        norms: Any = ("batch", "batch", "layer", "layer"),
-        activations: Any = ("silu", "silu", "gelu", "gelu"),
-        layer_scale: float | None = 1e-6,
-        drop_path: float = 0.05,
-        output_stride: int = 32,
-        image_size: int = 224,
-        out_features: list[str] | None = None,
-        out_indices: list[int] | None = None,
-        **more: Any,
-    ):
-        super().__init__(**more)
-        self.version = version
-        self.depths = list(depths)
-        self.widths = list(widths)
-        self.expansions = list(expansions)
-        self.head_dims = list(head_dims)
-        self.kernel_sizes = list(kernel_sizes)
-        self.num_channels = num_channels
-        self.stem_dim = stem_dim
-        self.window_size = window_size
-        self.clip_window = clip_window
-        self.attention_type = attention_type
-        self.attending_stages = list(attending_stages)
-        self.local = local
-        self.dilation = dilation
-        self.arrangement = arrangement
-        self.norms = list(norms)
-        self.activations = list(activations)
-        self.layer_scale = layer_scale
-        self.drop_path = drop_path
-        self.output_stride = output_stride
-        self.image_size = image_size
-        self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
-
-    @classmethod
-    def of(cls, name: str, image_size: int = 224, **overrides: Any) -> "EMOv2Config":
-        """The configuration of a published size.
-
-        Args:
-            name: one of `d_emo.list_classifiers()`.
-            image_size: side of the images, which decides the window.
-            **overrides: any argument of the configuration.
-
-        Raises:
-            ValueError: the name is unknown.
-        """
-        return cls(**{**classifier_config(name, image_size), "image_size": image_size, **overrides})
-
-    def build(self, num_classes: int) -> EMOv2:
-        """The network, with fresh weights."""
-        return EMOv2(
-            **{name: getattr(self, name) for name in NETWORK_ARGUMENTS},
-            num_classes=num_classes,
-            in_channels=self.num_channels,
-        )
 
 
 class EMOv2PreTrainedModel(PreTrainedModel):
@@ -246,12 +149,19 @@ def make_image_processor(image_size: int = 224, crop_ratio: float = CROP_RATIO) 
     )
 
 
-def register_with_transformers() -> None:
-    """Make transformers' Auto classes know these. Safe to call again."""
-    AutoConfig.register(EMOv2Config.model_type, EMOv2Config, exist_ok=True)
-    AutoModelForImageClassification.register(EMOv2Config, EMOv2ForImageClassification, exist_ok=True)
-    AutoBackbone.register(EMOv2Config, EMOv2Backbone, exist_ok=True)
-    AutoImageProcessor.register(
-        EMOv2Config, slow_image_processor_class=BitImageProcessorPil, fast_image_processor_class=BitImageProcessor,
-        exist_ok=True,
-    )  # fmt: skip
+# exist_ok: a reload makes new classes.
+AutoModelForImageClassification.register(EMOv2Config, EMOv2ForImageClassification, exist_ok=True)
+AutoBackbone.register(EMOv2Config, EMOv2Backbone, exist_ok=True)
+AutoImageProcessor.register(
+    EMOv2Config, slow_image_processor_class=BitImageProcessorPil, fast_image_processor_class=BitImageProcessor,
+    exist_ok=True,
+)  # fmt: skip
+
+__all__ = [
+    "NETWORK_ARGUMENTS",
+    "EMOv2Backbone",
+    "EMOv2Config",
+    "EMOv2ForImageClassification",
+    "EMOv2PreTrainedModel",
+    "make_image_processor",
+]

@@ -1,17 +1,23 @@
 """How options are declared, read and checked.
 
 The command line and the YAML file are derived from frozen dataclasses. A YAML file holds the same names
-(`learning_rate: 1e-4`); the command line overrides it.
+(`learning_rate: 1e-4`), each value written as on the command line, which overrides it. Nothing heavy is imported: a
+command reads its options before it loads PyTorch.
 """
 
-import difflib
-import json
-from dataclasses import asdict, field, fields
+import math
+from argparse import SUPPRESS, ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import Field, asdict, field, fields
 from pathlib import Path
-from typing import Any, cast
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-import yaml
-from transformers import HfArgumentParser
+from d_emo.common.command_line import CommandParser, flag, with_default
+from d_emo.common.option_files import read_option_file
+
+TRUE, FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
+Table = TypeVar("Table", bound="OptionTable")
 
 
 def option(default: Any, help_text: str) -> Any:
@@ -22,11 +28,11 @@ def option(default: Any, help_text: str) -> Any:
 def require(condition: bool, name: str, value: Any, rule: str) -> None:
     """Raise a ValueError that names option, value and rule, unless the condition holds."""
     if not condition:
-        raise ValueError(f"--{name.replace('_', '-')} {value}: {rule}.")
+        raise ValueError(f"{flag(name)} {value}: {rule}.")
 
 
 class OptionTable:
-    """All options of a run, by group; its fields are dataclasses."""
+    """All options of a run, by group; its fields are dataclasses with defaults."""
 
     def flat(self) -> dict[str, Any]:
         """Every option by name, as a YAML file would hold them."""
@@ -34,43 +40,123 @@ class OptionTable:
         return {name: value for group in groups for name, value in asdict(group).items()}
 
 
-def parse_options(arguments: list[str], groups: tuple[Any, ...], description: str) -> list[Any]:
-    """Read a command line and, under it, the YAML file that --config names, into one object a group.
+class Kind(NamedTuple):
+    """What an option takes: how text becomes a value, what stands for it in --help, the values where they are few.
+
+    `convert` raises a ValueError that names the text and what is expected.
+    """
+
+    convert: Callable[[str], Any]
+    shown: str
+    choices: tuple[str, ...] = ()
+
+
+def parse_options(arguments: list[str], table: type[Table], command: str, about: str) -> Table:
+    """Read a command line and, under it, the YAML file that --config names.
+
+    Args:
+        arguments: what follows the command's name.
+        table: the options, by group; the groups of --help have its fields' names.
+        command: the command's name.
+        about: the command's docstring, for --help; see `CommandParser`.
 
     Raises:
-        ValueError: an option is unknown, a value breaks its rule, or the file is missing or not a mapping.
+        ValueError: an option is unknown, a value breaks its rule, or the file cannot be read, has an unknown name or a
+            value of another type. All unknown names are in one message.
         SystemExit: argparse's, for wrong types and --help.
     """
-    names = [f.name for group in groups for f in fields(group)]
-    parser = HfArgumentParser(groups, description=description, allow_abbrev=False)
-    parser.add_argument("--config", default=None, help="YAML file of the same options; the command line overrides it.")
-    path = parser.parse_known_args(arguments)[0].config
-    from_file = _yaml_arguments(Path(path), names) if path else []
-    *parsed, _, unknown = parser.parse_args_into_dataclasses(
-        [*from_file, *arguments], look_for_args_file=False, return_remaining_strings=True
-    )
-    if unknown:
-        name = unknown[0].lstrip("-").replace("-", "_")
-        raise ValueError(f"{unknown[0]} is not an option; {_suggestion(name, names)}")
-    return parsed
+    groups = {group.name: cast(Any, group).default_factory for group in fields(cast(Any, table))}
+    kinds = {name: kind for group in groups.values() for name, kind in kinds_of(group).items()}
+    parser = CommandParser(command, about)
+    parser.usage = f"{command} [--config FILE] [--option VALUE ...]"
+    parser.add_argument("--config", metavar="FILE", help="YAML file of these options; the command line overrides it.")
+    for title, group in groups.items():
+        section = parser.add_argument_group(title.replace("_", " ").capitalize(), first_line(group.__doc__))
+        for entry in fields(group):
+            _add(section, entry, kinds[entry.name])
+    namespace, words = parser.parse_known_args(arguments)
+    if words:
+        raise ValueError(f"{' '.join(words)}: no option takes this; values follow their option.")
+    given = vars(namespace)
+    path = given.pop("config")
+    given = {**(read_option_file(Path(path), kinds) if path else {}), **given}
+    return table(**{
+        title: group(**{entry.name: given[entry.name] for entry in fields(group) if entry.name in given})
+        for title, group in groups.items()
+    })  # fmt: skip
 
 
-def _yaml_arguments(path: Path, names: list[str]) -> list[str]:
-    """Turn the file into arguments, so that both are checked and converted in one place."""
-    if not path.is_file():
-        raise ValueError(f"--config {path}: there is no such file.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {path}: expected `option: value` lines.")
-    arguments = []
-    for name, value in values.items():
-        if name not in names:
-            raise ValueError(f"--config {path}: option {name!r} is unknown; {_suggestion(str(name), names)}")
-        if value is not None:
-            arguments += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return arguments
+def kinds_of(group: type) -> dict[str, Kind]:
+    """What each field of a dataclass of options takes, by its type."""
+    hints = get_type_hints(group)
+    return {entry.name: _kind(hints[entry.name]) for entry in fields(cast(Any, group))}
 
 
-def _suggestion(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=3)
-    return f"did you mean {', '.join(close)}?" if close else "see --help for the options."
+def first_line(text: str | None) -> str:
+    """The first line of a docstring."""
+    return (text or "").strip().split("\n")[0]
+
+
+def _add(section: Any, entry: Field, kind: Kind) -> None:
+    """One option of the command line. Without it the namespace has no such name, so that the file's value stands."""
+    text = with_default(entry.metadata["help"], entry.default)
+    shared: dict[str, Any] = {"dest": entry.name, "default": SUPPRESS, "help": text.replace("%", "%%")}
+    if kind.convert is _boolean:
+        section.add_argument(flag(entry.name), nargs="?", const=True, type=_typed(kind), metavar="true|false", **shared)
+        section.add_argument(f"--no-{flag(entry.name)[2:]}", action="store_false", **{**shared, "help": SUPPRESS})
+    else:
+        section.add_argument(flag(entry.name), type=_typed(kind), metavar=kind.shown, **shared)
+
+
+def _typed(kind: Kind) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return kind.convert(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _kind(hint: Any) -> Kind:
+    """The kind of a type: int, float, str, bool or a Literal of strings, each perhaps with None."""
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not NoneType)
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        return Kind(lambda text: _chosen(text, choices), "{" + ",".join(choices) + "}", choices)
+    return {
+        int: Kind(_whole, "N"),
+        float: Kind(_number, "X"),
+        bool: Kind(_boolean, "true|false"),
+        str: Kind(str, "TEXT"),
+    }[hint]
+
+
+def _chosen(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+    return text
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in TRUE + FALSE:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text.lower() in TRUE

@@ -4,13 +4,15 @@ Scale and shift come from the VAE's own configuration, never from a constant: z 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
-def open_vae(name: str, dtype: torch.dtype | None = None) -> AutoencoderKL:
+def open_vae(name: str, dtype: torch.dtype | None = None) -> "AutoencoderKL":
     """An SD-type VAE.
 
     Args:
@@ -20,7 +22,9 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> AutoencoderKL:
     Raises:
         ValueError: it is neither a local folder nor reachable.
     """
-    options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+    from diffusers import AutoencoderKL
+
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if (Path(name) / "vae" / "config.json").is_file():
         options["subfolder"] = "vae"
     try:

@@ -1,47 +1,32 @@
-"""The block's hot operations, each with a fast implementation and plain PyTorch beside it.
+"""Faster implementations of the block's two operators, and of a block in inference, beside their definition.
 
-    attention.py, local.py, modulation.py
-                             the operations: plain PyTorch as reference and fallback, and the choice between them
-    backend.py               what is chosen, and how to choose otherwise
-    selfcheck.py             whether the fast ones are right on this machine, asked before their first use
-    block.py                 the block from end to end
-    fused.py, training.py    the block as one operation on the CPU, for inference and for training
-    cpu.py, *.cpp, *.h       C++ for the CPU, compiled on first use
-    linear.py                products with weights, the kernels' own or PyTorch's
-    calibration.py           which of them are faster on this machine, measured once
-    triton_*.py              Triton for CUDA GPUs
+    reference.py             the operators in plain PyTorch: definition and fallback
+    dispatch.py              the table of backends, and what is chosen from it
+    attention.py, local.py   the operators: window attention, and x + SiLU(BatchNorm(convolution of x))
+    fused.py, linear.py      a block's forward pass, and its products with weights
+    selfcheck.py             whether a backend is right on this machine, asked before its first use
+    cpp/                     the CPU's backend in C++, compiled on first use
+    triton/                  the backend of CUDA GPUs
 
-Models call these functions; nothing else in the package knows that there are kernels.
+Models call the two operators and decorate their block with `use_fused_forward`; nothing else knows of kernels. A file
+imports only from those above it, and the backends from all of them. A new backend is an entry in the table here.
 """
 
-from .attention import (
-    ATTENTION_TYPES,
-    Windows,
-    merge_windows,
-    split_windows,
-    window_attention,
-)
-from .backend import BACKENDS, backend_report, is_plain, set_backend, use_backend
-from .block import whole_block
-from .linear import apply_linear, linear_and_bias
+from . import cpp, triton
+from .attention import window_attention
+from .dispatch import BACKENDS, backend_report, register, set_backend, use_backend
+from .fused import use_fused_forward
 from .local import local_branch
-from .modulation import gated_sum, modulated_norm
+
+register("cpu", cpp.BACKEND)
+register("cuda", triton.BACKEND)
 
 __all__ = [
-    "ATTENTION_TYPES",
     "BACKENDS",
-    "Windows",
-    "apply_linear",
     "backend_report",
-    "gated_sum",
-    "is_plain",
-    "linear_and_bias",
     "local_branch",
-    "merge_windows",
-    "modulated_norm",
     "set_backend",
-    "split_windows",
     "use_backend",
-    "whole_block",
+    "use_fused_forward",
     "window_attention",
 ]

@@ -1,160 +1,110 @@
-"""The block as one operation, for inference on the CPU.
+"""A block's forward pass by kernels: in inference as one operation, in training with products of their own.
 
-With running statistics the local branch needs only the channels that a head has just made, so they stay in the cache.
-Where the kernels' own matrix products beat PyTorch's, the projections stay there too.
+With running statistics the local branch needs only the channels that a head of attention has just made, so they stay in
+the cache, and so do the projections. Shapes: B batch, H x W token grid, C channels, E inner channels, O outputs.
 """
 
-import math
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
-from . import calibration, cpu
-from .attention import Windows, attention_flops, cpu_parameter, cpu_shape
-from .backend import is_plain
-from .linear import LEAST_SPEED, apply_linear, can_multiply, linear_and_bias, product
-from .local import convolution_flops, kernel_parameters
+from .attention import attention_flops, window_attention
+from .dispatch import arithmetic, is_plain, operator, takes
+from .linear import linear, linear_flops
+from .local import convolution_flops, fusible, local_branch
+from .reference import Windows
+
+Forward = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
-def infer_block(
-    hidden_states: torch.Tensor,
-    to_qkv: nn.Module,
-    windows: Windows,
-    conv: nn.Conv2d,
-    norm: nn.BatchNorm2d,
-    proj_out: nn.Module,
-) -> torch.Tensor:
-    """`proj_out(local_branch(window_attention(to_qkv(x), windows), conv, norm))`, (B, H, W, C) -> (B, H, W, O).
+def use_fused_forward(attn: type[nn.Module]) -> Callable[[Forward], Forward]:
+    """Decorate the forward of a block; kernels run in its place where that is faster and comes to the same.
 
-    Has no gradient.
+    The forward stays the block's definition, as with transformers' `use_kernel_forward_from_hub`. It must be
+    `proj_out(local_branch(attn(x), conv, conv_norm))`, (B, H, W, C) -> (B, H, W, O), of modules with these names. Where
+    one of them is another than usual or has hooks (adapters, quantisation, offloading), the forward itself runs.
+
+    Args:
+        attn: the class whose forward is `window_attention(to_qkv(x), ...)`. Has `to_qkv`, `attention_type`, `dim`,
+            `num_heads`, `window(height, width)` and `padding(height, width)`.
     """
-    local = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
-    if (
-        are_plain_projections(to_qkv, proj_out)
-        and to_qkv.weight.dtype == proj_out.weight.dtype == hidden_states.dtype
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        return _infer_block(hidden_states, to_qkv.weight, to_qkv.bias, proj_out.weight, *windows, *local)
-    qkv, bias = linear_and_bias(to_qkv, hidden_states)  # (B, H, W, 2C + E)
-    return apply_linear(proj_out, _attend_and_convolve(qkv, bias, *windows, *local))
+
+    def decorate(forward: Forward) -> Forward:
+        @functools.wraps(forward)
+        def fused_or_forward(block: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+            if takes("infer_block", hidden_states) and _is_usual(block, attn, hidden_states):
+                return _run(block, hidden_states)
+            return forward(block, hidden_states)
+
+        return fused_or_forward
+
+    return decorate
 
 
-def are_plain_projections(to_qkv: nn.Module, proj_out: nn.Module) -> bool:
-    """Whether both are `nn.Linear` and no more, the second without a bias."""
-    return is_plain(to_qkv, nn.Linear) and is_plain(proj_out, nn.Linear) and proj_out.bias is None
-
-
-def _multiplies(hidden_states: torch.Tensor, projection: torch.Tensor, windows: Windows) -> bool:
-    """Whether the kernels' own products serve here; a thread takes a head of an image."""
+def _is_usual(block: Any, attn: type[nn.Module], hidden_states: torch.Tensor) -> bool:
+    """Whether the block's modules do what their names say, and the grid needs no padding."""
     return (
-        can_multiply(hidden_states, projection)
-        and calibration.product_speeds(projection.dtype, projection.numel()).forward >= LEAST_SPEED
-        and windows.dim % 2 == 0
-        and torch.get_num_threads() <= hidden_states.shape[0] * windows.num_heads
+        is_plain(block.attn, attn)
+        and block.attn.attention_type != "none"
+        and is_plain(block.attn.to_qkv, nn.Linear)
+        and is_plain(block.proj_out, nn.Linear)
+        and block.proj_out.bias is None
+        and fusible(block.conv, block.conv_norm, hidden_states)
+        and not any(block.attn.padding(*hidden_states.shape[1:3]))
     )
 
 
-@torch.library.custom_op("d_emo::infer_block", mutates_args=(), device_types="cpu")
-def _infer_block(
-    hidden_states: torch.Tensor,
-    expansion: torch.Tensor,
-    bias: torch.Tensor | None,
-    projection: torch.Tensor,
-    dim: int,
-    num_heads: int,
-    height: int,
-    width: int,
-    neighborhood: bool,
-    remote: bool,
-    weighting: float,
-    weight: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
-    windows = Windows(dim, num_heads, height, width, neighborhood, remote, weighting)
-    if not _multiplies(hidden_states, projection, windows):
-        qkv = product(hidden_states, expansion)  # (B, H, W, 2C + E)
-        expanded = _attend_and_convolve(qkv, bias, *windows, weight, gamma, beta, mean, variance, eps)
-        return product(expanded, projection).contiguous()
-    hidden_states, grid = hidden_states.contiguous(), hidden_states.shape[:3]
-    out = hidden_states.new_empty(*grid, projection.shape[0])
-    shapes = (
-        cpu_shape((*grid, expansion.shape[0]), windows),
-        cpu.LocalShape(*grid, projection.shape[1], weight.shape[-1], False, eps),
-        cpu.BlockShape(projection.shape[0]),
-    )
-    local = _local_parameters(hidden_states, weight, gamma, beta, mean, variance)
-    tensors = (hidden_states, expansion.contiguous(), cpu_parameter(bias, hidden_states), *local)
-    arguments = (*shapes[1:], *tensors, projection.contiguous(), out)
-    cpu.call("fused", "block_forward", out.dtype, shapes[0], *arguments)
-    return out
+def _run(block: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    attn, conv, norm, projection = block.attn, block.conv, block.conv_norm, block.proj_out.weight
+    expansion, bias, grid = attn.to_qkv.weight, attn.to_qkv.bias, hidden_states.shape[1:3]
+    cut = (attn.attention_type, attn.dim, attn.num_heads, attn.window(*grid))
+    if (
+        not torch.is_grad_enabled()
+        and not norm.training
+        and not torch.is_autocast_enabled("cpu")
+        and hidden_states.dtype == expansion.dtype == projection.dtype
+        and attn.dim % 2 == 0  # rows of whole pairs of bfloat16
+        and _threads() <= hidden_states.shape[0] * attn.num_heads  # a thread takes a head of an image
+    ):
+        kind = arithmetic(hidden_states.dtype)
+        factor = norm.weight.to(kind) * (norm.running_var.to(kind) + norm.eps).rsqrt()  # (E,)
+        summand = norm.bias.to(kind) - norm.running_mean.to(kind) * factor  # (E,)
+        taps = conv.weight.to(kind).flatten(1).t() * factor  # (K * K, E)
+        return infer_operator(hidden_states, expansion, bias, projection, Windows.of(*cut, grid), taps, summand)
+    attended = window_attention(linear(hidden_states, expansion, bias), *cut)  # (B, H, W, E)
+    return linear(local_branch(attended, conv, norm), projection)  # (B, H, W, O)
 
 
-@torch.library.custom_op("d_emo::attend_and_convolve", mutates_args=(), device_types="cpu")
-def _attend_and_convolve(
-    qkv: torch.Tensor,
-    bias: torch.Tensor | None,
-    dim: int,
-    num_heads: int,
-    height: int,
-    width: int,
-    neighborhood: bool,
-    remote: bool,
-    weighting: float,
-    weight: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
-    windows = Windows(dim, num_heads, height, width, neighborhood, remote, weighting)
-    qkv = qkv.contiguous()
-    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
-    shape = cpu.LocalShape(*out.shape, weight.shape[-1], False, eps)
-    tensors = (qkv, cpu_parameter(bias, qkv), *_local_parameters(qkv, weight, gamma, beta, mean, variance), out)
-    cpu.call("fused", "fused_forward", qkv.dtype, cpu_shape(qkv.shape, windows), shape, *tensors)
-    return out
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
-def _local_parameters(
-    inputs: torch.Tensor,
-    weight: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    mean: torch.Tensor,
-    variance: torch.Tensor,
-) -> tuple[torch.Tensor | None, ...]:
-    """The local branch's parameters as the C++ kernels take them with `inputs`."""
-    statistics = (cpu_parameter(mean, inputs), cpu_parameter(variance, inputs))
-    return *kernel_parameters(inputs.dtype, weight, gamma, beta), *statistics
+# ---- registration with PyTorch -------------------------------------------------------------------------------------
 
 
-@_infer_block.register_fake
-def _(hidden_states, expansion, bias, projection, *_):
+# The block without a gradient, (B, H, W, C) -> (B, H, W, O). `taps` (K * K, E) and `summand` (E,), in arithmetic types,
+# are the convolution and the normalisation after it.
+infer_operator = operator(
+    "infer_block",
+    "(Tensor x, Tensor expansion, Tensor? bias, Tensor projection, SymInt[] windows, Tensor taps, Tensor summand)"
+    " -> Tensor",
+)
+
+
+@infer_operator.register_fake
+def _(hidden_states, expansion, bias, projection, windows, taps, summand):
     return hidden_states.new_empty(*hidden_states.shape[:3], projection.shape[0])
 
 
-@_attend_and_convolve.register_fake
-def _(qkv, bias, dim, *_):
-    return qkv.new_empty(*qkv.shape[:3], qkv.shape[-1] - 2 * dim)
-
-
 @register_flop_formula(torch.ops.d_emo.infer_block)
-def block_flops(x_shape, expansion_shape, bias_shape, projection_shape, dim, *windows_and_weight, **__):
+def _flops(x_shape, expansion_shape, bias_shape, projection_shape, windows, taps_shape, *_, **__) -> int:
     """The projections', attention's and the convolution's."""
-    pixels = x_shape[0] * x_shape[1] * x_shape[2]
-    products = 2 * pixels * (math.prod(expansion_shape) + math.prod(projection_shape))
-    return products + _flops((*x_shape[:3], expansion_shape[0]), bias_shape, dim, *windows_and_weight)
-
-
-@register_flop_formula(torch.ops.d_emo.attend_and_convolve)
-def _flops(qkv_shape, bias_shape, dim, heads, height, width, neighborhood, remote, weighting, weight_shape, *_, **__):
-    """Attention's and the convolution's."""
-    out_shape = (*qkv_shape[:3], qkv_shape[3] - 2 * dim)
-    attention = attention_flops(qkv_shape, bias_shape, dim, heads, height, width, neighborhood, remote)
-    return attention + convolution_flops(out_shape, weight_shape)
+    grid, side = tuple(x_shape[:3]), round(taps_shape[0] ** 0.5)
+    products = linear_flops(x_shape, expansion_shape) + linear_flops(x_shape, projection_shape)
+    attention = attention_flops((*grid, expansion_shape[0]), windows)
+    return products + attention + convolution_flops((*grid, taps_shape[1]), (side, side))

@@ -1,40 +1,30 @@
-"""Whether the fast kernels compute the right thing on this machine: asked once a device, before they are used.
+"""Whether a backend computes the right thing on this machine: asked before it is used.
 
-Compilers and GPUs differ. A kernel that fails here is left alone, and plain PyTorch runs in its place.
+Compilers and GPUs differ. What fails here is left alone, and plain PyTorch runs in its place.
 """
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-if TYPE_CHECKING:
-    from .attention import Windows
+from . import reference
+from .attention import attention_operator
+from .fused import infer_operator
+from .linear import linear_operator
+from .local import local_operator
+from .reference import Windows
 
 # Of the largest value. Float32 sums in another order differ by 1e-6, bfloat16 results are rounded to 4e-3.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 Function = Callable[..., torch.Tensor]
+# What it is called, a backend's function, the reference, the type, the inputs' shapes.
+Check = tuple[str, Function, Function, torch.dtype, list[tuple[int, ...]]]
 
 
-def failure(device: str) -> str:
-    """What is wrong with the kernels for "cpu" or "cuda", compared with plain PyTorch in float64; empty if nothing.
-
-    A GPU's kernel for attention is another one at every size: see `attention_failure`.
-    """
-    return _first_failure(device, lambda: _checks(device))
-
-
-def attention_failure(device: str, dtype: torch.dtype, channels: int, windows: "Windows") -> str:
-    """What is wrong with window attention of this size: an error, or more registers and memory than there are."""
-    return _first_failure(device, lambda: iter([_attention_check(dtype, channels, windows)]))
-
-
-Check = tuple[str, Function, Function, torch.dtype, list[tuple[int, ...]]]  # name, fast, reference, type, input shapes
-
-
-def _first_failure(device: str, checks: Callable[[], Iterator[Check]]) -> str:
+def first_failure(device: str, checks: Sequence[Check]) -> str:
+    """What is wrong with results and gradients of a backend, beside plain PyTorch in float64; empty if nothing."""
     generator = torch.Generator("cpu").manual_seed(0)
     try:
         with (
@@ -43,11 +33,11 @@ def _first_failure(device: str, checks: Callable[[], Iterator[Check]]) -> str:
             torch.enable_grad(),
             torch.autocast(device, enabled=False),
         ):
-            for name, fast, reference, dtype, shapes in checks():
+            for name, fast, exact, dtype, shapes in checks:
                 random = [torch.randn(*shape, generator=generator, device="cpu").to(device, dtype) for shape in shapes]
                 inputs = [tensor.requires_grad_() for tensor in random]
-                exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-                error = _error(fast(*inputs), reference(*exact), inputs, exact)
+                exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
+                error = _error(fast(*inputs), exact(*exact_inputs), inputs, exact_inputs)
                 if not error <= TOLERANCE[dtype]:  # written so that NaN fails
                     return f"{name} is off by {error:.1e}"
     except Exception as error:  # whatever a compiler or driver raises
@@ -55,71 +45,70 @@ def _first_failure(device: str, checks: Callable[[], Iterator[Check]]) -> str:
     return ""
 
 
-def _attention_check(dtype: torch.dtype, channels: int, windows: "Windows") -> Check:
-    from . import attention
+def _error(
+    fast: torch.Tensor, exact: torch.Tensor, inputs: list[torch.Tensor], exact_inputs: list[torch.Tensor]
+) -> float:
+    """The largest error of results and gradients, over the largest value of each; NaN if there is one."""
+    pairs = [(fast, exact)]
+    if fast.requires_grad:
+        grad = (torch.ones_like(exact).cumsum(-1) / exact.shape[-1]).to(fast.dtype)
+        grads = torch.autograd.grad(fast, inputs, grad)
+        pairs += zip(grads, torch.autograd.grad(exact, exact_inputs, grad.double()), strict=True)
+    return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max().item()
 
+
+def attention_check(dtype: torch.dtype, channels: int, windows: Windows) -> Check:
+    """Four windows of each kind."""
     return (
         "window attention",
-        lambda qkv, bias: attention._window_attention(qkv, bias, *windows),
-        lambda qkv, bias: attention.reference(qkv, bias, windows),
+        lambda qkv: attention_operator(qkv, windows),
+        lambda qkv: reference.window_attention(qkv, windows),
         dtype,
-        [(2, 2 * windows.height, 2 * windows.width, channels), (channels,)],
+        [(2, 2 * windows.height, 2 * windows.width, channels)],
     )
 
 
-def _checks(device: str) -> Iterator[Check]:
-    from . import attention, linear, local, modulation
+def local_check(dtype: torch.dtype) -> Check:
+    """The local branch with a batch's own statistics."""
 
-    if device == "cpu":
-        yield _attention_check(torch.float32, 2 * 32 + 48, attention.Windows(32, 2, 4, 4))
+    def fast(x: torch.Tensor, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+        return local_operator(x, weight, gamma, beta, torch.zeros_like(gamma), torch.ones_like(gamma), True, 1e-5)[0]
 
-    def fast_local(x: torch.Tensor, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-        mean, variance = torch.zeros_like(gamma), torch.ones_like(gamma)
-        return local._local_branch(x, weight, gamma, beta, mean, variance, True, 1e-5)[0]
-
-    def exact_local(x: torch.Tensor, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    def exact(x: torch.Tensor, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
         # As functions: layers would draw their first weights from the caller's random numbers.
-        return local.reference(
+        return reference.local_branch(
             x,
             lambda y: F.conv2d(y, weight, padding=2, groups=48),
             lambda y: F.batch_norm(y, None, None, gamma, beta, training=True, eps=1e-5),
         )
 
-    yield "the local branch", fast_local, exact_local, torch.float32, [(2, 8, 8, 48), (48, 1, 5, 5), (48,), (48,)]
-    if device == "cpu":
-        rows, image = (2, 5, 9, 44), (2, 44)
-        yield (
-            "the modulated norm",
-            lambda x, shift, scale, *affine: modulation._norm(x, shift, scale, *affine, 1e-5),
-            lambda x, shift, scale, *affine: (
-                F.layer_norm(x, (44,), *affine) * (1 + scale[:, None, None]) + shift[:, None, None]
-            ),
-            torch.float32,
-            [rows, image, image, (44,), (44,)],
-        )
-        yield (
-            "the gated sum",
-            modulation._gated,
-            lambda x, gate, branch: x + gate[:, None, None] * branch,
-            torch.float32,
-            [rows, image, rows],
-        )
-        for dtype in (torch.float32, torch.bfloat16):
-            yield (
-                f"the matrix product in {str(dtype).removeprefix('torch.')}",
-                lambda x, weight: linear._product(x, weight, True, [True] * 3),
-                F.linear,
-                dtype,
-                [(2, 73, 70), (90, 70)],
-            )
+    return "the local branch", fast, exact, dtype, [(2, 8, 8, 48), (48, 1, 5, 5), (48,), (48,)]
 
 
-def _error(
-    fast: torch.Tensor, exact: torch.Tensor, inputs: list[torch.Tensor], exact_inputs: list[torch.Tensor]
-) -> float:
-    """The largest error of results and gradients, over the largest value of each; NaN if there is one."""
-    grad = torch.ones_like(exact).cumsum(-1) / exact.shape[-1]
-    grads = torch.autograd.grad(fast, inputs, grad.to(fast.dtype))
-    exact_grads = torch.autograd.grad(exact, exact_inputs, grad.to(fast.dtype).double())
-    pairs = zip((fast, *grads), (exact, *exact_grads), strict=True)
-    return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max().item()
+def linear_check(dtype: torch.dtype) -> Check:
+    """Sizes that fill no whole vectors."""
+    return "the linear layer", linear_operator, F.linear, dtype, [(2, 73, 70), (90, 70), (90,)]
+
+
+def block_check(dtype: torch.dtype) -> Check:
+    """The block in inference; its expansion is small, or every softmax would be a hard choice."""
+    windows = Windows(32, 2, 4, 4)
+
+    @torch.no_grad()
+    def fast(x: torch.Tensor, expansion: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        bias, projection, taps, summand = rest
+        return infer_operator(x, expansion / 16, bias, projection, windows, taps, summand)
+
+    @torch.no_grad()
+    def exact(x: torch.Tensor, expansion: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        bias, projection, taps, summand = rest
+        attended = reference.window_attention(F.linear(x, expansion / 16, bias), windows)
+        mixed = reference.local_branch(
+            attended,
+            lambda y: F.conv2d(y, taps.t().reshape(48, 1, 3, 3), padding=1, groups=48),
+            lambda y: y + summand[:, None, None],
+        )
+        return F.linear(mixed, projection)
+
+    shapes: list[tuple[int, ...]] = [(2, 8, 8, 32), (112, 32), (112,), (32, 48), (9, 48), (48,)]
+    return "the block in inference", fast, exact, dtype, shapes

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..kernels import gated_sum, modulated_norm
 from .i2rmb import I2RMB
 from .transformer_base import ClassConditionalTransformer2DModel
 
@@ -40,10 +39,10 @@ class DEMOBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
         """(B, h, w, D) and (B, D) -> (B, h, w, D)."""
-        modulation = self.modulation(F.silu(conditioning))                   # (B, 3D)
-        shift, scale, gate = modulation.chunk(3, dim=-1)                     # (B, D) each
-        normed = modulated_norm(self.norm, hidden_states, shift, scale)      # (B, h, w, D)
-        return gated_sum(hidden_states, gate, self.i2rmb(normed))            # (B, h, w, D)
+        modulation = self.modulation(F.silu(conditioning))[:, None, None]    # (B, 1, 1, 3D)
+        shift, scale, gate = modulation.chunk(3, dim=-1)                     # (B, 1, 1, D) each
+        normed = self.norm(hidden_states) * (1 + scale) + shift              # (B, h, w, D)
+        return hidden_states + gate * self.i2rmb(normed)                     # (B, h, w, D)
 
 
 class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):

@@ -16,10 +16,11 @@ from d_emo.common.files import write_json
 from d_emo.eval.fid.extractors import FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore, compute_features
 from d_emo.eval.fid.image_sets import MANIFEST, ImageSet
+from d_emo.eval.fid.names import METRICS
 from d_emo.eval.fid.protocol import SamplingSettings
 from d_emo.eval.fid.references import Reference
 from d_emo.eval.fid.sampling import sample_images
-from d_emo.eval.fid.scoring import METRICS, Scores, as_json, compute_scores, describe_conditions, why_not_comparable
+from d_emo.eval.fid.scoring import Scores, as_json, compute_scores, describe_conditions, why_not_comparable
 from d_emo.pipelines import DEMOPipeline
 
 SCORES_FILE, GRID_FILE, NEIGHBOURS_FILE = "scores.json", "samples.png", "neighbours.png"

@@ -74,13 +74,6 @@ PRESETS: dict[str, SamplingSettings] = {
     "sit-ode": SamplingSettings(sampler="heun", steps=125, vae=FT_EMA),
     "quick": SamplingSettings(sampler="fast", steps=50, num_images=5_000),
 }
-PRESET_NOTES = {
-    "dit-400k": "DiT at 400K, and the paper's Table XIV as far as it says: 250 ancestral steps, no guidance, ft-mse",
-    "dit-script": "the defaults of DiT's sampling script: guidance 1.5 on three channels, ft-ema",
-    "sit-sde": "SiT, stochastic: Euler-Maruyama, 250 evaluations, no guidance, ft-ema",
-    "sit-ode": "SiT, deterministic: Heun, 249 evaluations, no guidance, ft-ema",
-    "quick": "5,000 images (FID-5K), 50 DDIM or Euler steps, no guidance: for curves, not for comparison",
-}
 # FID-50K at 400K steps, ImageNet 256 x 256 (Table XIV of arXiv 2412.06674, where DiT's and SiT's are quoted too), by
 # model and by what it predicts.
 PUBLISHED_400K = {

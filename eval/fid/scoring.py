@@ -16,7 +16,6 @@ from d_emo.eval.fid.features import FeatureStore
 from d_emo.eval.fid.protocol import PUBLISHED_COUNT, SamplingSettings, describe_settings, preset_changes
 from d_emo.eval.fid.references import Reference
 
-METRICS = ("fid", "sfid", "is", "precision-recall", "kid")
 # Names as people know them. With other features than Inception's the distance is not called FID.
 TITLES = {
     "fid": "FID",

@@ -202,12 +202,6 @@ class ClassifierRunOptions(RunOptions):
             require(value is None or value > 0, name, value, "must be positive")
 
 
-CLASSIFIER_GROUPS: tuple[Any, ...] = (
-    ClassifierOptions, ClassifierDataOptions, AugmentationOptions, DistillationOptions, ClassifierOptimizationOptions,
-    ClassifierRunOptions,
-)  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(OptionTable):
     """The classification trainer's options."""
@@ -220,10 +214,8 @@ class ClassifierConfig(OptionTable):
     run: ClassifierRunOptions = field(default_factory=ClassifierRunOptions)
 
 
-def parse_classifier_config(arguments: list[str]) -> ClassifierConfig:
+def parse_classifier_config(
+    arguments: list[str], about: str = "Train EMOv2 or any network of timm."
+) -> ClassifierConfig:
     """Read the command line and, under it, the YAML file that --config names; see `parse_options`."""
-    groups = parse_options(arguments, CLASSIFIER_GROUPS, "Train EMOv2 or any timm network on class-labelled images.")
-    model, data, augmentation, distillation, optimization, run = groups
-    return ClassifierConfig(
-        model=model, data=data, augmentation=augmentation, distillation=distillation, optimization=optimization, run=run
-    )
+    return parse_options(arguments, ClassifierConfig, "train_classifier", about)

@@ -1,11 +1,14 @@
 """Every option of the diffusion trainer, once; `engine.options` and `data.options` have those of all trainers."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from d_emo.common.options import OptionTable, option, parse_options, require
 from d_emo.train.data.options import DataOptions
 from d_emo.train.engine.options import RunOptions
+
+# What --vae auto names, from some resolution on.
+AUTO_VAE = "stabilityai/sd-vae-ft-ema"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +157,6 @@ class DiffusionRunOptions(RunOptions):
         )
 
 
-OPTION_GROUPS: tuple[Any, ...] = (ModelOptions, DataOptions, OptimizationOptions, DiffusionRunOptions)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(OptionTable):
     """The diffusion trainer's options."""
@@ -167,9 +167,6 @@ class TrainConfig(OptionTable):
     run: DiffusionRunOptions = field(default_factory=DiffusionRunOptions)
 
 
-def parse_config(arguments: list[str]) -> TrainConfig:
+def parse_config(arguments: list[str], about: str = "Train D-EMOv2, DiT or SiT.") -> TrainConfig:
     """Read the trainer's command line and, under it, the YAML file that --config names; see `parse_options`."""
-    model, data, optimization, run = parse_options(
-        arguments, OPTION_GROUPS, "Train D-EMOv2, DiT or SiT on class-labelled images."
-    )
-    return TrainConfig(model=model, data=data, optimization=optimization, run=run)
+    return parse_options(arguments, TrainConfig, "train_dit", about)

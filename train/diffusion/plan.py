@@ -17,13 +17,12 @@ from d_emo.kernels import backend_report
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.models.flops import count_macs, count_parameters
 from d_emo.pipelines import DEMOPipeline
-from d_emo.train.diffusion.config import OptimizationOptions, TrainConfig
+from d_emo.train.diffusion.config import AUTO_VAE, OptimizationOptions, TrainConfig
 from d_emo.train.diffusion.init_from import InitialWeights
 from d_emo.train.diffusion.lora import add_lora
 from d_emo.train.diffusion.objectives import Objective, make_objective
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout, nearest_multiple
 
-AUTO_VAE = "stabilityai/sd-vae-ft-ema"
 # From this side on, --vae auto trains on latents.
 AUTO_VAE_RESOLUTION = 128
 

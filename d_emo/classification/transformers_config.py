@@ -1,0 +1,121 @@
+"""EMOv2's configuration in transformers, which `AutoConfig` knows as soon as this module is imported.
+
+It imports no network and no model class: `d_emo.registration` has it imported while transformers is importing itself.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.models.auto.configuration_auto import AutoConfig
+
+if TYPE_CHECKING:
+    from d_emo.classification.emov2 import EMOv2
+
+# What a configuration says of the network; arguments of `EMOv2`.
+NETWORK_ARGUMENTS = (
+    "version", "depths", "widths", "expansions", "head_dims", "kernel_sizes", "stem_dim", "window_size", "clip_window",
+    "attention_type", "attending_stages", "local", "dilation", "arrangement", "norms", "activations", "layer_scale",
+    "drop_path", "output_stride",
+)  # fmt: skip
+
+
+class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of an EMOv1 or EMOv2 network; `EMOv2Config.of("EMOv2-5M")` gives the published sizes.
+
+    Args:
+        image_size: side of the images that it is for, in pixels.
+        num_channels: of the images.
+        out_features, out_indices: stages that `EMOv2Backbone` returns, of "stem", "stage1" to "stage4".
+        **more: transformers' own, `num_labels` and `id2label` among them.
+
+    The others are those of `EMOv2`.
+    """
+
+    model_type = "emov2"
+
+    def __init__(
+        self,
+        version: int = 2,
+        depths: Any = (3, 3, 9, 3),
+        widths: Any = (48, 72, 160, 288),
+        expansions: Any = (2.0, 3.0, 4.0, 4.0),
+        head_dims: Any = (16, 24, 32, 32),
+        kernel_sizes: Any = (5, 5, 5, 5),
+        num_channels: int = 3,
+        stem_dim: int | None = None,
+        window_size: int = 7,
+        clip_window: bool = False,
+        attention_type: str = "spanning",
+        attending_stages: Any = (3, 4),
+        local: str = "conv",
+        dilation: int = 1,
+        arrangement: str = "cascaded",
+        norms: Any = ("batch", "batch", "layer", "layer"),
+        activations: Any = ("silu", "silu", "gelu", "gelu"),
+        layer_scale: float | None = 1e-6,
+        drop_path: float = 0.05,
+        output_stride: int = 32,
+        image_size: int = 224,
+        out_features: list[str] | None = None,
+        out_indices: list[int] | None = None,
+        **more: Any,
+    ):
+        # The Auto classes find a model by its configuration, so that the models are registered before there is one.
+        # Not before: this module is imported in the middle of transformers' own import.
+        import_module("d_emo.classification.transformers_models")
+        super().__init__(**more)
+        self.version = version
+        self.depths = list(depths)
+        self.widths = list(widths)
+        self.expansions = list(expansions)
+        self.head_dims = list(head_dims)
+        self.kernel_sizes = list(kernel_sizes)
+        self.num_channels = num_channels
+        self.stem_dim = stem_dim
+        self.window_size = window_size
+        self.clip_window = clip_window
+        self.attention_type = attention_type
+        self.attending_stages = list(attending_stages)
+        self.local = local
+        self.dilation = dilation
+        self.arrangement = arrangement
+        self.norms = list(norms)
+        self.activations = list(activations)
+        self.layer_scale = layer_scale
+        self.drop_path = drop_path
+        self.output_stride = output_stride
+        self.image_size = image_size
+        self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
+        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+
+    @classmethod
+    def of(cls, name: str, image_size: int = 224, **overrides: Any) -> "EMOv2Config":
+        """The configuration of a published size.
+
+        Args:
+            name: one of `d_emo.list_classifiers()`.
+            image_size: side of the images, which decides the window.
+            **overrides: any argument of the configuration.
+
+        Raises:
+            ValueError: the name is unknown.
+        """
+        from d_emo.classification.variants import classifier_config
+
+        return cls(**{**classifier_config(name, image_size), "image_size": image_size, **overrides})
+
+    def build(self, num_classes: int) -> "EMOv2":
+        """The network, with fresh weights."""
+        from d_emo.classification.emov2 import EMOv2
+
+        return EMOv2(
+            **{name: getattr(self, name) for name in NETWORK_ARGUMENTS},
+            num_classes=num_classes,
+            in_channels=self.num_channels,
+        )
+
+
+# exist_ok: a reload makes a new class.
+AutoConfig.register(EMOv2Config.model_type, EMOv2Config, exist_ok=True)

@@ -1,0 +1,139 @@
+"""Command lines: one parser for every command, whose help has groups and examples and whose complaints are one line.
+
+Hyphens and underscores are the same. Options that do not exist are named all at once, each with what it may have meant:
+a near name of this command's, or what another project's option is called here (`aliases.py`).
+"""
+
+import argparse
+import difflib
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from d_emo.common.aliases import ALIASES
+
+HELP_WIDTH = 110
+HELP_COLUMN = 32
+
+
+class UnknownOptionError(ValueError):
+    """Options that the command does not have; the message names all of them."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse with this package's manners.
+
+    Args:
+        command: the command's name, which begins its complaints.
+        about: the module's docstring. Its text becomes the description, its indented lines the examples.
+        epilog: what follows the examples.
+    """
+
+    def __init__(self, command: str, about: str, epilog: str = ""):
+        text, examples = split_docstring(about)
+        after = [f"examples:\n{textwrap.indent(examples, '  ')}" if examples else "", epilog]
+        super().__init__(
+            prog=command,
+            description=text,
+            epilog="\n\n".join(part for part in after if part),
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line and argparse's exit code."""
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's; unknown options end the program like any other mistake."""
+        try:
+            return super().parse_args(args, namespace)
+        except UnknownOptionError as error:
+            self.error(str(error))
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's, but that options (not words) have to be known.
+
+        Raises:
+            UnknownOptionError: some are not.
+        """
+        known = self._option_string_actions
+        hyphenated = {name.replace("-", "_"): name for name in known if name.startswith("--")}
+        arguments: list[str] = []
+        for argument in args or []:
+            head, equals, value = argument.partition("=")
+            head = hyphenated.get(head.replace("-", "_"), head)
+            if arguments and arguments[-1] in known and _is_number(argument) and argument.startswith("-"):
+                arguments[-1] += f"={argument}"  # argparse takes -1e-3 for an option
+            else:
+                arguments.append(f"{head}{equals}{value}")
+        heads = [argument.partition("=")[0] for argument in arguments]
+        unknown = [h for h in heads if h.startswith("-") and h.strip("-") and h not in known and not _is_number(h)]
+        if unknown and not {"-h", "--help"} & set(heads):
+            names = [action.dest for action in self._actions if action.help != argparse.SUPPRESS]
+            raise UnknownOptionError(" ".join(_explain(head, names) for head in dict.fromkeys(unknown)))
+        return super().parse_known_args(arguments, namespace)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Raw description and epilog, and room for this package's long names."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=HELP_COLUMN, width=HELP_WIDTH)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return with_default(action.help or "", action.default)
+
+
+def with_default(text: str, default: Any) -> str:
+    """A line of help that ends with the default, unless it says it already or there is nothing to say."""
+    if default in (None, False, "", argparse.SUPPRESS) or "Default:" in text:
+        return text
+    values = default if isinstance(default, list | tuple) else [default]
+    shown = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    return f"{text} Default: {shown}.".strip()
+
+
+def split_docstring(about: str) -> tuple[str, str]:
+    """The text of a docstring, and the examples: its indented paragraphs."""
+    paragraphs = about.strip("\n").split("\n\n")
+    examples = [paragraph for paragraph in paragraphs if paragraph.startswith(" ")]
+    text = [paragraph.strip() for paragraph in paragraphs if not paragraph.startswith(" ")]
+    return "\n\n".join(text), textwrap.dedent("\n".join(examples))
+
+
+def flag(name: str) -> str:
+    """`report_to wandb` -> `--report-to wandb`."""
+    first, space, rest = name.partition(" ")
+    return f"--{first.replace('_', '-')}{space}{rest}"
+
+
+def alias_of(name: str, names: Iterable[str]) -> str | None:
+    """What an option of another project is called here, perhaps with its value; None if it has no counterpart."""
+    known = set(names)
+    candidates = ALIASES.get(name.replace("-", "_").lower(), ())
+    return next((candidate for candidate in candidates if candidate.split()[0] in known), None)
+
+
+def hint(name: str, names: Iterable[str]) -> str:
+    """Up to three names that were perhaps meant, or where all are listed."""
+    close = difflib.get_close_matches(name.replace("-", "_"), list(names), n=3)
+    return f"did you mean {', '.join(close)}?" if close else "see --help for the options."
+
+
+def _explain(head: str, names: list[str]) -> str:
+    """One unknown option, and what to write in its place."""
+    name = head.lstrip("-").replace("-", "_")
+    if alias := alias_of(name, names):
+        return f"{head} is {flag(alias)} here."
+    if name.startswith("no_") and name[3:] in names:
+        return f"{head} is {flag(name[3:])} false here."
+    return f"{head} is not an option; {hint(name, names)}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,180 @@
+"""The table of backends, and which of them runs.
+
+"auto" (the default) takes the backend of a tensor's device where there is one: C++ on the CPU, Triton on CUDA GPUs.
+"reference" always takes plain PyTorch. "native" takes the backend and raises where there is none. The environment
+variable D_EMO_KERNELS sets the initial choice; it is read at the first forward pass. Backends have first derivatives;
+for second ones and sums that match plain PyTorch's bit for bit, choose "reference". Under forward-mode differentiation
+(`torch.func.jvp`) plain PyTorch runs by itself.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from torch import nn
+from torch.autograd import forward_ad
+
+from .reference import Windows
+
+logger = logging.get_logger(__name__)
+
+BACKENDS = ("auto", "reference", "native")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Implementations for one type of device.
+
+    Attributes:
+        name: for people.
+        dtypes: of the tensors that it takes.
+        obstacle: why it cannot be used for a type on this machine; empty if it can. Makes the check before first use.
+        attention_obstacle: the same for one size of attention: type, channels of qkv, windows.
+        slower: whether plain PyTorch is faster than an operator in a type on this machine.
+        operators: by the names of `OPERATORS`, with the signatures of the operators of that name; any may be missing.
+    """
+
+    name: str
+    dtypes: tuple[torch.dtype, ...]
+    obstacle: Callable[[torch.dtype], str]
+    attention_obstacle: Callable[[torch.dtype, int, Windows], str]
+    slower: Callable[[str, torch.dtype], bool]
+    operators: Mapping[str, Callable[..., Any]]
+
+
+OPERATORS = (
+    *("window_attention", "window_attention_backward", "local_branch", "local_branch_backward"),
+    *("linear", "linear_backward", "infer_block"),
+)
+_table: dict[str, Backend] = {}
+_choice: str | None = None
+
+
+def register(device: str, backend: Backend) -> None:
+    """Enter the backend of a device type into the table.
+
+    Raises:
+        ValueError: it has an operator that is none of `OPERATORS`.
+    """
+    if unknown := set(backend.operators) - set(OPERATORS):
+        raise ValueError(f"backend {backend.name}: {', '.join(sorted(unknown))} is none of {', '.join(OPERATORS)}.")
+    _table[device] = backend
+
+
+def operator(name: str, schema: str) -> torch.library.CustomOpDef:
+    """PyTorch's operator `d_emo::name`: runs what the table has for the device of its first tensor."""
+
+    def run(*arguments: Any) -> Any:
+        return _table[arguments[0].device.type].operators[name](*arguments)
+
+    return torch.library.custom_op(f"d_emo::{name}", run, mutates_args=(), schema=schema)
+
+
+def set_backend(name: str) -> None:
+    """Choose an implementation for this process, one of `BACKENDS`.
+
+    Compiled models (`torch.compile`) are compiled again at the next call.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    global _choice
+    if name not in BACKENDS:
+        raise ValueError(f"kernels {name!r} are unknown; use one of {', '.join(BACKENDS)}.")
+    _choice = name
+
+
+def chosen_backend() -> str:
+    """The choice in force."""
+    if _choice is None:
+        set_backend(os.environ.get("D_EMO_KERNELS", "auto"))
+    assert _choice is not None
+    return _choice
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose an implementation for a `with` block."""
+    previous = chosen_backend()
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(previous)
+
+
+def takes(operator: str, tensor: torch.Tensor, windows: Windows | None = None) -> bool:
+    """Whether a backend runs an operator on this tensor, for attention in windows if these are given.
+
+    Raises:
+        RuntimeError: the choice is "native" and there is none; the message says what is missing.
+    """
+    choice = chosen_backend()
+    # Meta tensors only have shapes; exported graphs should hold operators that other programs know.
+    if choice == "reference" or tensor.is_meta or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        return False
+    if forward_ad._current_level >= 0:  # no backend has tangents, and autograd would drop them without a word
+        return False
+    device = tensor.device.type
+    obstacle = _obstacle(device, tensor.dtype)
+    if not obstacle and windows:
+        obstacle = _attention_obstacle(device, tensor.dtype, tensor.shape[-1], *windows)
+    if obstacle and choice == "native":
+        raise RuntimeError(f"there are no native kernels here: {obstacle}. Use the backend 'auto' or 'reference'.")
+    return not obstacle and _has(operator, device, tensor.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _has(operator: str, device: str, dtype: torch.dtype) -> bool:
+    return operator in _table[device].operators and not _table[device].slower(operator, dtype)
+
+
+@torch.compiler.assume_constant_result
+def _obstacle(device: str, dtype: torch.dtype) -> str:
+    """Why there is no backend for tensors of this kind; empty if there is one."""
+    if device not in _table:
+        return f"the device {device!r} has none"
+    if dtype not in _table[device].dtypes:
+        return f"{dtype} on the device {device!r} is not supported"
+    return _table[device].obstacle(dtype)
+
+
+@torch.compiler.assume_constant_result
+def _attention_obstacle(device: str, dtype: torch.dtype, channels: int, *windows: int) -> str:
+    """Why attention of this size is left to plain PyTorch; empty if it is not."""
+    return _table[device].attention_obstacle(dtype, channels, Windows(*windows))
+
+
+def told(what: str, failure: str) -> str:
+    """A failed check as an obstacle, after a warning; empty if nothing failed."""
+    if not failure:
+        return ""
+    logger.warning(f"Plain PyTorch runs in place of {what}, since the check before its first use failed: {failure}")
+    return f"their check failed, {failure}"
+
+
+def backend_report(device: torch.device | str) -> str:
+    """One line for a log: which kernels a model in float32 or bfloat16 on `device` uses, and why."""
+    device = torch.device(device)
+    if chosen_backend() == "reference":
+        return "plain PyTorch, as chosen"
+    obstacle = _obstacle(device.type, torch.float32)
+    return f"plain PyTorch ({obstacle})" if obstacle else _table[device.type].name
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The type that backends compute in, and take parameters in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling `module` does no more than `kind` does, so that its parameters may be used directly.
+
+    False for adapters, quantised and synchronised layers, and for modules with hooks (offloading, pruning).
+    """
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) is kind and not hooks and "forward" not in module.__dict__

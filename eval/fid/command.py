@@ -1,0 +1,230 @@
+"""What `evaluate_fid` does after it has read its options: score images or models, print, write the report."""
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import fields, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from d_emo.common.processes import keep_freed_memory, start_processes
+from d_emo.eval.fid import archives
+from d_emo.eval.fid.evaluation import Evaluator
+from d_emo.eval.fid.extractors import FeatureExtractor, make_extractor
+from d_emo.eval.fid.image_sets import ImageSet, open_images
+from d_emo.eval.fid.protocol import (
+    PUBLISHED_400K,
+    SamplingSettings,
+    describe_settings,
+    with_settings,
+)
+from d_emo.eval.fid.references import default_cache, load_reference
+from d_emo.eval.fid.report import Entry, plot_curve, write_report
+from d_emo.eval.fid.sampling import apply_settings, load_pipeline
+from d_emo.eval.fid.scoring import format_scores, show
+from d_emo.pipelines import DEMOPipeline
+from d_emo.schedulers.flow_paths import path_of
+
+# Settings that the command line may change in a preset: all of them.
+SETTINGS = tuple(field.name for field in fields(SamplingSettings))
+# What SiT's published scores were trained with; other flows have none.
+SIT_PUBLISHED = {"flow_path": "linear", "prediction": "velocity"}
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+INTERRUPTED = 130
+# A process may wait that long for the others; the default of some backends is minutes.
+PATIENCE = timedelta(days=7)
+
+
+def run(command: str, options: argparse.Namespace) -> None:
+    """Evaluate and print; mistakes end with one line, Ctrl-C keeps what is done."""
+    try:
+        accelerator = start_processes(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        evaluate(options, accelerator)
+        accelerator.end_training()
+    except ValueError as error:
+        sys.exit(f"{command}: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"{command}: {error.name} is not installed: pip install 'd-emo[eval]'.")
+    except KeyboardInterrupt:
+        print(f"\n{command}: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Score what the options name, print the scores, write the report."""
+    on_cpu = accelerator.device.type == "cpu"
+    if on_cpu:
+        keep_freed_memory()
+    if options.num_workers is None:
+        options.num_workers = 0 if on_cpu else 4
+    with accelerator.local_main_process_first():  # one download
+        extractor = make_extractor(options.features, options.inception_weights, not options.unverified_inception)
+    extractor.to(accelerator.device)
+    if options.samples:
+        images = open_images(options.samples, image_column=options.image_column).first(options.num_images)
+        folder = Path(options.output_dir or f"evaluation/{images.name}")
+        evaluator = make_evaluator(options, accelerator, extractor, images.shape[1], images.shape[3])
+        scores = evaluator.score_images(images, folder)
+        entries = [Entry(images.name, None, scores, folder)]
+        if options.export_npz:
+            export(options, accelerator, images)
+    else:
+        entries, folder = evaluate_models(options, accelerator, extractor)
+    if accelerator.is_main_process:
+        finish(options, entries, folder)
+
+
+def make_evaluator(
+    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor, side: int, channels: int
+) -> Evaluator:
+    """Load the reference first, in case it fails."""
+    reference = load_reference(
+        options.reference,
+        extractor,
+        Path(options.cache_dir) if options.cache_dir else default_cache(),
+        accelerator,
+        side=side,
+        channels=channels,
+        count=options.reference_images,
+        image_column=options.image_column,
+        batch_size=options.feature_batch_size,
+        num_workers=options.num_workers,
+    )
+    return Evaluator(
+        reference=reference,
+        extractor=extractor,
+        accelerator=accelerator,
+        metrics=options.metrics,
+        batch_size=options.batch_size,
+        feature_batch_size=options.feature_batch_size,
+        num_workers=options.num_workers,
+    )
+
+
+def evaluate_models(
+    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor
+) -> tuple[list[Entry], Path]:
+    """Draw from each model and score it; the entries, and the folder of the report."""
+    models = find_models(options.model, options.checkpoints)
+    evaluator: Evaluator | None = None
+    entries: list[Entry] = []
+    folder = Path()
+    for model, step in models:
+        preset, settings, pipeline = prepare(model, options)
+        folder = output_dir(options, preset)
+        target = folder if step is None else folder / f"step-{step:07d}"
+        if accelerator.is_main_process:
+            print(f"{model}, preset {preset}: {describe_settings(settings)}", flush=True)
+        side = pipeline.transformer.sample_shape[0] * pipeline.vae_scale_factor
+        channels = pipeline.transformer.config.in_channels if pipeline.vae is None else pipeline.vae.config.out_channels
+        evaluator = evaluator or make_evaluator(options, accelerator, extractor, side, channels)
+        pipeline.to(accelerator.device)
+        pipeline.set_progress_bar_config(disable=True)
+        scores = evaluator.score_pipeline(pipeline, settings, preset, target)
+        entries.append(Entry(str(model), step, scores, target))
+        if accelerator.is_main_process:
+            print(f"{model}\n{format_scores(scores, extractor.name, settings.num_images)}", flush=True)
+        if options.export_npz:
+            export(options, accelerator, open_images(str(target)))
+    return entries, folder
+
+
+def find_models(model: str, checkpoints: str | None) -> list[tuple[str, int | None]]:
+    """The pipelines to score with their steps: one, or the checkpoints of a run.
+
+    Raises:
+        ValueError: the run has no such checkpoints.
+    """
+    if checkpoints is None:
+        return [(model, None)]
+    steps = {}
+    for path in sorted(Path(model).glob("checkpoint-*")):
+        match = CHECKPOINT.fullmatch(path.name)
+        if match and (path / "model_index.json").is_file():
+            steps[int(match.group(1))] = str(path)
+    if checkpoints == "all":
+        wanted = sorted(steps)
+    else:
+        try:
+            wanted = [int(step) for step in checkpoints.split(",")]
+        except ValueError:
+            raise ValueError(f'--checkpoints {checkpoints}: "all", or steps such as 100000,200000.') from None
+    missing = [step for step in wanted if step not in steps]
+    if missing or not wanted:
+        held = ", ".join(map(str, sorted(steps))) or "none"
+        raise ValueError(f"--checkpoints {checkpoints}: {model} has checkpoints of steps {held}.")
+    return [(steps[step], step) for step in wanted]
+
+
+def prepare(model: str, options: argparse.Namespace) -> tuple[str, SamplingSettings, DEMOPipeline]:
+    """Preset, settings and pipeline of a model; mistakes are found before anything is computed."""
+    pipeline = load_pipeline(model, options.dtype or SamplingSettings.dtype)
+    preset = options.preset or ("dit-400k" if path_of(pipeline.transformer.config) is None else "sit-sde")
+    settings = with_settings(preset, {name: getattr(options, name) for name in SETTINGS})
+    if pipeline.vae is None:
+        if options.vae:
+            raise ValueError(f"--vae {options.vae}: {model} draws pixels and has no decoder; leave --vae out.")
+        settings = replace(settings, vae=None)
+    apply_settings(pipeline, model, settings)
+    return preset, settings, pipeline
+
+
+def output_dir(options: argparse.Namespace, preset: str) -> Path:
+    """--output-dir, or evaluation/PRESET in the model's own folder, or under the working folder for a Hub id."""
+    if options.output_dir:
+        return Path(options.output_dir)
+    model = Path(options.model)
+    return model / "evaluation" / preset if model.is_dir() else Path("evaluation") / f"{model.name}-{preset}"
+
+
+def export(options: argparse.Namespace, accelerator: Accelerator, images: ImageSet) -> None:
+    """Write the samples as ADM's evaluator reads them."""
+    if not accelerator.is_main_process:
+        return
+    count, height, width, _ = images.shape
+    blocks = (images.read(start, min(start + 256, count)) for start in range(0, count, 256))
+    archives.write_images(Path(options.export_npz), blocks, (count, height, width, 3))
+    print(f"samples for ADM's evaluator in {options.export_npz}")
+
+
+def finish(options: argparse.Namespace, entries: list[Entry], folder: Path) -> None:
+    """Print the last scores or the table over training, write curve and report."""
+    curve = None
+    if entries[-1].step is not None:
+        curve = folder / "fid.png"
+        name, published = published_figure(options.model, entries[-1])
+        plot_curve(curve, entries, published, name)
+        print(curve_table(entries, name, published))
+    elif options.samples:
+        print(f"{entries[-1].name}\n{format_scores(entries[-1].scores, entries[-1].extractor, entries[-1].count)}")
+    write_report(folder / "report.html", f"{options.model or options.samples}", entries, curve)
+    print(f"scores, pictures and report.html in {folder}")
+
+
+def published_figure(run: str, entry: Entry) -> tuple[str, float | None]:
+    """The run's model name, and the FID published for it at 400K steps where the reference is ADM's ImageNet."""
+    path = Path(run) / "run.json"
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if settings.get("init_from") or any(settings.get(key, value) != value for key, value in SIT_PUBLISHED.items()):
+        return Path(run).name, None
+    name = settings.get("model", Path(run).name)
+    objective = {"dit": "epsilon", "sit": "flow_prediction"}.get(settings.get("objective", ""), "")
+    imagenet = entry.scores.conditions["reference"]["statistics"] == "of the file"
+    return name, PUBLISHED_400K.get((name, objective)) if imagenet else None
+
+
+def curve_table(entries: list[Entry], name: str, published: float | None) -> str:
+    """Scores by step, as a table."""
+    columns = [metric for metric in entries[-1].scores.values if not metric.endswith("_std")]
+    lines = [f"| step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for entry in entries:
+        values = " | ".join(show(column, entry.scores.values[column]) for column in columns)
+        lines.append(f"| {entry.step:,} | {values} |")
+    if published is not None:
+        lines.append(f"published for {name} at 400K steps: FID-50K {published}")
+    return "\n".join(lines)

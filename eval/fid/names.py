@@ -1,0 +1,12 @@
+"""Names that a command line offers; nothing heavy is imported for them."""
+
+# What can be computed.
+METRICS = ("fid", "sfid", "is", "precision-recall", "kid")
+# The protocols of `protocol.PRESETS`, for people.
+PRESET_NOTES = {
+    "dit-400k": "DiT at 400K, and the paper's Table XIV as far as it says: 250 ancestral steps, no guidance, ft-mse",
+    "dit-script": "the defaults of DiT's sampling script: guidance 1.5 on three channels, ft-ema",
+    "sit-sde": "SiT, stochastic: Euler-Maruyama, 250 evaluations, no guidance, ft-ema",
+    "sit-ode": "SiT, deterministic: Heun, 249 evaluations, no guidance, ft-ema",
+    "quick": "5,000 images (FID-5K), 50 DDIM or Euler steps, no guidance: for curves, not for comparison",
+}

@@ -1,0 +1,249 @@
+"""Command line and YAML file, derived from dataclasses: types, help, mistakes, other projects' names."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import pytest
+from helpers.paths import ROOT
+from helpers.processes import offline_environment
+
+from d_emo.common.aliases import ALIASES
+from d_emo.common.command_line import CommandParser
+from d_emo.common.options import OptionTable, kinds_of, option, parse_options
+from d_emo.train.classification.config import ClassifierConfig, parse_classifier_config
+from d_emo.train.diffusion.config import TrainConfig, parse_config
+
+COMMANDS = {
+    "train/train_dit.py": ("Model", "Data", "Optimization", "Run"),
+    "train/train_classifier.py": ("Model", "Data", "Augmentation", "Distillation", "Optimization", "Run"),
+    "train/encode_latents.py": ("Data", "Encoding"),
+    "train/convert_dit.py": (),
+    "train/convert_emov2.py": (),
+    "eval/evaluate_fid.py": ("what is scored", "running and output"),
+    "eval/evaluate_classifier.py": ("model and images", "running and output"),
+    "eval/export_classifier.py": (),
+    "eval/compare_runs.py": (),
+}
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Things:
+    """What is made."""
+
+    count: int | None = option(3, "How many.")
+    share: float = option(0.5, "A share, in % or so.")
+    label: str = option("a", "A name.")
+    precision: Literal["no", "bf16"] | None = option(None, "Type of numbers. Default: the machine's.")
+    warm: bool = option(False, "Start warm.")
+    mirrored: bool | None = option(None, "Mirror. Default: as it comes.")
+    learning_rate: float = option(1e-4, "Rate.")
+    resume_from: str | None = option(None, "A folder.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(OptionTable):
+    """One group."""
+
+    things: Things = field(default_factory=Things)
+
+
+def parse(*arguments):
+    return parse_options(list(arguments), Table, "make", "Makes things.\n\n    make --count 3\n\nAnd more.").things
+
+
+def parse_file(tmp_path, text, *arguments):
+    path = tmp_path / "make.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return parse("--config", str(path), *arguments)
+
+
+def test_every_type_is_read():
+    words = ("--count", "4", "--share=-1e-3", "--label", "x=y", "--precision", "no", "--warm", "--no-mirrored")
+    expected = Things(count=4, share=-1e-3, label="x=y", precision="no", warm=True, mirrored=False, resume_from="a-b_c")
+    assert parse(*words, "--resume_from", "a-b_c") == expected
+    assert parse() == Things()
+    assert parse("--share", "-1e-3").share == -1e-3  # argparse alone takes it for an option
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("False", False), ("yes", True), ("off", False), ("0", False)]
+)
+def test_booleans_take_a_word(text, value):
+    assert parse("--warm", text).warm is parse(f"--mirrored={text}").mirrored is value
+
+
+def test_yaml_means_what_the_command_line_means(tmp_path):
+    text = (
+        "count: 4\nshare: 1e-3\nlabel: no\nprecision: no\nwarm: on\nmirrored: false\nlearning-rate: 3.0e-4\n"
+        "resume_from: null\n"
+    )
+    read = parse_file(tmp_path, text)
+    assert read == Things(
+        count=4, share=1e-3, label="no", precision="no", warm=True, mirrored=False, learning_rate=3e-4
+    )
+    assert parse_file(tmp_path, "precision: off").precision == "no"
+    assert parse_file(tmp_path, text, "--count", "5", "--no-warm") == Things(
+        **{**vars(read), "count": 5, "warm": False}
+    )
+    assert parse_file(tmp_path, "") == Things()
+
+
+def test_a_mapping_in_yaml_is_json_with_numbers(tmp_path):
+    text = "model_config: {attention_type: remote, layer_scale: 1e-6}"
+    (tmp_path / "run.yaml").write_text(text)
+    config = parse_classifier_config(["--config", str(tmp_path / "run.yaml")])
+    assert config.model.overrides() == {"attention_type": "remote", "layer_scale": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("count: 1\nshare: x", r"make\.yaml, line 2: share: 'x' is not a number"),
+        ("count: 1.5", r"line 1: count: '1\.5' is not a whole number"),
+        ("share: .nan", "'.nan' is not a number"),
+        ("share: nan", "'nan' is not a finite number"),
+        ("warm: maybe", "'maybe' is neither true nor false"),
+        ("precision: fp8", "'fp8' is none of no, bf16"),
+        ("count: [1, 2]", "count takes one value, not a list"),
+        ("count: {a: 1}", "is not a whole number"),
+        ("count: 1\n\tshare: 2", r"line 2: no YAML .*'\\t'.*indent with spaces"),
+        ("count: 1\nshare: 'x", "no YAML"),
+        ("count: 1\ncount: 2", "line 2: count is given twice"),
+        ("learning_rate: 1\nlearning-rate: 1", "line 2: learning_rate is given twice"),
+        ("3", "expected `option: value` lines"),
+        ("[a]: 1", "expected `option: value` lines"),
+        ("a: 1\n---\nb: 2", "no YAML"),
+        (b"\xff\xfe\x00", "make.yaml"),
+        ("lr: 1\ncolour: 2\nlabell: x", "'lr' is unknown; it is learning_rate here.*'colour' is unknown.*label"),
+    ],
+)
+def test_mistakes_in_files_are_one_line_with_their_place(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as failure:
+        parse_file(tmp_path, text)
+    assert "\n" not in str(failure.value) and "--config" in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--count 1.5", "make: --count: '1.5' is not a whole number"),
+        ("--share x", "make: --share: 'x' is not a number"),
+        ("--share inf", "make: --share: 'inf' is not a finite number"),
+        ("--precision fp8", "make: --precision: 'fp8' is none of no, bf16"),
+        ("--warm maybe", "make: --warm: 'maybe' is neither true nor false"),
+        ("--count", "make: --count: expected one argument"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as failure:
+        parse(*arguments.split())
+    assert failure.value.code == 2 and capsys.readouterr().err == message + "\n"
+
+
+def test_all_unknown_options_are_in_one_message():
+    with pytest.raises(ValueError) as failure:
+        parse("--lr", "1", "--colour", "red", "--counts", "3", "--ckpt=x", "-x")
+    assert str(failure.value) == (
+        "--lr is --learning-rate here. --colour is not an option; see --help for the options. "
+        "--counts is not an option; did you mean count? "
+        "--ckpt is --resume-from here. -x is not an option; see --help for the options."
+    )
+    with pytest.raises(ValueError, match="red: no option takes this"):
+        parse("--count", "3", "red")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answers"),
+    [
+        ("--lr 1 --epochs 3 --results-dir x", ["--learning-rate", "--max-train-steps", "--output-dir"]),
+        ("--ckpt x --cfg-scale 4 --wandb", ["--resume-from", "--sample-guidance-scale", "--report-to wandb"]),
+        ("--ema --image-size 3 --data-path x", ["--ema-decay", "--resolution", "--train-data-dir"]),
+        ("--train_batch_size 3 --num_train_epochs 3", ["--global-batch-size", "--max-train-steps"]),
+    ],
+)
+def test_people_of_other_projects_are_answered(arguments, answers):
+    with pytest.raises(ValueError) as failure:
+        parse_config(arguments.split())
+    for answer in answers:
+        assert f"is {answer}" in str(failure.value)
+
+
+def test_aliases_name_options_that_exist():
+    """Every candidate is an option of some command, and no alias hides an option of a trainer that knows it."""
+    tables = [{f.name for group in fields(table) for f in fields(group.default_factory)} for table in
+              (TrainConfig, ClassifierConfig)]  # fmt: skip
+    texts = [(ROOT / path).read_text() for path in (*COMMANDS, "eval/evaluate_digits.py", "eval/throughput.py")]
+    known = set().union(*tables)
+    for text in texts:
+        known |= {name.replace("-", "_") for name in re.findall(r'add_argument\(\s*"--([a-z-]+)"', text)}
+    known |= {"batch_size"}  # encode_latents
+    for alias, candidates in ALIASES.items():
+        for candidate in candidates:
+            assert candidate.split()[0] in known, alias
+
+
+def test_help_has_groups_types_examples_and_each_default_once(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    printed = capsys.readouterr().out
+    assert "Things:\n  What is made." in printed and "examples:\n  make --count 3" in printed
+    assert "--count N " in printed and "--precision {no,bf16}" in printed and "--warm [true|false]" in printed
+    assert "How many. Default: 3." in printed and "A share, in % or so. Default: 0.5." in printed
+    assert printed.count("Default: the machine's") == 1 and "no-warm" not in printed and "_" not in printed
+
+
+def test_names_that_stand_in_for_heavy_modules_are_the_same():
+    """Light modules repeat a few tuples of modules that import PyTorch."""
+    from d_emo import export
+    from d_emo.eval import export_classifier
+    from d_emo.eval.fid.names import PRESET_NOTES
+    from d_emo.eval.fid.protocol import PRESETS
+    from d_emo.images import latent_cache
+    from d_emo.schedulers.flow_paths import PATHS
+    from d_emo.train.classification import convert
+    from d_emo.train.diffusion import encode_config
+    from d_emo.train.diffusion.config import OptimizationOptions
+    from d_emo.train.diffusion.objectives import PREDICTIONS
+
+    assert export_classifier.FORMATS == export.FORMATS and encode_config.DTYPES == latent_cache.DTYPES
+    assert list(PRESET_NOTES) == list(PRESETS)
+    kinds = kinds_of(OptimizationOptions)
+    assert kinds["flow_path"].choices == PATHS and kinds["prediction"].choices == tuple(PREDICTIONS)
+    assert set(convert.WEIGHTS) == {"averaged", "raw"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_comes_before_anything_heavy(command):
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = [sys.argv[1], '--help']\n"
+        "try:\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n"
+        f"    print([name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    environment = {**offline_environment(), "HOME": os.environ.get("HOME", "")}
+    done = subprocess.run([sys.executable, "-c", code, ROOT / command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    help_text, _, loaded = done.stdout.strip().rpartition("\n")
+    assert loaded == "[]" and "examples:" in help_text
+    for group in COMMANDS[command]:
+        assert f"\n{group}:" in help_text or f"\n{group} (" in help_text, group
+
+
+def test_commands_by_hand_have_the_same_manners(capsys):
+    parser = CommandParser("do", "Does.")
+    parser.add_argument("--guidance-scale", type=float, default=1.5, help="Guidance.")
+    assert parser.parse_args(["--guidance_scale", "2"]).guidance_scale == 2
+    for arguments, message in (
+        (["--cfg-scale", "2", "--colour"], "--cfg-scale is --guidance-scale here. --colour is not an option"),
+        (["--guidance-scale", "x"], "do: --guidance-scale: invalid float value: 'x'"),
+    ):
+        with pytest.raises(SystemExit) as failure:
+            parser.parse_args(arguments)
+        assert failure.value.code == 2 and message in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""evaluate_classifier: scores against scikit-learn's, classes matched by name, bad input."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from helpers.data import source
+from helpers.models import randomize
+from helpers.training import run_here
+from sklearn.metrics import top_k_accuracy_score
+
+from d_emo import EMOv2Config, EMOv2ForImageClassification
+from d_emo.classification.transformers_models import make_image_processor
+from d_emo.eval import evaluate_classifier
+from d_emo.eval.classification.accuracy import Predictions, predict
+from d_emo.eval.classification.command import align_labels, open_classifier
+
+NAMES = ["oak", "elm", "fir, fir tree", "yew", "ash", "box"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny network of six classes with random weights, saved with its processor."""
+    path = tmp_path_factory.mktemp("classifier")
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
+    config = EMOv2Config(depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), head_dims=(8, 8, 8, 8), **labels)
+    model = EMOv2ForImageClassification(config)
+    randomize(model)
+    model.save_pretrained(path)
+    make_image_processor(32).save_pretrained(path)
+    return path
+
+
+def write_photos(root, names, count=5):
+    random = np.random.RandomState(0)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = random.randint(0, 256, (40, 44, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def run(capsys, *arguments):
+    return run_here(capsys, *arguments, main=evaluate_classifier.main)
+
+
+def test_scores_equal_scikit_learns_and_those_computed_by_hand(capsys, tmp_path, folder):
+    photos = write_photos(tmp_path / "trees", ["yew", "oak", "fir tree"])
+    code, output = run(capsys, "--model", folder, "--data-dir", photos, "--output-dir", tmp_path / "out")
+    assert code == 0 and "15 images, 3 classes" in output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    model, processor = open_classifier(str(folder))
+    truth, logits = [], []
+    for path in sorted(photos.rglob("*.png")):
+        truth.append({"yew": 3, "oak": 0, "fir tree": 2}[path.parent.name])
+        with torch.no_grad():
+            logits.append(model(**processor(images=PIL.Image.open(path), return_tensors="pt")).logits[0].numpy())
+    for top in (1, 5):
+        expected = top_k_accuracy_score(truth, np.array(logits), k=top, labels=range(6))
+        assert report[f"top{top}"] == pytest.approx(expected, abs=1e-6)
+    expected = torch.nn.functional.cross_entropy(torch.tensor(np.array(logits)), torch.tensor(truth))
+    assert report["loss"] == pytest.approx(float(expected), abs=1e-5)
+    rows = list(csv.DictReader((tmp_path / "out" / "classes.csv").open()))
+    assert [(row["name"], row["images"]) for row in rows] == [("oak", "5"), ("fir, fir tree", "5"), ("yew", "5")]
+    found = np.argmax(logits, axis=1)[np.array(truth) == 0] == 0
+    assert float(rows[0]["recall"]) == pytest.approx(found.mean())
+    assert PIL.Image.open(tmp_path / "out" / "confusion.png").size[0] > 500
+
+
+def test_shares_of_processes_make_the_whole():
+    whole = source(NAMES, [0, 1, 2, 3, 4, 5, 0])
+    config = EMOv2Config(depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), head_dims=(8, 8, 8, 8), num_labels=6)
+    model = randomize(EMOv2ForImageClassification(config)).eval()
+    options = {"batch_size": 2, "num_workers": 0, "device": torch.device("cpu")}
+    alone = predict(model, whole, make_image_processor(32), **options)
+    parts = [predict(model, whole, make_image_processor(32), rank=rank, world_size=9, **options) for rank in range(9)]
+    joined = Predictions.joined(parts)
+    assert len(joined.labels) == 7 and joined.accuracy() == alone.accuracy()
+    assert joined.loss == pytest.approx(alone.loss, abs=1e-6)
+
+
+def test_classes_are_matched_by_name_or_by_number_and_never_by_half():
+    model = dict(enumerate(NAMES))
+    aligned, note = align_labels(source(["fir", "oak"], [0, 1, 0]), model)
+    assert aligned.labels.tolist() == [2, 0, 2] and not note
+    by_number, note = align_labels(source(list("012345"), [5, 0]), model)
+    assert by_number.labels.tolist() == [5, 0] and "by number" in note
+    with pytest.raises(ValueError, match="not among the model's names: palm"):
+        align_labels(source(["oak", "palm"], [0, 1]), model)
+    with pytest.raises(ValueError, match="has 2 classes, the model 6"):
+        align_labels(source(["0", "1"], [0, 1]), model)
+
+
+def test_an_unreadable_image_ends_with_its_name(capsys, tmp_path, folder):
+    photos = write_photos(tmp_path / "trees", ["yew"])
+    (photos / "yew" / "3.png").write_bytes(b"no image")
+    code, _ = run(capsys, "--model", folder, "--data-dir", photos, "--output-dir", tmp_path / "out")
+    assert "3.png cannot be read" in code and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-dir", "nowhere"], "--data-dir nowhere: there is no such folder"),
+        (["--dataset", "nowhere.parquet"], "--dataset nowhere.parquet"),
+    ],
+)
+def test_missing_images_are_named(capsys, folder, offline, arguments, message):
+    code, _ = run(capsys, "--model", folder, *arguments)
+    assert message in code
+
+
+def test_a_missing_model_is_named(capsys, offline):
+    code, _ = run(capsys, "--model", "nowhere")
+    assert "--model nowhere does not load as an image classifier" in code
+
+
+def test_cifar_files_are_scored(shared, tmp_path, capsys, folder):
+    """A file whose classes are not the model's is refused before anything runs."""
+    code, _ = run(capsys, "--model", folder, "--dataset", shared / "data" / "cifar10-test.parquet")
+    assert "has 10 classes, the model 6" in code
+
+
+def test_every_image_counts_once():
+    whole = replace(source(["a", "b"], [0, 1, 1]), name="three")
+    config = EMOv2Config(depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), head_dims=(8, 8, 8, 8), num_labels=2)
+    predictions = predict(EMOv2ForImageClassification(config).eval(), whole, make_image_processor(32), batch_size=2,
+                          num_workers=0, device=torch.device("cpu"))  # fmt: skip
+    assert predictions.labels.tolist() == [0, 1, 1] and predictions.accuracy(5) == 1

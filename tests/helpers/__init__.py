@@ -1,0 +1,1 @@
+"""What tests share: a module a concern. Test files import from here, never from one another."""

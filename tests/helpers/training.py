@@ -1,0 +1,72 @@
+"""Runs of the trainers, in this process where one suffices, and what is compared of their folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from d_emo.kernels import use_backend
+from d_emo.kernels.backend import chosen_backend
+from d_emo.train import train_dit
+from helpers.processes import Trainer
+
+# Small and quick, everything else as a user would run it.
+TINY = ["--model", "D-EMOv2-N-8", "--global-batch-size", "8", "--log-every", "1", "--sample-every", "0",
+        "--report-to", "none", "--num-workers", "0"]  # fmt: skip
+
+
+def run_here(
+    capsys: pytest.CaptureFixture, *arguments: object, main: Callable[[list[str]], None] = train_dit.main
+) -> tuple[object, str]:
+    """Run a command's `main` in this process; what it exits with (0 for success) and all that it printed."""
+    AcceleratorState._reset_state(True)
+    code: object = 0
+    try:
+        with use_backend(chosen_backend()):  # undoes --kernels
+            main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        AcceleratorState._reset_state(True)
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err + (code if isinstance(code, str) else "")
+
+
+def train_to_the_end(
+    capsys: pytest.CaptureFixture,
+    log: Path,
+    *arguments: object,
+    processes: int = 1,
+    main: Callable[[list[str]], None] = train_dit.main,
+    kind: type[Trainer] = Trainer,
+) -> str:
+    """Run a trainer, `main` here or `kind` elsewhere, which must succeed; what it printed.
+
+    One process is this one: starting another costs ten seconds of imports.
+    """
+    if processes == 1:
+        code, output = run_here(capsys, *arguments, main=main)
+    else:
+        with kind(log, *arguments, processes=processes) as trainer:
+            code, output = trainer.finish(), trainer.output
+    assert code == 0, output
+    return output
+
+
+def losses(folder: Path) -> list[str]:
+    """The log without its speed column."""
+    return [line.rsplit(",", 1)[0] for line in (folder / "train_log.csv").read_text().splitlines()]
+
+
+def assert_same_bits(first: Path, second: Path) -> None:
+    """Two checkpoints hold the same weights, average and optimizer, bit for bit."""
+    for name in ("training_state/model.safetensors", "transformer/diffusion_pytorch_model.safetensors"):
+        a, b = load_file(first / name), load_file(second / name)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+    a, b = (torch.load(path / "training_state" / "optimizer.bin", weights_only=True) for path in (first, second))
+    assert a["state"].keys() == b["state"].keys()
+    assert all(torch.equal(a["state"][i][key], b["state"][i][key]) for i in a["state"] for key in a["state"][i])

@@ -1,0 +1,223 @@
+"""Latents encoded beforehand: the same training as encoding on the fly, and folders that are whole or refused."""
+
+import json
+import subprocess
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from helpers.paths import ROOT
+from helpers.processes import kill_when, offline_environment, torchrun
+from helpers.training import run_here
+
+from d_emo.images.latent_cache import LatentCache, LatentCacheError, shard_path
+from d_emo.images.latents import encode_images, sample_latents
+from d_emo.train import encode_latents
+
+COUNT = 11
+
+
+@pytest.fixture(scope="module")
+def vae_folder(tmp_path_factory):
+    """A small VAE with random weights, factor 2, of which mean and deviation differ from pixel to pixel."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vae")
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+        shift_factor=0.1,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Class folders of random 16 x 16 pictures."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.RandomState(0)
+    for index in range(COUNT):
+        folder = root / ("cat" if index < 5 else "dog")
+        folder.mkdir(exist_ok=True)
+        PIL.Image.fromarray(random.randint(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{index:02d}.png")
+    return root
+
+
+def pixels_of(path) -> torch.Tensor:
+    """A picture as the VAE takes it, (1, 3, 16, 16) in [-1, 1]."""
+    return torch.from_numpy(np.asarray(PIL.Image.open(path))).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def encode_arguments(pictures, vae, folder, *more):
+    arguments = ("--train-data-dir", pictures, "--resolution", 16, "--vae", vae, "--output-dir", folder)
+    return [str(part) for part in (*arguments, "--shard-size", 4, "--batch-size", 3, "--num-workers", 0, *more)]
+
+
+def encode(*arguments):
+    encode_latents.main(encode_arguments(*arguments))
+    return LatentCache(arguments[2])
+
+
+def test_moments_of_both_views_are_the_vaes(pictures, vae_folder, tmp_path):
+    cache = encode(pictures, vae_folder, tmp_path / "latents")
+    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+    assert cache.manifest.shape == (4, 8, 8) and cache.manifest.id2label == {"0": "cat", "1": "dog"}
+    np.testing.assert_array_equal(cache.labels, [0] * 5 + [1] * 6)
+    for index, path in enumerate(sorted(pictures.rglob("*.png"))):
+        pixels = pixels_of(path)
+        for flipped in (False, True):
+            posterior = vae.encode(pixels.flip(-1) if flipped else pixels).latent_dist
+            found = cache.read(index, flipped)
+            # A batch of another size rounds differently: tolerance 1e-5.
+            torch.testing.assert_close(found[0], posterior.mean[0].detach(), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found[1], posterior.std[0].detach(), atol=1e-5, rtol=1e-5)
+    assert (cache.read(0, False) - cache.read(0, True)).abs().max() > 0.01
+
+
+def test_drawing_from_stored_moments_equals_encoding(pictures, vae_folder, tmp_path):
+    cache = encode(pictures, vae_folder, tmp_path / "latents")
+    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+    pixels = (
+        torch.from_numpy(np.asarray(PIL.Image.open(pictures / "cat" / "00.png"))).permute(2, 0, 1)[None] / 127.5 - 1
+    )
+    noise = torch.randn(1, 4, 8, 8)
+    moments = cache.read(0, False)[None].unbind(1)
+    stored = sample_latents(vae, *moments, noise)
+    torch.testing.assert_close(stored, encode_images(vae, pixels, noise), atol=1e-5, rtol=1e-5)
+    mean = vae.encode(pixels).latent_dist.mean.detach()
+    torch.testing.assert_close(sample_latents(vae, *moments, 0 * noise), (mean - 0.1) * 0.5, atol=1e-5, rtol=1e-5)
+
+
+def train(capsys, folder, vae, *data):
+    code, printed = run_here(
+        capsys, *data, "--vae", vae, "--model", "D-EMOv2-N-2", "--output-dir", folder, "--max-train-steps", 4,
+        "--global-batch-size", 4, "--log-every", 1, "--sample-every", 0, "--report-to", "none", "--num-workers", 0,
+        "--learning-rate", "1e-3",
+    )  # fmt: skip
+    assert code == 0, printed
+    rows = (folder / "train_log.csv").read_text().splitlines()[1:]
+    return [float(row.split(",")[1]) for row in rows]
+
+
+def test_training_on_latents_equals_encoding_on_the_fly(capsys, pictures, vae_folder, tmp_path):
+    encode(pictures, vae_folder, tmp_path / "latents")
+    on_the_fly = train(
+        capsys, tmp_path / "fly", vae_folder, "--train-data-dir", pictures, "--resolution", 16, "--random-flip", "true"
+    )
+    cached = train(capsys, tmp_path / "cached", vae_folder, "--latents", tmp_path / "latents")
+    assert len(cached) == 4
+    # Same images, mirror images, noise and draws; only the VAE's batches differ. Tolerance 1e-5.
+    np.testing.assert_allclose(cached, on_the_fly, rtol=1e-5)
+
+
+def test_half_precision_is_close(pictures, vae_folder, tmp_path):
+    exact = encode(pictures, vae_folder, tmp_path / "exact")
+    half = encode(pictures, vae_folder, tmp_path / "half", "--dtype", "float16")
+    assert shard_path(tmp_path / "half", range(0, 4)).stat().st_size < 0.55 * (
+        shard_path(tmp_path / "exact", range(0, 4)).stat().st_size
+    )
+    torch.testing.assert_close(half.read(3, True), exact.read(3, True), atol=1e-3, rtol=1e-3)
+
+
+def test_two_processes_write_the_same_files(pictures, vae_folder, tmp_path):
+    one = encode(pictures, vae_folder, tmp_path / "one")
+    script = ROOT / "train" / "encode_latents.py"
+    command = torchrun(2, script, *encode_arguments(pictures, vae_folder, tmp_path / "two"))
+    done = subprocess.run(command, env=offline_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = LatentCache(tmp_path / "two")
+    for index in range(COUNT):
+        torch.testing.assert_close(one.read(index, True), two.read(index, True), atol=1e-5, rtol=1e-5)
+
+
+KILL_SCRIPT = """
+import time
+from d_emo.train import encode_latents
+from d_emo.train.diffusion import encoding
+original = encoding.encode_moments
+encoding.encode_moments = lambda *a: time.sleep(0.3) or original(*a)
+encode_latents.main({arguments!r})
+"""
+
+
+def test_kill_nine_and_a_second_run_give_the_same_latents(pictures, vae_folder, tmp_path):
+    whole = encode(pictures, vae_folder, tmp_path / "whole")
+    arguments = encode_arguments(pictures, vae_folder, tmp_path / "killed")
+    kill_when(KILL_SCRIPT.format(arguments=arguments), lambda: any((tmp_path / "killed").glob("latents-*")))
+    with pytest.raises(LatentCacheError, match=r"of 11 images are not encoded yet \(first missing file latents-0"):
+        LatentCache(tmp_path / "killed")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("latents-*")}
+    resumed = encode(pictures, vae_folder, tmp_path / "killed")
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    for index in range(COUNT):
+        torch.testing.assert_close(resumed.read(index, False), whole.read(index, False), atol=1e-5, rtol=1e-5)
+
+
+def test_damaged_and_foreign_folders_are_refused(pictures, vae_folder, tmp_path):
+    folder = tmp_path / "latents"
+    encode(pictures, vae_folder, folder)
+    path = shard_path(folder, range(4, 8))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(LatentCacheError, match=r"latents-000000004\.npy is damaged"):
+        LatentCache(folder)
+    with path.open("wb") as file:
+        np.save(file, np.zeros((4, 2, 2, 4, 8, 9), dtype=np.float32))
+    with pytest.raises(LatentCacheError, match=r"holds float32 \(4, 2, 2, 4, 8, 9\), not float32 \(4, 2, 2, 4, 8, 8\)"):
+        LatentCache(folder)
+    with pytest.raises(SystemExit, match=r"holds other latents: dtype 'float32' -> 'float16'"):
+        encode(pictures, vae_folder, folder, "--dtype", "float16")
+    with pytest.raises(SystemExit, match="is not empty and holds no latents"):
+        encode(pictures, vae_folder, pictures)
+    with pytest.raises(LatentCacheError, match=r"there are no latents \(no manifest\.json\)"):
+        LatentCache(tmp_path)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(LatentCacheError, match="is damaged"):
+        LatentCache(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--latents", "nowhere"], "--latents nowhere: nowhere: there are no latents"),
+        (["--latents", "{latents}", "--resolution", "32"], "the latents are of 16 x 16 images"),
+        (["--latents", "{latents}", "--vae", "none"], "the latents were made by another VAE"),
+        (["--latents", "{unmirrored}", "--vae", "{vae}", "--random-flip", "true"], "hold no mirror images"),
+        (["--latents", "{latents}", "--train-data-dir", "x"], "--train-data-dir and --latents are both given"),
+    ],
+)
+def test_latents_that_do_not_fit_the_run_are_refused(capsys, pictures, vae_folder, tmp_path, arguments, message):
+    encode(pictures, vae_folder, tmp_path / "latents")
+    encode(pictures, vae_folder, tmp_path / "unmirrored", "--random-flip", "false")
+    places = {"latents": tmp_path / "latents", "unmirrored": tmp_path / "unmirrored", "vae": vae_folder}
+    code, printed = run_here(capsys, *(text.format(**places) for text in arguments), "--output-dir", tmp_path / "run")
+    assert code != 0 and message in printed and not (tmp_path / "run").exists()
+
+
+def test_unreadable_images_stop_or_are_replaced_with_their_label(pictures, vae_folder, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    for path in sorted(pictures.rglob("*.png")):
+        target = broken / path.relative_to(pictures)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"no picture" if path.name == "04.png" else path.read_bytes())
+    with pytest.raises(SystemExit, match=r"04\.png cannot be read.*--on-bad-image skip"):
+        encode(broken, vae_folder, tmp_path / "stop")
+    cache = encode(broken, vae_folder, tmp_path / "skip", "--on-bad-image", "skip")
+    assert cache.labels[4] == 1 and cache.labels[3] == 0  # the next readable one is a dog
+    torch.testing.assert_close(cache.read(4, False), cache.read(5, False), atol=1e-5, rtol=1e-5)
+    assert json.loads((tmp_path / "skip" / "replaced-000000004.json").read_text()) == {"4": 5}
+
+
+def test_mistakes_of_the_command_end_with_one_line(tmp_path):
+    for arguments, message in (
+        (["--train-data-dir", "x"], "--output-dir is missing"),
+        (["--output-dir", "x", "--vae", "none"], "latents are what a VAE makes"),
+        (["--output-dir", "x", "--dtype", "int8"], "use one of float32, float16"),
+        (["--output-dir", "x", "--batchsize", "3"], "did you mean batch_size"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            encode_latents.main(arguments)

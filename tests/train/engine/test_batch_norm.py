@@ -1,0 +1,79 @@
+"""BatchNorm's running statistics on two processes: the mean over both, held by both."""
+
+import subprocess
+
+import torch
+from helpers.processes import offline_environment, torchrun
+from safetensors.torch import load_file
+
+from d_emo.train.engine.batch_norm import StepStatistics
+
+SCRIPT = """
+import sys
+import torch
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors.torch import save_file
+from d_emo.common.processes import start_processes
+from d_emo.train.engine.batch_norm import StepStatistics, average_statistics
+
+torch.manual_seed(0)
+accelerator = start_processes(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+accelerator.gradient_accumulation_steps = 2
+plain = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 1), torch.nn.BatchNorm2d(5))
+statistics = StepStatistics(plain)
+model = accelerator.prepare(plain)
+for step in range(3):
+    for micro in range(2):
+        statistics.begin_micro_batch(micro, 2)
+        with accelerator.accumulate(model):
+            rank = accelerator.process_index
+            generator = torch.Generator().manual_seed(100 * step + 10 * micro + rank)
+            data = torch.randn(4, 3, 6, 6, generator=generator) * (1 + rank)
+            accelerator.backward(model(data).square().mean())
+    average_statistics(accelerator.unwrap_model(model), accelerator)
+save_file(plain.state_dict(), f"{sys.argv[1]}/{accelerator.process_index}.safetensors")
+accelerator.end_training()
+"""
+
+
+def test_running_statistics_are_averaged_over_processes_and_micro_batches(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        torchrun(2, tmp_path / "script.py", tmp_path), env=offline_environment(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
+    # The definition: a step moves the statistics by the momentum towards the mean over all its micro batches.
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(3, 5, 1)
+    mean, variance = torch.zeros(5), torch.ones(5)
+    for step in range(3):
+        outputs = []
+        for micro in range(2):
+            for rank in (0, 1):
+                generator = torch.Generator().manual_seed(100 * step + 10 * micro + rank)
+                outputs.append(convolution(torch.randn(4, 3, 6, 6, generator=generator) * (1 + rank)))
+        means = torch.stack([output.mean((0, 2, 3)) for output in outputs])
+        variances = torch.stack([output.var((0, 2, 3)) for output in outputs])
+        assert (variances - variances.mean(0)).abs().max() > 1e-2
+        mean, variance = 0.9 * mean + 0.1 * means.mean(0), 0.9 * variance + 0.1 * variances.mean(0)
+    torch.testing.assert_close(found[0]["1.running_mean"], mean, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found[0]["1.running_var"], variance, atol=1e-6, rtol=1e-5)
+
+
+def test_with_one_momentum_a_step_moves_as_far_and_weighs_micro_batches_nearly_alike():
+    norm = torch.nn.BatchNorm2d(1)
+    statistics = StepStatistics(norm, constant=True)
+    for index, level in enumerate((1.0, 2.0, 3.0, 4.0)):
+        statistics.begin_micro_batch(index, 4)
+        norm(torch.full((2, 1, 2, 2), level))
+    exact = torch.nn.BatchNorm2d(1)
+    statistics = StepStatistics(exact)
+    for index, level in enumerate((1.0, 2.0, 3.0, 4.0)):
+        statistics.begin_micro_batch(index, 4)
+        exact(torch.full((2, 1, 2, 2), level))
+    torch.testing.assert_close(exact.running_mean, torch.tensor([0.25]))  # 0.1 of the mean 2.5
+    torch.testing.assert_close(norm.running_mean, exact.running_mean, atol=0.005, rtol=0)
+    torch.testing.assert_close(norm.running_var, torch.tensor([0.9]))  # the batches have none

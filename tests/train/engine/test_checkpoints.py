@@ -1,0 +1,181 @@
+"""Checkpoints: whole or refused by name."""
+
+import json
+
+import pytest
+from helpers.pipelines import tiny_pipeline
+
+from d_emo import DEMOPipeline
+from d_emo.common.files import partial_path, remove_partial, replace_folder, write_json, written_whole
+from d_emo.train.engine.checkpoints import (
+    CheckpointError,
+    check_run_folder,
+    checkpoint_path,
+    find_checkpoint,
+    list_checkpoints,
+    prune_checkpoints,
+    publish_pipeline,
+    verify_checkpoint,
+    write_manifest,
+)
+
+
+def fake_checkpoint(output_dir, step, content=b"weights" * 100):
+    path = checkpoint_path(output_dir, step)
+    (path / "training_state").mkdir(parents=True)
+    (path / "training_state" / "model.safetensors").write_bytes(content)
+    write_manifest(path, {"step": step})
+    return path
+
+
+def test_a_whole_checkpoint_is_accepted(tmp_path):
+    path = fake_checkpoint(tmp_path, 10)
+    assert verify_checkpoint(path)["step"] == 10
+    assert find_checkpoint(str(path), tmp_path) == (path, verify_checkpoint(path), [])
+
+
+def cut_in_half(path):
+    file = path / "training_state" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def change_a_byte(path):
+    file = path / "training_state" / "model.safetensors"
+    file.write_bytes(b"W" + file.read_bytes()[1:])
+
+
+def remove_a_file(path):
+    (path / "training_state" / "model.safetensors").unlink()
+
+
+def remove_the_manifest(path):
+    (path / "manifest.json").unlink()
+
+
+def damage_the_manifest(path):
+    (path / "manifest.json").write_text('{"step": 10, "fil')
+
+
+DAMAGES = {
+    cut_in_half: "model.safetensors has 350 bytes, not 700",
+    change_a_byte: "the content of .*model.safetensors changed",
+    remove_a_file: "model.safetensors is missing",
+    remove_the_manifest: "not written to its end",
+    damage_the_manifest: "manifest.json is damaged",
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, damage, message):
+    fake_checkpoint(tmp_path, 5)
+    path = fake_checkpoint(tmp_path, 10)
+    damage(path)
+    with pytest.raises(CheckpointError, match=f"checkpoint-0000010.*{message}"):
+        find_checkpoint(str(path), tmp_path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda value: value.__name__)
+def test_latest_goes_back_to_the_newest_whole_one_and_says_so(tmp_path, damage):
+    fake_checkpoint(tmp_path, 5)
+    good = fake_checkpoint(tmp_path, 7)
+    damage(fake_checkpoint(tmp_path, 10))
+    path, manifest, notes = find_checkpoint("latest", tmp_path)
+    assert (path, manifest["step"]) == (good, 7)
+    assert "skipped" in notes[0] and "checkpoint-0000010" in notes[0]
+    assert "checkpoint-0000007, the newest whole checkpoint" in notes[1]
+
+
+def test_latest_with_only_damaged_checkpoints_is_refused(tmp_path):
+    cut_in_half(fake_checkpoint(tmp_path, 5))
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint.*checkpoint-0000005"):
+        find_checkpoint("latest", tmp_path)
+
+
+def test_latest_before_the_first_checkpoint_starts_from_the_beginning(tmp_path):
+    path, _, notes = find_checkpoint("latest", tmp_path)
+    assert path is None
+    assert "starting from the beginning" in notes[0]
+
+
+def test_partial_folders_are_no_checkpoints(tmp_path):
+    fake_checkpoint(tmp_path, 900000)
+    fake_checkpoint(tmp_path, 12345678)
+    (tmp_path / ".partial-checkpoint-0000011").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-0900000", "checkpoint-12345678"]
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(CheckpointError, match="not empty and holds no run"):
+        check_run_folder(tmp_path, {}, resuming=False)
+
+
+def test_another_runs_folder_is_refused(tmp_path):
+    write_json(tmp_path / "run.json", {"model": "D-EMOv2-S-2", "seed": 0, "log_every": 5})
+    fake_checkpoint(tmp_path, 5)
+    same = {"model": "D-EMOv2-S-2", "seed": 0, "log_every": 9}
+    with pytest.raises(CheckpointError, match="holds a run up to checkpoint-0000005; continue it with --resume-from"):
+        check_run_folder(tmp_path, same, resuming=False)
+    check_run_folder(tmp_path, same, resuming=True)
+    with pytest.raises(CheckpointError, match=r"another run: model 'D-EMOv2-S-2' -> 'DiT-S-2'; seed 0 -> 1\. Use"):
+        check_run_folder(tmp_path, {"model": "DiT-S-2", "seed": 1}, resuming=True)
+
+
+def test_a_run_killed_before_its_first_checkpoint_can_start_again(tmp_path):
+    write_json(tmp_path / "run.json", {"seed": 0})
+    check_run_folder(tmp_path, {"seed": 1}, resuming=False)
+
+
+def test_publishing_replaces_an_older_pipeline_and_keeps_the_run(tmp_path):
+    (tmp_path / "train_log.csv").write_text("step")
+    publish_pipeline(tiny_pipeline(), tmp_path, "card")
+    publish_pipeline(tiny_pipeline(hidden_size=64), tmp_path, "card")
+    assert DEMOPipeline.from_pretrained(tmp_path).transformer.config.hidden_size == 64
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "README.md",
+        "model_index.json",
+        "scheduler",
+        "train_log.csv",
+        "transformer",
+    ]
+
+
+def test_old_checkpoints_are_deleted_but_the_newest_and_the_multiples(tmp_path):
+    for step in range(10, 80, 10):
+        (tmp_path / f"checkpoint-{step:07d}").mkdir()
+    assert prune_checkpoints(tmp_path, None, None) == []
+    deleted = prune_checkpoints(tmp_path, 2, 30)
+    assert [path.name[-2:] for path in deleted] == ["10", "20", "40", "50"]
+    assert [path.name[-2:] for path in sorted(tmp_path.iterdir())] == ["30", "60", "70"]
+    assert prune_checkpoints(tmp_path, 1, None) and [path.name[-2:] for path in tmp_path.iterdir()] == ["70"]
+
+
+def test_an_interrupted_publication_does_not_load(tmp_path, monkeypatch):
+    publish_pipeline(tiny_pipeline(), tmp_path, "card")
+    monkeypatch.setattr(
+        "d_emo.train.engine.checkpoints.replace_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        publish_pipeline(tiny_pipeline(hidden_size=64), tmp_path, "card")
+    assert not (tmp_path / "model_index.json").exists()
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "a.json") as partial:
+        partial.write_text("{")
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    remove_partial(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_replaced_and_leaves_nothing_behind(tmp_path):
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    partial_path(tmp_path / "replaced-old").mkdir()  # left by a process that was killed here
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["old", "old/new"]

@@ -1,0 +1,49 @@
+"""The launch configurations that ship: Accelerate reads them, and they say what they claim."""
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from helpers.paths import ROOT
+from helpers.training import TINY, run_here
+
+from d_emo.common.processes import LaunchError, start_processes
+
+CONFIGS = ROOT / "train" / "configs" / "accelerate"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_them(path):
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    assert config.num_processes == 8 * config.num_machines
+    assert config.mixed_precision == "bf16"
+    assert config.distributed_type == ("FSDP" if path.stem == "fsdp2" else "MULTI_GPU")
+
+
+def test_the_sharding_configuration_makes_the_plugin_that_the_tests_use(monkeypatch):
+    from accelerate.commands.launch import _validate_launch_command
+
+    parser = launch_command_parser()
+    arguments = parser.parse_args(["--config_file", str(CONFIGS / "fsdp2.yaml"), "train/train_dit.py"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    for name, value in prepare_multi_gpu_env(arguments).items():
+        if name.startswith(("FSDP", "ACCELERATE")):
+            monkeypatch.setenv(name, value)
+    from d_emo.common.processes import _fsdp_plugin
+
+    plugin = _fsdp_plugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    assert "SHARDED" in str(plugin.state_dict_type)
+    assert plugin.mixed_precision_policy.param_dtype is None
+    assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+
+
+def test_what_is_not_supported_is_refused_with_what_is(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    code, printed = run_here(capsys, *TINY, "--output-dir", tmp_path / "run")
+    assert code != 0 and "DeepSpeed is not supported" in printed and "fsdp2.yaml" in printed
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(LaunchError, match="FSDP version 1 is not supported; set fsdp_version: 2"):
+        start_processes()

@@ -1,0 +1,25 @@
+"""The README's first command, end to end: digits that a classifier fitted on real ones can read. Minutes long."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers.paths import ROOT
+from helpers.processes import Trainer
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_readmes_model_draws_the_digit_that_was_asked_for(tmp_path):
+    model = tmp_path / "digits"
+    config = ROOT / "train" / "configs" / "digits.yaml"
+    with Trainer(tmp_path / "log", "--config", config, "--output-dir", model) as trainer:
+        assert trainer.finish(seconds=1500) == 0, trainer.output
+    command = [sys.executable, str(ROOT / "eval" / "evaluate_digits.py"), "--model", str(model)]
+    subprocess.run(command, check=True)
+    report = json.loads((model / "evaluation" / "digits.json").read_text())
+    assert report["num_samples"] == 200
+    assert report["classifier_accuracy"] >= 0.93
+    assert report["requested_class"] >= 0.97
+    assert report["close_share"] < 0.1

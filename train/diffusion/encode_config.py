@@ -1,0 +1,44 @@
+"""Every option of `train/encode_latents.py`, once."""
+
+from dataclasses import dataclass, field
+
+from d_emo.common.options import OptionTable, option, parse_options, require
+from d_emo.train.data.options import DataOptions
+from d_emo.train.diffusion.config import AUTO_VAE
+
+# Types that latents are stored in; those of `d_emo.images.latent_cache`, which imports PyTorch.
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """What is encoded, with what, and where to."""
+
+    output_dir: str | None = option(None, "Folder of latents to write.")
+    resolution: int | None = option(
+        None, "Image side in pixels. Default: 256 for folders, for others as the trainer's."
+    )
+    vae: str = option(AUTO_VAE, "Folder or Hub id of an SD-type VAE.")
+    batch_size: int = option(16, "Images encoded at once by a process, mirror images aside.")
+    shard_size: int = option(1024, "Images a file.")
+    dtype: str = option("float32", "Type on disk: float32, or float16 for half the space.")
+
+    def __post_init__(self):
+        if not self.output_dir:
+            raise ValueError("--output-dir is missing; name the folder of latents to write.")
+        for name in ("batch_size", "shard_size"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        require(self.dtype in DTYPES, "dtype", self.dtype, f"use one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(OptionTable):
+    """The command's options."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    encoding: EncodeOptions = field(default_factory=EncodeOptions)
+
+
+def parse_encode_config(arguments: list[str], about: str = "Encode a data set with a VAE.") -> EncodeConfig:
+    """Read the command line and, under it, the YAML file that --config names; see `parse_options`."""
+    return parse_options(arguments, EncodeConfig, "encode_latents", about)
