@@ -27,6 +27,7 @@ from d_emo.schedulers import FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_paths import path_numbers, path_of, sample_interval
 
 from . import checks
+from .lora import LoraMixin
 
 # Where a transformer remembers the class names of its last pipeline, so that they survive Diffusers' ways of making a
 # new pipeline of an old one's parts.
@@ -56,7 +57,7 @@ class DEMOPipelineOutput(BaseOutput):
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class DEMOPipeline(DiffusionPipeline):
+class DEMOPipeline(LoraMixin, DiffusionPipeline):
     """Class-conditional image generation with D-EMOv2, or with the DiT baseline.
 
     Args:
@@ -305,9 +306,7 @@ class DEMOPipeline(DiffusionPipeline):
         step_arguments: dict[str, Any],
     ) -> torch.Tensor:
         """From noise to a sample, (N, C, H, W), in a scheduler's own steps."""
-        path, prediction_type = self._flow()
-        first = sample_interval(path, prediction_type)[1] if path else 1.0
-        checks.lay_timesteps(self.scheduler, steps, device, first, f"{prediction_type} model on the {path} path")
+        self._lay_timesteps(steps, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         # The scale of the noise is that of the first timestep, so it is known only now.
@@ -363,6 +362,17 @@ class DEMOPipeline(DiffusionPipeline):
         if not ids:
             raise ValueError("class_labels is empty; pass at least one class name or id.")
         return [label_id for label_id in ids for _ in range(num_images_per_label)]
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Refuse, as a call would, a number of steps that does not begin at pure noise; nothing is drawn."""
+        steps = checks.check_steps(num_inference_steps, self.scheduler)
+        if not isinstance(self.scheduler, FlowMatchODESolverScheduler):
+            self._lay_timesteps(steps, torch.device("cpu"))
+
+    def _lay_timesteps(self, steps: int, device: torch.device) -> None:
+        path, prediction_type = self._flow()
+        first = sample_interval(path, prediction_type)[1] if path else 1.0
+        checks.lay_timesteps(self.scheduler, steps, device, first, f"{prediction_type} model on the {path} path")
 
     def _steps(self, num_inference_steps: int | None) -> int:
         """The steps of a call: its own, those saved with the pipeline, or what suits the scheduler."""

@@ -17,7 +17,7 @@ class WeightAverage(AveragedModel):
 
     Args:
         model: what is trained, in float32.
-        decay: share of the average that stays at an update, in [0, 1). After n updates a share of decay^n of the initial
+        decay: share of the average that stays at an update, in [0, 1). After n updates a share of decay^n of the first
             weights is left, unless there is a warm-up.
         warmup: let the decay grow as (1 + n) / (10 + n) up to `decay`, for runs that are shorter than 1 / (1 - decay)
             times a few.
@@ -29,7 +29,7 @@ class WeightAverage(AveragedModel):
     def __init__(self, model: torch.nn.Module, decay: float = 0.9999, warmup: bool = True):
         if not isinstance(model, torch.nn.Module):
             raise ValueError(
-                f"model is a {type(model).__name__}; pass the model itself, not its parameters: BatchNorm's buffers are "
+                f"model is a {type(model).__name__}; pass the model itself, not its parameters: buffers are "
                 "averaged, too."
             )
         if not 0 <= real("decay", decay, "0.9999 is usual, 0.999 for short runs") < 1:
