@@ -154,6 +154,6 @@ def _check_base(
         named = f" ({base})" if base else ""
         detail = f"no layer {wrong[0]} of its size is here" if wrong else "the last layer has other weights"
         raise ValueError(
-            f"{folder}: the adapters were trained on another pipeline{named}: {detail}. Load them on the one that the run "
-            "began with (--init-from)."
+            f"{folder}: the adapters were trained on another pipeline{named}: {detail}. Load them on the one "
+            "that the run began with (--init-from)."
         )
