@@ -33,9 +33,10 @@ def register() -> None:
     when_imported("diffusers", _share_names)
     when_imported("diffusers.pipelines.pipeline_loading_utils", _extend_tables)
     when_imported("transformers.models.auto.configuration_auto", _load_configuration)
+    when_imported("d_emo.models", lambda models: _register_blocks((models.DEMOBlock, models.DiTBlock)))
 
 
-def register_blocks(blocks: Sequence[type]) -> None:
+def _register_blocks(blocks: Sequence[type]) -> None:
     """Tell Diffusers' caches what the blocks return, once its hooks are imported."""
 
     def enter(module: ModuleType) -> None:

@@ -19,7 +19,8 @@ import torch
 from d_emo.common.command_line import CommandParser
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.common.files import write_json
-from d_emo.images.source import digits_source, to_tensor
+from d_emo.images.decode import to_tensor
+from d_emo.images.digits import digits_source
 
 if TYPE_CHECKING:
     from d_emo.pipelines import DEMOPipeline

@@ -1,10 +1,15 @@
-"""Fixtures of all tests. What tests share else is in helpers/."""
+"""Fixtures and hooks of all tests. What tests share else is in helpers/."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 pytest.register_assert_rewrite("helpers")
+
+# Workers of pytest-xdist share the cores. Before torch is imported, and for all processes that tests start.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ command reads its options before it loads PyTorch.
 
 import math
 from argparse import SUPPRESS, ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -51,7 +51,25 @@ class Kind(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
-def parse_options(arguments: list[str], table: type[Table], command: str, about: str) -> Table:
+class Recipe(NamedTuple):
+    """A file of options that lies under what the user gave.
+
+    Attributes:
+        path: the YAML file.
+        without: options of it that are left at their defaults.
+    """
+
+    path: Path
+    without: tuple[str, ...] = ()
+
+
+def parse_options(
+    arguments: list[str],
+    table: type[Table],
+    command: str,
+    about: str,
+    recipe: Callable[[Mapping[str, Any]], Recipe | None] = lambda given: None,
+) -> Table:
     """Read a command line and, under it, the YAML file that --config names.
 
     Args:
@@ -59,6 +77,7 @@ def parse_options(arguments: list[str], table: type[Table], command: str, about:
         table: the options, by group; the groups of --help have its fields' names.
         command: the command's name.
         about: the command's docstring, for --help; see `CommandParser`.
+        recipe: of what the user gave, by name: what lies under it, if anything.
 
     Raises:
         ValueError: an option is unknown, a value breaks its rule, or the file cannot be read, has an unknown name or a
@@ -80,6 +99,9 @@ def parse_options(arguments: list[str], table: type[Table], command: str, about:
     given = vars(namespace)
     path = given.pop("config")
     given = {**(read_option_file(Path(path), kinds) if path else {}), **given}
+    if beneath := recipe(given):
+        values = read_option_file(beneath.path, kinds)
+        given = {**{name: value for name, value in values.items() if name not in beneath.without}, **given}
     return table(**{
         title: group(**{entry.name: given[entry.name] for entry in fields(group) if entry.name in given})
         for title, group in groups.items()

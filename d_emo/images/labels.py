@@ -7,10 +7,13 @@ import collections
 import difflib
 import functools
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from d_emo.common.messages import first_line, printable
 
 LabelLike = str | int
 
@@ -53,16 +56,21 @@ def read_class_names(source: str) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"--class-names {source}: there is no such file ('imagenet' stands for ImageNet's).")
-    text = path.read_text(encoding="utf-8")
     try:
-        content = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
-        names = [content[str(i)] for i in range(len(content))] if isinstance(content, dict) else list(content)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"--class-names {source}: no list of names, and no table by the ids 0 to N - 1.") from error
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix == ".json" else text.rstrip().splitlines()
+        names = [content[str(i)] for i in range(len(content))] if isinstance(content, dict) else content
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("something else than words")
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"--class-names {source}: no list of names, and no table by the ids 0 to N - 1 ({first_line(error)})."
+        ) from error
+    names = [class_name(name) for name in names]
     repeated = [name for name, count in collections.Counter(names).items() if count > 1 or not name]
     if repeated or not names:
         raise ValueError(f"--class-names {source}: empty, or with empty or repeated names {repeated[:3]}.")
-    return [str(name) for name in names]
+    return names
 
 
 def normalize_id2label(id2label: Mapping[Any, str], num_classes: int) -> dict[int, str]:
@@ -124,7 +132,7 @@ class LabelResolver:
         if not self.id2label:
             raise ValueError(f"label {name!r} is a name, but this model carries no class names (id2label); pass an id.")
         folded = _fold(name)
-        exact = {label_id for label_id, full_name in self.id2label.items() if full_name == name}
+        exact = {i for i, full_name in self.id2label.items() if class_name(full_name) == class_name(name)}
         for found in (exact, self._by_full_name.get(folded, ()), self._by_synonym.get(folded, ())):
             matches = sorted(found)
             if len(matches) == 1:
@@ -143,5 +151,13 @@ class LabelResolver:
         )
 
 
+def class_name(name: str) -> str:
+    """A name of a class as it is kept and compared: Unicode's composed form (NFC), no spaces around it, printable.
+
+    File systems give "é" as one character or as two, and bytes that are not UTF-8.
+    """
+    return unicodedata.normalize("NFC", printable(name.strip()))
+
+
 def _fold(name: str) -> str:
-    return " ".join(name.split()).casefold()
+    return unicodedata.normalize("NFC", " ".join(class_name(name).split()).casefold())

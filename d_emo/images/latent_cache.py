@@ -6,17 +6,18 @@ nor shifted. Files appear whole or not at all and are mapped into memory, so tha
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from d_emo.common.files import write_json, written_whole
+from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
+from d_emo.images.decode import DECODE_VERSION
+from d_emo.images.source import ImageSource, no_image
 
-MANIFEST, LABELS, REPLACED_PATTERN = "manifest.json", "labels.npy", "replaced-*.json"
+LABELS, REPLACED_PATTERN = "labels.npy", "replaced-*.json"
 DTYPES = ("float32", "float16")
 
 
@@ -40,6 +41,7 @@ class CacheManifest:
         vae: what the user named; vae_digest: hash of its weights.
         scaling_factor, shift_factor: of the VAE's configuration.
         shard_size: images a file.
+        decode_version: of the rule by which the pictures were read, `d_emo.images.decode.DECODE_VERSION`.
     """
 
     source: str
@@ -55,45 +57,35 @@ class CacheManifest:
     scaling_factor: float
     shift_factor: float
     shard_size: int
-
-    def shards(self) -> list[range]:
-        """Images of each file."""
-        return [
-            range(start, min(start + self.shard_size, self.count)) for start in range(0, self.count, self.shard_size)
-        ]
+    decode_version: int = DECODE_VERSION
 
     def file_shape(self, shard: range) -> tuple[int, ...]:
         """Shape of a file's array."""
         return (len(shard), self.flips, 2, *self.shape)
 
 
-def shard_path(folder: Path, shard: range) -> Path:
-    """File of a shard, named by its first image."""
-    return folder / f"latents-{shard.start:09d}.npy"
+def shard_folder(folder: Path, manifest: CacheManifest) -> ShardFolder:
+    """The files of a folder of latents."""
+    return ShardFolder(folder, "latents-{:09d}.npy", manifest.count, manifest.shard_size)
 
 
-def write_shard(folder: Path, shard: range, moments: np.ndarray, replaced: dict[int, int]) -> None:
-    """Write (n, flips, 2, C, h, w), whole; `replaced` has the unreadable images and those that stand for them."""
+def write_latents(path: Path, moments: np.ndarray, replaced: dict[int, int]) -> None:
+    """Write a file of (n, flips, 2, C, h, w), whole; `replaced` has unreadable images and those that stand for them."""
     if replaced:
-        write_json(folder / f"replaced-{shard.start:09d}.json", {str(index): used for index, used in replaced.items()})
-    with written_whole(shard_path(folder, shard)) as partial, partial.open("wb") as file:
+        beside = path.with_name(path.name.replace("latents-", "replaced-")).with_suffix(".json")
+        write_json(beside, {str(index): used for index, used in replaced.items()})
+    with written_whole(path) as partial, partial.open("wb") as file:
         np.save(file, moments)
 
 
-def claim_folder(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> None:
+def claim_latents(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> None:
     """Start a folder of latents, or check that one that was begun holds the same.
 
     Raises:
         LatentCacheError: it holds something else; the message says what differs.
     """
-    path = folder / MANIFEST
-    if path.is_file():
-        stored, wanted = read_manifest(folder), manifest
-        changed = [
-            f"{name} {getattr(stored, name)!r} -> {value!r}"
-            for name, value in asdict(wanted).items()
-            if getattr(stored, name) != value and name not in ("vae", "source")
-        ]
+    if (folder / MANIFEST).is_file():
+        changed = differences(asdict(read_cache_manifest(folder)), asdict(manifest), free=("vae", "source"))
         if changed:
             raise LatentCacheError(f"{folder} holds other latents: {'; '.join(changed)}. Choose another folder.")
         return
@@ -102,26 +94,37 @@ def claim_folder(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> N
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / LABELS) as partial, partial.open("wb") as file:
         np.save(file, labels)
-    write_json(path, asdict(manifest))
+    write_manifest(folder, asdict(manifest))
 
 
-def read_manifest(folder: Path) -> CacheManifest:
+def read_cache_manifest(folder: Path) -> CacheManifest:
     """What a folder holds.
 
     Raises:
         LatentCacheError: there is no manifest, or it is damaged.
     """
+    remedy = "encode again into another folder"
     try:
-        content: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return CacheManifest(**{**content, "shape": tuple(content["shape"])})
-    except FileNotFoundError:
+        content = read_manifest(folder, remedy)
+    except ValueError as error:
+        raise LatentCacheError(str(error)) from error
+    if content is None:
         raise LatentCacheError(
             f"{folder}: there are no latents (no {MANIFEST}); write some with train/encode_latents.py."
-        ) from None
+        )
+    try:
+        content = {"decode_version": 1, **content}  # older folders do not say it
+        manifest = CacheManifest(**{**content, "shape": tuple(content["shape"])})
     except (ValueError, TypeError, KeyError) as error:
+        raise LatentCacheError(f"{folder / MANIFEST} is damaged ({error}); {remedy}.") from error
+    if manifest.decode_version != DECODE_VERSION:
         raise LatentCacheError(
-            f"{folder / MANIFEST} is damaged ({error}); encode again into another folder."
-        ) from error
+            f"{folder}: its pictures were read by rule {manifest.decode_version}, now there is rule {DECODE_VERSION} "
+            f"(orientation, 16 bits, transparency). Encode {manifest.source} again: python train/encode_latents.py "
+            f"--vae {manifest.vae} --resolution {manifest.resolution} --output-dir {folder}-{DECODE_VERSION}, and the "
+            "options that name it."
+        )
+    return manifest
 
 
 class LatentCache:
@@ -137,24 +140,24 @@ class LatentCache:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.manifest = read_manifest(folder)
+        self.manifest = read_cache_manifest(folder)
         self.labels = np.load(folder / LABELS, allow_pickle=False)
         if len(self.labels) != self.manifest.count:
             raise LatentCacheError(f"{folder / LABELS} holds {len(self.labels)} labels of {self.manifest.count}.")
-        shards = self.manifest.shards()
-        missing = [shard for shard in shards if not shard_path(folder, shard).is_file()]
+        self.files = shard_folder(folder, self.manifest)
+        missing = self.files.missing()
         if missing:
             raise LatentCacheError(
                 f"{folder}: {sum(map(len, missing)):,} of {self.manifest.count:,} images are not encoded yet "
-                f"(first missing file {shard_path(folder, missing[0]).name}); run train/encode_latents.py again."
+                f"(first missing file {self.files.path(missing[0]).name}); run train/encode_latents.py again."
             )
-        self._maps = [self._open(shard) for shard in shards]
+        self._maps = [self._open(shard) for shard in self.files.ranges]
         for path in sorted(folder.glob(REPLACED_PATTERN)):
             for index, used in json.loads(path.read_text(encoding="utf-8")).items():
                 self.labels[int(index)] = self.labels[used]
 
     def _open(self, shard: range) -> np.ndarray:
-        path = shard_path(self.folder, shard)
+        path = self.files.path(shard)
         try:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
@@ -171,3 +174,24 @@ class LatentCache:
         """Mean and standard deviation of an image or its mirror image, (2, C, h, w) float32."""
         shard, row = divmod(index, self.manifest.shard_size)
         return torch.from_numpy(np.array(self._maps[shard][row, int(flipped)], dtype=np.float32))
+
+
+def latents_source(folder: Path) -> ImageSource:
+    """A data set that `train/encode_latents.py` encoded.
+
+    Raises:
+        LatentCacheError: the folder is incomplete, damaged or something else.
+    """
+    cache = LatentCache(folder)
+    manifest = cache.manifest
+    return ImageSource(
+        name=manifest.source,
+        size=manifest.count,
+        read=no_image(f"{folder} holds latents"),
+        labels=cache.labels,
+        id2label={int(key): name for key, name in manifest.id2label.items()},
+        flip=manifest.flips == 2,
+        resolution=manifest.resolution,
+        num_workers=0,
+        latents=cache,
+    )

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from d_emo.images.digits import digits_source
+from d_emo.images.folders import folder_source
 from d_emo.images.labels import read_class_names
-from d_emo.images.source import ImageSource, digits_source, folder_source
-from d_emo.images.table_source import datasets_source
-from d_emo.images.tar_source import tar_source
+from d_emo.images.shards import tar_source
+from d_emo.images.source import ImageSource
+from d_emo.images.tables import datasets_source
 
 
 def open_source(
@@ -26,7 +28,7 @@ def open_source(
         dataset: Hub id, local dataset folder, .parquet file or .tar shards. With neither, scikit-learn's digits.
         config, split, image_column: of a dataset.
         label_column: of a dataset, or key of the shards' labels.
-        class_names: of shards that give classes by number: a file, or "imagenet".
+        class_names: of data that give classes by number: a file, or "imagenet".
         unconditional: classes are not wanted.
 
     Raises:
@@ -40,4 +42,6 @@ def open_source(
     names = read_class_names(class_names) if class_names else None
     if dataset.endswith(".tar"):
         return tar_source(dataset, column, names)
-    return datasets_source(dataset, config=config, split=split, image_column=image_column, label_column=column)
+    return datasets_source(
+        dataset, config=config, split=split, image_column=image_column, label_column=column, class_names=names
+    )

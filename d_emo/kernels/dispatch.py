@@ -107,7 +107,7 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(previous)
 
 
-def takes(operator: str, tensor: torch.Tensor, windows: Windows | None = None) -> bool:
+def takes(name: str, tensor: torch.Tensor, windows: Windows | None = None) -> bool:
     """Whether a backend runs an operator on this tensor, for attention in windows if these are given.
 
     Raises:
@@ -125,12 +125,12 @@ def takes(operator: str, tensor: torch.Tensor, windows: Windows | None = None) -
         obstacle = _attention_obstacle(device, tensor.dtype, tensor.shape[-1], *windows)
     if obstacle and choice == "native":
         raise RuntimeError(f"there are no native kernels here: {obstacle}. Use the backend 'auto' or 'reference'.")
-    return not obstacle and _has(operator, device, tensor.dtype)
+    return not obstacle and _has(name, device, tensor.dtype)
 
 
 @torch.compiler.assume_constant_result
-def _has(operator: str, device: str, dtype: torch.dtype) -> bool:
-    return operator in _table[device].operators and not _table[device].slower(operator, dtype)
+def _has(name: str, device: str, dtype: torch.dtype) -> bool:
+    return name in _table[device].operators and not _table[device].slower(name, dtype)
 
 
 @torch.compiler.assume_constant_result

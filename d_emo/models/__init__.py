@@ -1,7 +1,5 @@
 """Networks: the i2RMB block, D-EMOv2, the DiT baseline, and the table of their sizes."""
 
-from d_emo.registration import register_blocks
-
 from .i2rmb import I2RMB, SpanningWindowAttention
 from .transformer_base import ClassConditionalTransformer2DModel
 from .transformer_demo import DEMOBlock, DEMOTransformer2DModel
@@ -19,5 +17,3 @@ __all__ = [
     "create_model",
     "list_models",
 ]
-
-register_blocks((DEMOBlock, DiTBlock))

@@ -63,7 +63,10 @@ def prepare(job: str, dtype: str, model_name: str, batch: int, latent: int) -> C
 
 def work(options: argparse.Namespace) -> None:
     """A checkout's process: reads cases, one a line, does each and answers with the seconds."""
-    from d_emo.processes import keep_freed_memory
+    try:
+        from d_emo.common.processes import keep_freed_memory
+    except ImportError:  # a checkout of before d_emo/common
+        from d_emo.processes import keep_freed_memory  # type: ignore[no-redef]
 
     keep_freed_memory()
     jobs: dict[Case, tuple[Callable[[], None], int]] = {}
@@ -96,20 +99,22 @@ def started(checkout: Path, options: argparse.Namespace) -> Iterator[Callable[[C
             if not (package / name).exists():
                 (package / name).symlink_to(checkout / name)
         command = [sys.executable, __file__, "--work", "--batch", str(options.batch), "--latent", str(options.latent)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": folder}, **pipes)
+        environment = {**os.environ, "PYTHONPATH": folder}
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdin and process.stdout
+        requests, answers = process.stdin, process.stdout
 
         def seconds(case: Case) -> float:
-            process.stdin.write(json.dumps(case) + "\n")
-            process.stdin.flush()
-            if not (answer := process.stdout.readline()):
+            requests.write(json.dumps(case) + "\n")
+            requests.flush()
+            if not (answer := answers.readline()):
                 raise RuntimeError(f"{checkout} failed at {', '.join(case)}; see above.")
             return json.loads(answer)
 
         try:
             yield seconds
         finally:
-            process.stdin.close()
+            requests.close()
             process.wait(60)
 
 

@@ -26,11 +26,15 @@ import torch
 from diffusers import AutoencoderKL
 
 from d_emo.common.digests import weights_digest
-from d_emo.images.latent_cache import CacheManifest, LatentCache, claim_folder, shard_path, write_shard
+from d_emo.images.decode import center_crop, decode, to_tensor
+from d_emo.images.digits import digits_source
+from d_emo.images.folders import folder_source
+from d_emo.images.latent_cache import CacheManifest, LatentCache, claim_latents, shard_folder, write_latents
 from d_emo.images.latents import encode_images, vae_scale_factor
-from d_emo.images.source import ImageSource, center_crop, decode, digits_source, folder_source, to_tensor
-from d_emo.images.table_source import datasets_source, streamed_source
-from d_emo.images.tar_source import tar_source
+from d_emo.images.shards import tar_source
+from d_emo.images.source import ImageSource
+from d_emo.images.streams import streamed_source
+from d_emo.images.tables import datasets_source
 
 # Pictures are slow to decode; so many tell enough.
 MAX_PICTURES = 1000
@@ -43,7 +47,7 @@ SD_VAE = {
 }
 
 
-def write_latents(folder: Path, count: int, resolution: int, vae: AutoencoderKL) -> CacheManifest:
+def random_latents(folder: Path, count: int, resolution: int, vae: AutoencoderKL) -> CacheManifest:
     """A folder of random moments of the right size: how fast they are read does not depend on what they are."""
     side = resolution // vae_scale_factor(vae)
     manifest = CacheManifest(
@@ -51,19 +55,20 @@ def write_latents(folder: Path, count: int, resolution: int, vae: AutoencoderKL)
         flips=2, dtype="float32", vae="random", vae_digest=str(weights_digest(vae)), scaling_factor=1.0,
         shift_factor=0.0, shard_size=1024,
     )  # fmt: skip
-    claim_folder(folder, manifest, np.zeros(count, dtype=np.int64))
+    claim_latents(folder, manifest, np.zeros(count, dtype=np.int64))
     random = np.random.default_rng(0)
-    for shard in manifest.shards():
-        write_shard(folder, shard, random.standard_normal(manifest.file_shape(shard), dtype=np.float32), {})
+    files = shard_folder(folder, manifest)
+    for shard in files.ranges:
+        write_latents(files.path(shard), random.standard_normal(manifest.file_shape(shard), dtype=np.float32), {})
     return manifest
 
 
 def ways(folder: Path, manifest: CacheManifest, source: ImageSource, vae: AutoencoderKL) -> dict[str, Callable]:
     """Each way as a function of (image, mirrored), which answers what training would get."""
     cache = LatentCache(folder)
-    raw = [shard_path(folder, shard).open("rb") for shard in manifest.shards()]
+    raw = [cache.files.path(shard).open("rb") for shard in cache.files.ranges]
     bytes_each = 2 * int(np.prod(manifest.shape)) * 4
-    header = shard_path(folder, range(0)).stat().st_size - manifest.flips * bytes_each * len(manifest.shards()[0])
+    header = cache.files.path(range(0)).stat().st_size - manifest.flips * bytes_each * len(cache.files.ranges[0])
     single = folder / "single"
     single.mkdir()
     for index in range(manifest.count):
@@ -160,7 +165,7 @@ def main(arguments: list[str]) -> None:
     vae.eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "latents"
-        manifest = write_latents(folder, options.count, options.resolution, vae)
+        manifest = random_latents(folder, options.count, options.resolution, vae)
         readers = ways(folder, manifest, source, vae)
         speeds: dict[str, list[float]] = {name: [] for name in readers}
         for turn in range(options.rounds):

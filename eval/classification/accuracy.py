@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from d_emo.images.source import ImageSource, UnreadableImageError
+from d_emo.images.decode import UnreadableImageError, trim_strip
+from d_emo.images.source import ImageSource
 
 TOP = 5
 
@@ -58,7 +59,7 @@ class PreparedImages(Dataset):
     def __getitem__(self, number: int) -> tuple[torch.Tensor, int, str]:
         index = self.indices[number]
         try:
-            image = self.source.read(index).convert("RGB")
+            image = trim_strip(self.source.read(index).convert("RGB"))
         except UnreadableImageError as error:
             return torch.empty(0), 0, str(error)
         pixels = self.processor(images=image, return_tensors="pt")["pixel_values"][0]  # (3, H, W)

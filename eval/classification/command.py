@@ -14,11 +14,15 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import d_emo  # noqa: F401  makes transformers know EMOv2
 from d_emo.common.files import write_json, written_whole
+from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
 from d_emo.eval.classification.accuracy import Predictions, predict
+from d_emo.images.decode import UnreadableImageError
+from d_emo.images.digits import digits_source
 from d_emo.images.labels import LabelResolver
 from d_emo.images.open_source import open_source
-from d_emo.images.source import ImageSource, UnreadableImageError, digits_source, first_line, held_out
+from d_emo.images.source import ImageSource, held_out
+from d_emo.images.stored_labels import whole_number
 
 # More classes than this are drawn without their names.
 NAMED_CLASSES = 40
@@ -41,7 +45,7 @@ def run(command: str, options: argparse.Namespace) -> None:
     """Predict, score, print, save."""
     try:
         model, processor = open_classifier(options.model)
-        source, note = align_labels(open_images(options), model.config.id2label)
+        source, note = align_labels(chosen_images(options), model.config.id2label)
     except ValueError as error:
         sys.exit(f"{command}: {error}")
     device = default_device()
@@ -74,7 +78,7 @@ def open_classifier(name: str) -> tuple[Any, Any]:
         raise ValueError(f"--model {name} does not load as an image classifier ({first_line(error)}).") from error
 
 
-def open_images(options: argparse.Namespace) -> ImageSource:
+def chosen_images(options: argparse.Namespace) -> ImageSource:
     """The images that the options name.
 
     Raises:
@@ -99,10 +103,11 @@ def open_images(options: argparse.Namespace) -> ImageSource:
 def align_labels(source: ImageSource, id2label: Mapping[int, str]) -> tuple[ImageSource, str]:
     """The images with the model's class ids, and a remark for people.
 
-    Names decide. Where no name of the data is one of the model's, ids are compared, if both have as many classes.
+    Names decide. Where no name of the data is one of the model's, numbers do: whole numbers as names are ids, other
+    names stand for their places, if both have as many classes.
 
     Raises:
-        ValueError: some names are the model's and others not, or the numbers of classes differ.
+        ValueError: some names are the model's and others not, or numbers cannot stand for the model's classes.
     """
     resolver = LabelResolver(id2label, len(id2label))
     found, unknown = {}, []
@@ -111,15 +116,32 @@ def align_labels(source: ImageSource, id2label: Mapping[int, str]) -> tuple[Imag
             found[label] = resolver.resolve(name)
         except ValueError:
             unknown.append(name)
-    if found and not unknown:
-        table = np.array([found[label] for label in range(len(found))])
-        return replace(source, labels=table[source.labels], id2label=dict(id2label)), ""
-    if not found and len(source.id2label) == len(id2label):
-        return source, "; no class name is the model's, so that classes are compared by number"
-    raise ValueError(
-        f"{source.name} has {len(source.id2label)} classes, the model {len(id2label)}, and these are not among the "
-        f"model's names: {', '.join(unknown[:5])}. Rename the folders, or evaluate another model."
-    )
+    note = ""
+    if not found:
+        found = _by_number(list(source.id2label.values()), list(id2label.values()))
+        note = "; no class name is the model's, so that classes are compared by number"
+    elif unknown:
+        found = {}
+    if not found:
+        raise ValueError(
+            f"{source.name} has {len(source.id2label)} classes, the model {len(id2label)}, and these are not among the "
+            f"model's names: {', '.join(unknown[:5])}. Rename the folders, or evaluate another model."
+        )
+    table = np.array([found[label] for label in range(len(found))])
+    return replace(source, labels=table[source.labels], id2label=dict(id2label)), note
+
+
+def _by_number(names: list[str], model_names: list[str]) -> dict[int, int]:
+    """The model's id of each class of the data by the numbers that stand for classes; nothing where none do."""
+    numbers = [whole_number(name) for name in names]
+    model_numbers = [whole_number(name.removeprefix("LABEL_")) for name in model_names]  # as transformers names them
+    if None in numbers:
+        return dict(enumerate(range(len(names)))) if len(names) == len(model_names) else {}
+    if None in model_numbers:
+        ids: dict[Any, int] = dict(enumerate(range(len(names)))) if len(names) == len(model_names) else {}
+    else:
+        ids = {number: label for label, number in enumerate(model_numbers)}
+    return {label: ids[number] for label, number in enumerate(numbers)} if {*numbers} <= {*ids} else {}
 
 
 def default_folder(model: str) -> Path:

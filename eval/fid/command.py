@@ -16,7 +16,7 @@ from d_emo.common.processes import keep_freed_memory, start_processes
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.evaluation import Evaluator
 from d_emo.eval.fid.extractors import FeatureExtractor, make_extractor
-from d_emo.eval.fid.image_sets import ImageSet, open_images
+from d_emo.eval.fid.image_sets import ImageSet, open_set
 from d_emo.eval.fid.protocol import (
     PUBLISHED_400K,
     SamplingSettings,
@@ -66,9 +66,9 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
         extractor = make_extractor(options.features, options.inception_weights, not options.unverified_inception)
     extractor.to(accelerator.device)
     if options.samples:
-        images = open_images(options.samples, image_column=options.image_column).first(options.num_images)
+        images = open_set(options.samples, image_column=options.image_column).first(options.num_images)
         folder = Path(options.output_dir or f"evaluation/{images.name}")
-        evaluator = make_evaluator(options, accelerator, extractor, images.shape[1], images.shape[3])
+        evaluator = make_evaluator(options, accelerator, extractor, images.shape[1:3], images.shape[3])
         scores = evaluator.score_images(images, folder)
         entries = [Entry(images.name, None, scores, folder)]
         if options.export_npz:
@@ -80,7 +80,11 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
 
 
 def make_evaluator(
-    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor, side: int, channels: int
+    options: argparse.Namespace,
+    accelerator: Accelerator,
+    extractor: FeatureExtractor,
+    size: tuple[int, int],
+    channels: int,
 ) -> Evaluator:
     """Load the reference first, in case it fails."""
     reference = load_reference(
@@ -88,7 +92,7 @@ def make_evaluator(
         extractor,
         Path(options.cache_dir) if options.cache_dir else default_cache(),
         accelerator,
-        side=side,
+        size=size,
         channels=channels,
         count=options.reference_images,
         image_column=options.image_column,
@@ -120,9 +124,9 @@ def evaluate_models(
         target = folder if step is None else folder / f"step-{step:07d}"
         if accelerator.is_main_process:
             print(f"{model}, preset {preset}: {describe_settings(settings)}", flush=True)
-        side = pipeline.transformer.sample_shape[0] * pipeline.vae_scale_factor
+        height, width = (side * pipeline.vae_scale_factor for side in pipeline.transformer.sample_shape)
         channels = pipeline.transformer.config.in_channels if pipeline.vae is None else pipeline.vae.config.out_channels
-        evaluator = evaluator or make_evaluator(options, accelerator, extractor, side, channels)
+        evaluator = evaluator or make_evaluator(options, accelerator, extractor, (height, width), channels)
         pipeline.to(accelerator.device)
         pipeline.set_progress_bar_config(disable=True)
         scores = evaluator.score_pipeline(pipeline, settings, preset, target)
@@ -130,7 +134,7 @@ def evaluate_models(
         if accelerator.is_main_process:
             print(f"{model}\n{format_scores(scores, extractor.name, settings.num_images)}", flush=True)
         if options.export_npz:
-            export(options, accelerator, open_images(str(target)))
+            export(options, accelerator, open_set(str(target)))
     return entries, folder
 
 

@@ -13,9 +13,10 @@ from accelerate import Accelerator
 
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.common.files import write_json
+from d_emo.common.shards import MANIFEST
 from d_emo.eval.fid.extractors import FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore, compute_features
-from d_emo.eval.fid.image_sets import MANIFEST, ImageSet
+from d_emo.eval.fid.image_sets import ImageSet
 from d_emo.eval.fid.names import METRICS
 from d_emo.eval.fid.protocol import SamplingSettings
 from d_emo.eval.fid.references import Reference

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from d_emo.common.files import remove_partial
+from d_emo.common.shards import ShardFolder
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import FeatureExtractor
 from d_emo.eval.fid.image_sets import ImageSet
@@ -37,12 +38,8 @@ class FeatureStore:
         self.folder = folder
         self.images = images
         self.layers = layers
-        count = len(images)
-        self.shards = [range(start, min(start + SHARD_SIZE, count)) for start in range(0, count, SHARD_SIZE)]
-
-    def path(self, shard: range) -> Path:
-        """File of a shard."""
-        return self.folder / f"features-{shard.start:08d}.npz"
+        self.files = ShardFolder(folder, "features-{:08d}.npz", len(images), SHARD_SIZE)
+        self.shards = self.files.ranges
 
     def read(self, shard: range, layer: str) -> np.ndarray:
         """Features of one shard, (n, D) float32.
@@ -50,7 +47,7 @@ class FeatureStore:
         Raises:
             ValueError: the file is damaged, or holds NaN.
         """
-        path = self.path(shard)
+        path = self.files.path(shard)
         features = archives.read_array(path, layer)
         if len(features) != len(shard):
             raise ValueError(f"{path} holds {len(features)} rows, not {len(shard)}; delete it and run again.")
@@ -150,7 +147,7 @@ def compute_features(
         store.folder.mkdir(parents=True, exist_ok=True)
         remove_partial(store.folder)
     accelerator.wait_for_everyone()
-    missing = [shard for shard in store.shards if not store.path(shard).is_file()]
+    missing = store.files.missing()
     accelerator.wait_for_everyone()
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     started = time.perf_counter()
@@ -168,7 +165,7 @@ def compute_features(
                 # The other processes are about as far.
                 bar.update(min(len(parts[-1]["pool"]) * accelerator.num_processes, len(images) - bar.n))
             arrays = {layer: torch.cat([part[layer] for part in parts]).numpy() for layer in extractor.layers}
-            archives.write_arrays(store.path(shard), **arrays)
+            archives.write_arrays(store.files.path(shard), **arrays)
     accelerator.wait_for_everyone()
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))

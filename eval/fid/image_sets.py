@@ -1,10 +1,10 @@
-"""Sets of images to be scored or compared with: .npz files, folders, parquet files, samples of this package, digits.
+"""Sets of images to be scored or compared with: uint8, of one size, in a fixed order, with a hash of their content.
 
-Every set answers ranges of uint8 images of one size, in an order that is fixed, and knows a hash of its content.
+Most are views of an `ImageSource`, which lists and decodes as it does for training; .npz files and the samples that
+this package draws are stored as sets.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,16 +14,22 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from d_emo.common.files import file_digest
+from d_emo.common.shards import MANIFEST, read_manifest
 from d_emo.eval.fid import archives
-from d_emo.images.source import IMAGE_SUFFIXES, ImageSource, UnreadableImageError, center_crop, decode, digits_source
-from d_emo.images.table_source import datasets_source
+from d_emo.images.decode import DECODE_VERSION, UnreadableImageError, center_crop, to_pixels
+from d_emo.images.digits import digits_source
+from d_emo.images.folders import folder_source
+from d_emo.images.shards import tar_source
+from d_emo.images.source import ImageSource
+from d_emo.images.tables import datasets_source
 
-MANIFEST = "manifest.json"
 SHARD_PATTERN = "samples-*.npz"
 # From so many files on, hashing shows its progress.
 SLOW_HASH = 5000
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 DIGITS = "digits"
+SHUFFLED = "taken in a fixed shuffled order"
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -78,12 +84,13 @@ class ImageSet:
         return replace(self, shape=(*self.shape[:3], 3), read=read, fingerprint=f"{self.fingerprint}-rgb")
 
 
-def open_images(source: str, side: int | None = None, image_column: str = "image") -> ImageSet:
+def open_set(source: str, size: Size | None = None, image_column: str = "image") -> ImageSet:
     """Open a set of images.
 
     Args:
-        source: "digits", an .npz file, a .parquet file, a folder of images, or a folder of samples of this package.
-        side: crop and resize to this side as ADM prepares ImageNet; without it all images must have one size.
+        source: "digits", an .npz file, a .parquet file, .tar shards, a folder of images, or a folder of samples of this
+            package.
+        size: (height, width) to crop and resize to, as ADM prepares ImageNet; without it all images must have one size.
         image_column: column of a parquet file that holds the images.
 
     Raises:
@@ -92,7 +99,7 @@ def open_images(source: str, side: int | None = None, image_column: str = "image
     path = Path(source)
     if source == DIGITS:
         digits = digits_source()
-        return from_source(digits, side or digits.resolution, f"scikit-learn's digits, {digits.size}")
+        return view(digits, size or (digits.resolution, digits.resolution), f"scikit-learn's digits, {digits.size}")
     if source.endswith(".npz"):
         return _from_archive(path)
     if source.endswith(".parquet"):
@@ -102,26 +109,74 @@ def open_images(source: str, side: int | None = None, image_column: str = "image
             table = datasets_source(source, image_column=image_column, label_column=None)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-        return _from_readers(path.name, table.size, table.read, side, content_hash([path]))
+        return view(table, size, content_hash(table.files))
+    if source.endswith(".tar"):
+        try:
+            shards = tar_source(source, None)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        return view(shards, size, content_hash(shards.files))
     if not path.is_dir():
         raise ValueError(f"{source}: there is no such folder, .npz or .parquet file.")
     for folder in (path, path / "samples"):
         if any(folder.glob(SHARD_PATTERN)):
             return from_shards(folder)
-    return _from_folder(path, side)
+    try:
+        pictures = folder_source(path, unconditional=True)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return view(pictures, size, content_hash(pictures.files, path))
 
 
-def from_source(source: ImageSource, side: int, identity: str) -> ImageSet:
-    """A training source at a size, in a fixed shuffled order; `identity` stands for its content."""
-    channels = source.channels
+def view(source: ImageSource, size: Size | None, content: str) -> ImageSet:
+    """A source in a fixed shuffled order (folders and tables are often sorted by class).
+
+    Args:
+        source: its images.
+        size: (height, width) to crop and resize to, as ADM prepares ImageNet; without it all images must have one size.
+        content: stands for what the images hold; their number, classes and size are added.
+    """
     order = np.random.RandomState(0).permutation(source.size)
+    height, width = size or _read(source, order[0]).size[::-1]
 
     def read(start: int, stop: int) -> np.ndarray:
-        cropped = [center_crop(_open_one(source.read, index), side) for index in order[start:stop]]
-        return np.stack([_pixels(image, channels) for image in cropped])
+        images = []
+        for index in order[start:stop]:
+            image = _read(source, index)
+            if size:
+                image = center_crop(image, width, height)
+            if image.size != (width, height):
+                raise ValueError(
+                    f"{source.name}: image {index} is {image.width} x {image.height}, the first one is {width} x "
+                    f"{height}; samples of several sizes cannot be scored together."
+                )
+            images.append(to_pixels(image, source.channels))
+        return np.stack(images)
 
-    fingerprint = hashlib.sha256(f"{identity} {source.fingerprint} {side}".encode()).hexdigest()
-    return ImageSet(source.name, (source.size, side, side, channels), read, fingerprint, labels=source.labels[order])
+    return ImageSet(
+        name=source.name,
+        shape=(source.size, height, width, source.channels),
+        read=read,
+        fingerprint=hashlib.sha256(f"{content} {source.fingerprint} {size} {DECODE_VERSION}".encode()).hexdigest(),
+        labels=source.labels[order] if source.id2label else None,
+        notes=(*_lossy_note(source.files, size), *([source.note] if source.note else []), SHUFFLED),
+    )
+
+
+def _read(source: ImageSource, index: int) -> PIL.Image.Image:
+    try:
+        return source.read(int(index))
+    except UnreadableImageError as error:
+        raise ValueError(f"{error}; repair or remove it.") from error
+
+
+def _lossy_note(files: Sequence[Path], size: Size | None) -> list[str]:
+    """A warning of samples whose compression is scored with them; references are JPEG files as a rule."""
+    lossy = [path for path in files if path.suffix.lower() in LOSSY_SUFFIXES]
+    if not lossy or size is not None:
+        return []
+    return [f"{len(lossy)} of {len(files)} images are JPEG ({lossy[0].name}): compression moves every score; save "
+            "samples as PNG or .npz."]  # fmt: skip
 
 
 def _from_archive(path: Path) -> ImageSet:
@@ -131,7 +186,12 @@ def _from_archive(path: Path) -> ImageSet:
     images = archives.map_images(path)
     if not len(images):
         raise ValueError(f"{path}: {archives.IMAGES_KEY} holds no images.")
-    return ImageSet(path.name, images.shape, lambda start, stop: np.array(images[start:stop]), content_hash([path]))
+    order = np.random.RandomState(0).permutation(len(images))  # files are often sorted by class
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return images[order[start:stop]]
+
+    return ImageSet(path.name, images.shape, read, f"{content_hash([path])}-shuffled", notes=[SHUFFLED])
 
 
 def from_shards(folder: Path) -> ImageSet:
@@ -141,9 +201,8 @@ def from_shards(folder: Path) -> ImageSet:
         ValueError: the sampling run did not end, or a file is missing or damaged.
     """
     try:
-        manifest = json.loads((folder.parent / MANIFEST).read_text(encoding="utf-8"))
-        count = manifest["sampling"]["num_images"]
-    except (OSError, ValueError, KeyError) as error:
+        count = read_manifest(folder.parent, "sample again")["sampling"]["num_images"]  # type: ignore[index]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: its {MANIFEST} is missing or damaged ({error}); sample again.") from error
     paths = sorted(folder.glob(SHARD_PATTERN))
     labels = [archives.read_array(path, "labels") for path in paths]
@@ -161,67 +220,6 @@ def from_shards(folder: Path) -> ImageSet:
 
     shape = (int(starts[-1]), height, width, channels)
     return ImageSet(folder.parent.name, shape, read, content_hash(paths), labels=np.concatenate(labels))
-
-
-def _from_folder(root: Path, side: int | None) -> ImageSet:
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(f"{root}: there are no images in this folder.")
-    lossy = [path for path in paths if path.suffix.lower() in LOSSY_SUFFIXES]
-    notes = []
-    if lossy and side is None:
-        notes.append(
-            f"{len(lossy)} of {len(paths)} images are JPEG ({lossy[0].name}): compression moves every score; save "
-            "samples as PNG or .npz."
-        )
-
-    def read(index: int) -> PIL.Image.Image:
-        return decode(paths[index], str(paths[index]))
-
-    return _from_readers(root.name, len(paths), read, side, content_hash(paths, root), notes)
-
-
-def _from_readers(
-    name: str,
-    count: int,
-    read_one: Callable[[int], PIL.Image.Image],
-    side: int | None,
-    fingerprint: str,
-    notes: Sequence[str] = (),
-) -> ImageSet:
-    """A set of separately stored images, in a fixed shuffled order: folders and tables are often sorted by class."""
-    order = np.random.RandomState(0).permutation(count)
-    first = _open_one(read_one, order[0])
-    width, height = (side, side) if side else first.size
-
-    def read(start: int, stop: int) -> np.ndarray:
-        images = []
-        for index in order[start:stop]:
-            image = _open_one(read_one, index)
-            if side:
-                image = center_crop(image, side)
-            if image.size != (width, height):
-                raise ValueError(
-                    f"{name}: image {index} is {image.width} x {image.height}, the first one is {width} x {height}; "
-                    "samples of several sizes cannot be scored together."
-                )
-            images.append(_pixels(image, 3))
-        return np.stack(images)
-
-    notes = [*notes, "taken in a fixed shuffled order"]
-    return ImageSet(name, (count, height, width, 3), read, f"{fingerprint}-{side}", notes=notes)
-
-
-def _open_one(read_one: Callable[[int], PIL.Image.Image], index: int) -> PIL.Image.Image:
-    try:
-        return read_one(int(index))
-    except UnreadableImageError as error:
-        raise ValueError(f"{error}; repair or remove it.") from error
-
-
-def _pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:
-    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def content_hash(paths: Iterable[Path], root: Path | None = None) -> str:

@@ -10,7 +10,7 @@ from d_emo.common.files import cache_folder, file_digest
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import INCEPTION, FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore, compute_features
-from d_emo.eval.fid.image_sets import ImageSet, open_images
+from d_emo.eval.fid.image_sets import ImageSet, open_set
 from d_emo.eval.fid.metrics import Moments
 
 # ADM's reference images for precision and recall.
@@ -62,7 +62,7 @@ def load_reference(
     cache: Path,
     accelerator: Accelerator,
     *,
-    side: int | None = None,
+    size: tuple[int, int] | None = None,
     channels: int = 3,
     count: int | None = None,
     image_column: str = "image",
@@ -73,11 +73,11 @@ def load_reference(
 
     Args:
         source: an .npz file of ADM (statistics, images or both) or pytorch-fid (statistics), anything that
-            `open_images` opens, or a set that is open.
+            `open_set` opens, or a set that is open.
         extractor: of the samples' features.
         cache: folder of features.
         accelerator: the processes.
-        side: crop and resize the images to this side as ADM prepares ImageNet.
+        size: (height, width) to crop and resize the images to, as ADM prepares ImageNet.
         channels: of the samples; a grey reference becomes a colour one beside colour samples.
         count: take so many of its images; statistics of a file stay what they are.
         image_column: column of a parquet file.
@@ -98,7 +98,7 @@ def load_reference(
         fingerprint = file_digest(path)
         keys = archives.archive_keys(path)
         statistics = _file_statistics(path, keys, extractor, notes)
-        images = open_images(source) if archives.IMAGES_KEY in keys else None
+        images = open_set(source) if archives.IMAGES_KEY in keys else None
         if images is None and not statistics:
             wanted = (
                 "mu and sigma, or arr_0" if extractor.name == INCEPTION else f"arr_0 (for {extractor.name} features)"
@@ -107,7 +107,7 @@ def load_reference(
                 f"--reference {source}: it holds {', '.join(sorted(keys)) or 'nothing'}; wanted: {wanted}."
             )
     else:
-        images = open_images(source, side, image_column)
+        images = open_set(source, size, image_column)
         fingerprint = images.fingerprint
     store = None
     if images is not None:

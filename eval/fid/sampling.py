@@ -4,7 +4,6 @@ A folder of samples holds `manifest.json` (what was drawn, with everything that 
 `SHARD_SIZE` images each, which appear whole or not at all. A second run of the same command draws what is missing.
 """
 
-import json
 import platform
 import time
 from dataclasses import asdict
@@ -19,14 +18,16 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from d_emo.common.digests import weights_digest
-from d_emo.common.files import remove_partial, write_json
+from d_emo.common.files import remove_partial
+from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.eval.fid import archives
-from d_emo.eval.fid.image_sets import MANIFEST, ImageSet, from_shards
+from d_emo.eval.fid.image_sets import ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
 from d_emo.images.latents import open_vae
 from d_emo.pipelines import DEMOPipeline, open_pipeline
 
 SHARD_SIZE = 128
+SHARD_NAME = "samples-{:08d}.npz"
 # Key of the class labels' stream, so that it shares nothing with other uses of a seed.
 LABEL_STREAM = 0xD_E30
 LIBRARIES = ("d-emo", "torch", "diffusers", "accelerate", "transformers", "numpy")
@@ -90,20 +91,18 @@ def make_manifest(pipeline: DEMOPipeline, settings: SamplingSettings) -> dict[st
     }
 
 
-def claim_folder(folder: Path, manifest: dict[str, Any]) -> None:
+def claim_samples(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, or check that the one that is there says the same.
 
     Raises:
         ManifestError: the folder holds other samples; the message says what differs.
     """
-    path = folder / MANIFEST
-    if path.is_file():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ManifestError(f"{path} is damaged ({error}); delete the folder and sample again.") from error
-        changed = _differences(stored, json.loads(json.dumps(manifest)))
-        if changed:
+    try:
+        stored = read_manifest(folder, "delete the folder and sample again")
+    except ValueError as error:
+        raise ManifestError(str(error)) from error
+    if stored is not None:
+        if changed := differences(stored, manifest):
             raise ManifestError(
                 f"{folder} holds other samples: {'; '.join(changed)}. Use another --output-dir, or delete the folder."
             )
@@ -111,18 +110,7 @@ def claim_folder(folder: Path, manifest: dict[str, Any]) -> None:
     if (folder / "samples").exists():
         raise ManifestError(f"{folder} holds samples without a {MANIFEST}; use another --output-dir.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, manifest)
-
-
-def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    changes = []
-    for name in sorted({*stored, *wanted}):
-        old, new = stored.get(name), wanted.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changes += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            changes.append(f"{prefix}{name} {old!r} -> {new!r}")
-    return changes
+    write_manifest(folder, manifest)
 
 
 def sample_labels(settings: SamplingSettings, num_classes: int) -> np.ndarray:
@@ -180,7 +168,7 @@ def sample_images(
     """
     manifest = make_manifest(pipeline, settings)
     if accelerator.is_main_process:
-        claim_folder(folder, manifest)
+        claim_samples(folder, manifest)
         (folder / "samples").mkdir(exist_ok=True)
         remove_partial(folder / "samples")
     accelerator.wait_for_everyone()
@@ -197,8 +185,8 @@ def _draw_missing(
     pipeline: DEMOPipeline, settings: SamplingSettings, folder: Path, accelerator: Accelerator, batch_size: int
 ) -> None:
     labels = sample_labels(settings, pipeline.transformer.config.num_classes)
-    shards = [range(start, min(start + SHARD_SIZE, len(labels))) for start in range(0, len(labels), SHARD_SIZE)]
-    missing = [shard for shard in shards if not shard_path(folder, shard).is_file()]
+    files = ShardFolder(folder, SHARD_NAME, len(labels), SHARD_SIZE)
+    missing = files.missing()
     done = len(labels) - sum(map(len, missing))
     # Everyone has seen what is missing before anyone adds to it.
     accelerator.wait_for_everyone()
@@ -215,18 +203,8 @@ def _draw_missing(
                 blocks.append(draw_images(pipeline, settings, indices, labels))
                 # The other processes are about as far.
                 bar.update(min(len(indices) * accelerator.num_processes, len(labels) - bar.n))
-            write_shard(folder, shard, np.concatenate(blocks), labels)
+            arrays = {archives.IMAGES_KEY: np.concatenate(blocks), "labels": labels[shard.start : shard.stop]}
+            archives.write_arrays(files.path(shard), **arrays)
     if missing and accelerator.is_main_process:
         speed = sum(map(len, missing)) / (time.perf_counter() - started)
         tqdm.write(f"drew {sum(map(len, missing)):,} images, about {speed:.1f} images/s; {done:,} were there")
-
-
-def shard_path(folder: Path, shard: range) -> Path:
-    """The file of a shard, named by its first image."""
-    return folder / f"samples-{shard.start:08d}.npz"
-
-
-def write_shard(folder: Path, shard: range, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write a shard's images and labels, whole."""
-    arrays = {archives.IMAGES_KEY: images, "labels": labels[shard.start : shard.stop]}
-    archives.write_arrays(shard_path(folder, shard), **arrays)

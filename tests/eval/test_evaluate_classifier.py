@@ -16,8 +16,9 @@ from sklearn.metrics import top_k_accuracy_score
 from d_emo import EMOv2Config, EMOv2ForImageClassification
 from d_emo.classification.transformers_models import make_image_processor
 from d_emo.eval import evaluate_classifier
-from d_emo.eval.classification.accuracy import Predictions, predict
+from d_emo.eval.classification.accuracy import Predictions, PreparedImages, predict
 from d_emo.eval.classification.command import align_labels, open_classifier
+from d_emo.images.open_source import open_source
 
 NAMES = ["oak", "elm", "fir, fir tree", "yew", "ash", "box"]
 
@@ -94,6 +95,43 @@ def test_classes_are_matched_by_name_or_by_number_and_never_by_half():
         align_labels(source(["oak", "palm"], [0, 1]), model)
     with pytest.raises(ValueError, match="has 2 classes, the model 6"):
         align_labels(source(["0", "1"], [0, 1]), model)
+
+
+TWELVE = [f"kind {letter}" for letter in "abcdefghijkl"]
+
+
+@pytest.mark.parametrize("names", [TWELVE, [f"LABEL_{i}" for i in range(12)], [str(i) for i in range(12)]])
+@pytest.mark.parametrize("zeros", [1, 2, 4])
+def test_numbered_folders_are_compared_with_the_models_classes_by_their_numbers(tmp_path, names, zeros):
+    photos = write_photos(tmp_path, [str(number).zfill(zeros) for number in range(12)], count=1)
+    aligned, _ = align_labels(open_source(str(photos), None), dict(enumerate(names)))
+    folders = [int(path.parent.name) for path in aligned.files]
+    assert aligned.labels.tolist() == folders == list(range(12))
+
+
+@pytest.mark.parametrize("names", [[f"LABEL_{i}" for i in range(12)], [str(i) for i in range(12)]])
+def test_some_numbers_are_enough_for_a_model_without_names_of_its_own(names):
+    aligned, _ = align_labels(source(["3", "10"], [0, 1, 0]), dict(enumerate(names)))
+    assert aligned.labels.tolist() == [3, 10, 3]
+    with pytest.raises(ValueError, match="not among the model's names: 12"):
+        align_labels(source(["12", "3"], [0, 1]), dict(enumerate(names)))
+
+
+@pytest.mark.parametrize("numbers", [["1", "2", "3", "4", "5", "6"], ["0", "1", "2", "3", "4", "9"]])
+def test_numbers_that_are_no_ids_of_the_model_are_refused(numbers):
+    with pytest.raises(ValueError, match="the model 6, and these are not among"):
+        align_labels(source(numbers, [0]), dict(enumerate(NAMES)))
+
+
+def test_names_match_in_any_form_of_unicode():
+    aligned, note = align_labels(source(["Ahorn", "Ka\u0308fer"], [1, 0]), {0: "K\u00e4fer", 1: "Ahorn"})
+    assert aligned.labels.tolist() == [0, 1] and not note
+
+
+def test_a_strip_is_scored_in_little_memory():
+    strips = replace(source(["a"], [0, 0]), read=lambda index: PIL.Image.new("RGB", [(3, 60000), (60000, 3)][index]))
+    images = PreparedImages(strips, make_image_processor(224), [0, 1])
+    assert images[0][0].shape == images[1][0].shape == (3, 224, 224)
 
 
 def test_an_unreadable_image_ends_with_its_name(capsys, tmp_path, folder):

@@ -5,7 +5,8 @@ import PIL.Image
 import pytest
 import torch
 
-from d_emo.images.source import UnreadableImageError, center_crop, digits_source, to_tensor
+from d_emo.images.decode import UnreadableImageError, center_crop, to_tensor
+from d_emo.images.digits import digits_source
 from d_emo.train.data.batches import Pixels, TrainingImages, collate
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import load_source
@@ -33,6 +34,14 @@ def test_class_folders_give_names_in_order(tmp_path):
     assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert source.read(4).getpixel((0, 0)) == (100, 50, 7)
     assert source.name == "pets"
+
+
+def test_the_identity_of_images_is_that_which_older_runs_remember(tmp_path):
+    assert digits_source().identity() == {
+        "data": "digits", "data_size": 1797, "data_fingerprint": "85581a193ab166d2"
+    }  # fmt: skip
+    pets = load_source(DataOptions(train_data_dir=str(write_images(tmp_path / "pets", ("cat", "dog", "n02099601")))))
+    assert pets.identity() == {"data": "pets", "data_size": 9, "data_fingerprint": "0b66f24d7f0e68a8"}
 
 
 def test_folders_named_by_wordnet_ids_get_english_names(tmp_path):

@@ -5,7 +5,13 @@ import pytest
 import torch
 from helpers.pipelines import tiny_pipeline
 
-from d_emo.images.labels import LabelResolver, english_names, imagenet_wnid_to_name, normalize_id2label
+from d_emo.images.labels import (
+    LabelResolver,
+    english_names,
+    imagenet_wnid_to_name,
+    normalize_id2label,
+    read_class_names,
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +103,43 @@ def test_bad_tables_are_refused(table, message):
 )
 def test_pipeline_takes_names_ids_and_sequences(labels, ids):
     assert tiny_pipeline().get_label_ids(labels) == ids
+
+
+@pytest.mark.parametrize("asked", ["Käfer", "Ka\u0308fer", "KÄFER", "  Ka\u0308fer "])
+@pytest.mark.parametrize("stored", ["Käfer", "Ka\u0308fer", "Käfer, Chrysler"])
+def test_names_are_found_in_any_form_of_unicode(asked, stored):
+    assert LabelResolver({0: "Ahorn", 1: stored}, 2).resolve(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "names"),
+    [
+        ("a.txt", b"ant\r\nbee\r\n\r\n", ["ant", "bee"]),
+        ("a.txt", "\ufeffant\nbee".encode(), ["ant", "bee"]),
+        ("a.json", b'["Ka\\u0308fer", " bee "]', ["Käfer", "bee"]),
+    ],
+)
+def test_files_of_class_names_are_read_as_editors_write_them(tmp_path, name, content, names):
+    (tmp_path / name).write_bytes(content)
+    assert read_class_names(str(tmp_path / name)) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"caf\xe9\n"),
+        ("a.txt", b""),
+        ("a.txt", b"ant\n\nbee"),
+        ("a.txt", "Käfer\nKa\u0308fer".encode()),
+        ("a.json", b"[1, 2]"),
+        ("a.json", b'[["a"], ["b"]]'),
+        ("a.json", b'"ant"'),
+        ("a.json", b"3"),
+        ("a.json", b'{"0": "a", "2": "b"}'),
+        ("a.json", b"[" * 100000),
+    ],
+)
+def test_files_that_hold_no_class_names_are_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"--class-names .*{name}: (no list of names|empty, or with)"):
+        read_class_names(str(tmp_path / name))

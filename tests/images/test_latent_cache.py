@@ -1,7 +1,6 @@
 """Latents encoded beforehand: the same training as encoding on the fly, and folders that are whole or refused."""
 
 import json
-import subprocess
 
 import numpy as np
 import PIL.Image
@@ -9,10 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from helpers.paths import ROOT
-from helpers.processes import kill_when, offline_environment, torchrun
+from helpers.processes import kill_when, run_script
 from helpers.training import run_here
 
-from d_emo.images.latent_cache import LatentCache, LatentCacheError, shard_path
+from d_emo.images.decode import DECODE_VERSION
+from d_emo.images.latent_cache import LatentCache, LatentCacheError
 from d_emo.images.latents import encode_images, sample_latents
 from d_emo.train import encode_latents
 
@@ -117,8 +117,8 @@ def test_training_on_latents_equals_encoding_on_the_fly(capsys, pictures, vae_fo
 def test_half_precision_is_close(pictures, vae_folder, tmp_path):
     exact = encode(pictures, vae_folder, tmp_path / "exact")
     half = encode(pictures, vae_folder, tmp_path / "half", "--dtype", "float16")
-    assert shard_path(tmp_path / "half", range(0, 4)).stat().st_size < 0.55 * (
-        shard_path(tmp_path / "exact", range(0, 4)).stat().st_size
+    assert (tmp_path / "half" / "latents-000000000.npy").stat().st_size < 0.55 * (
+        (tmp_path / "exact" / "latents-000000000.npy").stat().st_size
     )
     torch.testing.assert_close(half.read(3, True), exact.read(3, True), atol=1e-3, rtol=1e-3)
 
@@ -126,9 +126,9 @@ def test_half_precision_is_close(pictures, vae_folder, tmp_path):
 def test_two_processes_write_the_same_files(pictures, vae_folder, tmp_path):
     one = encode(pictures, vae_folder, tmp_path / "one")
     script = ROOT / "train" / "encode_latents.py"
-    command = torchrun(2, script, *encode_arguments(pictures, vae_folder, tmp_path / "two"))
-    done = subprocess.run(command, env=offline_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = encode_arguments(pictures, vae_folder, tmp_path / "two")
+    code, output = run_script(tmp_path / "log", script, *arguments, processes=2)
+    assert code == 0, output
     two = LatentCache(tmp_path / "two")
     for index in range(COUNT):
         torch.testing.assert_close(one.read(index, True), two.read(index, True), atol=1e-5, rtol=1e-5)
@@ -147,7 +147,8 @@ encode_latents.main({arguments!r})
 def test_kill_nine_and_a_second_run_give_the_same_latents(pictures, vae_folder, tmp_path):
     whole = encode(pictures, vae_folder, tmp_path / "whole")
     arguments = encode_arguments(pictures, vae_folder, tmp_path / "killed")
-    kill_when(KILL_SCRIPT.format(arguments=arguments), lambda: any((tmp_path / "killed").glob("latents-*")))
+    code = KILL_SCRIPT.format(arguments=arguments)
+    kill_when(tmp_path / "log", code, lambda: any((tmp_path / "killed").glob("latents-*")))
     with pytest.raises(LatentCacheError, match=r"of 11 images are not encoded yet \(first missing file latents-0"):
         LatentCache(tmp_path / "killed")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("latents-*")}
@@ -160,7 +161,7 @@ def test_kill_nine_and_a_second_run_give_the_same_latents(pictures, vae_folder, 
 def test_damaged_and_foreign_folders_are_refused(pictures, vae_folder, tmp_path):
     folder = tmp_path / "latents"
     encode(pictures, vae_folder, folder)
-    path = shard_path(folder, range(4, 8))
+    path = folder / "latents-000000004.npy"
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
     with pytest.raises(LatentCacheError, match=r"latents-000000004\.npy is damaged"):
@@ -178,6 +179,27 @@ def test_damaged_and_foreign_folders_are_refused(pictures, vae_folder, tmp_path)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(LatentCacheError, match="is damaged"):
         LatentCache(folder)
+
+
+@pytest.mark.parametrize("stored", [None, 1, 3])
+def test_latents_of_another_decode_rule_are_refused_with_the_command_that_renews_them(
+    capsys, pictures, vae_folder, tmp_path, stored
+):
+    folder = tmp_path / "latents"
+    encode(pictures, vae_folder, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest.pop("decode_version") == DECODE_VERSION
+    (folder / "manifest.json").write_text(
+        json.dumps({**manifest, **({} if stored is None else {"decode_version": stored})})
+    )
+    rule = rf"rule {stored or 1}, now there is rule {DECODE_VERSION}"
+    command = rf"{rule}.*python train/encode_latents\.py --vae .*vae.* --resol"
+    with pytest.raises(LatentCacheError, match=command):
+        LatentCache(folder)
+    code, printed = run_here(capsys, "--latents", folder, "--vae", vae_folder, "--output-dir", tmp_path / "run")
+    assert code != 0 and "encode_latents.py" in printed and not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit, match=command):
+        encode(pictures, vae_folder, folder)
 
 
 @pytest.mark.parametrize(

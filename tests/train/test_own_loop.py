@@ -26,14 +26,10 @@ def run_the_page(folder, steps: int) -> dict:
     return variables
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page") / "own_digits"
-    return run_the_page(folder, 250), folder
-
-
-def test_the_page_saves_a_pipeline_that_draws_what_it_was_asked_for(page):
-    _, folder = page
+def test_the_page_saves_a_pipeline_that_draws_what_it_was_asked_for_and_averages_buffers(tmp_path):
+    folder = tmp_path / "own_digits"
+    variables = run_the_page(folder, 250)
+    assert_buffers_are_averaged(variables)
     assert (folder / "three.png").is_file()
     pipe = DEMOPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -49,8 +45,8 @@ def test_the_page_saves_a_pipeline_that_draws_what_it_was_asked_for(page):
     assert (read == wanted).mean() > 0.6
 
 
-def test_the_page_averages_buffers(page):
-    variables, _ = page
+def assert_buffers_are_averaged(variables: dict) -> None:
+    """The average's statistics have moved, to near the model's."""
     own, averaged = (dict(variables[name].named_buffers()) for name in ("model", "average"))
     name = next(name for name in own if name.endswith("running_mean"))
     average = averaged[f"module.{name}"]

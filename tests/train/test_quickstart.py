@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from helpers.paths import ROOT
-from helpers.processes import Trainer
+from helpers.processes import TRAIN_DIT, Command
 
 
 @pytest.mark.slow
@@ -14,7 +14,8 @@ from helpers.processes import Trainer
 def test_the_readmes_model_draws_the_digit_that_was_asked_for(tmp_path):
     model = tmp_path / "digits"
     config = ROOT / "train" / "configs" / "digits.yaml"
-    with Trainer(tmp_path / "log", "--config", config, "--output-dir", model) as trainer:
+    command = [sys.executable, TRAIN_DIT, "--config", config, "--output-dir", model]
+    with Command(tmp_path / "log", command) as trainer:
         assert trainer.finish(seconds=1500) == 0, trainer.output
     command = [sys.executable, str(ROOT / "eval" / "evaluate_digits.py"), "--model", str(model)]
     subprocess.run(command, check=True)

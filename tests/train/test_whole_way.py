@@ -4,20 +4,19 @@ The pictures are those of the project's shared folder; the VAE is small and trai
 """
 
 import json
-import subprocess
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from helpers.paths import ROOT, SHARED
-from helpers.processes import offline_environment, torchrun
+from helpers.processes import run_script
 from helpers.training import losses, run_here, train_to_the_end
 
 from d_emo import DEMOPipeline
 from d_emo.eval import evaluate_fid
+from d_emo.images.decode import to_tensor
 from d_emo.images.latent_cache import LatentCache
-from d_emo.images.source import to_tensor
-from d_emo.images.table_source import datasets_source
+from d_emo.images.tables import datasets_source
 from d_emo.train import encode_latents
 
 PHOTOS, SIDE = "imagenet-one-per-class-256.parquet", 32
@@ -88,9 +87,9 @@ def test_photos_through_a_trained_vae(shared, trained_vae, tmp_path, capsys):
     one, two = tmp_path / "latents-1", tmp_path / "latents-2"
     code, printed = run_here(capsys, *encode, "--output-dir", one, main=encode_latents.main)
     assert code == 0 and "1,000 images in" in printed, printed
-    command = torchrun(2, ROOT / "train" / "encode_latents.py", *encode, "--output-dir", two)
-    done = subprocess.run(command, env=offline_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    script = ROOT / "train" / "encode_latents.py"
+    code, printed = run_script(tmp_path / "log", script, *encode, "--output-dir", two, processes=2)
+    assert code == 0, printed
     torch.testing.assert_close(LatentCache(one).read(777, True), LatentCache(two).read(777, True), atol=1e-5, rtol=1e-5)
 
     found = {}

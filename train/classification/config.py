@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from d_emo.common.options import OptionTable, option, parse_options, require
-from d_emo.train.data.options import DataOptions
+from d_emo.train.data.options import DataOptions, digits_recipe
 from d_emo.train.engine.options import RunOptions
 
 
@@ -163,12 +164,16 @@ class ClassifierOptimizationOptions:
     lr_decay: Literal["cosine", "step"] = option("cosine", "How the learning rate falls after the warm-up.")
     decay_epochs: float = option(2.4, "step: epochs between two falls.")
     decay_rate: float = option(0.97, "step: what it is multiplied by.")
-    warmup_epochs: float = option(20.0, "Linear warm-up, part of --epochs.")
+    warmup_epochs: float = option(20.0, "Linear warm-up, part of --epochs and at most a quarter of them.")
     warmup_lr_ratio: float = option(1 / 6000, "Where the warm-up starts, as a share of the learning rate.")
     min_lr_ratio: float = option(1 / 6000, "Where the cosine ends, as a share of the learning rate.")
     max_grad_norm: float | None = option(5.0, "Clip the gradient's norm to this; 0 is no clipping.")
     ema_decay: float = option(0.9998, "Decay of the averaged weights and buffers, once an optimizer step.")
-    ema_warmup: bool = option(False, "Let the decay grow as (1 + n) / (10 + n) up to --ema-decay; for short runs.")
+    ema_warmup: bool = option(
+        True,
+        "Let the decay grow as (1 + n) / (10 + n) with the step n, up to --ema-decay: the average then follows the "
+        "last tenth of a run of any length. Without it, short runs average their initial weights.",
+    )
     mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
 
     def __post_init__(self):
@@ -217,5 +222,9 @@ class ClassifierConfig(OptionTable):
 def parse_classifier_config(
     arguments: list[str], about: str = "Train EMOv2 or any network of timm."
 ) -> ClassifierConfig:
-    """Read the command line and, under it, the YAML file that --config names; see `parse_options`."""
-    return parse_options(arguments, ClassifierConfig, "train_classifier", about)
+    """Read the command line and, under it, the YAML file that --config names; see `parse_options`.
+
+    Without a source of data, the digits' recipe lies under both.
+    """
+    recipe = partial(digits_recipe, "classifier/digits.yaml")
+    return parse_options(arguments, ClassifierConfig, "train_classifier", about, recipe)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from d_emo.images.source import first_line
+from d_emo.common.messages import first_line
 from d_emo.train.classification.config import DistillationOptions
 
 TIMM = "timm:"

@@ -1,6 +1,5 @@
 """From options to everything a classifier's run needs: data, network, optimizer, schedule, what is saved."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,13 @@ from d_emo.classification.transformers_models import (
     EMOv2ForImageClassification,
     make_image_processor,
 )
-from d_emo.images.source import ImageSource, first_line
+from d_emo.common.messages import first_line
+from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.models.flops import count_macs_on, count_parameters
 from d_emo.train.classification.config import ClassifierConfig
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
+from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
 
 TIMM = "timm:"
 # Images up to this side are shown at twice their size: the networks halve the grid five times.
@@ -116,7 +117,7 @@ class ClassifierPlan:
             "optimizer": f"{options.optimizer}, learning rate {options.learning_rate:g} ({options.lr_decay} after "
             f"{self.warmup_steps:,} steps of warm-up), decay {options.weight_decay:g}, averaging {options.ema_decay}",
             "batch": layout.describe(),
-            "length": f"{self.max_train_steps:,} steps, {epochs}{seen:,} images",
+            "length": f"{self.max_train_steps:,} steps, {epochs}{seen:,} images{time_on_cpu(macs, seen, self.device)}",
             "kernels": backend_report(self.device),
             "output": str(self.output_dir),
         }
@@ -147,12 +148,7 @@ def make_classifier_plan(
     if options.max_train_steps is None and not source.size:
         raise ValueError(f"--max-train-steps is missing: {source.name} does not tell how many images an epoch has.")
     epoch = source.size / layout.global_batch_size
-    steps = options.max_train_steps or math.ceil(options.epochs * epoch)
-    if config.optimization.warmup_epochs > options.epochs:
-        raise ValueError(
-            f"--warmup-epochs {config.optimization.warmup_epochs:g} is more than --epochs {options.epochs:g}; "
-            "the warm-up is part of them."
-        )
+    steps = options.max_train_steps or steps_of_epochs(options.epochs, source.size, layout.global_batch_size)
     return ClassifierPlan(
         config=config,
         source=source,
@@ -164,7 +160,7 @@ def make_classifier_plan(
         output_dir=output_dir(config, source),
         max_train_steps=steps,
         # In proportion, so that --max-train-steps shortens both.
-        warmup_steps=round(steps * config.optimization.warmup_epochs / options.epochs),
+        warmup_steps=fitting_warmup(round(steps * config.optimization.warmup_epochs / options.epochs), steps),
         validate_every=options.validate_every or (max(1, round(epoch)) if source.size else options.checkpoint_every),
         device=accelerator.device,
     )

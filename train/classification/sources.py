@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from d_emo.images.labels import class_name
 from d_emo.images.source import HELD_OUT_SHARE, ImageSource, held_out
 from d_emo.train.classification.config import ClassifierDataOptions
 from d_emo.train.data.sources import load_source
@@ -52,12 +53,13 @@ def same_classes(validation: ImageSource, source: ImageSource) -> ImageSource:
     """
     if validation.id2label == source.id2label:
         return validation
-    ids = {name: number for number, name in source.id2label.items()}
-    unknown = [name for name in validation.id2label.values() if name not in ids]
+    ids = {class_name(name): number for number, name in source.id2label.items()}
+    names = {number: class_name(name) for number, name in validation.id2label.items()}
+    unknown = [name for name in names.values() if name not in ids]
     if unknown:
         raise ValueError(
             f"{validation.name}, to validate on, has classes that {source.name} does not have: "
             f"{', '.join(unknown[:5])}; they have {len(validation.id2label)} and {len(ids)}."
         )
-    table = np.array([ids[validation.id2label[number]] for number in range(len(validation.id2label))])
+    table = np.array([ids[names[number]] for number in range(len(names))])
     return replace(validation, labels=table[validation.labels], id2label=source.id2label)

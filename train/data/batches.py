@@ -12,7 +12,8 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
-from d_emo.images.source import ImageSource, UnreadableImageError, to_tensor
+from d_emo.images.decode import UnreadableImageError, to_tensor
+from d_emo.images.source import ImageSource
 from d_emo.train.data import stream
 
 

@@ -1,12 +1,26 @@
 """The options that name a source of images, for every trainer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from d_emo.common.options import option, require
+from d_emo.common.options import Recipe, option, require
 
 # The options that name a source of data.
 DATA_SOURCES = ("dataset", "train_data_dir", "latents")
+
+
+# Options of the digits' recipes that go with another: given that one, they are left out.
+TOGETHER = {"micro_batch_size": "global_batch_size", "max_train_steps": "num_epochs", "model_config": "model"}
+
+
+def digits_recipe(name: str, given: Mapping[str, Any]) -> Recipe | None:
+    """The recipe of `train/configs` for the digits, which are trained on where no source is given."""
+    if any(given.get(source) is not None for source in DATA_SOURCES):
+        return None
+    without = [option for option, other in TOGETHER.items() if other in given]
+    return Recipe(Path(__file__).parents[1] / "configs" / name, ("output_dir", *without))
 
 
 @dataclass(frozen=True, kw_only=True)

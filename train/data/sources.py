@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from d_emo.images.decode import UnreadableImageError
 from d_emo.images.labels import read_class_names
+from d_emo.images.latent_cache import latents_source
 from d_emo.images.open_source import open_source
-from d_emo.images.source import ImageSource, UnreadableImageError, latents_source
-from d_emo.images.table_source import streamed_source
+from d_emo.images.source import ImageSource
+from d_emo.images.streams import streamed_source
 from d_emo.train.data.options import DataOptions
 
 

@@ -16,7 +16,8 @@ import torch
 from accelerate import Accelerator
 
 from d_emo.common.files import write_json
-from d_emo.images.source import EncodedImage, ImageSource, ImageStream, UnreadableImageError, decode
+from d_emo.images.decode import UnreadableImageError, decode
+from d_emo.images.source import EncodedImage, ImageSource, ImageStream
 from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, Preparation, Sample, StreamPlace, collate
 

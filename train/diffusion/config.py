@@ -1,10 +1,11 @@
 """Every option of the diffusion trainer, once; `engine.options` and `data.options` have those of all trainers."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from d_emo.common.options import OptionTable, option, parse_options, require
-from d_emo.train.data.options import DataOptions
+from d_emo.train.data.options import DataOptions, digits_recipe
 from d_emo.train.engine.options import RunOptions
 
 # What --vae auto names, from some resolution on.
@@ -27,6 +28,10 @@ class ModelOptions:
     lora_alpha: int | None = option(None, "Scale of the adapters, over their rank. Default: the rank.")
     resolution: int | None = option(
         None, "Image side in pixels. Default: 16 for the digits, 256 for folders, for a data set as its first image."
+    )
+    color: Literal["auto", "grey", "rgb"] = option(
+        "auto",
+        "Train on grey or colour images. auto: grey for the digits and for a grey model's weights, else colour.",
     )
     vae: str = option(
         "auto",
@@ -75,10 +80,14 @@ class OptimizationOptions:
     adam_beta1: float = option(0.9, "AdamW's first beta.")
     adam_beta2: float = option(0.999, "AdamW's second beta.")
     lr_scheduler: str = option("constant", "Name of a Diffusers schedule, such as constant_with_warmup or cosine.")
-    lr_warmup_steps: int = option(0, "Warm-up of that schedule in optimizer steps.")
+    lr_warmup_steps: int = option(0, "Warm-up of that schedule in optimizer steps, at most a quarter of the run.")
     max_grad_norm: float | None = option(None, "Clip the gradient's norm to this. Default: no clipping.")
     ema_decay: float = option(0.9999, "Decay of the averaged weights and buffers, once an optimizer step.")
-    ema_warmup: bool = option(False, "Let the decay grow as (1 + n) / (10 + n) up to --ema-decay; for short runs.")
+    ema_warmup: bool = option(
+        True,
+        "Let the decay grow as (1 + n) / (10 + n) with the step n, up to --ema-decay: the average then follows the "
+        "last tenth of a run of any length. Without it, short runs average their initial weights.",
+    )
     mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
 
     def __post_init__(self):
@@ -121,7 +130,10 @@ class OptimizationOptions:
 class DiffusionRunOptions(RunOptions):
     """The diffusion trainer's length, and what it shows, scores and shares on its way."""
 
-    max_train_steps: int = option(400_000, "Optimizer steps in all.")
+    max_train_steps: int | None = option(
+        None, "Optimizer steps in all. Default: the paper's 400,000, or what --num-epochs makes."
+    )
+    num_epochs: float | None = option(None, "Passes over the images, in place of --max-train-steps.")
     sample_every: int = option(10_000, "Steps between two sample grids; 0 for none.")
     sample_steps: int = option(50, "Sampler steps of a grid.")
     sample_guidance_scale: float = option(1.5, "Guidance scale of a grid; 1.0 is off.")
@@ -143,8 +155,14 @@ class DiffusionRunOptions(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("max_train_steps", "sample_steps", "samples_per_class", "fid_images"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        for name in ("max_train_steps", "num_epochs", "sample_steps", "samples_per_class", "fid_images"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "must be positive")
+        if self.max_train_steps is not None and self.num_epochs is not None:
+            raise ValueError(
+                f"--max-train-steps {self.max_train_steps} and --num-epochs {self.num_epochs:g} both say how long to "
+                "train; choose one."
+            )
         if not self.push_to_hub and (self.hub_model_id or self.hub_private is not None):
             raise ValueError("--hub-model-id and --hub-private need --push-to-hub.")
         require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")
@@ -168,5 +186,8 @@ class TrainConfig(OptionTable):
 
 
 def parse_config(arguments: list[str], about: str = "Train D-EMOv2, DiT or SiT.") -> TrainConfig:
-    """Read the trainer's command line and, under it, the YAML file that --config names; see `parse_options`."""
-    return parse_options(arguments, TrainConfig, "train_dit", about)
+    """Read the trainer's command line and, under it, the YAML file that --config names; see `parse_options`.
+
+    Without a source of data, the digits' recipe lies under both.
+    """
+    return parse_options(arguments, TrainConfig, "train_dit", about, partial(digits_recipe, "digits.yaml"))

@@ -16,8 +16,8 @@ from d_emo.common.digests import weights_digest
 from d_emo.common.files import remove_partial
 from d_emo.common.processes import keep_freed_memory, start_processes
 from d_emo.images import latent_cache
+from d_emo.images.decode import UnreadableImageError
 from d_emo.images.latents import encode_moments, vae_scale_factor
-from d_emo.images.source import UnreadableImageError
 from d_emo.train.data.batches import Pixels, TrainingImages
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import load_source
@@ -83,7 +83,7 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     )
     folder = Path(str(options.output_dir))
     if accelerator.is_main_process:
-        latent_cache.claim_folder(folder, manifest, source.labels)
+        latent_cache.claim_latents(folder, manifest, source.labels)
         remove_partial(folder)
     accelerator.wait_for_everyone()
     if accelerator.device.type == "cpu":
@@ -107,7 +107,8 @@ def write_missing(
     num_workers: int,
 ) -> None:
     """Encode the files that are not there."""
-    missing = [shard for shard in manifest.shards() if not latent_cache.shard_path(folder, shard).is_file()]
+    files = latent_cache.shard_folder(folder, manifest)
+    missing = files.missing()
     accelerator.wait_for_everyone()  # everyone has seen what is missing before anyone adds to it
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     indices = [index for shard in mine for index in shard]
@@ -122,7 +123,7 @@ def write_missing(
                 if used != index:
                     replaced[index] = used
                 bar.update(min(accelerator.num_processes, manifest.count - bar.n))  # the others are about as far
-            latent_cache.write_shard(folder, shard, moments, replaced)
+            latent_cache.write_latents(files.path(shard), moments, replaced)
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))
         tqdm.write(f"encoded {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from d_emo.eval.fid.evaluation import FEATURES_FOLDER, Evaluator
 from d_emo.eval.fid.extractors import make_extractor
-from d_emo.eval.fid.image_sets import ImageSet, from_source
+from d_emo.eval.fid.image_sets import ImageSet, view
 from d_emo.eval.fid.protocol import with_settings
 from d_emo.eval.fid.references import default_cache, load_reference
 from d_emo.eval.fid.report import load_entries, plot_curve
@@ -44,18 +44,17 @@ class InLoopFID:
             extractor = make_extractor(options.fid_features, options.fid_inception_weights)
         extractor.to(accelerator.device)
         source: str | ImageSet
+        size = plan.resolution, plan.resolution
         if options.fid_reference is None and (plan.source.latents is not None or plan.source.stream is not None):
             raise ValueError(
                 "--fid-every: latents and streams hold no images to compare with; name some with --fid-reference."
             )
         if options.fid_reference is None:
-            images = from_source(plan.source, plan.resolution, "training data")
+            images = view(plan.source, size, "training data")
             source, cache = images.first(min(len(images), MAX_REFERENCE_IMAGES)), self.folder / "reference"
         else:
             source, cache = options.fid_reference, default_cache()
-        reference = load_reference(
-            source, extractor, cache, accelerator, side=plan.resolution, channels=plan.source.channels
-        )
+        reference = load_reference(source, extractor, cache, accelerator, size=size, channels=plan.source.channels)
         self.evaluator = Evaluator(
             reference=reference,
             extractor=extractor,

@@ -36,6 +36,7 @@ class InitialWeights:
         self.name = name
         self.transformer: ClassConditionalTransformer2DModel = pipeline.transformer
         self.id2label = pipeline.id2label
+        self.vae = pipeline.vae
 
     def config(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """The new model's configuration: the old one with the task's grid and number of classes.
@@ -52,10 +53,22 @@ class InitialWeights:
         ]
         if wrong:
             raise ValueError(
-                f"--init-from {self.name} is another network: {'; '.join(wrong)}. Choose --objective and --vae as it "
-                "was trained."
+                f"--init-from {self.name} is another network: {'; '.join(wrong)}. Train as it was trained: "
+                f"{' '.join(self._options())}."
             )
         return {**stored, **{name: task[name] for name in ADAPTABLE}}
+
+    def _options(self) -> list[str]:
+        """The options that fit these weights."""
+        config = self.transformer.config
+        path = path_of(config)
+        options = ["--objective dit"] if path is None else ["--objective sit", f"--flow-path {path}"]
+        if path is not None:
+            kind = {"flow_prediction": "velocity", "epsilon": "noise"}.get(config.prediction_type, "score")
+            options.append(f"--prediction {kind}")
+        if self.vae is not None:
+            return [*options, f"--vae {self.name}/vae"]
+        return [*options, "--vae none", f"--color {'grey' if config.in_channels == 1 else 'rgb'}"]
 
     def build(self, config: Mapping[str, Any], id2label: Mapping[int, str]) -> ClassConditionalTransformer2DModel:
         """A model for the new task that holds these weights.

@@ -41,7 +41,7 @@ def model_card(plan: Plan, step: int) -> str:
         *card_head(header, f"{plan.model_name} on {plan.source.name}"),
         f"Class-conditional generation of {plan.resolution} x {plan.resolution} images, trained with d_emo on {space}.",
         f"This folder holds the **averaged** weights and BatchNorm statistics after {step:,} of "
-        f"{plan.config.run.max_train_steps:,} steps.",
+        f"{plan.max_train_steps:,} steps.",
         "",
         "```python",
         "from d_emo import DEMOPipeline",

@@ -1,6 +1,6 @@
 """From options to everything a run needs: data, batch layout, model, averaged copy, optimizer, pipeline."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ from d_emo.kernels import backend_report
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.models.flops import count_macs, count_parameters
 from d_emo.pipelines import DEMOPipeline, default_steps
-from d_emo.train.diffusion.config import AUTO_VAE, OptimizationOptions, TrainConfig
+from d_emo.train.diffusion.config import AUTO_VAE, DiffusionRunOptions, OptimizationOptions, TrainConfig
 from d_emo.train.diffusion.init_from import InitialWeights
 from d_emo.train.diffusion.lora import add_lora
 from d_emo.train.diffusion.objectives import Objective, make_objective
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout, nearest_multiple
+from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
 
 # From this side on, --vae auto trains on latents.
 AUTO_VAE_RESOLUTION = 128
+# Of the paper's training runs.
+PAPER_STEPS = 400_000
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Plan:
 
     Attributes:
         resolution: image side in pixels.
+        max_train_steps: optimizer steps in all.
+        warmup_steps: of them.
         vae: the VAE, or None for pixels.
         flip: whether images are mirrored at random.
         initial: what the run starts from, if not from fresh weights.
@@ -45,6 +50,8 @@ class Plan:
     objective: Objective
     layout: BatchLayout
     resolution: int
+    max_train_steps: int
+    warmup_steps: int
     vae: AutoencoderKL | None
     flip: bool
     output_dir: Path
@@ -67,22 +74,18 @@ class Plan:
         return model
 
     @property
-    def max_train_steps(self) -> int:
-        """Optimizer steps in all."""
-        return self.config.run.max_train_steps
-
-    @property
     def model_name(self) -> str:
         """What to call the model."""
         return model_name(self.config)
 
     def identity(self) -> dict[str, Any]:
         """What decides a run's results: its options with defaults resolved, and its data."""
-        constant = self.config.optimization.lr_scheduler.startswith("constant")
+        options = self.config.optimization
+        constant = options.lr_scheduler.startswith("constant") and self.warmup_steps == options.lr_warmup_steps
         return {
             **self.config.flat(),
             # --max-train-steps may change on resuming, unless it shapes the learning rate.
-            "lr_schedule_steps": None if constant else self.config.run.max_train_steps,
+            "lr_schedule_steps": None if constant else self.max_train_steps,
             "resolution": self.resolution,
             "random_flip": self.flip,
             **self.source.identity(),
@@ -93,15 +96,15 @@ class Plan:
         with torch.device("meta"):
             model, trained = self.build_model(), self.build_trained()
         adapters = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-        options, layout = self.config, self.layout
+        options, layout, macs = self.config, self.layout, count_macs(model)
         classes = len(self.source.id2label)
         space = "pixels" if self.vae is None else f"latents of {vae_name(options.model.vae, self.resolution)}"
         shape = " x ".join(map(str, self.latent_shape))
-        seen = options.run.max_train_steps * layout.global_batch_size
+        seen = self.max_train_steps * layout.global_batch_size
         epochs = f"{seen / self.source.size:,.1f} epochs" if self.source.size else f"{seen:,} images"
         lines = {
             "model": f"{self.model_name}: {count_parameters(model):,} parameters, "
-            f"{count_macs(model) / 1e9:.3f} GMACs an image (forward)"
+            f"{macs / 1e9:.3f} GMACs an image (forward)"
             + ("" if options.model.lora_rank is None else f"; {adapters:,} trained, LoRA and labels"),
             "data": f"{self.source.name}: {self.source.describe_size()}, {classes or 'no'} classes, "
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
@@ -110,9 +113,11 @@ class Plan:
             f"{f' on the {self.objective.flow_path} path' if self.objective.flow_path else ''}), label dropout "
             f"{options.optimization.class_dropout_prob if classes else 0}",
             "optimizer": f"AdamW, learning rate {options.optimization.learning_rate:g} "
-            f"({options.optimization.lr_scheduler}), averaging {options.optimization.ema_decay}",
+            f"({options.optimization.lr_scheduler}"
+            + (f", {self.warmup_steps:,} steps of warm-up" if self.warmup_steps else "")
+            + f"), averaging {options.optimization.ema_decay}",
             "batch": layout.describe(),
-            "length": f"{options.run.max_train_steps:,} steps, {epochs}",
+            "length": f"{self.max_train_steps:,} steps, {epochs}{time_on_cpu(macs, seen, self.device)}",
             "kernels": backend_report(self.device),
             "output": str(self.output_dir),
         }
@@ -126,8 +131,10 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         ValueError: they do not; the message names the option and the remedy.
     """
     objective = make_objective(config.optimization)
+    initial = InitialWeights(config.model.init_from) if config.model.init_from else None
     resolution = config.model.resolution or source.resolution
     vae = load_vae(vae_name(config.model.vae, resolution))
+    source = in_color(source, config.model.color, None if vae else initial)
     if source.latents is not None:
         check_latents(config, source.latents.manifest, vae)
     factor = 1 if vae is None else vae_scale_factor(vae)
@@ -139,7 +146,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     if vae is not None and source.latents is None and vae.config.in_channels != source.channels:
         raise ValueError(
             f"--vae {config.model.vae} takes {vae.config.in_channels} channels, {source.name} has {source.channels}; "
-            "use --vae none."
+            f"use --color {'grey' if vae.config.in_channels == 1 else 'rgb'}, or --vae none."
         )
     channels = source.channels if vae is None else vae.config.latent_channels
     side = resolution // factor
@@ -151,19 +158,22 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         "prediction_type": objective.prediction_type,
         "flow_path": objective.flow_path,
     }
-    initial = InitialWeights(config.model.init_from) if config.model.init_from else None
+    layout = batch_layout(
+        config.run.global_batch_size,
+        config.run.micro_batch_size,
+        accelerator.num_processes,
+        accelerator.device.type == "cpu",
+    )
+    steps = max_train_steps(config.run, source, layout)
     return Plan(
         initial=initial,
         config=config,
         source=source,
         objective=objective,
-        layout=batch_layout(
-            config.run.global_batch_size,
-            config.run.micro_batch_size,
-            accelerator.num_processes,
-            accelerator.device.type == "cpu",
-        ),
+        layout=layout,
         resolution=resolution,
+        max_train_steps=steps,
+        warmup_steps=fitting_warmup(config.optimization.lr_warmup_steps, steps),
         vae=vae,
         flip=source.flip if config.data.random_flip is None else config.data.random_flip,
         output_dir=output_dir(config, source),
@@ -171,6 +181,30 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         latent_shape=(channels, side, side),
         device=accelerator.device,
     )
+
+
+def in_color(source: ImageSource, color: str, initial: InitialWeights | None) -> ImageSource:
+    """The source in grey or colour: as asked, else as the model of `initial` sees pixels, else as it is by default."""
+    channels = {"grey": 1, "rgb": 3}.get(color)
+    if channels is None and initial is not None:
+        channels = initial.transformer.config.in_channels
+    return source if channels not in (1, 3) or source.latents is not None else replace(source, channels=channels)
+
+
+def max_train_steps(options: DiffusionRunOptions, source: ImageSource, layout: BatchLayout) -> int:
+    """Optimizer steps: as named, as the epochs make, or the paper's.
+
+    Raises:
+        ValueError: epochs of a source that does not tell its size.
+    """
+    if options.num_epochs is None:
+        return options.max_train_steps or PAPER_STEPS
+    if not source.size:
+        raise ValueError(
+            f"--num-epochs {options.num_epochs:g}: {source.name} does not tell how many images an epoch has; use "
+            "--max-train-steps."
+        )
+    return steps_of_epochs(options.num_epochs, source.size, layout.global_batch_size)
 
 
 def check_latents(config: TrainConfig, manifest: CacheManifest, vae: AutoencoderKL | None) -> None:
@@ -235,17 +269,17 @@ def make_optimizer(model: torch.nn.Module, options: OptimizationOptions) -> torc
     )
 
 
-def make_lr_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
+def make_lr_schedule(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.lr_scheduler.LRScheduler:
     """A Diffusers schedule that counts optimizer steps, whatever the number of processes."""
     try:
         return get_scheduler(
-            config.optimization.lr_scheduler,
+            plan.config.optimization.lr_scheduler,
             optimizer,
-            num_warmup_steps=config.optimization.lr_warmup_steps,
-            num_training_steps=config.run.max_train_steps,
+            num_warmup_steps=plan.warmup_steps,
+            num_training_steps=plan.max_train_steps,
         )
     except ValueError as error:
-        raise ValueError(f"--lr-scheduler {config.optimization.lr_scheduler}: {error}.") from error
+        raise ValueError(f"--lr-scheduler {plan.config.optimization.lr_scheduler}: {error}.") from error
 
 
 def make_pipeline(model: Any, plan: Plan) -> DEMOPipeline:

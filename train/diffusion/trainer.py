@@ -58,7 +58,7 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         plan.vae.to(accelerator.device)
     optimizer = make_optimizer(model, config.optimization)
     compile_model = (lambda: model.compile_repeated_blocks(fullgraph=True)) if config.model.compile else None
-    parts = start.prepare(plan, accelerator, model, optimizer, make_lr_schedule(optimizer, config), compile_model)
+    parts = start.prepare(plan, accelerator, model, optimizer, make_lr_schedule(optimizer, plan), compile_model)
     published: Any = parts.average.module
     if is_sharded(accelerator) or config.model.lora_rank is not None:
         published = plan.build_model().eval().requires_grad_(False).to(accelerator.device)

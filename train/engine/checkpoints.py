@@ -30,9 +30,9 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 # Options that may differ between a run and its continuation: they do not change what is computed. (The data may move; a
 # fingerprint of it is compared.)
 FREE_OPTIONS = frozenset({
-    "output_dir", "resume_from", "dry_run", "max_train_steps", "log_every", "checkpoint_every", "sample_every",
-    "sample_steps", "sample_guidance_scale", "samples_per_class", "fid_every", "fid_images", "fid_reference",
-    "fid_features", "fid_inception_weights", "report_to",
+    "output_dir", "resume_from", "dry_run", "max_train_steps", "num_epochs", "log_every", "checkpoint_every",
+    "sample_every", "sample_steps", "sample_guidance_scale", "samples_per_class", "fid_every", "fid_images",
+    "fid_reference", "fid_features", "fid_inception_weights", "report_to",
     "push_to_hub", "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "num_workers",
     "on_bad_image", "dataset", "train_data_dir", "latents", "class_names", "data",
     "gradient_checkpointing", "compile", "kernels", "cpu_threads",

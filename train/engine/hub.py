@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from d_emo.images.source import first_line
+from d_emo.common.messages import first_line
 from d_emo.train.engine.run import UnfinishedError
 
 # What a visitor wants of a run's folder; checkpoints and logs stay.

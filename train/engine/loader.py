@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from d_emo.images.source import UnreadableImageError, first_line
+from d_emo.common.messages import first_line
+from d_emo.images.decode import UnreadableImageError
 from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, Preparation, TrainingImages, collate
 from d_emo.train.data.stream_loader import StreamLoader

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from d_emo.common.processes import end_workers, is_dead_worker
-from d_emo.images.source import UnreadableImageError
+from d_emo.images.decode import UnreadableImageError
 from d_emo.train.data.batches import Batch
 from d_emo.train.engine import loader, saving
 from d_emo.train.engine.batch_norm import average_statistics

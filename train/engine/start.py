@@ -1,5 +1,6 @@
 """How every trainer starts: processes and trackers, the run's folder, and what a checkpoint brings back."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from d_emo.common.files import remove_partial, write_json
 from d_emo.common.processes import LaunchError, keep_freed_memory, start_processes
 from d_emo.train.data import stream_loader
 from d_emo.train.data.options import DATA_SOURCES
-from d_emo.train.engine import checkpoints
+from d_emo.train.engine import checkpoints, fit
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.log import LOG_FILE, truncate_log
@@ -52,7 +53,10 @@ def announce(plan: RunPlan, accelerator: Accelerator, hint: str) -> None:
         return
     if not any(getattr(plan.config.data, name) for name in DATA_SOURCES):
         print(f"No data was named: training on scikit-learn's handwritten digits ({hint} for yours).")
-    print(plan.describe(), flush=True)
+    print(plan.describe())
+    for note in fit.notes(plan):
+        print(f"  note       {note}.")
+    sys.stdout.flush()
 
 
 def prepare(

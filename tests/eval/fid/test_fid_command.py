@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from helpers.paths import ROOT
 from helpers.pipelines import tiny_pipeline
-from helpers.processes import offline_environment, torchrun
+from helpers.processes import TRAIN_DIT, offline_environment, run_script
 from helpers.training import run_here
 
 from d_emo.eval import compare_runs, evaluate_fid
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import PixelExtractor
-from d_emo.eval.fid.image_sets import open_images
+from d_emo.eval.fid.image_sets import open_set
 from d_emo.eval.fid.metrics import frechet_distance, moments_of
 from d_emo.eval.fid.scoring import load_scores
 from d_emo.pipelines import DEMOPipeline
@@ -57,8 +57,8 @@ def test_a_model_is_drawn_scored_and_reported(capsys, grey_model, tmp_path):
     assert "Frechet distance (pixels)" in printed and "FID" not in printed.replace("FID-5K", "")
     assert "40 sample images span at most 39 of 256 dimensions" in printed
     # The score is what the samples and the digits give.
-    samples = open_images(str(tmp_path / "out" / "samples"))
-    sides = [images.read(0, len(images)).reshape(len(images), -1) / 255 for images in (samples, open_images("digits"))]
+    samples = open_set(str(tmp_path / "out" / "samples"))
+    sides = [images.read(0, len(images)).reshape(len(images), -1) / 255 for images in (samples, open_set("digits"))]
     expected = frechet_distance(*(moments_of(side) for side in sides))
     assert stored["scores"]["fid"] == pytest.approx(expected, rel=1e-5)
     page = (tmp_path / "out" / "report.html").read_text()
@@ -77,7 +77,7 @@ def test_a_second_score_computes_nothing_again(capsys, grey_model, tmp_path, mon
 
 
 def test_images_by_others_are_scored(capsys, tmp_path):
-    digits = open_images("digits")
+    digits = open_set("digits")
     archives.write_images(tmp_path / "half.npz", [digits.read(0, 900)], (900, 16, 16, 3))
     archives.write_images(tmp_path / "other.npz", [digits.read(900, 1797)], (897, 16, 16, 3))
     code, printed = evaluate(
@@ -143,7 +143,7 @@ def test_a_run_is_scored_over_its_checkpoints(capsys, run_folder, tmp_path):
 
 
 def test_three_processes_give_the_images_and_scores_of_one(grey_model, capsys, tmp_path):
-    digits = open_images("digits")
+    digits = open_set("digits")
     archives.write_images(tmp_path / "half.npz", [digits.read(0, 900)], (900, 16, 16, 3))
     script = tmp_path / "both.py"
     script.write_text(
@@ -169,10 +169,10 @@ def test_three_processes_give_the_images_and_scores_of_one(grey_model, capsys, t
                 code, printed = run_here(capsys, *line, main=evaluate_fid.main)
                 assert code == 0, printed
         else:
-            command = torchrun(processes, script, *(" ".join(map(str, line)) for line in (drawn, given)))
-            done = subprocess.run(command, env=offline_environment(), capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout + done.stderr
-        images[processes] = open_images(str(folder / "out" / "samples")).read(0, 40).astype(int)
+            lines = (" ".join(map(str, line)) for line in (drawn, given))
+            code, printed = run_script(tmp_path / "log", script, *lines, processes=processes)
+            assert code == 0, printed
+        images[processes] = open_set(str(folder / "out" / "samples")).read(0, 40).astype(int)
         scores[processes] = load_scores(folder / "given" / "scores.json").values
     # Another number of threads may round differently: a grey level.
     assert np.abs(images[3] - images[1]).max() <= 1
@@ -236,9 +236,8 @@ def test_two_training_processes_score_one_model(capsys, tmp_path):
         "--global-batch-size", 8, "--micro-batch-size", 4, "--fid-every", 2, "--fid-images", 150, "--fid-features",
         "pixels", "--sample-every", 0, "--report-to", "none",
     )  # fmt: skip
-    command = torchrun(2, ROOT / "train" / "train_dit.py", *arguments)
-    done = subprocess.run(command, env=offline_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, printed = run_script(tmp_path / "log", TRAIN_DIT, *arguments, processes=2)
+    assert code == 0, printed
     in_loop = load_scores(tmp_path / "run" / "fid" / "step-0000002" / "scores.json")
     # Two shards of samples, one a process: both drew with the weights and statistics that were saved.
     code, printed = run_here(

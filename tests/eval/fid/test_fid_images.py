@@ -7,10 +7,10 @@ import torch
 from accelerate import Accelerator
 from helpers.processes import kill_when
 
-from d_emo.eval.fid import archives, features
+from d_emo.eval.fid import archives, features, image_sets
 from d_emo.eval.fid.extractors import FeatureExtractor, InceptionExtractor, PixelExtractor, make_extractor
 from d_emo.eval.fid.features import compute_features
-from d_emo.eval.fid.image_sets import ImageSet, open_images
+from d_emo.eval.fid.image_sets import ImageSet, open_set
 from d_emo.eval.fid.metrics import moments_of
 from d_emo.eval.fid.references import load_reference
 
@@ -52,9 +52,10 @@ def test_images_written_for_adm_are_what_numpy_and_this_package_read(tmp_path):
     with np.load(path, allow_pickle=False) as archive:
         assert archive.files == ["arr_0"]  # no statistics: the original evaluator would believe them
         np.testing.assert_array_equal(archive["arr_0"], images)
-    opened = open_images(str(path))
+    opened = open_set(str(path))
     assert opened.shape == images.shape
-    np.testing.assert_array_equal(opened.read(3, 9), images[3:9])
+    order = np.random.RandomState(0).permutation(10)  # as of folders
+    np.testing.assert_array_equal(opened.read(3, 9), images[order][3:9])
     assert isinstance(archives.map_images(path), np.memmap)
 
 
@@ -69,7 +70,8 @@ def test_stored_and_compressed_files_give_the_same_images(tmp_path):
     np.savez(tmp_path / "stored.npz", images, ignored=np.zeros(3))
     np.savez_compressed(tmp_path / "compressed.npz", images)
     for name in ("stored", "compressed"):
-        np.testing.assert_array_equal(open_images(str(tmp_path / f"{name}.npz")).read(0, 5), images)
+        order = np.random.RandomState(0).permutation(5)
+        np.testing.assert_array_equal(open_set(str(tmp_path / f"{name}.npz")).read(0, 5), images[order])
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_stored_and_compressed_files_give_the_same_images(tmp_path):
 def test_wrong_archives_are_refused_by_name_and_rule(tmp_path, content, message):
     np.savez(tmp_path / "wrong.npz", **content)
     with pytest.raises(ValueError, match=message):
-        open_images(str(tmp_path / "wrong.npz"))
+        open_set(str(tmp_path / "wrong.npz"))
 
 
 def test_pickled_and_broken_archives_are_refused(tmp_path, accelerator):
@@ -94,7 +96,7 @@ def test_pickled_and_broken_archives_are_refused(tmp_path, accelerator):
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut short")
     for source in ("cut.npz", "absent.npz"):
         with pytest.raises(ValueError, match=r"is not an \.npz file|there is no such file"):
-            open_images(str(tmp_path / source))
+            open_set(str(tmp_path / source))
 
 
 # --- folders, tables
@@ -104,7 +106,7 @@ def test_folders_are_read_whole_in_a_fixed_shuffled_order(tmp_path):
     images = random_images(12)
     save_folder(tmp_path / "a", images[:6])
     save_folder(tmp_path / "b", images[6:])
-    opened = open_images(str(tmp_path))
+    opened = open_set(str(tmp_path))
     found = opened.read(0, 12)
     assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in images)
     assert not np.array_equal(found, images)
@@ -117,33 +119,71 @@ def test_folders_are_read_whole_in_a_fixed_shuffled_order(tmp_path):
 
 def test_a_changed_picture_changes_the_hash(tmp_path):
     save_folder(tmp_path, random_images(3))
-    before = open_images(str(tmp_path)).fingerprint
+    before = open_set(str(tmp_path)).fingerprint
     save_folder(tmp_path, random_images(3, seed=1)[:1])
-    assert open_images(str(tmp_path)).fingerprint != before
+    assert open_set(str(tmp_path)).fingerprint != before
 
 
 def test_bad_folders_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="there are no images in this folder"):
-        open_images(str(tmp_path / "empty"))
+        open_set(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match=r"there is no such folder, \.npz or \.parquet file"):
-        open_images(str(tmp_path / "nowhere"))
+        open_set(str(tmp_path / "nowhere"))
     save_folder(tmp_path / "mixed", [*random_images(3), random_images(1, side=9)[0]])
     with pytest.raises(ValueError, match=r"of several sizes cannot be scored"):
-        open_images(str(tmp_path / "mixed")).read(0, 4)
+        open_set(str(tmp_path / "mixed")).read(0, 4)
     broken = save_folder(tmp_path / "broken", random_images(1))
     (broken / "000.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"000\.png cannot be read .*repair or remove it"):
-        open_images(str(broken))
+        open_set(str(broken))
 
 
 def test_references_are_cropped_to_the_samples_size_as_adm_prepares_images(tmp_path):
     save_folder(tmp_path, [*random_images(2), *random_images(2, side=20)])
-    assert open_images(str(tmp_path), side=8).read(0, 4).shape == (4, 8, 8, 3)
+    assert open_set(str(tmp_path), size=(8, 8)).read(0, 4).shape == (4, 8, 8, 3)
+
+
+@pytest.mark.parametrize("height_width", [(48, 16), (16, 48), (12, 20)])
+@pytest.mark.parametrize("reference", ["folder", "npz", "larger folder"])
+def test_samples_of_unequal_sides_are_compared_with_references_of_their_shape(
+    tmp_path, accelerator, height_width, reference
+):
+    height, width = height_width
+    images = np.random.RandomState(0).randint(0, 256, (12, height, width, 3), dtype=np.uint8)
+    np.savez(tmp_path / "samples.npz", images)
+    np.savez(tmp_path / "reference.npz", images)
+    save_folder(tmp_path / "folder", images)
+    save_folder(tmp_path / "larger folder", images.repeat(2, axis=1).repeat(2, axis=2))
+    samples = open_set(str(tmp_path / "samples.npz"))
+    source = str(tmp_path / ("reference.npz" if reference == "npz" else reference))
+    loaded = load_reference(source, PixelExtractor(), tmp_path / "cache", accelerator, size=samples.shape[1:3])
+    assert loaded.images.shape == samples.shape
+    moments = compute_features(samples, PixelExtractor(), tmp_path / "own", accelerator).moments("pool", accelerator)
+    np.testing.assert_allclose(moments.mean, loaded.moments["pool"].mean, atol=1e-6)  # so that their distance is 0
+
+
+def test_an_archive_sorted_by_class_is_shuffled_as_a_folder_is(tmp_path):
+    images = np.repeat(np.arange(50, dtype=np.uint8), 20)[:, None, None, None] * np.ones((1, 2, 2, 3), dtype=np.uint8)
+    np.savez(tmp_path / "sorted.npz", images)
+    opened = open_set(str(tmp_path / "sorted.npz"))
+    for start in range(0, 1000, 100):  # a tenth, as the Inception Score takes it, has more than its five classes
+        assert len(np.unique(opened.read(start, start + 100))) > 30
+    np.testing.assert_array_equal(np.sort(opened.read(0, 1000)[:, 0, 0, 0]), images[:, 0, 0, 0])
+    assert any("shuffled order" in note for note in opened.notes)
+
+
+def test_another_decode_rule_makes_features_again(tmp_path, monkeypatch, accelerator):
+    folder = save_folder(tmp_path / "pictures", random_images(3))
+    stores = []
+    for version in (1, 2, 2):
+        monkeypatch.setattr(image_sets, "DECODE_VERSION", version)
+        stores.append(compute_features(open_set(str(folder)), PixelExtractor(), tmp_path / "cache", accelerator).folder)
+    assert stores[0] != stores[1] == stores[2]
 
 
 def test_jpeg_samples_are_warned_of(tmp_path):
-    assert any("JPEG" in note for note in open_images(str(save_folder(tmp_path, random_images(2), ".jpg"))).notes)
+    assert any("JPEG" in note for note in open_set(str(save_folder(tmp_path, random_images(2), ".jpg"))).notes)
 
 
 def test_parquet_tables_are_opened(tmp_path, offline):
@@ -153,11 +193,11 @@ def test_parquet_tables_are_opened(tmp_path, offline):
     datasets.Dataset.from_dict({"picture": pictures}).cast_column("picture", datasets.Image()).to_parquet(
         tmp_path / "table.parquet"
     )
-    assert open_images(str(tmp_path / "table.parquet"), image_column="picture").shape == (4, 8, 8, 3)
+    assert open_set(str(tmp_path / "table.parquet"), image_column="picture").shape == (4, 8, 8, 3)
     # Where no "image" is there, the only column of that type is meant; a named one must exist.
-    assert open_images(str(tmp_path / "table.parquet")).shape == (4, 8, 8, 3)
+    assert open_set(str(tmp_path / "table.parquet")).shape == (4, 8, 8, 3)
     with pytest.raises(ValueError, match="no column 'photo' among picture; set --image-column"):
-        open_images(str(tmp_path / "table.parquet"), image_column="photo")
+        open_set(str(tmp_path / "table.parquet"), image_column="photo")
 
 
 # --- references
@@ -242,18 +282,19 @@ import torch
 from accelerate import Accelerator
 from d_emo.eval.fid import features
 from d_emo.eval.fid.extractors import PixelExtractor
-from d_emo.eval.fid.image_sets import open_images
+from d_emo.eval.fid.image_sets import open_set
 features.SHARD_SIZE = 100
 class Slow(PixelExtractor):
     def __call__(self, images):
         time.sleep(0.1)
         return super().__call__(images)
-features.compute_features(open_images("digits"), Slow(), Path({folder!r}), Accelerator(cpu=True))
+features.compute_features(open_set("digits"), Slow(), Path({folder!r}), Accelerator(cpu=True))
 """
 
 
 def test_kill_nine_while_features_are_computed_changes_no_score(tmp_path, accelerator, monkeypatch):
     kill_when(
+        tmp_path / "log",
         FEATURES_SCRIPT.format(folder=str(tmp_path / "killed")),
         lambda: len(list((tmp_path / "killed").glob("*/features-*"))) >= 3,
     )
@@ -261,7 +302,7 @@ def test_kill_nine_while_features_are_computed_changes_no_score(tmp_path, accele
     assert 3 <= len(kept) < 18
     monkeypatch.setattr(features, "SHARD_SIZE", 100)
     moments = [
-        compute_features(open_images("digits"), PixelExtractor(), tmp_path / name, accelerator).moments(
+        compute_features(open_set("digits"), PixelExtractor(), tmp_path / name, accelerator).moments(
             "pool", accelerator
         )
         for name in ("killed", "undisturbed")
@@ -285,7 +326,7 @@ def test_features_that_are_nan_are_refused_with_their_image(tmp_path, accelerato
 
 def test_a_damaged_feature_file_is_named(tmp_path, accelerator):
     store = compute_features(as_set(random_images(20)), PixelExtractor(), tmp_path, accelerator)
-    path = store.path(store.shards[0])
+    path = store.files.path(store.shards[0])
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(ValueError, match=r"features-00000000\.npz"):
         store.load("pool")

@@ -143,7 +143,8 @@ sampling.sample_images(tiny_pipeline(), SamplingSettings(num_images=40, steps=2,
 
 def test_kill_nine_loses_nothing_that_was_drawn(tmp_path, accelerator, monkeypatch):
     shards = tmp_path / "killed" / "samples"
-    kill_when(SAMPLING_SCRIPT.format(folder=str(tmp_path / "killed")), lambda: len(list(shards.glob("samples-*"))) >= 3)
+    code = SAMPLING_SCRIPT.format(folder=str(tmp_path / "killed"))
+    kill_when(tmp_path / "log", code, lambda: len(list(shards.glob("samples-*"))) >= 3)
     kept = {path: path.stat().st_mtime_ns for path in shards.glob("samples-*.npz")}
     assert 3 <= len(kept) < 10
     monkeypatch.setattr(sampling, "SHARD_SIZE", 4)

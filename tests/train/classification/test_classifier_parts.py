@@ -157,10 +157,12 @@ def test_vectors_do_not_decay():
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.yaml")))
 def test_recipes_are_read(recipe):
     config = parse_classifier_config(["--config", str(RECIPES / recipe)])
-    if recipe == "emov2.yaml":  # the paper's own is the default
+    if recipe == "emov2.yaml":  # the paper's own is the default, but for averaging, which suits runs of any length
         default = ClassifierConfig()
         for group in ("augmentation", "optimization"):
             for f in fields(getattr(default, group)):
+                if f.name == "ema_warmup":
+                    continue
                 expected = getattr(getattr(default, group), f.name)
                 given = getattr(getattr(config, group), f.name)
                 assert given == (pytest.approx(expected, rel=1e-4) if isinstance(expected, float) else expected), f.name

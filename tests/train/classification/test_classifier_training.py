@@ -8,12 +8,13 @@ import pytest
 import torch
 from helpers.classifiers import TINY, TINY_NETWORK
 from helpers.paths import ROOT
-from helpers.processes import Trainer, torchrun
+from helpers.processes import Trainer
 from helpers.training import losses, run_here, train_to_the_end
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from d_emo.images.source import digits_source, held_out
+from d_emo.images.digits import digits_source
+from d_emo.images.source import held_out
 from d_emo.train import train_classifier
 
 
@@ -24,9 +25,7 @@ def run(capsys, *arguments):
 class ClassifierTrainer(Trainer):
     """The classification trainer as a process of its own."""
 
-    def command(self, *arguments, processes):
-        script = ROOT / "train" / "train_classifier.py"
-        return torchrun(processes, script, *arguments)
+    script = ROOT / "train" / "train_classifier.py"
 
 
 def test_digits_are_learned_and_the_saved_folder_answers_as_it_was_validated(capsys, tmp_path):

@@ -12,9 +12,9 @@ import PIL.Image
 import pytest
 from helpers.training import train_to_the_end
 
+from d_emo.images.decode import UnreadableImageError
 from d_emo.images.labels import read_class_names
-from d_emo.images.source import UnreadableImageError
-from d_emo.images.tar_source import expand_braces, expand_shards
+from d_emo.images.shards import expand_braces, expand_shards
 from d_emo.train.data.batches import Pixels, StreamPlace
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import load_source
@@ -106,7 +106,7 @@ def test_missing_damaged_and_compressed_shards_are_named(tmp_path, names_file):
         load_source(DataOptions(dataset=pattern.replace("0003", "0004")))
     names = tmp_path / "two.json"
     names.write_text('["ant", "bee"]')
-    with pytest.raises(ValueError, match="labels run from 0 to 2, --class-names has 2 names"):
+    with pytest.raises(ValueError, match=r"000002: label '2' is none of the 2 classes \(--class-names\)"):
         load_source(DataOptions(dataset=pattern, class_names=str(names)))
     shard = tmp_path / "shards" / "train-0001.tar"
     whole = shard.read_bytes()

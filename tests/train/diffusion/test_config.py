@@ -13,11 +13,11 @@ def write(tmp_path, text):
 
 
 def test_defaults_are_the_papers():
-    config = parse_config([])
+    config = parse_config(["--train-data-dir", "photos"])
     optimization, run = config.optimization, config.run
     assert (optimization.learning_rate, optimization.weight_decay, optimization.ema_decay) == (1e-4, 0.0, 0.9999)
-    assert (optimization.class_dropout_prob, optimization.max_grad_norm, optimization.ema_warmup) == (0.1, None, False)
-    assert (run.global_batch_size, run.max_train_steps) == (256, 400_000)
+    assert (optimization.class_dropout_prob, optimization.max_grad_norm, optimization.ema_warmup) == (0.1, None, True)
+    assert (run.global_batch_size, run.max_train_steps) == (256, None)
 
 
 def test_yaml_is_converted_and_the_command_line_wins(tmp_path):
@@ -40,7 +40,8 @@ def test_dashes_and_underscores_are_the_same():
     ("text", "message"),
     [
         ("learning_rat: 1", "'learning_rat' is unknown; did you mean learning_rate"),
-        ("colour: 1", "'colour' is unknown; see --help"),
+        ("colour: 1", "'colour' is unknown; did you mean color"),
+        ("wallpaper: 1", "'wallpaper' is unknown; see --help"),
         ("- 1", "expected `option: value` lines"),
     ],
 )

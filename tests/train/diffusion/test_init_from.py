@@ -12,7 +12,7 @@ from helpers.training import run_here
 from safetensors.torch import load_file
 
 from d_emo import DEMOPipeline, create_model
-from d_emo.images.source import DIGIT_NAMES
+from d_emo.images.digits import DIGIT_NAMES
 from d_emo.train.diffusion import lora
 from d_emo.train.diffusion.init_from import InitialWeights
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 from helpers.paths import ROOT
-from helpers.processes import Trainer, offline_environment
+from helpers.processes import TRAIN_DIT, Command, Trainer, run_script, torchrun
 from helpers.training import TINY, assert_same_bits, losses, run_here, train_to_the_end
 from safetensors.torch import load_file
 
@@ -26,7 +25,8 @@ def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, capsy
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = train_to_the_end(capsys, tmp_path / "log", *arguments, whole, processes=processes)
     assert f"8 = {processes} process(es) x 1 accumulated x {8 // processes}" in output
-    with Trainer(tmp_path / "log", *arguments, killed, processes=processes) as trainer:
+    start = [sys.executable, TRAIN_DIT] if processes == 1 else torchrun(processes, TRAIN_DIT)
+    with Command(tmp_path / "log", [*start, *arguments, killed]) as trainer:
         trainer.wait_until((killed / "checkpoint-0000010").exists)
         trainer.kill()
     assert not (killed / "checkpoint-0000020").exists()
@@ -67,11 +67,9 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, capsys):
     arguments = [*TINY, "--checkpoint-every", "2", "--output-dir", folder]
     train_to_the_end(capsys, tmp_path / "log", *arguments, "--max-train-steps", "2")
     more = [*map(str, arguments), "--max-train-steps", "4", "--resume-from", "latest"]
-    full = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, *more], env=offline_environment(), capture_output=True, text=True, check=False
-    )
-    assert full.returncode == 1 and "checkpoint-0000004 cannot be written" in full.stderr, full.stdout + full.stderr
-    assert "Earlier checkpoints are whole" in full.stderr and "Traceback" not in full.stderr
+    code, output = run_script(tmp_path / "full.log", "-c", FULL_DISK, *more)
+    assert code == 1 and "checkpoint-0000004 cannot be written" in output, output
+    assert "Earlier checkpoints are whole" in output and "Traceback" not in output
     assert [path.name for path in folder.iterdir() if "checkpoint" in path.name] == ["checkpoint-0000002"]
     train_to_the_end(capsys, tmp_path / "log", *more)
     assert len(losses(folder)) == 5
@@ -232,9 +230,10 @@ def test_another_runs_folder_is_not_touched(tmp_path, capsys):
 
 
 @pytest.mark.skipif(bool(build.obstacle()), reason=f"no C++ kernels here: {build.obstacle()}")
-def test_kernels_leave_the_losses_of_50_digits_steps_as_they_were_to_1e_4(tmp_path, capsys):
-    arguments = ["--config", ROOT / "train" / "configs" / "digits.yaml", "--max-train-steps", "50", "--log-every", "1"]
-    arguments += ["--sample-every", "0", "--report-to", "none", "--output-dir"]
+@pytest.mark.parametrize("steps", [15, pytest.param(50, marks=pytest.mark.slow)])
+def test_kernels_leave_the_losses_of_digits_steps_as_they_were_to_1e_4(tmp_path, capsys, steps):
+    arguments = ["--config", ROOT / "train" / "configs" / "digits.yaml", "--max-train-steps", steps]
+    arguments += ["--log-every", "1", "--sample-every", "0", "--report-to", "none", "--output-dir"]
     traces = []
     for kernels, name in (("native", "C++"), ("reference", "plain PyTorch, as chosen")):
         code, output = run_here(capsys, *arguments, tmp_path / kernels, "--kernels", kernels)
@@ -242,6 +241,6 @@ def test_kernels_leave_the_losses_of_50_digits_steps_as_they_were_to_1e_4(tmp_pa
         assert f"kernels    {name}" in output
         lines = (tmp_path / kernels / "train_log.csv").read_text().splitlines()[1:]
         traces.append([float(line.split(",")[1]) for line in lines])
-    assert len(traces[0]) == 50
+    assert len(traces[0]) == steps
     assert traces[0] == pytest.approx(traces[1], abs=1e-4)
     assert traces[0] != traces[1]  # the two did not run the same code

@@ -1,9 +1,7 @@
 """BatchNorm's running statistics on two processes: the mean over both, held by both."""
 
-import subprocess
-
 import torch
-from helpers.processes import offline_environment, torchrun
+from helpers.processes import run_script
 from safetensors.torch import load_file
 
 from d_emo.train.engine.batch_norm import StepStatistics
@@ -38,11 +36,8 @@ accelerator.end_training()
 
 def test_running_statistics_are_averaged_over_processes_and_micro_batches(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    done = subprocess.run(
-        torchrun(2, tmp_path / "script.py", tmp_path), env=offline_environment(), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, output = run_script(tmp_path / "log", tmp_path / "script.py", tmp_path, processes=2)
+    assert code == 0, output
     found = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
     torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
     # The definition: a step moves the statistics by the momentum towards the mean over all its micro batches.

@@ -7,7 +7,7 @@ import time
 import PIL.Image
 import psutil
 import pytest
-from helpers.processes import Trainer
+from helpers.processes import TRAIN_DIT, Command, Trainer, torchrun
 from helpers.training import TINY, assert_same_bits, losses, run_here, train_to_the_end
 
 
@@ -53,7 +53,7 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path, capsys):
 
 def test_sigterm_to_torchrun_saves_on_all_processes(tmp_path):
     run = tmp_path / "run"
-    with Trainer(tmp_path / "log", *TINY, "--output-dir", run, processes=2) as trainer:
+    with Command(tmp_path / "log", torchrun(2, TRAIN_DIT, *TINY, "--output-dir", run)) as trainer:
         trainer.wait_until(lambda: "step 2: loss" in trainer.output)
         os.kill(trainer.process.pid, signal.SIGTERM)
         assert trainer.finish() != 0
@@ -89,7 +89,7 @@ def test_a_loader_process_that_dies_ends_the_run_with_a_line(tmp_path, pictures,
     arguments = on(pictures, "--num-workers", "2", "--output-dir", run, "--checkpoint-every", "2")
     with Trainer(tmp_path / "log", *arguments) as trainer:
         trainer.wait_until(lambda: "step 2: saved" in trainer.output)
-        workers = [child for child in trainer.process.children(recursive=True) if is_worker(child)]
+        workers = [child for child in trainer.process.children(recursive=True) if is_worker(child, trainer.process)]
         assert workers
         workers[0].kill()
         assert trainer.finish() == 1, trainer.output
@@ -100,10 +100,10 @@ def test_a_loader_process_that_dies_ends_the_run_with_a_line(tmp_path, pictures,
     assert run_here(capsys, *resumed)[0] == 0
 
 
-def is_worker(process):
+def is_worker(process, trainer):
     """Whether a child is a forked copy of the trainer, which the loader's processes are."""
     try:
-        return "train_dit.py" in " ".join(process.cmdline())
+        return process.cmdline() == trainer.cmdline()
     except psutil.Error:
         return False
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from helpers.paths import TESTS
-from helpers.processes import Trainer, torchrun
+from helpers.processes import Trainer
 from helpers.training import losses, run_here
 from safetensors.torch import load_file
 
@@ -19,8 +19,7 @@ OPTIONS = ["--model", "D-EMOv2-N-8", "--global-batch-size", "12", "--micro-batch
 class ShardedTrainer(Trainer):
     """The trainer under FSDP2."""
 
-    def command(self, *arguments, processes):
-        return torchrun(processes, TESTS / "helpers" / "fsdp_on_cpu.py", *arguments)
+    script = TESTS / "helpers" / "fsdp_on_cpu.py"
 
 
 def values(folder):

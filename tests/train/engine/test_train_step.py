@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from helpers.models import randomize
 
-from d_emo.images.source import UnreadableImageError
+from d_emo.images.decode import UnreadableImageError
 from d_emo.train.data.batches import Batch
 from d_emo.train.data.sources import load_source
 from d_emo.train.diffusion import trainer

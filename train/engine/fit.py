@@ -1,0 +1,100 @@
+"""Whether steps, epochs, batch, warm-up and averaging fit each other, and what to tell the user where they do not."""
+
+import math
+import time
+
+import torch
+
+from d_emo.train.engine.plan import RunPlan
+
+# A warm-up takes at most this share of a run: a longer one is shortened, so that short runs learn at all.
+MAX_WARMUP_SHARE = 0.25
+# Of the initial weights in the average at the end; more shows as noise in samples.
+MAX_START_SHARE = 0.05
+# Passes over the images beyond which a run, started from nothing, mostly learns them by heart.
+MANY_EPOCHS = 5000
+# A training step's products over a forward pass's: the pass, and gradients of inputs and of weights.
+PASSES = 3
+# Share of the processor's product rate that training reaches: 0.4 for the digits' network, 0.8 for large ones.
+REACHED_RATE = 0.6
+# Side of the matrices whose product is timed, and how often.
+TIMED_SIDE, TIMED_REPEATS = 1024, 5
+
+
+def fitting_warmup(asked: int, steps: int) -> int:
+    """Steps of warm-up of a run of `steps`: as asked, at most a quarter of the run."""
+    return min(asked, int(MAX_WARMUP_SHARE * steps))
+
+
+def steps_of_epochs(epochs: float, size: int, global_batch_size: int) -> int:
+    """Optimizer steps of so many passes over `size` images, at least one."""
+    return max(1, math.ceil(epochs * size / global_batch_size))
+
+
+def share_of_start(decay: float, warmup: bool, steps: int) -> float:
+    """Share of the initial weights in the average after `steps`, in [0, 1].
+
+    The product of every step's decay: `decay` itself, or with `warmup` at most (1 + n) / (10 + n) at the n-th.
+    """
+    if not warmup:
+        return decay**steps
+    grown = (10 * decay - 1) / (1 - decay)  # from here on (1 + n) / (10 + n) is above the decay
+    early = min(steps, math.ceil(grown))
+    product = math.exp(sum(math.log((1 + n) / (10 + n)) for n in range(1, early + 1)))
+    return product * decay ** (steps - early)
+
+
+def time_on_cpu(macs: int, images: int, device: torch.device) -> str:
+    """A rough time for so many images of a network, for people; empty on other devices.
+
+    From the rate of this machine's products, measured in some milliseconds. Right within a factor of two: see
+    `REACHED_RATE`.
+
+    Args:
+        macs: multiply-adds of a forward pass of an image.
+        images: to be trained on.
+        device: where.
+    """
+    if device.type != "cpu":
+        return ""
+    matrix = torch.rand(TIMED_SIDE, TIMED_SIDE)
+    seconds = []
+    for _ in range(TIMED_REPEATS):
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - start)
+    rate = TIMED_SIDE**3 / min(seconds)
+    minutes = PASSES * macs * images / (REACHED_RATE * rate) / 60
+    if minutes < 90:
+        return f", roughly {max(1, round(minutes))} min on this CPU"
+    return f", roughly {minutes / 60:,.0f} hours on this CPU"
+
+
+def notes(plan: RunPlan) -> list[str]:
+    """Lines for the plan, one for every pair of settings that does not fit."""
+    options, size, batch, steps = (
+        plan.config.optimization, plan.source.size, plan.layout.global_batch_size, plan.max_train_steps
+    )  # fmt: skip
+    found = []
+    kept = share_of_start(options.ema_decay, options.ema_warmup, steps)
+    if kept > MAX_START_SHARE:
+        fitting = math.exp(math.log(MAX_START_SHARE) / steps)
+        found.append(
+            f"after {steps:,} steps the average still holds {kept:.0%} of the initial weights, and what is drawn or "
+            f"saved is of the average: use --ema-warmup true, or --ema-decay {fitting:.4g} or less"
+        )
+    if size and batch > size:
+        found.append(
+            f"a batch of {batch} holds each of the {size} images {batch / size:.1f} times; "
+            f"--global-batch-size {max(1, 2 ** int(math.log2(size)))} or less suits so few"
+        )
+    if size and steps * batch / size > MANY_EPOCHS:
+        found.append(
+            f"{steps:,} steps show each of the {size:,} images {steps * batch / size:,.0f} times; "
+            "say how long to train with --max-train-steps, or in passes over the images"
+        )
+    if plan.config.run.checkpoint_every > steps:
+        found.append(
+            f"the first checkpoint is the last step's: --checkpoint-every {max(1, steps // 4)} saves on the way"
+        )
+    return found
