@@ -31,7 +31,9 @@ SAME_SCHEDULE = 1e-3
 # Ancestral and stochastic samplers need many steps, and papers give 250; solvers of an ODE are near its end at 50.
 STOCHASTIC_STEPS, SOLVER_STEPS = 250, 50
 
-Callback = Callable[[Any, int, Any, dict], dict | None]
+
+class NonFiniteSampleError(ValueError):
+    """A step of sampling, or the decoder, ended in NaN or infinity."""
 
 
 def default_steps(scheduler: Any) -> int:
@@ -329,13 +331,15 @@ def check_finite(
         cause = f"guidance_scale={guidance_scale} is very large: values from 1 to 10 are usual"
     else:
         cause = f"the configuration of {_name(scheduler)} does not suit the model: compare it with the saved one"
-    raise ValueError(f"step {finite.index(False) + 1} of {len(finite)} ended in NaN or infinity; likely {cause}.")
+    raise NonFiniteSampleError(
+        f"step {finite.index(False) + 1} of {len(finite)} ended in NaN or infinity; likely {cause}."
+    )
 
 
 def check_decoded(images: torch.Tensor, vae: Any) -> None:
     """Raise where a decoder answered with NaN: half precision overflowed in it, and pictures would be black."""
     if not bool(torch.isfinite(images).all()):
-        raise ValueError(
+        raise NonFiniteSampleError(
             f"the VAE ({type(vae).__name__}, {vae.dtype}) decoded finite latents to NaN or infinity; "
             "load it in float32: pipe.vae.to(torch.float32)."
         )
