@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from d_emo import timm_models as timm_models
     from d_emo.classification.transformers_models import EMOv2Backbone, EMOv2Config, EMOv2ForImageClassification
     from d_emo.classification.variants import create_classifier, list_classifiers
+    from d_emo.common.averaging import WeightAverage
     from d_emo.models import DEMOTransformer2DModel, DiTBaselineTransformer2DModel, create_model, list_models
     from d_emo.pipelines import DEMOPipeline
     from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
@@ -32,6 +33,7 @@ __all__ = [
     "EMOv2ForImageClassification",
     "FlowMatchEulerMaruyamaScheduler",
     "FlowMatchODESolverScheduler",
+    "WeightAverage",
     "create_classifier",
     "create_model",
     "list_classifiers",
@@ -48,6 +50,7 @@ _HOMES = {
     "EMOv2ForImageClassification": "d_emo.classification.transformers_models",
     "FlowMatchEulerMaruyamaScheduler": "d_emo.schedulers",
     "FlowMatchODESolverScheduler": "d_emo.schedulers",
+    "WeightAverage": "d_emo.common.averaging",
     "create_classifier": "d_emo.classification.variants",
     "create_model": "d_emo.models",
     "list_classifiers": "d_emo.classification.variants",

@@ -17,15 +17,17 @@ def open_pipeline(name: str, dtype: torch.dtype | None = None) -> DEMOPipeline:
     Raises:
         ValueError: it does not load; the message begins with the name and gives the remedy.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.exists() and not (path / "model_index.json").is_file():
         raise ValueError(f"{name}: there is no pipeline in it (no model_index.json).")
     options = {} if dtype is None else {"dtype": dtype}
     try:
-        return DEMOPipeline.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return DEMOPipeline.from_pretrained(path if path.exists() else name, **options)
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if path.exists():
+            raise ValueError(f"{name}: this pipeline does not load: {reason}") from error
         raise ValueError(
-            f"{name}: neither a pipeline folder nor reachable on the Hub ({reason}); fetch it where there is a network "
-            f"(hf download {name}) and pass its folder."
+            f"{name}: neither a pipeline folder (there is no such folder) nor reachable on the Hub ({reason}); fetch "
+            f"it where there is a network (hf download {name}) and pass its folder."
         ) from error

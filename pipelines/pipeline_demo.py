@@ -8,29 +8,30 @@ Shapes: N images, C latent (or image) channels, H x W latent (or image) size.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMParallelScheduler, DDPMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from d_emo.common.choices import one_of
+from d_emo.common.choices import whole
 from d_emo.images.labels import LabelLike, LabelResolver, normalize_id2label
 from d_emo.images.latents import decode_latents, vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.schedulers import FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_paths import path_numbers, path_of, sample_interval
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-LEARNED_VARIANCE = ("learned", "learned_range")
+from . import checks
+from .lora import LoraMixin
 
-# Schedulers that only follow velocities, and so fit every path.
-PATH_AGNOSTIC = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchODESolverScheduler")
+# Where a transformer remembers the class names of its last pipeline, so that they survive Diffusers' ways of making a
+# new pipeline of an old one's parts.
+REMEMBERED_NAMES = "names_of_its_pipeline"
 # The last moment of a guidance interval that lasts to 1.
 PROGRESS_END = 1.0 - 1e-6
 
@@ -56,7 +57,7 @@ class DEMOPipelineOutput(BaseOutput):
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class DEMOPipeline(DiffusionPipeline):
+class DEMOPipeline(LoraMixin, DiffusionPipeline):
     """Class-conditional image generation with D-EMOv2, or with the DiT baseline.
 
     Args:
@@ -65,28 +66,96 @@ class DEMOPipeline(DiffusionPipeline):
             `DPMSolverMultistepScheduler` for DiT's diffusion; `FlowMatchEulerDiscreteScheduler` and others for flow
             models, whatever these predict.
         vae: decodes latents; without one the model works on pixels.
-        id2label: class names by id, saved with the pipeline. A name may list synonyms separated by commas.
+        id2label: class names by id, or a list of them in the order of the ids; saved with the pipeline. A name may list
+            synonyms separated by commas. Left out, the names of the pipeline that the transformer was in before hold.
+        default_num_inference_steps: steps of a call that names no number, saved with the pipeline. None: what suits the
+            scheduler, 250 for ancestral and stochastic ones, 50 for the others.
+
+    Raises:
+        ValueError: the transformer is none of this package's, or the names do not fit it; the message gives the remedy.
     """
 
     model_cpu_offload_seq = "transformer->vae"
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
 
+    _interrupt = False
+    _guidance_scale = 1.0
+    _num_timesteps = 0
+
     def __init__(
         self,
         transformer: ClassConditionalTransformer2DModel,
         scheduler: SchedulerMixin,
         vae: AutoencoderKL | None = None,
-        id2label: dict | None = None,
+        id2label: Mapping[Any, str] | Sequence[str] | None = None,
+        default_num_inference_steps: int | None = None,
     ):
         super().__init__()
+        checks.check_transformer(transformer)
+        if default_num_inference_steps is not None:
+            whole("default_num_inference_steps", default_num_inference_steps, 1, "None suits the scheduler")
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
-        # JSON turns integer keys into strings; without registering the table again it would be lost on saving.
-        table = normalize_id2label(id2label or {}, transformer.config.num_classes)
-        self.register_to_config(id2label=table or None)
-        self.label_resolver = LabelResolver(table, transformer.config.num_classes)
+        self.register_to_config(default_num_inference_steps=default_num_inference_steps)
+        # Schedulers that are assigned later have to share it: their defaults differ.
+        self.trained_schedule: torch.Tensor | None = getattr(scheduler, "alphas_cumprod", None)
+        self.name_classes(getattr(transformer, REMEMBERED_NAMES, None) if id2label is None else id2label)
         self.vae_scale_factor = vae_scale_factor(vae) if vae is not None else 1
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    def name_classes(self, id2label: Mapping[Any, str] | Sequence[str] | None) -> None:
+        """Replace the class names; see the argument of the class.
+
+        Raises:
+            ValueError: an id that the model does not have, or a name that is no text.
+        """
+        classes = self.transformer.config.num_classes
+        table = normalize_id2label(_by_id(id2label), classes)
+        # JSON turns integer keys into strings; without registering the table again it would be lost on saving.
+        self.register_to_config(id2label=table or None)
+        setattr(self.transformer, REMEMBERED_NAMES, table or None)
+        self.label_resolver = LabelResolver(table, classes)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "DEMOPipeline":
+        """A new pipeline of another one's parts, class names and default number of steps; nothing is copied.
+
+        Args:
+            pipeline: a pipeline whose transformer is one of this package's.
+            kwargs: parts and settings to replace, by their names in the constructor; `torch_dtype` or `dtype` turns the
+                shared weights to a type (Diffusers would turn them to float32 without being asked).
+        """
+        dtype = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        accepted = list(inspect.signature(cls.__init__).parameters)[1:]
+        unknown = sorted(set(kwargs) - set(accepted))
+        if unknown:
+            raise ValueError(f"from_pipe takes no {unknown}; parts and settings are {accepted}.")
+        given = {**pipeline.config, **pipeline.components, **kwargs}
+        made = cls(**{name: given[name] for name in accepted if name in given})
+        made.trained_schedule = getattr(pipeline, "trained_schedule", made.trained_schedule)
+        if (chosen := dtype[0] or dtype[1]) is not None:
+            made.to(dtype=chosen)
+        return made
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the call in progress; a callback may set `_guidance_scale`, as in Diffusers."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the call in progress asks the model twice a step."""
+        return bool(self.transformer.config.num_classes) and self._guidance_scale > 1.0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the scheduler in the call in progress."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call in progress is to end after this step; a callback sets `_interrupt`, as in Diffusers."""
+        return self._interrupt
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -105,13 +174,14 @@ class DEMOPipeline(DiffusionPipeline):
         if isinstance(label, torch.Tensor | np.ndarray):
             label = label.tolist()
         labels: Any = label if isinstance(label, list | tuple | range) else [label]
-        return [self.label_resolver.resolve(item) for item in labels]
+        plain = [item.tolist() if isinstance(item, torch.Tensor | np.ndarray | np.generic) else item for item in labels]
+        return [self.label_resolver.resolve(item) for item in plain]
 
     @torch.no_grad()
     def __call__(
         self,
         class_labels: LabelLike | Sequence[LabelLike] | torch.Tensor | None = None,
-        num_inference_steps: int = 250,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 1.5,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_channels: int | None = None,
@@ -130,7 +200,8 @@ class DEMOPipeline(DiffusionPipeline):
 
         Args:
             class_labels: a class name, an id, or a sequence of either. Left out for an unconditional model only.
-            num_inference_steps: denoising steps. 250 DDPM steps are the DiT protocol.
+            num_inference_steps: denoising steps. Left out: the number that was saved with the pipeline, or what suits
+                the scheduler: 250 for DDPM (the DiT protocol) and stochastic flows, 50 for the others.
             guidance_scale: 1.0 is off, larger follows the label more closely at the cost of variety. An
                 unconditional model takes no guidance, whatever the value of this default.
             guidance_interval: the part of the steps in which guidance acts, as fractions from 0 (pure noise) to 1.
@@ -143,58 +214,84 @@ class DEMOPipeline(DiffusionPipeline):
             output_type: "pil", "np", "pt" (both in [0, 1]) or "latent".
             return_dict: return a `DEMOPipelineOutput` instead of a tuple of the images.
             callback_on_step_end: called after each step as f(pipeline, step index, timestep, tensors); may return
-                replaced tensors.
+                replaced tensors, and may set `pipeline._interrupt = True` to end the call with what there is. One of
+                Diffusers' callback objects will do, too.
             callback_on_step_end_tensor_inputs: tensors that the callback gets; only "latents" exists.
 
         Returns:
             A `DEMOPipelineOutput`, or a tuple of its images alone.
 
         Raises:
-            ValueError: an argument is out of range, or scheduler and model do not fit; the message gives the remedy.
+            ValueError: an argument is out of range, scheduler and model do not fit, or a step ended in NaN; the message
+                gives the remedy. But for the last, nothing was drawn from a generator.
         """
-        conditional = bool(self.transformer.config.num_classes)
+        config = self.transformer.config
+        conditional = bool(config.num_classes)
         labels = self._labels(class_labels, num_images_per_label)
         batch = len(labels) if conditional else num_images_per_label
-        guided = conditional and guidance_scale > 1.0
-        channels = self.transformer.config.in_channels
-        self._check_arguments(
-            guidance_scale, guidance_interval, guidance_channels, output_type, callback_on_step_end_tensor_inputs
+        checks.check_guidance(guidance_scale, guidance_interval, guidance_channels, config.in_channels)
+        checks.check_output(output_type, eta)
+        tensors = checks.check_callback(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
-        self._check_scheduler()
-
+        checks.check_scheduler(self.scheduler, config, self.trained_schedule)
+        steps = checks.check_steps(self._steps(num_inference_steps), self.scheduler)
         device = self._execution_device
-        latents = self._prepare_latents(latents, batch, height, width, generator, device)  # (N, C, H, W)
-        null = self.transformer.null_label
-        label_ids = torch.tensor(labels if conditional else [null] * batch, device=device)  # (N,)
-        null_ids = torch.full_like(label_ids, null)  # (N,)
+        shape = (batch, config.in_channels, *self._latent_size(height, width))
+        generator = checks.check_generator(generator, batch, device)
+        if latents is not None:
+            checks.check_latents(latents, shape)
+
+        guided = conditional and guidance_scale > 1.0
+        self._interrupt, self._guidance_scale = False, float(guidance_scale) if conditional else 1.0
+        label_ids = torch.tensor(
+            labels if conditional else [self.transformer.null_label] * batch, device=device
+        )  # (N,)
+        null_ids = torch.full_like(label_ids, self.transformer.null_label)  # (N,)
 
         def predict(sample: torch.Tensor, timestep: torch.Tensor, progress: float) -> torch.Tensor:
             """What the scheduler takes at a sample (N, C, H, W), of the model's one or two predictions."""
             scaled = self._scale_model_input(sample, timestep)  # (N, C, H, W)
-            if guided and guidance_interval[0] <= progress < guidance_interval[1]:
+            if self.do_classifier_free_guidance and guidance_interval[0] <= progress < guidance_interval[1]:
                 both = self._predict(scaled.repeat(2, 1, 1, 1), timestep, torch.cat([label_ids, null_ids]))
-                prediction = _guide(both, guidance_scale, guidance_channels or channels)
+                prediction = _guide(both, self._guidance_scale, guidance_channels or config.in_channels)
             else:
                 prediction = self._predict(scaled, timestep, label_ids)  # (N, C or 2C, H, W)
             return self._as_scheduler_takes_it(prediction, sample, timestep)
 
+        def start() -> torch.Tensor:
+            """Standard-normal noise (N, C, H, W), drawn when everything else is known to fit."""
+            if latents is None:
+                return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            return latents.to(device, torch.float32)
+
+        def after_step(step: int, timestep: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+            """What the callback makes of a sample (N, C, H, W)."""
+            if callback_on_step_end is None:
+                return sample
+            answer = callback_on_step_end(self, step, timestep, dict.fromkeys(tensors, sample))
+            return checks.replaced_latents(answer, sample)
+
         with _eval_mode(self.transformer, self.vae):
             if isinstance(self.scheduler, FlowMatchODESolverScheduler):
-                latents = self._integrate(predict, latents, num_inference_steps, callback_on_step_end)
+                if callback_on_step_end is not None:
+                    raise ValueError(
+                        "callback_on_step_end: an ODE solver has no steps of the pipeline; use another scheduler."
+                    )
+                sample = self._integrate(predict, start, steps)
             else:
-                latents = self._step_through(
-                    predict, latents, num_inference_steps, callback_on_step_end, self._step_arguments(generator, eta)
-                )
-            images = self._decode(latents, output_type)
+                arguments = self._step_arguments(generator, float(eta))
+                sample = self._step_through(predict, start, steps, device, after_step, arguments)
+            images = self._decode(sample, output_type)
 
         self.maybe_free_model_hooks()
         if not return_dict:
             return (images,)
         settings = {
-            "num_inference_steps": num_inference_steps,
+            "num_inference_steps": steps,
             "guidance_scale": guidance_scale if guided else 1.0,
             "guidance_interval": tuple(guidance_interval),
-            "guidance_channels": guidance_channels or channels,
+            "guidance_channels": guidance_channels or config.in_channels,
             "eta": eta,
         }
         return DEMOPipelineOutput(images=images, class_labels=labels, settings={**self._sampler_settings(), **settings})
@@ -202,41 +299,50 @@ class DEMOPipeline(DiffusionPipeline):
     def _step_through(
         self,
         predict: Predict,
-        latents: torch.Tensor,
-        num_inference_steps: int,
-        callback: Callable | None,
+        start: Callable[[], torch.Tensor],
+        steps: int,
+        device: torch.device,
+        after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
         step_arguments: dict[str, Any],
     ) -> torch.Tensor:
         """From noise to a sample, (N, C, H, W), in a scheduler's own steps."""
-        self._set_timesteps(num_inference_steps, latents.device)
+        self._lay_timesteps(steps, device)
         timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        # The scale of the noise is that of the first timestep, so it is known only now.
+        latents = start() * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        finite = []
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
+                if self._interrupt:
+                    break
                 prediction = predict(latents, timestep, step / len(timesteps))
                 latents = self.scheduler.step(prediction, timestep, latents, **step_arguments, return_dict=False)[0]
-                if callback is not None:
-                    replaced = callback(self, step, timestep, {"latents": latents}) or {}
-                    latents = replaced.get("latents", latents)
+                latents = after_step(step, timestep, latents)
+                finite.append(torch.isfinite(latents).all())
                 progress_bar.update()
+        checks.check_finite(finite, self.transformer, self._guidance_scale, self.scheduler)
         return latents
 
-    def _integrate(
-        self, predict: Predict, latents: torch.Tensor, num_inference_steps: int, callback: Callable | None
-    ) -> torch.Tensor:
+    def _integrate(self, predict: Predict, start: Callable[[], torch.Tensor], steps: int) -> torch.Tensor:
         """The same by an ODE solver, which asks for velocities when it wants them."""
-        if callback is not None:
-            raise ValueError("callback_on_step_end: an ODE solver has no steps of the pipeline; use another scheduler.")
-        _require_steps(num_inference_steps)
-        end, start = sample_interval(*self._flow())
+        end, first = sample_interval(*self._flow())
+        latents = start()
         with self.progress_bar(total=100) as progress_bar:  # percent of the way: how many steps it takes is not known
 
             def velocity(timestep: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+                if (
+                    self._interrupt
+                ):  # from another thread; a solver cannot be left, but it soon ends where nothing moves
+                    return torch.zeros_like(sample)
                 time = float(timestep) / self.scheduler.config.num_train_timesteps
-                progress = (start - time) / (start - end)
+                progress = (first - time) / (first - end)
                 progress_bar.update(max(0, round(100 * progress) - progress_bar.n))
                 return predict(sample, timestep, min(progress, PROGRESS_END))
 
-            return self.scheduler.integrate(velocity, latents, start, end, num_inference_steps)
+            latents = self.scheduler.integrate(velocity, latents, first, end, steps)
+        checks.check_finite([torch.isfinite(latents).all()], self.transformer, self._guidance_scale, self.scheduler)
+        return latents
 
     def _sampler_settings(self) -> dict[str, Any]:
         config = {name: value for name, value in self.scheduler.config.items() if not name.startswith("_")}
@@ -244,8 +350,7 @@ class DEMOPipeline(DiffusionPipeline):
         return {"scheduler": type(self.scheduler).__name__, "scheduler_config": config, "dtype": dtype}
 
     def _labels(self, class_labels: Any, num_images_per_label: int) -> list[int]:
-        if num_images_per_label < 1:
-            raise ValueError(f"num_images_per_label={num_images_per_label} is below 1; ask for at least one image.")
+        whole("num_images_per_label", num_images_per_label, 1, "ask for at least one image")
         if class_labels is None:
             if self.transformer.config.num_classes:
                 raise ValueError(
@@ -258,120 +363,38 @@ class DEMOPipeline(DiffusionPipeline):
             raise ValueError("class_labels is empty; pass at least one class name or id.")
         return [label_id for label_id in ids for _ in range(num_images_per_label)]
 
-    def _check_arguments(
-        self,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float],
-        guidance_channels: int | None,
-        output_type: str,
-        callback_tensors: Sequence[str],
-    ) -> None:
-        if not guidance_scale >= 1.0:
-            raise ValueError(
-                f"guidance_scale={guidance_scale} is below 1; 1.0 turns guidance off. (0 would draw without a class.)"
-            )
-        start, stop = guidance_interval
-        if not 0.0 <= start < stop <= 1.0:
-            raise ValueError(f"guidance_interval={guidance_interval} is not (start, stop) with 0 <= start < stop <= 1.")
-        channels = self.transformer.config.in_channels
-        if guidance_channels is not None and not 1 <= guidance_channels <= channels:
-            raise ValueError(
-                f"guidance_channels={guidance_channels} is not between 1 and {channels}; None guides all channels."
-            )
-        one_of("output_type", output_type, OUTPUT_TYPES)
-        unknown = set(callback_tensors) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; use {self._callback_tensor_inputs}."
-            )
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Refuse, as a call would, a number of steps that does not begin at pure noise; nothing is drawn."""
+        steps = checks.check_steps(num_inference_steps, self.scheduler)
+        if not isinstance(self.scheduler, FlowMatchODESolverScheduler):
+            self._lay_timesteps(steps, torch.device("cpu"))
 
-    def _check_scheduler(self) -> None:
-        """Refuse pairs of model and scheduler that would run and draw noise."""
-        name, config = type(self.scheduler).__name__, self.scheduler.config
-        path = path_of(self.transformer.config)
-        wanted = "epsilon" if path is None else "flow_prediction"  # whatever a flow model predicts becomes its flow
-        is_flow = name.startswith("FlowMatch") or config.get("use_flow_sigmas", False)
-        given = "flow_prediction" if is_flow else config.get("prediction_type", "epsilon")
-        if given != wanted:
-            model = self.transformer.config.prediction_type + (f" on the {path} path" if path else "")
-            raise ValueError(
-                f"{name} is set up for prediction_type={given!r}, the model predicts {model!r}; "
-                "use a DDPM, DDIM or DPM-Solver scheduler for epsilon, a FlowMatch one for flow models "
-                "(or a solver with use_flow_sigmas=True, prediction_type='flow_prediction')."
-            )
-        stored = config.get("flow_path", "linear")
-        if path not in (None, stored) and (name not in PATH_AGNOSTIC or config.get("stochastic_sampling")):
-            raise ValueError(
-                f"{name} works on the {stored} path, the model on {path}; use {', '.join(PATH_AGNOSTIC)} or "
-                f"FlowMatchEulerMaruyamaScheduler(flow_path={path!r})."
-            )
-        has_variance = self.transformer.config.learn_sigma
-        learned = config.get("variance_type") in LEARNED_VARIANCE
-        if self._takes_learned_variance():
-            if not has_variance:
-                raise ValueError(
-                    f"{name} expects a learned variance that this model does not predict; "
-                    f"use {name}.from_config(config, variance_type='fixed_small')."
-                )
-        elif learned and "variance_type" in inspect.signature(type(self.scheduler).__init__).parameters:
-            raise ValueError(
-                f"{name} inherited variance_type={config.variance_type!r} and cannot use a learned variance; "
-                f"use {name}.from_config(pipe.scheduler.config, variance_type=None)."
-            )
+    def _lay_timesteps(self, steps: int, device: torch.device) -> None:
+        path, prediction_type = self._flow()
+        first = sample_interval(path, prediction_type)[1] if path else 1.0
+        checks.lay_timesteps(self.scheduler, steps, device, first, f"{prediction_type} model on the {path} path")
 
-    def _takes_learned_variance(self) -> bool:
-        ancestral = isinstance(self.scheduler, DDPMScheduler | DDPMParallelScheduler)
-        return ancestral and self.scheduler.config.variance_type in LEARNED_VARIANCE
+    def _steps(self, num_inference_steps: int | None) -> int:
+        """The steps of a call: its own, those saved with the pipeline, or what suits the scheduler."""
+        saved = self.config.default_num_inference_steps
+        chosen = saved if num_inference_steps is None else num_inference_steps
+        return checks.default_steps(self.scheduler) if chosen is None else chosen
 
-    def _prepare_latents(
-        self,
-        latents: torch.Tensor | None,
-        batch: int,
-        height: int | None,
-        width: int | None,
-        generator: Generators,
-        device: torch.device,
-    ) -> torch.Tensor:
+    def _latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width that the model sees, of an image's in pixels."""
         default_height, default_width = self.transformer.sample_shape
-        step = self.vae_scale_factor * self.transformer.config.patch_size
-        size = []
+        patch, factor = self.transformer.config.patch_size, self.vae_scale_factor
+        step, size = factor * patch, []
         for name, value, default in (("height", height, default_height), ("width", width, default_width)):
-            pixels = default * self.vae_scale_factor if value is None else value
+            remedy = f"leave it out for {default * factor} pixels"
+            pixels = default * factor if value is None else whole(name, value, 1, remedy)
             if pixels < step or pixels % step:
                 raise ValueError(
-                    f"{name}={pixels} is not a positive multiple of {step} (patch_size "
-                    f"{self.transformer.config.patch_size} x VAE factor {self.vae_scale_factor}); "
+                    f"{name}={pixels} is not a positive multiple of {step} (patch_size {patch} x VAE factor {factor}); "
                     f"use {max(step, pixels - pixels % step)}."
                 )
-            size.append(pixels // self.vae_scale_factor)
-        shape = (batch, self.transformer.config.in_channels, *size)
-        if isinstance(generator, list) and len(generator) != batch:
-            raise ValueError(f"{len(generator)} generators for {batch} images; pass one an image, or a single one.")
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif latents.shape != shape:
-            raise ValueError(f"latents have the shape {tuple(latents.shape)}; these arguments need {shape}.")
-        return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
-
-    def _set_timesteps(self, num_inference_steps: int, device: torch.device) -> None:
-        _require_steps(num_inference_steps)
-        accepted = inspect.signature(self.scheduler.set_timesteps).parameters
-        path, prediction_type = self._flow()
-        start = sample_interval(path, prediction_type)[1] if path else 1.0
-        if type(self.scheduler).__name__.startswith("FlowMatch") and "sigmas" in accepted:
-            # Even steps from 1 to 0 (SiT's); the scheduler's default ends at sigma = 0.001 and jumps to 0.
-            sigmas = np.linspace(start, 0.0, num_inference_steps + 1)[:-1]
-            self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
-        elif "start" in accepted:
-            self.scheduler.set_timesteps(num_inference_steps, device=device, start=start)
-        elif start < 1.0:
-            raise ValueError(
-                f"{type(self.scheduler).__name__} starts at pure noise, where a {prediction_type} model on the {path} "
-                "path has no velocity; use FlowMatchEulerDiscreteScheduler or "
-                "FlowMatchODESolverScheduler(method='heun2')."
-            )
-        else:
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            size.append(pixels // factor)
+        return size[0], size[1]
 
     def _flow(self) -> tuple[Any, str]:
         """The model's path, None if it is no flow model, and what it predicts."""
@@ -386,7 +409,7 @@ class DEMOPipeline(DiffusionPipeline):
         if path is not None and prediction_type != "flow_prediction":
             time = float(timestep) / self.scheduler.config.num_train_timesteps
             return path_numbers(path, time).velocity_of(prediction_type, prediction, sample)
-        if self._takes_learned_variance():
+        if checks.takes_learned_variance(self.scheduler):
             return prediction
         return prediction[:, : self.transformer.config.in_channels]
 
@@ -411,13 +434,31 @@ class DEMOPipeline(DiffusionPipeline):
         if output_type == "latent":
             return latents
         images = decode_latents(self.vae, latents) if self.vae is not None else latents
+        if self.vae is not None:
+            checks.check_decoded(images, self.vae)
         # Already float32, so that PIL output is rounded there and not in half precision.
         return self.image_processor.postprocess(images, output_type=output_type)
 
 
-def _require_steps(num_inference_steps: int) -> None:
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps={num_inference_steps} is below 1.")
+def _by_id(id2label: Mapping[Any, str] | Sequence[str] | None) -> dict[Any, str]:
+    """Names by id as the user wrote the ids; of a list, its indices."""
+    if id2label is None:
+        return {}
+    if isinstance(id2label, Mapping):
+        table = dict(id2label)
+    elif isinstance(id2label, Sequence) and not isinstance(id2label, str):
+        table = dict(enumerate(id2label))
+    else:
+        raise ValueError(
+            f"id2label={id2label!r} is a {type(id2label).__name__}; pass names by id ({{0: 'cat', ...}}), or a list."
+        )
+    for key, name in table.items():
+        if not isinstance(name, str):
+            remedy = " (ids and names are the other way round?)" if isinstance(key, str) else ""
+            raise ValueError(f"id2label has {key!r}: {name!r}; names are text{remedy}.")
+    if len({str(key) for key in table}) < len(table):
+        raise ValueError(f"id2label has an id twice, as number and as text: {sorted(map(repr, table))}.")
+    return table
 
 
 def _guide(both: torch.Tensor, scale: float, channels: int) -> torch.Tensor:

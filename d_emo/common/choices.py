@@ -1,6 +1,9 @@
-"""The one way to refuse a word that is not among those allowed."""
+"""The one way to refuse a word that is not among those allowed, or a number that is none."""
 
+import math
+import numbers
 from collections.abc import Iterable
+from typing import Any
 
 
 def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
@@ -8,3 +11,21 @@ def one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(allowed)}.")
+
+
+def whole(name: str, value: Any, lowest: int, remedy: str) -> int:
+    """A whole number, Python's or NumPy's, of at least `lowest`; or a ValueError that ends with a remedy."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name}={value!r} is a {type(value).__name__}, no whole number; {remedy}.")
+    if value < lowest:
+        raise ValueError(f"{name}={value} is below {lowest}; {remedy}.")
+    return int(value)
+
+
+def real(name: str, value: Any, remedy: str) -> float:
+    """A finite number, Python's or NumPy's; or a ValueError that ends with a remedy."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name}={value!r} is a {type(value).__name__}, no plain number; {remedy}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value} is not finite; {remedy}.")
+    return float(value)

@@ -21,6 +21,7 @@ from d_emo.common.choices import one_of
 from d_emo.schedulers.flow_paths import FLOW_PREDICTIONS, PATHS, path_of
 
 from .checkpointing import checkpoint_block
+from .checks import check_input, check_kind, check_loading, warn_of_untouched_statistics
 from .layers import AdaLayerNormOut, sincos_positions
 
 # Channels of the sinusoidal timestep encoding, as in DiT.
@@ -83,16 +84,49 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """Diffusers' `from_pretrained`; BatchNorm statistics survive a device map that puts blocks on disk."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        """Diffusers' `from_pretrained`, strict: a folder whose configuration and weights differ is no model.
+
+        BatchNorm statistics survive a device map that puts blocks on disk.
+
+        Raises:
+            ValueError: the folder holds another kind of network, or weights are missing or left over.
+        """
+        check_kind(cls, pretrained_model_name_or_path, kwargs)
+        wants_information = kwargs.pop("output_loading_info", False)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        model, information = loaded if isinstance(loaded, tuple) else (loaded, {})
+        check_loading(str(pretrained_model_name_or_path), model, information)
         if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
             # Diffusers writes buffers to the disk with the weights, but its hooks load only weights back.
             stored = OffloadedWeightsLoader(save_folder=kwargs["offload_folder"])
             for name, buffer in model.named_buffers():
                 if name in stored.all_keys:
                     buffer.copy_(stored[name])
-        return loaded
+        warn_of_untouched_statistics(model, f"{pretrained_model_name_or_path} was saved")
+        return (model, information) if wants_information else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Diffusers' `save_pretrained`; says where BatchNorm's statistics were forgotten."""
+        warn_of_untouched_statistics(self, f"{save_directory} is being saved")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def load_lora_adapter(
+        self, pretrained_model_name_or_path_or_dict: Any, prefix: str | None = "transformer", **kwargs: Any
+    ) -> None:
+        """Diffusers' `load_lora_adapter`; a file without a fitting adapter is an error.
+
+        Raises:
+            ValueError: no key begins with the prefix.
+        """
+        before = set(getattr(self, "peft_config", None) or {})
+        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, prefix=prefix, **kwargs)
+        if not kwargs.get("hotswap") and set(getattr(self, "peft_config", None) or {}) == before:
+            name = pretrained_model_name_or_path_or_dict
+            raise ValueError(
+                f"{'the adapter' if isinstance(name, dict) else name}: no key begins with {prefix!r} and a dot, so "
+                "nothing would be loaded; pass prefix=None for a file of this model alone, or the prefix that its keys "
+                "have."
+            )
 
     @property
     def sample_shape(self) -> tuple[int, int]:
@@ -153,11 +187,12 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
             `sample`: (B, O, H, W).
 
         Raises:
-            ValueError: wrong number of channels, a size that the patch does not divide, or missing labels.
+            ValueError: wrong shapes or types, a size that the patch does not divide, labels that are missing or (on the
+                CPU, where looking costs nothing) out of range.
         """
-        batch, channels, height, width = hidden_states.shape
+        check_input(self.config, self.null_label, hidden_states, timestep, class_labels)
+        batch, _, height, width = hidden_states.shape
         patch = self.config.patch_size
-        self._check_input(channels, height, width, class_labels)
         if class_labels is None:
             class_labels = torch.full((batch,), self.null_label, device=hidden_states.device)
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch)
@@ -182,22 +217,6 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     def seen_time(self, timestep: torch.Tensor) -> torch.Tensor:
         """The time that the network was trained on, (B,), of Diffusers' timestep."""
         return timestep
-
-    def _check_input(self, channels: int, height: int, width: int, class_labels: torch.Tensor | None) -> None:
-        patch = self.config.patch_size
-        if channels != self.config.in_channels:
-            raise ValueError(f"the input has {channels} channels, the model takes {self.config.in_channels}.")
-        for name, size in (("height", height), ("width", width)):
-            if size % patch or size < patch:
-                raise ValueError(
-                    f"{name}={size} is not a positive multiple of patch_size={patch}; "
-                    f"use {max(patch, size - size % patch)}."
-                )
-        if class_labels is None and self.config.num_classes:
-            raise ValueError(
-                f"class_labels is missing and the model has {self.config.num_classes} classes; "
-                f"pass ids, or {self.null_label} for every sample without a class."
-            )
 
     def _positions(self, rows: int, columns: int) -> torch.Tensor:
         if self.pos_embed.shape[:2] == (rows, columns):

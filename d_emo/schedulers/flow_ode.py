@@ -10,7 +10,7 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
-from d_emo.common.choices import one_of
+from d_emo.common.choices import one_of, real, whole
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
@@ -39,7 +39,8 @@ class FlowMatchODESolverScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, method: str = "dopri5", atol: float = 1e-6, rtol: float = 1e-3):
         one_of("method", method, ADAPTIVE + FIXED)
-        if min(atol, rtol) <= 0:
+        whole("num_train_timesteps", num_train_timesteps, 1, "models of this package have 1000")
+        if min(real("atol", atol, "SiT uses 1e-6"), real("rtol", rtol, "SiT uses 1e-3")) <= 0:
             raise ValueError(f"atol={atol} and rtol={rtol} must be positive; SiT uses 1e-6 and 1e-3.")
         try:
             import torchdiffeq  # noqa: F401

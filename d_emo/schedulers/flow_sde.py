@@ -16,7 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from d_emo.common.choices import one_of
+from d_emo.common.choices import one_of, real, whole
 from d_emo.schedulers.flow_paths import PATHS, SAMPLE_MARGIN, PathPoint, path_numbers
 
 DIFFUSIONS = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing-decreasing")
@@ -59,9 +59,10 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         one_of("flow_path", flow_path, PATHS)
         one_of("diffusion", diffusion, DIFFUSIONS)
         one_of("last_step", last_step, LAST_STEPS)
-        if not 0 < last_step_size < 1:
+        whole("num_train_timesteps", num_train_timesteps, 1, "models of this package have 1000")
+        if not 0 < real("last_step_size", last_step_size, "SiT uses 0.04") < 1:
             raise ValueError(f"last_step_size={last_step_size} is not between 0 and 1; SiT uses 0.04.")
-        if diffusion_norm < 0:
+        if real("diffusion_norm", diffusion_norm, "SiT uses 1.0") < 0:
             raise ValueError(f"diffusion_norm={diffusion_norm} is negative; use 0 or more.")
         self.sigmas = torch.empty(0)
         self.timesteps = torch.empty(0)
@@ -80,7 +81,7 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: fewer than two steps.
         """
-        if num_inference_steps < 2:
+        if whole("num_inference_steps", num_inference_steps, 1, "SiT takes 250") < 2:
             raise ValueError(f"num_inference_steps={num_inference_steps}: this sampler takes at least 2 steps.")
         if self.config.diffusion == "sbdm" and self.config.flow_path != "vp":
             start = min(start, 1.0 - SAMPLE_MARGIN)  # w is infinite at s = 1

@@ -4,6 +4,7 @@ The label table is trained whole, since other classes have other rows. BatchNorm
 belong to weights that do not change.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from d_emo.models import ClassConditionalTransformer2DModel
+from d_emo.pipelines.lora import FOLDER, write_adapters
 
 # The blocks' linear layers, of D-EMOv2 and of the DiT baseline.
 TARGETS = r"blocks\.\d+\.(i2rmb\.attn\.to_qkv|i2rmb\.proj_out|to_qkv|to_out|mlp_in|mlp_out|modulation)"
 LABELS = "label_embed"
-FOLDER, AVERAGE = "lora", "average.safetensors"
+AVERAGE = "average.safetensors"
 
 
 def add_lora(model: ClassConditionalTransformer2DModel, rank: int, alpha: int) -> None:
@@ -47,9 +49,16 @@ def set_mode(model: torch.nn.Module, frozen_norms: bool) -> None:
                 module.eval()
 
 
-def save_adapters(model: Any, folder: Path) -> None:
-    """Write a model's adapters as Diffusers' `load_lora_adapter` reads them."""
-    model.save_lora_adapter(folder / FOLDER, weight_name="pytorch_lora_weights.safetensors")
+def save_adapters(model: Any, folder: Path, id2label: Mapping[int, str], base: str | None) -> None:
+    """Write everything that is trained, as `DEMOPipeline.load_lora_weights` reads it.
+
+    Args:
+        model: with its adapters.
+        folder: of the pipeline that holds them merged; they go into its `lora` folder.
+        id2label: names of the classes.
+        base: --init-from.
+    """
+    write_adapters(folder / FOLDER, model, id2label, base)
 
 
 def save_average(average: torch.nn.Module, model: torch.nn.Module, folder: Path) -> None:

@@ -16,7 +16,7 @@ from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.models.flops import count_macs, count_parameters
-from d_emo.pipelines import DEMOPipeline
+from d_emo.pipelines import DEMOPipeline, default_steps
 from d_emo.train.diffusion.config import AUTO_VAE, DiffusionRunOptions, OptimizationOptions, TrainConfig
 from d_emo.train.diffusion.init_from import InitialWeights
 from d_emo.train.diffusion.lora import add_lora
@@ -284,11 +284,15 @@ def make_lr_schedule(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.opti
 
 def make_pipeline(model: Any, plan: Plan) -> DEMOPipeline:
     """A model (the averaged one) with what it takes to sample from it and to save it."""
+    scheduler = plan.objective.make_scheduler()
     pipeline = DEMOPipeline(
         transformer=model,
-        scheduler=plan.objective.make_scheduler(),
+        scheduler=scheduler,
         vae=plan.vae,
         id2label=plan.source.id2label,
+        default_num_inference_steps=default_steps(scheduler),
     )
+    if plan.config.run.sample_every:
+        pipeline.check_steps(plan.config.run.sample_steps)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

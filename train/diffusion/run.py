@@ -43,4 +43,4 @@ class Run(TrainingRun[Plan]):
     def save_more(self, folder: Path) -> None:
         """See `TrainingRun.save_more`: the averaged adapters by themselves."""
         if self.has_adapters:
-            lora.save_adapters(self.average.module, folder)
+            lora.save_adapters(self.average.module, folder, self.plan.source.id2label, self.plan.config.model.init_from)

@@ -6,6 +6,7 @@ from accelerate import Accelerator
 
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.eval.fid.scoring import summary
+from d_emo.pipelines import DEMOPipeline, NonFiniteSampleError
 from d_emo.train.diffusion import figures
 from d_emo.train.diffusion.in_loop_fid import InLoopFID
 from d_emo.train.diffusion.run import Run
@@ -14,18 +15,26 @@ from d_emo.train.engine.log import LOG_FILE
 
 def show_samples(run: Run) -> None:
     """Save a grid of samples of the averaged model; the main process draws, the others wait."""
-    accelerator, options, pipeline = run.accelerator, run.plan.config.run, run.result()
-    if accelerator.is_main_process:
-        count, steps, scale = options.samples_per_class, options.sample_steps, options.sample_guidance_scale
-        with accelerator.autocast():
-            rows, captions = figures.draw_samples(pipeline, count, steps, scale, options.seed)
-        grid = caption_grid(rows, captions)
-        path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
-        save_image(grid, path)
-        plot_losses(run)
-        run.say(f"step {run.step}: samples in {path}")
-        log_grid(accelerator, grid, run.step)
-    accelerator.wait_for_everyone()
+    pipeline = run.result()
+    if run.accelerator.is_main_process:
+        try:
+            _draw_grid(run, pipeline)
+        except NonFiniteSampleError as error:
+            run.say(f"step {run.step}: no samples, {error}")  # a grid is not worth the run
+    run.accelerator.wait_for_everyone()
+
+
+def _draw_grid(run: Run, pipeline: DEMOPipeline) -> None:
+    accelerator, options = run.accelerator, run.plan.config.run
+    count, steps, scale = options.samples_per_class, options.sample_steps, options.sample_guidance_scale
+    with accelerator.autocast():
+        rows, captions = figures.draw_samples(pipeline, count, steps, scale, options.seed)
+    grid = caption_grid(rows, captions)
+    path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
+    save_image(grid, path)
+    plot_losses(run)
+    run.say(f"step {run.step}: samples in {path}")
+    log_grid(accelerator, grid, run.step)
 
 
 def score_fid(run: Run, fid: InLoopFID) -> None:

@@ -5,21 +5,19 @@ For sampling and saving, the average is then written into a plain model of the s
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from d_emo.common import averaging
 from d_emo.train.engine.plan import OptimizationOptions
 
 
-class WeightAverage(AveragedModel):
-    """Averages parameters and buffers, starting at the model's own values.
-
-    Buffers count: with averaged weights and unaveraged BatchNorm statistics the result draws noise.
+class WeightAverage(averaging.WeightAverage):
+    """The average of a run, whole or sharded.
 
     Args:
         model: the model, before it is sharded.
@@ -27,10 +25,7 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, model: torch.nn.Module, options: OptimizationOptions):
-        super().__init__(model, multi_avg_fn=_average_function(options), use_buffers=True)
-        # Marks the copy as the first term; otherwise the first update would copy instead of averaging.
-        self.n_averaged.fill_(1)
-        self.requires_grad_(False).eval()
+        super().__init__(model, options.ema_decay, options.ema_warmup)
 
     @torch.no_grad()
     def update_parameters(self, model: torch.nn.Module) -> None:
@@ -80,17 +75,6 @@ class WeightAverage(AveragedModel):
         else:
             state = self.whole_state()
         plain.load_state_dict(state, strict=True)
-
-
-def _average_function(options: OptimizationOptions) -> Callable[..., None]:
-    if not options.ema_warmup:
-        return get_ema_multi_avg_fn(options.ema_decay)
-
-    def warmed_up(averages: Any, values: Any, count: torch.Tensor) -> None:
-        decay = min(options.ema_decay, (1 + count.item()) / (10 + count.item()))
-        get_ema_multi_avg_fn(decay)(averages, values, count)
-
-    return warmed_up
 
 
 def _local_tensors(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from d_emo import DEMOPipeline, create_model
 from d_emo.images.digits import DIGIT_NAMES
+from d_emo.train.diffusion import lora
 from d_emo.train.diffusion.init_from import InitialWeights
 
 FLOW = {"learn_sigma": False, "prediction_type": "flow_prediction"}
@@ -101,11 +102,13 @@ def digits_base(tmp_path):
     return tmp_path / "base"
 
 
-def draw(folder):
-    pipeline = DEMOPipeline.from_pretrained(folder)
+def draw(pipeline, labels=(3, 5)):
+    """Latents of a pipeline or of what lies in a folder."""
+    if not isinstance(pipeline, DEMOPipeline):
+        pipeline = DEMOPipeline.from_pretrained(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    return pipeline([3, 5], num_inference_steps=3, generator=generator, output_type="latent").images
+    return pipeline(list(labels), num_inference_steps=3, generator=generator, output_type="latent").images
 
 
 def test_lora_trains_adapters_and_labels_only_and_saves_them_merged_and_apart(capsys, tmp_path, digits_base):
@@ -119,16 +122,60 @@ def test_lora_trains_adapters_and_labels_only_and_saves_them_merged_and_apart(ca
     assert "label_embed.weight" in changed and "blocks.0.i2rmb.attn.to_qkv.weight" in changed
     expected = re.compile(r"label_embed\.weight|blocks\.\d+\.(modulation|i2rmb\.(attn\.to_qkv|proj_out))\.weight")
     assert all(expected.fullmatch(name) for name in changed)  # no BatchNorm statistics, no biases, no embeddings
-    # The adapters alone, on the base, with its label table replaced, draw the same.
+    # Everything trained lies in the folder: on the base it draws the merged pictures, and comes off again.
     base = DEMOPipeline.from_pretrained(digits_base)
-    base.transformer.load_lora_adapter(str(run / "lora"), prefix=None, weight_name="pytorch_lora_weights.safetensors")
-    base.transformer.label_embed.load_state_dict({"weight": after["label_embed.weight"]})
-    base.set_progress_bar_config(disable=True)
-    with_adapters = base(
-        [3, 5], num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="latent"
-    )
-    torch.testing.assert_close(with_adapters.images, draw(run), atol=1e-4, rtol=1e-4)
-    assert (draw(run) - draw(digits_base)).abs().max() > 1e-3
+    plain = draw(base)
+    base.load_lora_weights(run)
+    torch.testing.assert_close(draw(base), draw(run), atol=1e-4, rtol=1e-4)
+    assert (draw(run) - plain).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="carries adapters already"):
+        base.load_lora_weights(run / "lora")
+    base.unload_lora_weights()
+    torch.testing.assert_close(draw(base), plain, atol=0, rtol=0)
+    # By Diffusers' own means, as docs/training.md has it.
+    base.transformer.load_lora_adapter(run / "lora", weight_name="pytorch_lora_weights.safetensors")
+    beside = load_file(run / "lora" / "trained_beside.safetensors")
+    base.transformer.load_state_dict(beside, strict=False)
+    torch.testing.assert_close(draw(base), draw(run), atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_for_other_classes_bring_their_names_and_go_onto_their_own_base_only(tmp_path, digits_base):
+    base = DEMOPipeline.from_pretrained(digits_base)
+    tuned = InitialWeights(str(digits_base))
+    task = {"sample_size": 24, "in_channels": 1, "num_classes": 2, **FLOW}
+    model = tuned.build(tuned.config(task), {0: "cat", 1: "dog"})
+    lora.add_lora(model, 2, 2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.eval()
+    lora.save_adapters(model, tmp_path, {0: "cat", 1: "dog"}, "digits")
+    expected = draw(DEMOPipeline(model, FlowMatchEulerDiscreteScheduler(), id2label=["cat", "dog"]), labels=["dog", 0])
+    base.load_lora_weights(tmp_path)
+    assert base.id2label == {0: "cat", 1: "dog"}
+    assert expected.shape[-1] == 24
+    torch.testing.assert_close(draw(base, labels=["dog", 0]), expected, atol=1e-4, rtol=1e-4)
+    base.unload_lora_weights()
+    assert base.id2label[9] == "nine" and draw(base).shape[-1] == 16
+    other = DEMOPipeline(tiny_model(in_channels=1, num_classes=10, hidden_size=64, **FLOW), base.scheduler)
+    with pytest.raises(ValueError, match=r"trained on another pipeline \(digits\): no layer"):
+        other.load_lora_weights(tmp_path)
+    base.transformer.proj_out.weight.data.mul_(1.5)
+    with pytest.raises(ValueError, match="the last layer has other weights"):
+        base.load_lora_weights(tmp_path)
+
+
+def test_loading_no_adapters_is_never_silent(tmp_path, digits_base):
+    base = DEMOPipeline.from_pretrained(digits_base)
+    with pytest.raises(ValueError, match="no pytorch_lora_weights"):
+        base.load_lora_weights(tmp_path)
+    with pytest.raises(ValueError, match="carries no adapters"):
+        base.unload_lora_weights()
+    adapter = {"blocks.0.modulation.lora_A.weight": torch.randn(2, 32),
+               "blocks.0.modulation.lora_B.weight": torch.randn(96, 2)}  # fmt: skip
+    with pytest.raises(ValueError, match=r"no key begins with 'transformer'.*pass prefix=None"):
+        base.transformer.load_lora_adapter(adapter)
+    base.transformer.load_lora_adapter(adapter, prefix=None)
 
 
 def test_lora_resumes_exactly(capsys, tmp_path, digits_base):

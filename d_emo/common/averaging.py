@@ -1,0 +1,74 @@
+"""The exponential moving average of a model's weights and buffers; the trainers' own is built on it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from d_emo.common.choices import real
+
+
+class WeightAverage(AveragedModel):
+    """Averages parameters and buffers, starting at the model's own values; in eval mode, without gradients.
+
+    `module` is the averaged model: sample from it, save it. `state_dict` and `load_state_dict` continue a run. Buffers
+    count: with averaged weights and unaveraged BatchNorm statistics a D-EMOv2 draws noise.
+
+    Args:
+        model: what is trained, in float32.
+        decay: share of the average that stays at an update, in [0, 1). After n updates a share of decay^n of the first
+            weights is left, unless there is a warm-up.
+        warmup: let the decay grow as (1 + n) / (10 + n) up to `decay`, for runs that are shorter than 1 / (1 - decay)
+            times a few.
+
+    Raises:
+        ValueError: no model, a decay out of range, or half-precision weights, in which small changes are rounded away.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float = 0.9999, warmup: bool = True):
+        if not isinstance(model, torch.nn.Module):
+            raise ValueError(
+                f"model is a {type(model).__name__}; pass the model itself, not its parameters: buffers are "
+                "averaged, too."
+            )
+        if not 0 <= real("decay", decay, "0.9999 is usual, 0.999 for short runs") < 1:
+            raise ValueError(f"decay={decay} is not in [0, 1); 0.9999 is usual, 0.999 for short runs.")
+        half = sorted({str(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)})
+        if half:
+            raise ValueError(
+                f"the model's weights are {', '.join(half)}, where an average would not move; keep them in float32 and "
+                "train under torch.autocast."
+            )
+        super().__init__(model, multi_avg_fn=_average_function(decay, warmup), use_buffers=True)
+        # Marks the copy as the first term; otherwise the first update would copy instead of averaging.
+        self.n_averaged.fill_(1)
+        self.requires_grad_(False).eval()
+
+    def update(self, model: torch.nn.Module) -> None:
+        """Add the model's values of now; call it after each optimizer step.
+
+        Raises:
+            ValueError: it is not the model whose average this is.
+        """
+        if not isinstance(model, torch.nn.Module):
+            raise ValueError(f"model is a {type(model).__name__}; pass the model itself, as at the start.")
+        own, given = ([tensor.shape for tensor in _tensors(module)] for module in (self.module, model))
+        if own != given:
+            raise ValueError("model is not of the kind whose average this is: its tensors are others.")
+        self.update_parameters(model)
+
+
+def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _average_function(final: float, warmup: bool) -> Callable[..., None]:
+    if not warmup:
+        return get_ema_multi_avg_fn(final)
+
+    def warmed_up(averages: Any, values: Any, count: torch.Tensor) -> None:
+        decay = min(final, (1 + count.item()) / (10 + count.item()))
+        get_ema_multi_avg_fn(decay)(averages, values, count)
+
+    return warmed_up

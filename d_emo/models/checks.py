@@ -1,0 +1,157 @@
+"""What the diffusion transformers refuse: inputs of other shapes, folders of other networks or of half a network."""
+
+import numbers
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+# What tells Diffusers where a folder lies.
+_PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# How many names a message lists.
+_SHOWN = 4
+
+
+class UntouchedStatisticsWarning(UserWarning):
+    """Trained weights beside BatchNorm statistics that no training step has touched."""
+
+
+def check_input(config: Any, null_label: int, hidden_states: Any, timestep: Any, class_labels: Any) -> None:
+    """Refuse what `forward` cannot work on, without waiting for a GPU.
+
+    Args:
+        config: of the model.
+        null_label: the largest label.
+        hidden_states: (B, C, H, W).
+        timestep: (B,) or one value.
+        class_labels: (B,) or None.
+    """
+    channels, patch = config.in_channels, config.patch_size
+    if not isinstance(hidden_states, torch.Tensor) or hidden_states.dim() != 4:
+        given = tuple(hidden_states.shape) if hasattr(hidden_states, "shape") else type(hidden_states).__name__
+        remedy = "; for one sample pass hidden_states[None]" if len(getattr(hidden_states, "shape", ())) == 3 else ""
+        raise ValueError(f"hidden_states are {given}, not a tensor (B, {channels}, H, W){remedy}.")
+    if not hidden_states.is_floating_point():
+        raise ValueError(f"hidden_states are {hidden_states.dtype}; pass floating-point numbers, about [-1, 1].")
+    batch = len(hidden_states)
+    if hidden_states.shape[1] != channels:
+        remedy = " (channels come second: permute(0, 3, 1, 2))" if hidden_states.shape[3] == channels else ""
+        raise ValueError(f"the input has {hidden_states.shape[1]} channels, the model takes {channels}{remedy}.")
+    for name, size in zip(("height", "width"), hidden_states.shape[2:], strict=True):
+        if size % patch or size < patch:
+            raise ValueError(
+                f"{name}={size} is not a positive multiple of patch_size={patch}; "
+                f"use {max(patch, size - size % patch)}."
+            )
+    shape = tuple(timestep.shape) if isinstance(timestep, torch.Tensor) else ()
+    if not isinstance(timestep, torch.Tensor | numbers.Real) or shape not in ((), (1,), (batch,)):
+        given = f"of shape {shape}" if shape else f"a {type(timestep).__name__}"
+        raise ValueError(f"timestep is {given}; pass one number, or a tensor ({batch},), one a sample.")
+    _check_labels(config.num_classes, null_label, class_labels, batch)
+
+
+def _check_labels(num_classes: int, null_label: int, labels: Any, batch: int) -> None:
+    rule = f"pass ids as a tensor ({batch},) of integers, or {null_label} for every sample without a class"
+    if labels is None:
+        if num_classes:
+            raise ValueError(f"class_labels is missing and the model has {num_classes} classes; {rule}.")
+        return
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"class_labels is a {type(labels).__name__}; {rule}.")
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"class_labels is {labels.dtype}; {rule} (labels.long()).")
+    if tuple(labels.shape) not in ((), (1,), (batch,)):
+        raise ValueError(f"class_labels has the shape {tuple(labels.shape)}; {rule}.")
+    # On a GPU a look at the values would wait for it; while a graph is recorded there are none.
+    if labels.device.type != "cpu" or type(labels) is not torch.Tensor or not labels.numel() or _is_recorded(labels):
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high > null_label:
+        raise ValueError(
+            f"class_labels has {low if low < 0 else high}; the model's classes are 0 to {num_classes - 1}, and "
+            f"{null_label} is no class."
+        )
+
+
+def _is_recorded(tensor: torch.Tensor) -> bool:
+    """Whether a compiler, a tracer or a transform such as vmap looks on, for which values cannot be read."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def check_kind(wanted: type, name: Any, options: Mapping[str, Any]) -> None:
+    """Refuse a folder that says it holds another kind of network; where that cannot be told, loading will tell.
+
+    Args:
+        wanted: the class that is to be loaded.
+        name: folder or Hub id.
+        options: of `from_pretrained`.
+    """
+    loader: Any = wanted
+    try:
+        config = loader.load_config(name, **{key: options[key] for key in _PLACE if key in options})
+    except OSError:
+        return  # Diffusers says so itself
+    stored = config.get("_class_name")
+    if stored is None or stored in {kind.__name__ for kind in wanted.__mro__}:
+        return
+    if stored == "DiTTransformer2DModel":
+        remedy = "published weights (the authors' .pt file) are converted by train/convert_dit.py"
+    else:
+        remedy = f"load it with {stored}.from_pretrained"
+    raise ValueError(f"{name}: its config.json is of a {stored}, not of a {wanted.__name__}; {remedy}.")
+
+
+def check_loading(name: str, model: nn.Module, information: Mapping[str, Any]) -> None:
+    """Refuse a model of which parts are missing in the file, or the other way round.
+
+    Args:
+        name: what was loaded.
+        model: what came of it.
+        information: Diffusers' report of the loading.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        return  # quantized weights have other names
+    missing, unknown = (sorted(information.get(key) or ()) for key in ("missing_keys", "unexpected_keys"))
+    if not missing and not unknown:
+        return
+    config: Any = model.config
+    stored = {key.split(".")[1] for key in unknown if key.startswith("blocks.")}
+    layers = config.num_layers + len(stored) if unknown and not missing else config.num_layers
+    cause = f"config.json says num_layers={config.num_layers}"
+    if stored and not missing:
+        cause += f", the weights have {layers} blocks"
+    raise ValueError(
+        f"{name}: config.json and weights are of different models (missing in the file: {_some(missing)}; not in the "
+        f"model: {_some(unknown)}). {cause}. Restore the config.json that was saved with the weights."
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "nothing") + more
+
+
+def warn_of_untouched_statistics(model: nn.Module, event: str) -> None:
+    """Warn where trained weights stand beside BatchNorm statistics that are still 0 and 1: samples would be noise."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    output = getattr(getattr(model, "proj_out", None), "weight", None)
+    if not norms or output is None:
+        return
+    tensors = [output, *(tensor for norm in norms for tensor in (norm.running_mean, norm.running_var))]
+    if any(tensor is None or tensor.device.type == "meta" for tensor in tensors):
+        return
+    untouched = [norm for norm in norms if not norm.running_mean.any() and bool((norm.running_var == 1).all())]
+    if untouched and bool(output.any()):  # the output's weights are zero until they are trained
+        warnings.warn(
+            f"{event} with trained weights, but {len(untouched)} of {len(norms)} BatchNorm layers have untouched "
+            "statistics (mean 0, variance 1): samples will be noise. An average of the parameters alone does this, "
+            "such as Diffusers' EMAModel; d_emo.WeightAverage averages buffers, too.",
+            UntouchedStatisticsWarning,
+            stacklevel=3,
+        )
