@@ -27,7 +27,10 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
     if not any(files.values()):
         if unconditional:
             raise ValueError(f"there are no images in this folder{note}.")
-        raise ValueError(f"there are no class folders with images in it{note}; expected {root}/CLASS/IMAGE.jpg.")
+        raise ValueError(
+            f"there are no class folders with images in it{note}; expected {root}/CLASS/IMAGE.jpg, or images "
+            "without classes: --unconditional."
+        )
     names = [class_name(folder.name) for folder in files]
     empty = [name for name, found in zip(names, files.values(), strict=True) if not found]
     if empty:

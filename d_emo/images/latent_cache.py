@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from d_emo.common.files import write_json, written_whole
+from d_emo.common.messages import first_line
 from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.images.decode import DECODE_VERSION
 from d_emo.images.source import ImageSource, no_image
@@ -141,7 +142,12 @@ class LatentCache:
     def __init__(self, folder: Path):
         self.folder = folder
         self.manifest = read_cache_manifest(folder)
-        self.labels = np.load(folder / LABELS, allow_pickle=False)
+        try:
+            self.labels = np.load(folder / LABELS, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise LatentCacheError(
+                f"{folder / LABELS} is damaged ({first_line(error)}); encode again into another folder."
+            ) from error
         if len(self.labels) != self.manifest.count:
             raise LatentCacheError(f"{folder / LABELS} holds {len(self.labels)} labels of {self.manifest.count}.")
         self.files = shard_folder(folder, self.manifest)
@@ -153,8 +159,13 @@ class LatentCache:
             )
         self._maps = [self._open(shard) for shard in self.files.ranges]
         for path in sorted(folder.glob(REPLACED_PATTERN)):
-            for index, used in json.loads(path.read_text(encoding="utf-8")).items():
-                self.labels[int(index)] = self.labels[used]
+            try:
+                for index, used in json.loads(path.read_text(encoding="utf-8")).items():
+                    self.labels[int(index)] = self.labels[used]
+            except (ValueError, AttributeError, IndexError, TypeError) as error:
+                raise LatentCacheError(
+                    f"{path} is damaged ({first_line(error)}); delete the file of latents beside it and encode again."
+                ) from error
 
     def _open(self, shard: range) -> np.ndarray:
         path = self.files.path(shard)

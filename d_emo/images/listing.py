@@ -74,21 +74,23 @@ class Listing:
         pictures: by class folder, or all by `root` itself.
         left_out: why and how often.
         broken_links: those that lead nowhere.
+        hint: what else people should know.
     """
 
     root: Path
     pictures: dict[Path, list[Path]] = field(default_factory=dict)
     left_out: collections.Counter = field(default_factory=collections.Counter)
     broken_links: list[Path] = field(default_factory=list)
+    hint: str = ""
 
     @property
     def note(self) -> str:
-        """What was left out, in one line; nothing if nothing was."""
+        """What was left out and else is worth a word, in one line; nothing if nothing is."""
         left_out = collections.Counter(self.left_out)
         if self.broken_links:
             first = printable(str(self.broken_links[0].relative_to(self.root)))
             left_out[f"broken links (first {first})"] = len(self.broken_links)
-        return describe_left_out(left_out)
+        return "; ".join(part for part in (self.hint, describe_left_out(left_out)) if part)
 
 
 def list_classes(root: Path) -> Listing:
@@ -120,7 +122,14 @@ def list_all(root: Path) -> Listing:
     """All pictures of `root` at any depth, in the order of their paths."""
     listing = Listing(root)
     listing.pictures[root] = _sorted(_walk(root, set(), listing, below_root=True))
+    parts = sorted({path.relative_to(root).parts[0] for path in listing.pictures[root]} & _part_names(root))
+    if len(parts) > 1:
+        listing.hint = f"{' and '.join(parts)} are read together"
     return listing
+
+
+def _part_names(root: Path) -> set[str]:
+    return {entry.name for entry in _entries(root) if entry.name.casefold() in PARTS and _is(entry.is_dir)}
 
 
 def _walk(folder: Path, entered: set[tuple[int, int]], listing: Listing, below_root: bool = False) -> Iterator[Path]:

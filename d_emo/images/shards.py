@@ -6,6 +6,7 @@ of its files. The format: https://github.com/webdataset/webdataset.
 """
 
 import collections
+import contextlib
 import copy
 import glob
 import hashlib
@@ -27,7 +28,7 @@ from d_emo.images.decode import decode
 from d_emo.images.labels import english_names
 from d_emo.images.listing import HIDDEN, describe_left_out, hidden_path, picture_suffixes
 from d_emo.images.source import ImageSource, default_resolution
-from d_emo.images.stored_labels import class_ids, no_classes
+from d_emo.images.stored_labels import class_ids, describe_gaps, no_classes
 
 LABEL_SUFFIXES = (".cls", ".json")
 DEFAULT_LABEL_COLUMNS = ("cls", "label")
@@ -129,7 +130,7 @@ def read_index(paths: Sequence[Path], label_column: str | None, class_names: Seq
         digest.update(repr((str(path.resolve()), status.st_size, status.st_mtime_ns)).encode())
     cached = cache_folder() / "tar-index" / f"{digest.hexdigest()[:32]}.npz"
     if cached.is_file():
-        with np.load(cached, allow_pickle=False) as stored:
+        with contextlib.suppress(Exception), np.load(cached, allow_pickle=False) as stored:  # made again if damaged
             return TarIndex(**{part.name: stored[part.name] for part in fields(TarIndex)})
     index = _list_shards(paths, label_column, class_names)
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +172,7 @@ def _list_shards(paths: Sequence[Path], label_column: str | None, class_names: S
         raise ValueError("there are no images in these shards.")
     shards, offsets, lengths = np.array(rows, dtype=np.int64).T
     ids, names = class_ids(labels, class_names, keys.__getitem__) if label_column else no_classes(len(rows))
-    note = describe_left_out(left_out)
+    note = "; ".join(part for part in (describe_gaps(names), describe_left_out(left_out)) if part)
     return TarIndex(shards, offsets, lengths, ids, np.array(names, dtype=np.str_), np.array(note))
 
 

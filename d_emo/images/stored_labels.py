@@ -99,6 +99,14 @@ def no_classes(count: int) -> tuple[np.ndarray, list[str]]:
     return np.zeros(count, dtype=np.int64), []
 
 
+def describe_gaps(names: Sequence[str]) -> str:
+    """What becomes of numbers with gaps, for people; nothing for other names."""
+    numbers = [number for name in names if (number := whole_number(name)) is not None]
+    if len(numbers) < len(names) or numbers == list(range(len(names))):
+        return ""
+    return f"the labels are numbers with gaps, {numbers[0]} to {numbers[-1]}: ids go from 0 to {len(numbers) - 1}"
+
+
 @dataclass(frozen=True)
 class _Label:
     """A label as stored, its kind, the value in its one form (or why it is none), and where it first stands."""

@@ -12,7 +12,7 @@ from d_emo.images.decode import decode
 from d_emo.images.labels import english_names
 from d_emo.images.shards import expand_braces
 from d_emo.images.source import ImageSource, default_resolution
-from d_emo.images.stored_labels import class_ids, no_classes
+from d_emo.images.stored_labels import class_ids, describe_gaps, no_classes
 
 # Columns that are taken where the user named none and the usual ones are missing: by name, then by type.
 IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
@@ -146,4 +146,5 @@ def datasets_source(
         id2label=dict(enumerate(english_names(names))),
         resolution=default_resolution(read, len(table)),
         files=[Path(name)] if Path(name).is_file() else (),
+        note=describe_gaps(names),
     )

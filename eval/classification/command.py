@@ -3,7 +3,7 @@
 import argparse
 import csv
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,9 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
     Raises:
         ValueError: they do not open; the message names the option.
     """
+    for name in ("data_dir", "dataset"):
+        if getattr(options, name) == "":  # as a shell passes an unset variable
+            raise ValueError(f"--{name.replace('_', '-')} is empty; name what is meant, or leave it out.")
     if not options.data_dir and not options.dataset:
         return held_out(digits_source())[1]
     try:
@@ -117,11 +120,16 @@ def align_labels(source: ImageSource, id2label: Mapping[int, str]) -> tuple[Imag
         except ValueError:
             unknown.append(name)
     note = ""
-    if not found:
-        found = _by_number(list(source.id2label.values()), list(id2label.values()))
-        note = "; no class name is the model's, so that classes are compared by number"
-    elif unknown:
-        found = {}
+    if unknown:
+        numbers, model_numbers = (_numbers(table.values()) for table in (source.id2label, id2label))
+        if numbers and model_numbers:  # "07" is 7
+            found = _looked_up(numbers, dict(zip(model_numbers, id2label, strict=True)))
+        elif found or len(source.id2label) != len(id2label):
+            found = {}
+        else:
+            places = range(len(id2label))
+            found = _looked_up(numbers or [*places], {place: place for place in places})
+            note = "; no class name is the model's, so that classes are compared by number"
     if not found:
         raise ValueError(
             f"{source.name} has {len(source.id2label)} classes, the model {len(id2label)}, and these are not among the "
@@ -131,16 +139,14 @@ def align_labels(source: ImageSource, id2label: Mapping[int, str]) -> tuple[Imag
     return replace(source, labels=table[source.labels], id2label=dict(id2label)), note
 
 
-def _by_number(names: list[str], model_names: list[str]) -> dict[int, int]:
-    """The model's id of each class of the data by the numbers that stand for classes; nothing where none do."""
-    numbers = [whole_number(name) for name in names]
-    model_numbers = [whole_number(name.removeprefix("LABEL_")) for name in model_names]  # as transformers names them
-    if None in numbers:
-        return dict(enumerate(range(len(names)))) if len(names) == len(model_names) else {}
-    if None in model_numbers:
-        ids: dict[Any, int] = dict(enumerate(range(len(names)))) if len(names) == len(model_names) else {}
-    else:
-        ids = {number: label for label, number in enumerate(model_numbers)}
+def _numbers(names: Iterable[str]) -> list[int]:
+    """Names as numbers, also as transformers makes them up ("LABEL_7"); nothing where one is none."""
+    numbers = [whole_number(name.removeprefix("LABEL_")) for name in names]
+    return [number for number in numbers if number is not None] if None not in numbers else []
+
+
+def _looked_up(numbers: list[int], ids: dict[int, int]) -> dict[int, int]:
+    """The model's id of each class of the data; nothing where a number is none of the model's."""
     return {label: ids[number] for label, number in enumerate(numbers)} if {*numbers} <= {*ids} else {}
 
 

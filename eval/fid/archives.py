@@ -14,10 +14,13 @@ from typing import IO, Any
 import numpy as np
 
 from d_emo.common.files import written_whole
+from d_emo.common.messages import first_line
 
 IMAGES_KEY = "arr_0"
 STATISTICS_KEYS = ("mu", "sigma")
 SPATIAL_STATISTICS_KEYS = ("mu_s", "sigma_s")
+# NumPy writes about a hundred.
+MAX_HEADER_BYTES = 2**16
 
 
 def archive_keys(path: Path) -> set[str]:
@@ -29,8 +32,8 @@ def archive_keys(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path} is not an .npz file, or is damaged ({error}).") from error
+    except Exception as error:  # damaged archives fail in any way
+        raise ValueError(f"{path} is not an .npz file, or is damaged ({first_line(error)}).") from error
 
 
 def read_array(path: Path, key: str) -> np.ndarray:
@@ -42,8 +45,8 @@ def read_array(path: Path, key: str) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return archive[key]
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: array {key!r} cannot be read ({error}).") from error
+    except Exception as error:  # damaged archives fail in any way
+        raise ValueError(f"{path}: array {key!r} cannot be read ({first_line(error)}).") from error
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
@@ -58,21 +61,27 @@ def map_images(path: Path) -> np.ndarray:
     Raises:
         ValueError: there is no `arr_0`, it is compressed, or it is not uint8 of that shape.
     """
-    with zipfile.ZipFile(path) as archive:
-        try:
+    keys = archive_keys(path)
+    if IMAGES_KEY not in keys:
+        raise ValueError(f"{path} has no images: there is no {IMAGES_KEY!r} among {', '.join(sorted(keys))}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(f"{IMAGES_KEY}.npy")
-        except KeyError:
-            raise ValueError(
-                f"{path} has no images: there is no {IMAGES_KEY!r} among {', '.join(sorted(archive_keys(path)))}."
-            ) from None
-        with archive.open(member) as file:
-            shape, fortran, dtype = _array_header(file)
-            header = file.tell()
+            with archive.open(member) as file:
+                shape, fortran, dtype = _array_header(file)
+                header = file.tell()
+    except Exception as error:
+        raise ValueError(f"{path}: array {IMAGES_KEY!r} cannot be read ({first_line(error)}).") from error
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran:
         raise ValueError(f"{path}: {IMAGES_KEY} is {dtype} of shape {shape}; images are uint8, N x H x W x 3.")
     if member.compress_type != zipfile.ZIP_STORED:
         return read_array(path, IMAGES_KEY)
-    return np.memmap(path, dtype=np.uint8, mode="r", offset=_data_offset(path, member) + header, shape=shape)
+    if not np.prod(shape):
+        return np.empty(shape, dtype=np.uint8)
+    try:
+        return np.memmap(path, dtype=np.uint8, mode="r", offset=_data_offset(path, member) + header, shape=shape)
+    except Exception as error:
+        raise ValueError(f"{path}: array {IMAGES_KEY!r} is cut short ({first_line(error)}).") from error
 
 
 def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -82,8 +91,13 @@ def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ValueError("an array of the file is no .npy stream.")
     length_format = "<H" if magic[6] == 1 else "<I"
     (length,) = struct.unpack(length_format, file.read(struct.calcsize(length_format)))
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length:,} bytes")
     header = ast.literal_eval(file.read(length).decode("latin1"))
-    return header["shape"], header["fortran_order"], np.dtype(header["descr"])
+    shape = tuple(int(side) for side in header["shape"])
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape is {shape}")
+    return shape, bool(header["fortran_order"]), np.dtype(header["descr"])
 
 
 def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:

@@ -97,6 +97,8 @@ def open_set(source: str, size: Size | None = None, image_column: str = "image")
         ValueError: there are no images, they differ in size, or cannot be read; the message says which.
     """
     path = Path(source)
+    if not source:
+        raise ValueError("the name of the images is empty; name a folder, an .npz or a .parquet file.")
     if source == DIGITS:
         digits = digits_source()
         return view(digits, size or (digits.resolution, digits.resolution), f"scikit-learn's digits, {digits.size}")

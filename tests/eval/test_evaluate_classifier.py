@@ -146,6 +146,8 @@ def test_an_unreadable_image_ends_with_its_name(capsys, tmp_path, folder):
     [
         (["--data-dir", "nowhere"], "--data-dir nowhere: there is no such folder"),
         (["--dataset", "nowhere.parquet"], "--dataset nowhere.parquet"),
+        (["--data-dir", ""], "--data-dir is empty"),
+        (["--dataset", ""], "--dataset is empty"),
     ],
 )
 def test_missing_images_are_named(capsys, folder, offline, arguments, message):

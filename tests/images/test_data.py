@@ -124,6 +124,20 @@ def test_missing_sources_are_refused_with_a_remedy(tmp_path):
         load_source(DataOptions(dataset=str(tmp_path / "nowhere.parquet")))
 
 
+@pytest.mark.parametrize(
+    "name", ["train_data_dir", "dataset", "latents", "class_names", "label_column", "dataset_split"]
+)
+def test_an_empty_name_is_refused_and_is_not_the_digits(name):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is empty; name what is meant"):
+        DataOptions(**{name: ""})
+
+
+def test_a_folder_of_images_without_classes_is_told_how_to_be_used(tmp_path):
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"no class folders .*1 beside the class folders.*without classes: --uncond"):
+        load_source(DataOptions(train_data_dir=str(tmp_path)))
+
+
 def test_empty_class_folders_are_named(tmp_path):
     write_images(tmp_path)
     (tmp_path / "empty").mkdir()

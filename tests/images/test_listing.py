@@ -170,6 +170,9 @@ def test_a_root_of_train_and_val_gets_a_hint(tmp_path, parts):
     ):
         load_source(DataOptions(train_data_dir=str(tmp_path)))
     assert seen(tmp_path / parts[0]) == {"cat": 1, "dog": 1}
+    together = load_source(DataOptions(train_data_dir=str(tmp_path), unconditional=True))
+    assert "are read together" in together.describe_size()
+    assert any("are read together" in note for note in open_set(str(tmp_path)).notes)
 
 
 def test_classes_may_be_called_train_and_test(tmp_path):

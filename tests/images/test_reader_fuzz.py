@@ -1,4 +1,4 @@
-"""Damaged pictures, tar files and tables: whatever a file holds, a reader answers or names it, and nothing else.
+"""Damaged pictures, tar files, tables and archives: whatever they hold, a reader answers or names them, nothing else.
 
 A few hundred mutations run with the other tests, ten thousand with `pytest -m slow`.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from d_emo.eval.fid.image_sets import open_set
 from d_emo.images.decode import UnreadableImageError, decode
 from d_emo.images.shards import tar_source
 from d_emo.images.tables import datasets_source
@@ -24,9 +25,11 @@ def mutated(content: bytes, random: np.random.RandomState) -> bytes:
     """Bytes flipped, cut, repeated, filled, or two places exchanged."""
     data = bytearray(content)
     for _ in range(random.randint(1, 5)):
-        kind, place = random.randint(6), random.randint(len(data)) if data else 0
+        if not data:
+            break
+        kind, place = random.randint(6), random.randint(len(data))
         size = random.randint(1, 1 + min(64, len(data)))
-        if kind == 0 and data:
+        if kind == 0:
             data[place] = random.randint(256)
         elif kind == 1:
             del data[place:]
@@ -36,7 +39,7 @@ def mutated(content: bytes, random: np.random.RandomState) -> bytes:
             data[place : place + size] = bytes(random.choice([0, 255, 127, 128]) for _ in range(size))
         elif kind == 4:
             del data[place : place + size]
-        elif data:
+        else:
             head = random.randint(min(len(data), 64))  # headers are what parsers believe
             data[head] ^= 1 << random.randint(8)
     return bytes(data)
@@ -84,6 +87,24 @@ def test_damaged_pictures_are_read_or_named(count):
             assert picture.mode == "RGB" and min(picture.size) > 0
             read += 1
     assert 0.05 * count < read < 0.95 * count  # the mutations matter, and do not ruin everything
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_archives_are_read_or_named(tmp_path, count):
+    random, opened, target = np.random.RandomState(count), 0, io.BytesIO()
+    np.savez(target, random.randint(0, 256, (3, 8, 8, 3), dtype=np.uint8))
+    for number in range(count):
+        path = tmp_path / f"{number}.npz"
+        path.write_bytes(mutated(target.getvalue(), random))
+        try:
+            images = open_set(str(path))
+            images.read(0, len(images))
+        except ValueError as error:
+            assert f"{number}.npz" in str(error)
+        else:
+            opened += 1
+    assert opened
 
 
 def shard() -> bytes:

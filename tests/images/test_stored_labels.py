@@ -76,6 +76,13 @@ def test_labels_become_the_same_classes_everywhere(tmp_path, where, labels, ids,
     assert source.labels.tolist() == ids and list(source.id2label.values()) == names
 
 
+@pytest.mark.parametrize("where", ["table", "json", "cls"])
+def test_what_becomes_of_numbers_with_gaps_is_said(tmp_path, where):
+    line = opened(tmp_path, where, [9, 3]).describe_size()
+    assert line == "2 images (the labels are numbers with gaps, 3 to 9: ids go from 0 to 1)"
+    assert opened(tmp_path, where, [1, 0]).describe_size() == "2 images"
+
+
 @pytest.mark.parametrize("where", ["table", "json"])
 @pytest.mark.parametrize(
     ("labels", "ids", "names"),

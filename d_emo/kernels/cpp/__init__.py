@@ -5,7 +5,7 @@
     local.h        the local branch                                 fused.h      a block in inference
     kernels.cpp    the C interface; build.py compiles it, binding.py calls it
 
-Which row of docs/speed.md each earns stands at the top of its header.
+The row of docs/speed.md that says what a kernel gains stands at the top of its header.
 """
 
 import functools
