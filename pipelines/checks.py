@@ -331,7 +331,7 @@ def check_finite(
     elif guidance_scale > 20:
         cause = f"guidance_scale={guidance_scale} is very large: values from 1 to 10 are usual"
     else:
-        cause = f"the configuration of {_name(scheduler)} does not suit the model or so few steps: compare it with the saved one"
+        cause = f"{_name(scheduler)}'s configuration does not suit the model or so few steps: compare the saved one"
     raise NonFiniteSampleError(
         f"step {finite.index(False) + 1} of {len(finite)} ended in NaN or infinity; likely {cause}."
     )
