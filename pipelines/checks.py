@@ -12,6 +12,7 @@ from diffusers import DDPMParallelScheduler, DDPMScheduler, DiTTransformer2DMode
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from d_emo.common.choices import one_of, real, whole
+from d_emo.common.messages import first_line
 from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler
 from d_emo.schedulers.flow_paths import path_of
 
@@ -303,7 +304,7 @@ def lay_timesteps(scheduler: Any, steps: int, device: torch.device, start: float
         else:
             scheduler.set_timesteps(steps, device=device)
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise ValueError(
             f"num_inference_steps={steps}: {name} cannot lay that many ({reason}); use more, or another scheduler."
         ) from error

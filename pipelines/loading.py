@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from d_emo.common.messages import first_line
+
 from .pipeline_demo import DEMOPipeline
 
 
@@ -24,7 +26,7 @@ def open_pipeline(name: str, dtype: torch.dtype | None = None) -> DEMOPipeline:
     try:
         return DEMOPipeline.from_pretrained(path if path.exists() else name, **options)
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if path.exists():
             raise ValueError(f"{name}: this pipeline does not load: {reason}") from error
         raise ValueError(

@@ -333,9 +333,8 @@ class DEMOPipeline(LoraMixin, DiffusionPipeline):
         with self.progress_bar(total=100) as progress_bar:  # percent of the way: how many steps it takes is not known
 
             def velocity(timestep: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-                if (
-                    self._interrupt
-                ):  # from another thread; a solver cannot be left, but it soon ends where nothing moves
+                if self._interrupt:
+                    # From another thread; a solver cannot be left, but it soon ends where nothing moves.
                     return torch.zeros_like(sample)
                 time = float(timestep) / self.scheduler.config.num_train_timesteps
                 progress = (first - time) / (first - end)

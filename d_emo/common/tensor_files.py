@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from d_emo.common.messages import first_line
+
 
 def read_state(path: Path, parts: Sequence[str], chosen: str) -> dict[str, torch.Tensor]:
     """The tensors of a .pt or .pth file by their published names.
@@ -27,7 +29,7 @@ def read_state(path: Path, parts: Sequence[str], chosen: str) -> dict[str, torch
         with torch.serialization.safe_globals([argparse.Namespace]):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{path}: not a file of tensors ({reason}).") from error
     if isinstance(content, dict) and set(parts) & set(content):
         if chosen not in content:

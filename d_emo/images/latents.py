@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from d_emo.common.messages import first_line
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
@@ -30,7 +32,7 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> "AutoencoderKL":
     try:
         return AutoencoderKL.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"{name}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there is a network "
             f"(hf download {name}) and pass its folder."

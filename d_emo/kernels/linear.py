@@ -16,8 +16,9 @@ LEAST_ROWS = 64  # fewer do not repay the packing of the weight
 
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear(inputs, weight, bias)`."""
-    if multiplies(_as_autocast(inputs), _as_autocast(weight)):
-        return linear_operator(_as_autocast(inputs), _as_autocast(weight), bias)
+    cast = _as_autocast(inputs), _as_autocast(weight)
+    if multiplies(*cast):
+        return linear_operator(*cast, bias)
     return F.linear(inputs, weight, bias)
 
 

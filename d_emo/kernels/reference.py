@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-ATTENTION_TYPES = ("none", "neighborhood", "remote", "spanning")
-
 
 class Windows(NamedTuple):
     """How a grid is cut and attended to: C, h, the window's sides, which divide the grid's.

@@ -19,6 +19,7 @@ import torch
 
 from d_emo.common.digests import weights_digest
 from d_emo.common.files import file_digest
+from d_emo.common.messages import first_line
 
 INCEPTION, PIXELS = "inception", "pixels"
 # torch-fidelity's names behind the short ones.
@@ -106,7 +107,7 @@ class FidelityExtractor(FeatureExtractor):
             self.network = create_feature_extractor(long_name, [name], cuda=False, verbose=False)
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"--features {name}: torch-fidelity cannot fetch {long_name} ({_first_line(error)}). Fetch it once "
+                f"--features {name}: torch-fidelity cannot fetch {long_name} ({first_line(error)}). Fetch it once "
                 f"where there is a network (its cache is {torch.hub.get_dir()}), or use --features with the folder of "
                 "a transformers model."
             ) from error
@@ -141,7 +142,7 @@ class TransformersExtractor(FeatureExtractor):
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"--features {name}: neither one of inception, clip, dinov2, pixels nor an image model of transformers "
-                f"in a folder or on the Hub ({_first_line(error)})."
+                f"in a folder or on the Hub ({first_line(error)})."
             ) from error
         processor = hashlib.sha256(repr(sorted(self.processor.to_dict().items(), key=str)).encode()).hexdigest()
         self.name, self.identity = name, f"{weights_digest(self.network)}-{processor}"
@@ -227,7 +228,7 @@ def inception_path() -> Path:
         torch.hub.download_url_to_file(inception_url(), str(path), hash_prefix=inception_hash())
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"the Inception weights are not on this machine and cannot be downloaded ({_first_line(error)}). Fetch "
+            f"the Inception weights are not on this machine and cannot be downloaded ({first_line(error)}). Fetch "
             f"{inception_url()} (its SHA-256 begins with {inception_hash()}), then pass --inception-weights FILE or "
             f"put it at {path}. --features pixels needs no weights."
         ) from error
@@ -253,7 +254,7 @@ def checked_digest(path: Path, prefix: str | None) -> str:
         try:
             torch.load(path, weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"--inception-weights {path}: not a file of tensors ({_first_line(error)}).") from error
+            raise ValueError(f"--inception-weights {path}: not a file of tensors ({first_line(error)}).") from error
     return digest
 
 
@@ -272,7 +273,3 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = matmul
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Every option of the classification trainer, once; what it shares with the diffusion trainer is in `config`."""
+"""Every option of the classification trainer, once; `engine.options` and `data.options` have those of all trainers."""
 
 import json
 from dataclasses import dataclass, field

@@ -59,14 +59,14 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
     optimizer = make_optimizer(model, config.optimization)
     compile_model = (lambda: model.compile_repeated_blocks(fullgraph=True)) if config.model.compile else None
     parts = start.prepare(plan, accelerator, model, optimizer, make_lr_schedule(optimizer, plan), compile_model)
-    published: Any = parts.average.module
+    plain: Any = parts.average.module
     if is_sharded(accelerator) or config.model.lora_rank is not None:
-        published = plan.build_model().eval().requires_grad_(False).to(accelerator.device)
+        plain = plan.build_model().eval().requires_grad_(False).to(accelerator.device)
     return Run(
         **vars(parts),
         plan=plan,
         accelerator=accelerator,
-        pipeline=make_pipeline(published, plan),
+        pipeline=make_pipeline(plain, plan),
         published=published_loss(plan),
     )
 

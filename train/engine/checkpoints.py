@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from d_emo.common.files import file_digest, partial_path, replace_folder, sync, write_json
+from d_emo.common.messages import first_line
 from d_emo.common.processes import is_dead_worker, is_sharded
 from d_emo.train.engine.run import Savable, UnfinishedError
 
@@ -92,7 +93,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         if is_dead_worker(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UnfinishedError(
             f"{final} cannot be written ({reason}). Earlier checkpoints are whole; make room, or save elsewhere, and "
             "continue with --resume-from latest."

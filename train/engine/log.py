@@ -1,4 +1,4 @@
-"""What a run shows on its way: log lines, the loss curve, sample grids, quick FIDs, each also to the tracker."""
+"""The log of a run: a line on the screen, in `train_log.csv` and to the tracker."""
 
 import csv
 from collections.abc import Sequence
