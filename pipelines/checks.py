@@ -184,7 +184,8 @@ def check_scheduler(scheduler: Any, model_config: Any, trained: torch.Tensor | N
         model_config: of the transformer.
         trained: the noise schedule that came with the model, if it is of a diffusion in steps.
     """
-    name, config = _name(scheduler), getattr(scheduler, "config", {})
+    name = _name(scheduler)
+    config: Any = getattr(scheduler, "config", {})
     path = path_of(model_config)
     fitting = (
         "use a DDPM, DDIM or DPM-Solver scheduler for epsilon, a FlowMatch one for flow models "
@@ -330,7 +331,7 @@ def check_finite(
     elif guidance_scale > 20:
         cause = f"guidance_scale={guidance_scale} is very large: values from 1 to 10 are usual"
     else:
-        cause = f"the configuration of {_name(scheduler)} does not suit the model: compare it with the saved one"
+        cause = f"{_name(scheduler)}'s configuration does not suit the model or so few steps: compare the saved one"
     raise NonFiniteSampleError(
         f"step {finite.index(False) + 1} of {len(finite)} ended in NaN or infinity; likely {cause}."
     )

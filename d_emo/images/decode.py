@@ -136,6 +136,8 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         return PIL.ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")  # type: ignore[return-value]
     if not _has_transparency(image):
         return image.convert("RGB")
+    if image.mode == "La":  # multiplied by alpha beforehand; Pillow has one way out of it
+        image = image.convert("LA")
     picture = PIL.Image.new("RGB", image.size, BACKGROUND)
     image = image.convert("RGBA")
     picture.paste(image, mask=image)

@@ -102,9 +102,11 @@ class LabelResolver:
     def __init__(self, id2label: Mapping[int, str], num_classes: int):
         self.id2label = dict(id2label)
         self.num_classes = num_classes
+        self._by_exact_name: dict[str, set[int]] = {}
         self._by_full_name: dict[str, set[int]] = {}
         self._by_synonym: dict[str, set[int]] = {}
         for label_id, name in self.id2label.items():
+            self._by_exact_name.setdefault(class_name(name), set()).add(label_id)
             self._by_full_name.setdefault(_fold(name), set()).add(label_id)
             for synonym in name.split(","):
                 self._by_synonym.setdefault(_fold(synonym), set()).add(label_id)
@@ -132,7 +134,7 @@ class LabelResolver:
         if not self.id2label:
             raise ValueError(f"label {name!r} is a name, but this model carries no class names (id2label); pass an id.")
         folded = _fold(name)
-        exact = {i for i, full_name in self.id2label.items() if class_name(full_name) == class_name(name)}
+        exact = self._by_exact_name.get(class_name(name), ())
         for found in (exact, self._by_full_name.get(folded, ()), self._by_synonym.get(folded, ())):
             matches = sorted(found)
             if len(matches) == 1:

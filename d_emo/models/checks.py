@@ -139,7 +139,7 @@ def _some(names: list[str]) -> str:
 
 def warn_of_untouched_statistics(model: nn.Module, event: str) -> None:
     """Warn where trained weights stand beside BatchNorm statistics that are still 0 and 1: samples would be noise."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms: list[Any] = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     output = getattr(getattr(model, "proj_out", None), "weight", None)
     if not norms or output is None:
         return

@@ -5,6 +5,7 @@ this package draws are stored as sets.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -230,6 +231,6 @@ def content_hash(paths: Iterable[Path], root: Path | None = None) -> str:
     files = list(paths)
     for path in tqdm(files, desc="hashing", unit="file", leave=False, disable=len(files) < SLOW_HASH):
         if root is not None:
-            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(os.fsencode(path.relative_to(root).as_posix()))
         digest.update(file_digest(path).encode())
     return digest.hexdigest()

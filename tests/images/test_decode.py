@@ -236,6 +236,14 @@ def test_one_transparent_value_of_wide_grey_is_white():
         assert seen[0, :, 0].tolist() == [255, 9]
 
 
+@pytest.mark.parametrize(("mode", "premultiplied"), [("LA", "La"), ("RGBA", "RGBa")])
+def test_colours_multiplied_by_alpha_beforehand_are_laid_on_white(monkeypatch, mode, premultiplied):
+    image = picture(alpha=True).convert(mode).convert(premultiplied)
+    monkeypatch.setattr(rules, "_open", lambda _: image)  # no writer of Pillow makes such files
+    seen = np.asarray(decode(io.BytesIO(), "a"), dtype=np.float64)
+    np.testing.assert_allclose(seen, expected(mode), atol=4)  # 8 bits of colour times alpha lose as much
+
+
 def test_the_first_frame_of_an_animation_is_taken():
     frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
     for name in ("GIF", "PNG", "WEBP", "TIFF"):

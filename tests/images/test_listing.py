@@ -198,6 +198,7 @@ def test_names_that_are_not_utf8_are_shown_escaped_and_kept_as_text(tmp_path):
     for text in (*source.id2label.values(), source.describe_size(), source.name):
         text.encode("utf-8")
     assert source.read(0).size == (16, 16)
+    assert len(open_set(str(tmp_path))) == 2
     with open(root + b"/dog/\xff.png", "wb") as file:  # noqa: PTH123
         file.write(b"broken")
     with pytest.raises(ValueError, match=r"dog/\\xff\.png cannot be read"):
