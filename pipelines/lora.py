@@ -59,7 +59,6 @@ class LoraMixin:
     """`load_lora_weights` and `unload_lora_weights`, as Diffusers' pipelines call them."""
 
     transformer: Any
-    id2label: dict[int, str]
     _without_lora: tuple[dict[str, torch.Tensor], dict[str, Any], dict[int, str]] | None = None
 
     def load_lora_weights(self, folder: str | Path, adapter_name: str | None = None) -> None:
@@ -81,7 +80,7 @@ class LoraMixin:
         config = self.transformer.config
         kept = {name: self.transformer.get_parameter(name).detach().clone() for name in (LABELS, POSITIONS)}
         before = {"num_classes": config.num_classes, "sample_size": config.sample_size}
-        names = dict(self.id2label)
+        names = dict(self.id2label)  # type: ignore[attr-defined]
         self.transformer.load_lora_adapter(adapters, prefix=PREFIX, adapter_name=adapter_name,
                                            metadata=_adapter_metadata(place))  # fmt: skip
         self._without_lora = (kept, before, names)

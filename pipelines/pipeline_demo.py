@@ -174,7 +174,9 @@ class DEMOPipeline(LoraMixin, DiffusionPipeline):
         if isinstance(label, torch.Tensor | np.ndarray):
             label = label.tolist()
         labels: Any = label if isinstance(label, list | tuple | range) else [label]
-        plain = [item.tolist() if isinstance(item, torch.Tensor | np.ndarray | np.generic) else item for item in labels]
+        plain: list[Any] = [
+            item.tolist() if isinstance(item, torch.Tensor | np.ndarray | np.generic) else item for item in labels
+        ]
         return [self.label_resolver.resolve(item) for item in plain]
 
     @torch.no_grad()

@@ -81,7 +81,11 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What decides a run's results: its options with defaults resolved, and its data."""
         options = self.config.optimization
-        constant = options.lr_scheduler.startswith("constant") and self.warmup_steps == options.lr_warmup_steps
+        # A constant rate does not depend on the run's length, but for a warm-up that had to be shortened.
+        shortened = self.warmup_steps != options.lr_warmup_steps
+        constant = options.lr_scheduler == "constant" or (
+            options.lr_scheduler == "constant_with_warmup" and not shortened
+        )
         return {
             **self.config.flat(),
             # --max-train-steps may change on resuming, unless it shapes the learning rate.

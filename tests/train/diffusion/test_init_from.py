@@ -77,7 +77,7 @@ def test_fine_tuning_from_the_command_line_and_resuming(capsys, tmp_path):
     common = ("--global-batch-size", 8, "--micro-batch-size", 8, "--sample-every", 0, "--report-to", "none")
     first = ("--config", ROOT / "train/configs/digits.yaml", "--output-dir", tmp_path / "first", "--max-train-steps", 2)
     assert run_here(capsys, *first, *common)[0] == 0
-    second = ("--init-from", tmp_path / "first", "--objective", "sit", "--output-dir", tmp_path / "second")
+    second = ("--init-from", tmp_path / "first", "--lr-scheduler", "constant", "--output-dir", tmp_path / "second")
     code, printed = run_here(capsys, *second, "--max-train-steps", 2, *common)
     assert code == 0 and "model      first: 1,459,728 parameters" in printed, printed
     code, printed = run_here(capsys, *second, "--max-train-steps", 3, "--resume-from", "latest", *common)
@@ -90,7 +90,7 @@ def test_fine_tuning_from_the_command_line_and_resuming(capsys, tmp_path):
 
 
 LORA = ("--global-batch-size", 8, "--sample-every", 0, "--report-to", "none", "--log-every", 1,
-        "--learning-rate", "1e-2", "--ema-decay", "0.5", "--objective", "sit", "--lora-rank", 2)  # fmt: skip
+        "--learning-rate", "1e-2", "--ema-decay", "0.5", "--lr-scheduler", "constant", "--lora-rank", 2)  # fmt: skip
 
 
 @pytest.fixture
