@@ -22,7 +22,7 @@ class Reader(Protocol):
 
 
 def read_option_file(path: Path, readers: Mapping[str, Reader]) -> dict[str, Any]:
-    """The options that a file gives. `null` leaves an option at its default; hyphens in names are underscores.
+    """The options that a file gives. `null`, here None, is an option's default; hyphens in names are underscores.
 
     Args:
         path: the file.
@@ -46,7 +46,7 @@ def read_option_file(path: Path, readers: Mapping[str, Reader]) -> dict[str, Any
             values[name] = _value(node, name, readers[name], place)
     if unknown:
         raise ValueError(" ".join(unknown))
-    return {name: value for name, value in values.items() if value is not None}
+    return values
 
 
 def _entries(path: Path) -> list[tuple[str, Any, Any]]:

@@ -20,9 +20,13 @@ TRUE, FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", 
 Table = TypeVar("Table", bound="OptionTable")
 
 
-def option(default: Any, help_text: str) -> Any:
-    """A dataclass field with its line in --help."""
-    return field(default=default, metadata={"help": help_text})
+def option(default: Any, help_text: str, instead_of: str | None = None) -> Any:
+    """A dataclass field with its line in --help.
+
+    `instead_of` names an option that says the same in another way: given on the command line, this one takes the place
+    of that one in a file.
+    """
+    return field(default=default, metadata={"help": help_text, "instead_of": instead_of})
 
 
 def require(condition: bool, name: str, value: Any, rule: str) -> None:
@@ -98,14 +102,22 @@ def parse_options(
         raise ValueError(f"{' '.join(words)}: no option takes this; values follow their option.")
     given = vars(namespace)
     path = given.pop("config")
-    given = {**(read_option_file(Path(path), kinds) if path else {}), **given}
+    entries = [entry for group in groups.values() for entry in fields(group)]
+    if path:
+        given = _over(given, read_option_file(Path(path), kinds), entries)
     if beneath := recipe(given):
         values = read_option_file(beneath.path, kinds)
-        given = {**{name: value for name, value in values.items() if name not in beneath.without}, **given}
+        given = _over(given, {name: values[name] for name in values if name not in beneath.without}, entries)
     return table(**{
-        title: group(**{entry.name: given[entry.name] for entry in fields(group) if entry.name in given})
+        title: group(**{e.name: given[e.name] for e in fields(group) if given.get(e.name) is not None})
         for title, group in groups.items()
     })  # fmt: skip
+
+
+def _over(given: dict[str, Any], values: dict[str, Any], entries: list[Field]) -> dict[str, Any]:
+    """What was given, and of a file's values those that it leaves."""
+    replaced = {entry.metadata["instead_of"] for entry in entries if given.get(entry.name) is not None}
+    return {**{name: value for name, value in values.items() if name not in replaced}, **given}
 
 
 def kinds_of(group: type) -> dict[str, Kind]:

@@ -93,6 +93,21 @@ def test_yaml_means_what_the_command_line_means(tmp_path):
     assert parse_file(tmp_path, "") == Things()
 
 
+@pytest.mark.parametrize("given", ["--num-epochs 5", "--max-train-steps 7"])
+def test_one_way_to_say_the_length_takes_the_place_of_the_other_in_a_file(tmp_path, given):
+    name, value = given.split()
+    fields = {"--num-epochs": "num_epochs", "--max-train-steps": "max_train_steps"}
+    (tmp_path / "run.yaml").write_text("\n".join(f"{field}: 3" for option, field in fields.items() if option != name))
+    for file in (["--config", str(tmp_path / "run.yaml")], []):  # without it, the digits' recipe
+        run = parse_config([*file, name, value]).run
+        assert {field: getattr(run, field) for field in fields.values()} == {
+            field: float(value) if option == name else None for option, field in fields.items()
+        }
+    (tmp_path / "both.yaml").write_text("num_epochs: 3\nmax_train_steps: 3")
+    with pytest.raises(ValueError, match="both say how long"):
+        parse_config(["--config", str(tmp_path / "both.yaml")])
+
+
 def test_a_mapping_in_yaml_is_json_with_numbers(tmp_path):
     text = "model_config: {attention_type: remote, layer_scale: 1e-6}"
     (tmp_path / "run.yaml").write_text(text)
@@ -160,10 +175,10 @@ def test_all_unknown_options_are_in_one_message():
 @pytest.mark.parametrize(
     ("arguments", "answers"),
     [
-        ("--lr 1 --epochs 3 --results-dir x", ["--learning-rate", "--max-train-steps", "--output-dir"]),
+        ("--lr 1 --epochs 3 --results-dir x", ["--learning-rate", "--num-epochs", "--output-dir"]),
         ("--ckpt x --cfg-scale 4 --wandb", ["--resume-from", "--sample-guidance-scale", "--report-to wandb"]),
         ("--ema --image-size 3 --data-path x", ["--ema-decay", "--resolution", "--train-data-dir"]),
-        ("--train_batch_size 3 --num_train_epochs 3", ["--global-batch-size", "--max-train-steps"]),
+        ("--train_batch_size 3 --num_train_epochs 3", ["--global-batch-size", "--num-epochs"]),
     ],
 )
 def test_people_of_other_projects_are_answered(arguments, answers):

@@ -12,7 +12,7 @@ DATA_SOURCES = ("dataset", "train_data_dir", "latents")
 
 
 # Options of the digits' recipes that go with another: given that one, they are left out.
-TOGETHER = {"micro_batch_size": "global_batch_size", "max_train_steps": "num_epochs", "model_config": "model"}
+TOGETHER = {"micro_batch_size": "global_batch_size", "model_config": "model"}
 
 
 def digits_recipe(name: str, given: Mapping[str, Any]) -> Recipe | None:
