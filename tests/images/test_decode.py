@@ -321,10 +321,10 @@ def test_postscript_never_starts_another_program(tmp_path, monkeypatch):
         decode(path, str(path))
 
 
-def test_special_files_are_never_opened(tmp_path):
+def test_special_files_are_never_opened(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")
     server = socket.socket(socket.AF_UNIX)
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     server.bind("s.png")
     for name in ("pipe.png", "s.png", "nowhere.png", "."):
         with pytest.raises(UnreadableImageError, match="no such file, or no regular one"):
@@ -380,9 +380,7 @@ def test_names_that_are_not_utf8_are_shown_escaped():
 
 
 @pytest.mark.parametrize("size", [(3, 6000), (6000, 3), (60000, 1), (1, 60000), (1, 1)])
-def test_strips_take_little_memory(size):
-    import tracemalloc
-
+def test_strips_take_little_memory(monkeypatch, size):
     image = PIL.Image.new("RGB", size, (10, 20, 30))
     sizes = []
     original = PIL.Image.Image.resize
@@ -391,13 +389,8 @@ def test_strips_take_little_memory(size):
         sizes.append(size[0] * size[1])
         return original(self, size, *arguments, **options)
 
-    tracemalloc.start()
-    PIL.Image.Image.resize = watched
-    try:
-        tensor = to_tensor(image, 3, 256)
-    finally:
-        PIL.Image.Image.resize = original
-        tracemalloc.stop()
+    monkeypatch.setattr(PIL.Image.Image, "resize", watched)
+    tensor = to_tensor(image, 3, 256)
     assert tensor.shape == (3, 256, 256) and max(sizes) <= rules.MAX_ENLARGED_PIXELS
     torch.testing.assert_close(tensor[:, 0, 0], torch.tensor([10, 20, 30]) / 127.5 - 1)
     assert max(trim_strip(image).size) <= rules.LONGEST_STRIP * min(size)

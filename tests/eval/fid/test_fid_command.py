@@ -189,7 +189,8 @@ def test_the_script_says_what_it_can_do():
 
 def test_training_scores_itself_on_the_way(capsys, tmp_path):
     arguments = (
-        "--config", ROOT / "train/configs/digits.yaml", "--output-dir", tmp_path / "run", "--max-train-steps", 4,
+        "--config", ROOT / "train/configs/digits.yaml", "--model", "D-EMOv2-N-8", "--output-dir", tmp_path / "run",
+        "--max-train-steps", 4,
         "--global-batch-size", 8, "--micro-batch-size", 8, "--fid-every", 2, "--fid-images", 20, "--fid-features",
         "pixels", "--sample-every", 0, "--report-to", "none",
     )  # fmt: skip
@@ -232,7 +233,8 @@ def test_runs_are_compared_side_by_side(capsys, tmp_path):
 
 def test_two_training_processes_score_one_model(capsys, tmp_path):
     arguments = (
-        "--config", ROOT / "train/configs/digits.yaml", "--output-dir", tmp_path / "run", "--max-train-steps", 2,
+        "--config", ROOT / "train/configs/digits.yaml", "--model", "D-EMOv2-N-8", "--output-dir", tmp_path / "run",
+        "--max-train-steps", 2,
         "--global-batch-size", 8, "--micro-batch-size", 4, "--fid-every", 2, "--fid-images", 150, "--fid-features",
         "pixels", "--sample-every", 0, "--report-to", "none",
     )  # fmt: skip

@@ -85,8 +85,9 @@ def test_fine_tuning_from_the_command_line_and_resuming(capsys, tmp_path):
     assert DEMOPipeline.from_pretrained(tmp_path / "second").transformer.config.patch_size == 4
     code, printed = run_here(capsys, "--init-from", "nowhere", "--output-dir", tmp_path / "third", *common)
     assert code != 0 and "--init-from nowhere: neither a pipeline folder" in printed
-    code, printed = run_here(capsys, "--init-from", tmp_path / "first", "--output-dir", tmp_path / "third", *common)
-    assert code != 0 and "Choose --objective and --vae as it was trained" in printed
+    third = ("--init-from", tmp_path / "first", "--objective", "dit", "--output-dir", tmp_path / "third")
+    code, printed = run_here(capsys, *third, *common)
+    assert code != 0 and "Train as it was trained: --objective sit --flow-path linear" in printed, printed
 
 
 LORA = ("--global-batch-size", 8, "--sample-every", 0, "--report-to", "none", "--log-every", 1,

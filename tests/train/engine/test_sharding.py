@@ -13,7 +13,7 @@ from d_emo import DEMOPipeline
 
 OPTIONS = ["--model", "D-EMOv2-N-8", "--global-batch-size", "12", "--micro-batch-size", "2", "--log-every", "1",
            "--sample-every", "0", "--report-to", "none", "--num-workers", "0", "--learning-rate", "1e-3",
-           "--ema-decay", "0.9", "--output-dir"]  # fmt: skip
+           "--ema-decay", "0.9", "--lr-scheduler", "constant", "--lr-warmup-steps", "0", "--output-dir"]  # fmt: skip
 
 
 class ShardedTrainer(Trainer):
