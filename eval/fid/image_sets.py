@@ -75,14 +75,18 @@ class ImageSet:
         )
 
     def with_channels(self, channels: int) -> "ImageSet":
-        """Grey images as colour ones if `channels` is 3; everything else as it is."""
-        if self.shape[3] == channels or channels != 3:
+        """Grey images as colour ones for 3, colour ones as grey for 1 (as training makes them); else as they are."""
+        if self.shape[3] == channels or channels not in (1, 3):
             return self
 
         def read(start: int, stop: int) -> np.ndarray:
-            return np.repeat(self.read(start, stop), 3, axis=3)
+            images = self.read(start, stop)
+            if channels == 3:
+                return np.repeat(images, 3, axis=3)
+            return np.stack([to_pixels(PIL.Image.fromarray(image), 1) for image in images])
 
-        return replace(self, shape=(*self.shape[:3], 3), read=read, fingerprint=f"{self.fingerprint}-rgb")
+        kind = "rgb" if channels == 3 else "grey"
+        return replace(self, shape=(*self.shape[:3], channels), read=read, fingerprint=f"{self.fingerprint}-{kind}")
 
 
 def open_set(source: str, size: Size | None = None, image_column: str = "image") -> ImageSet:

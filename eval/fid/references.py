@@ -78,7 +78,7 @@ def load_reference(
         cache: folder of features.
         accelerator: the processes.
         size: (height, width) to crop and resize the images to, as ADM prepares ImageNet.
-        channels: of the samples; a grey reference becomes a colour one beside colour samples.
+        channels: of the samples; a grey reference becomes a colour one beside colour samples, and the other way round.
         count: take so many of its images; statistics of a file stay what they are.
         image_column: column of a parquet file.
         batch_size, num_workers: of the features' computation.

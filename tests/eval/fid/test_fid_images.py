@@ -65,6 +65,25 @@ def test_grey_images_are_exported_in_three_channels(tmp_path):
     np.testing.assert_array_equal(np.load(path)["arr_0"], images.repeat(3, axis=3))
 
 
+def test_a_reference_takes_the_samples_channels(tmp_path):
+    folder = save_folder(tmp_path / "colour", random_images(6))
+    colour, extractor = open_set(str(folder)), PixelExtractor()
+    luma = (colour.read(0, 6) @ np.array([0.299, 0.587, 0.114])).round()  # ITU-R 601, within a grey level
+    for channels in (1, 3):
+        reference = load_reference(
+            str(folder), extractor, tmp_path / "cache", Accelerator(cpu=True), size=(8, 8), channels=channels
+        )
+        assert reference.images is not None and reference.images.shape == (6, 8, 8, channels)
+        read = reference.images.read(0, 6)
+        assert read.dtype == np.uint8
+        expected = luma[..., None] if channels == 1 else colour.read(0, 6)
+        assert np.abs(read.astype(float) - expected).max() <= (1 if channels == 1 else 0)
+    assert colour.with_channels(4) is colour  # latents of a model without a decoder
+    grey = colour.with_channels(1)
+    np.testing.assert_array_equal(grey.with_channels(3).read(2, 5), grey.read(2, 5).repeat(3, axis=3))
+    assert len({colour.fingerprint, grey.fingerprint, grey.with_channels(3).fingerprint}) == 3
+
+
 def test_stored_and_compressed_files_give_the_same_images(tmp_path):
     images = random_images(5)
     np.savez(tmp_path / "stored.npz", images, ignored=np.zeros(3))
