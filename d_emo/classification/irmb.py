@@ -115,7 +115,7 @@ class InputWindowAttention(_ActivatedAttention):
 
     def make_projections(self) -> None:
         """Queries and keys, and the expansion of what was mixed."""
-        check_heads(self.num_heads, self.dim, 0)
+        check_heads(self.num_heads, self.dim)
         self.to_qk = nn.Linear(self.dim, 2 * self.dim) if self.attention_type != "none" else None
         self.to_v = nn.Linear(self.dim, self.inner_dim)
 

@@ -21,12 +21,12 @@ BATCH_NORM_EPS = 1e-6
 ATTENTION_TYPES = ("none", "neighborhood", "remote", "spanning")
 
 
-def check_heads(num_heads: int, dim: int, inner_dim: int) -> None:
-    """Refuse a number of heads that does not divide what it should."""
-    if dim % num_heads or inner_dim % num_heads:
+def check_heads(num_heads: int, *channels: int) -> None:
+    """Refuse a number of heads that does not divide each of these numbers of channels."""
+    if any(number % num_heads for number in channels):
         raise ValueError(
-            f"num_heads={num_heads} does not divide {dim} channels and {inner_dim} inner channels; "
-            "choose a number of heads that divides both."
+            f"num_heads={num_heads} does not divide {' and '.join(map(str, channels))} channels; choose a number of "
+            "heads that does."
         )
 
 
