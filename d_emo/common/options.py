@@ -72,7 +72,7 @@ def parse_options(
     table: type[Table],
     command: str,
     about: str,
-    recipe: Callable[[Mapping[str, Any]], Recipe | None] = lambda given: None,
+    beneath: Callable[[Mapping[str, Any]], Recipe | Mapping[str, Any] | None] = lambda given: None,
 ) -> Table:
     """Read a command line and, under it, the YAML file that --config names.
 
@@ -81,7 +81,8 @@ def parse_options(
         table: the options, by group; the groups of --help have its fields' names.
         command: the command's name.
         about: the command's docstring, for --help; see `CommandParser`.
-        recipe: of what the user gave, by name: what lies under it, if anything.
+        beneath: of what the user gave, by name: what lies under it, if anything; a file, or values, of which unknown
+            names are passed over.
 
     Raises:
         ValueError: an option is unknown, a value breaks its rule, or the file cannot be read, has an unknown name or a
@@ -105,9 +106,11 @@ def parse_options(
     entries = [entry for group in groups.values() for entry in fields(group)]
     if path:
         given = _over(given, read_option_file(Path(path), kinds), entries)
-    if beneath := recipe(given):
-        values = read_option_file(beneath.path, kinds)
-        given = _over(given, {name: values[name] for name in values if name not in beneath.without}, entries)
+    lower = beneath(given) or {}
+    if isinstance(lower, Recipe):
+        values = read_option_file(lower.path, kinds)
+        lower = {name: value for name, value in values.items() if name not in lower.without}
+    given = _over(given, {name: value for name, value in lower.items() if name in kinds}, entries)
     return table(**{
         title: group(**{e.name: given[e.name] for e in fields(group) if given.get(e.name) is not None})
         for title, group in groups.items()

@@ -72,7 +72,7 @@ def train_in_parts(tmp_path, capsys, data, processes):
 def score(tmp_path, capsys, model, pictures):
     """A FID-like distance of 24 images by the model to the pictures, which must be found."""
     code, printed = run_here(
-        capsys, "--model", model, "--preset", "quick", "--num-images", 24, "--steps", 2, "--reference", pictures,
+        capsys, "--model", model, "--preset", "quick", "--num-images", 24, "--steps", 10, "--reference", pictures,
         "--features", "pixels", "--output-dir", tmp_path / "scores", "--cache-dir", tmp_path / "features",
         main=evaluate_fid.main,
     )  # fmt: skip
@@ -100,7 +100,7 @@ def test_photos_through_a_trained_vae(shared, trained_vae, tmp_path, capsys):
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-0000003.png", "step-0000006.png"]
     pipeline = DEMOPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    image = pipeline("golden retriever", num_inference_steps=2).images[0]
+    image = pipeline("golden retriever", num_inference_steps=10).images[0]
     assert image.size == (SIDE, SIDE)
 
     score(tmp_path, capsys, folder, photos)

@@ -1,13 +1,13 @@
 """Every option of the classification trainer, once; `engine.options` and `data.options` have those of all trainers."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
-from d_emo.common.options import OptionTable, option, parse_options, require
+from d_emo.common.options import OptionTable, Recipe, option, parse_options, require
 from d_emo.train.data.options import DataOptions, digits_recipe
-from d_emo.train.engine.options import RunOptions
+from d_emo.train.engine.options import RunOptions, options_of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +224,10 @@ def parse_classifier_config(
 ) -> ClassifierConfig:
     """Read the command line and, under it, the YAML file that --config names; see `parse_options`.
 
-    Without a source of data, the digits' recipe lies under both.
+    Under both lie a resumed run's own options, or without a source of data the digits' recipe.
     """
-    recipe = partial(digits_recipe, "classifier/digits.yaml")
-    return parse_options(arguments, ClassifierConfig, "train_classifier", about, recipe)
+
+    def beneath(given: Mapping[str, Any]) -> Recipe | Mapping[str, Any] | None:
+        return options_of_run(given) or digits_recipe("classifier/digits.yaml", given)
+
+    return parse_options(arguments, ClassifierConfig, "train_classifier", about, beneath)

@@ -1,12 +1,12 @@
 """Every option of the diffusion trainer, once; `engine.options` and `data.options` have those of all trainers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-from d_emo.common.options import OptionTable, option, parse_options, require
+from d_emo.common.options import OptionTable, Recipe, option, parse_options, require
 from d_emo.train.data.options import DataOptions, digits_recipe
-from d_emo.train.engine.options import RunOptions
+from d_emo.train.engine.options import RunOptions, options_of_run
 
 # What --vae auto names, from some resolution on.
 AUTO_VAE = "stabilityai/sd-vae-ft-ema"
@@ -188,6 +188,10 @@ class TrainConfig(OptionTable):
 def parse_config(arguments: list[str], about: str = "Train D-EMOv2, DiT or SiT.") -> TrainConfig:
     """Read the trainer's command line and, under it, the YAML file that --config names; see `parse_options`.
 
-    Without a source of data, the digits' recipe lies under both.
+    Under both lie a resumed run's own options, or without a source of data the digits' recipe.
     """
-    return parse_options(arguments, TrainConfig, "train_dit", about, partial(digits_recipe, "digits.yaml"))
+
+    def beneath(given: Mapping[str, Any]) -> Recipe | Mapping[str, Any] | None:
+        return options_of_run(given) or digits_recipe("digits.yaml", given)
+
+    return parse_options(arguments, TrainConfig, "train_dit", about, beneath)

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from d_emo.common.files import file_digest, partial_path, replace_folder, sync, write_json
 from d_emo.common.messages import first_line
 from d_emo.common.processes import is_dead_worker, is_sharded
+from d_emo.train.engine.options import RUN_FILE
 from d_emo.train.engine.run import Savable, UnfinishedError
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
-RUN_FILE = "run.json"
 STATE_FOLDER = "training_state"
 _NAME = re.compile(r"checkpoint-(\d+)")
 

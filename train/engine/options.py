@@ -1,10 +1,17 @@
 """The options that every trainer has: batch, output, length of what is kept."""
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from d_emo.common.options import option, require
+from d_emo.train.data.options import DATA_SOURCES
+
+# In a run's folder: its options with defaults resolved, and its data.
+RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +50,28 @@ class RunOptions:
     def folder(self, model: str, data: str) -> Path:
         """--output-dir, or runs/MODEL-DATA with the data's name made fit for a folder."""
         return Path(self.output_dir or f"runs/{model}-{re.sub(r'[^A-Za-z0-9._-]+', '-', data)}")
+
+
+def options_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A resumed run's own options, which lie under what the user gave: defaults may be others by now.
+
+    Args:
+        given: by name. Empty is answered without --resume-from, and where the run's folder has to be guessed or has no
+            readable `run.json`; `checkpoints.check_run_folder` then compares.
+    """
+    resume_from, folder = given.get("resume_from"), given.get("output_dir")
+    if resume_from is None:
+        return {}
+    left = {"resume_from", "output_dir", "dry_run"}
+    if any(given.get(source) is not None for source in DATA_SOURCES):
+        left |= {*DATA_SOURCES}  # the data may have moved
+    folders = [Path(folder)] if folder else []
+    if resume_from != "latest":
+        folders.insert(0, Path(resume_from).parent)
+    for path in (parent / RUN_FILE for parent in folders):
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            return {name: value for name, value in stored.items() if name not in left}
+        except (OSError, ValueError, AttributeError):
+            continue
+    return {}

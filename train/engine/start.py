@@ -17,7 +17,7 @@ from d_emo.train.engine import checkpoints, fit
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.log import LOG_FILE, truncate_log
-from d_emo.train.engine.options import RunOptions
+from d_emo.train.engine.options import RUN_FILE, RunOptions
 from d_emo.train.engine.plan import RunPlan
 from d_emo.train.engine.run import AnyRun, Parts
 
@@ -117,7 +117,7 @@ def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callabl
     if accelerator.is_main_process:
         run.output_dir.mkdir(parents=True, exist_ok=True)
         remove_partial(run.output_dir)
-        write_json(run.output_dir / checkpoints.RUN_FILE, identity)
+        write_json(run.output_dir / RUN_FILE, identity)
         truncate_log(run.output_dir / LOG_FILE, run.step)
     settings = {name: value for name, value in config.flat().items() if isinstance(value, int | float | str | bool)}
     accelerator.init_trackers("d_emo", config=settings)

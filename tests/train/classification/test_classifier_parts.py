@@ -115,7 +115,8 @@ def test_the_teacher_sees_its_own_normalisation_and_its_loss_is_the_divergence(t
 
 
 def plan(steps=1000, warmup=100, **options):
-    config = parse_classifier_config([part for name, value in options.items() for part in (f"--{name}", str(value))])
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    config = parse_classifier_config(["--train-data-dir", "photos", *given])
     return SimpleNamespace(config=config, max_train_steps=steps, warmup_steps=warmup)
 
 

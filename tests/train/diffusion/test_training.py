@@ -244,3 +244,15 @@ def test_kernels_leave_the_losses_of_digits_steps_as_they_were_to_1e_4(tmp_path,
     assert len(traces[0]) == steps
     assert traces[0] == pytest.approx(traces[1], abs=1e-4)
     assert traces[0] != traces[1]  # the two did not run the same code
+
+
+def test_a_resumed_run_keeps_its_own_options_whatever_the_defaults_are(tmp_path, capsys):
+    run = tmp_path / "run"
+    first = ("--max-train-steps", "1", "--ema-warmup", "false", "--seed", "5", "--output-dir", run)
+    train_to_the_end(capsys, tmp_path / "log", *TINY, *first)
+    bare = ("--resume-from", "latest", "--output-dir", run, "--max-train-steps", "2")
+    assert "resuming from" in train_to_the_end(capsys, tmp_path / "log", *bare)
+    options = json.loads((run / "run.json").read_text())
+    assert (options["ema_warmup"], options["seed"], options["global_batch_size"]) == (False, 5, 8)
+    code, printed = run_here(capsys, *bare[:-1], "3", "--seed", "6")
+    assert code != 0 and "seed 5 -> 6" in printed, printed
