@@ -195,7 +195,7 @@ class ClassifierOptimizationOptions:
 class ClassifierRunOptions(RunOptions):
     """The classification trainer's length and validation."""
 
-    epochs: float = option(300.0, "Passes over the training images.")
+    epochs: float = option(300.0, "Passes over the training images.", "max_train_steps")
     max_train_steps: int | None = option(None, "Optimizer steps in place of --epochs; streams of unknown size need it.")
     global_batch_size: int = option(1024, "Images an optimizer step, over all processes.")
     validate_every: int | None = option(None, "Steps between two validations. Default: an epoch.")

@@ -131,7 +131,7 @@ class DiffusionRunOptions(RunOptions):
     """The diffusion trainer's length, and what it shows, scores and shares on its way."""
 
     max_train_steps: int | None = option(
-        None, "Optimizer steps in all. Default: the paper's 400,000, or what --num-epochs makes.", "num_epochs"
+        None, "Optimizer steps in all. Default: the paper's 400,000, the digits' 1,000.", "num_epochs"
     )
     num_epochs: float | None = option(None, "Passes over the images, in place of --max-train-steps.", "max_train_steps")
     sample_every: int = option(10_000, "Steps between two sample grids; 0 for none.")

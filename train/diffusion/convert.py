@@ -8,7 +8,7 @@ import torch
 
 from d_emo.common.files import partial_path, replace_folder, written_whole
 from d_emo.common.tensor_files import read_state
-from d_emo.images.labels import imagenet_wnid_to_name
+from d_emo.images.labels import english_names, imagenet_wnid_to_name
 from d_emo.models.published import export_state, import_state, published_config
 from d_emo.models.transformer_dit import DiTBaselineTransformer2DModel
 from d_emo.pipelines import DEMOPipeline, open_pipeline
@@ -32,7 +32,7 @@ def import_checkpoint(options: argparse.Namespace) -> None:
     objective = OptimizationOptions(objective=options.objective)
     import_state(state, model)
     named = config["num_classes"] == IMAGENET_CLASSES
-    names = dict(enumerate(imagenet_wnid_to_name().values())) if named else None
+    names = dict(enumerate(english_names(imagenet_wnid_to_name()))) if named else None
     pipeline = DEMOPipeline(model.eval(), make_objective(objective).make_scheduler(), vae=vae, id2label=names)
     partial = partial_path(target)
     shutil.rmtree(partial, ignore_errors=True)

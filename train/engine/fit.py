@@ -81,7 +81,8 @@ def notes(plan: RunPlan) -> list[str]:
         fitting = math.exp(math.log(MAX_START_SHARE) / steps)
         found.append(
             f"after {steps:,} steps the average still holds {kept:.0%} of the initial weights, and what is drawn or "
-            f"saved is of the average: use --ema-warmup true, or --ema-decay {fitting:.4g} or less"
+            f"saved is of the average: use {'' if options.ema_warmup else '--ema-warmup true, or '}--ema-decay "
+            f"{fitting:.4g} or less"
         )
     if size and batch > size:
         found.append(
