@@ -7,9 +7,12 @@ import pytest
 
 pytest.register_assert_rewrite("helpers")
 
-# Workers of pytest-xdist share the cores. Before torch is imported, and for all processes that tests start.
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+# Workers of pytest-xdist share the cores out, before torch counts them: threads of several processes that wait for each
+# other on one core cost ten times their work. What tests start inherits its worker's core.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: workers])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // workers)))
 
 
 @pytest.fixture

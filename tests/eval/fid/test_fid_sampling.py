@@ -30,7 +30,7 @@ from d_emo.eval.fid.sampling import (
     sample_labels,
 )
 
-FEW = {"steps": 2, "sampler": "fast"}
+FEW = {"steps": 10, "sampler": "fast"}
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_images_equal_the_pipelines_own_with_the_same_generators(tmp_path, accel
     settings = SamplingSettings(num_images=3, seed=11)
     labels = sample_labels(settings, 3)
     expected = pipeline(
-        labels.tolist(), 2, 1.5, generator=[image_generator(11, i) for i in range(3)], output_type="np"
+        labels.tolist(), FEW["steps"], 1.5, generator=[image_generator(11, i) for i in range(3)], output_type="np"
     ).images
     assert np.abs(all_images(images) - (expected * 255).round()).max() <= 1
     np.testing.assert_array_equal(images.labels, labels)
@@ -136,7 +136,7 @@ from d_emo.eval.fid.protocol import SamplingSettings
 sampling.SHARD_SIZE = 4
 original = sampling.draw_images
 sampling.draw_images = lambda *a: time.sleep(0.2) or original(*a)
-sampling.sample_images(tiny_pipeline(), SamplingSettings(num_images=40, steps=2, sampler="fast"), Path({folder!r}),
+sampling.sample_images(tiny_pipeline(), SamplingSettings(num_images=40, steps=10, sampler="fast"), Path({folder!r}),
                        Accelerator(cpu=True), 4)
 """
 

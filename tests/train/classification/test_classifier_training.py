@@ -169,7 +169,6 @@ def test_a_stream_is_trained_on(capsys, tmp_path):
         (["--model", "timm:resnet1"], "--model timm:resnet1: "),
         (["--model-config", "{depth}"], "expected JSON"),
         (["--model-config", '{"depth": 3}'], "--model-config has ['depth']; choose from version, depths"),
-        (["--epochs", "3", "--warmup-epochs", "5"], "the warm-up is part of them"),
         (["--validation-share", "1.5"], "must be in [0, 1)"),
         (["--validation-share", "0.1", "--validation-dir", "x"], "choose one"),
         (["--validation-split", "test"], "it is one of a --dataset"),

@@ -1,12 +1,14 @@
 """The published loss curve: the copy, what it is compared with, and when."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from accelerate import Accelerator
 from helpers.models import randomize
 
+from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import load_source
 from d_emo.train.diffusion import figures, trainer
 from d_emo.train.diffusion.config import parse_config
@@ -18,7 +20,8 @@ PAPER = ("--model", "D-EMOv2-S-2", "--global-batch-size", "256", "--micro-batch-
 
 def plan_of(*arguments, published_data=True):
     """The plan of a run, as if on ImageNet's latents."""
-    config = parse_config([*PAPER, *arguments])
+    config = parse_config(["--train-data-dir", "imagenet", *PAPER, *arguments])
+    config = replace(config, data=DataOptions())  # the digits, at the paper's settings
     plan = make_plan(config, load_source(config.data), Accelerator(cpu=True))
     if published_data:
         source = plan.source.__class__(**{**plan.source.__dict__, "id2label": {i: str(i) for i in range(CLASSES)}})

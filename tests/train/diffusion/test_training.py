@@ -185,7 +185,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
     assert code == 0, output
     assert "D-EMOv2-B-2: 95," in output and "GMACs an image" in output
     assert "digits: 1,797 images, 10 classes" in output
-    assert "400,000 steps" in output
+    assert "1,000 steps, 35.6 epochs, roughly" in output and "hours on this CPU" in output
     assert not (tmp_path / "run").exists()
 
 

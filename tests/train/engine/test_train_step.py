@@ -51,7 +51,7 @@ def test_a_step_changes_weights_and_lowers_the_loss_on_its_batch(objective):
 
 
 def test_average_holds_parameters_and_buffers_after_each_step():
-    run = make_run("--ema-decay", "0.9")
+    run = make_run("--ema-decay", "0.9", "--ema-warmup", "false")
     expected = {name: value.clone() for name, value in run.average.module.state_dict().items()}
     for _ in range(3):
         steps(run, 1)
@@ -68,7 +68,7 @@ def test_average_holds_parameters_and_buffers_after_each_step():
 
 def test_average_starts_at_the_models_values_not_at_the_first_step():
     model = torch.nn.Linear(2, 2)
-    average = WeightAverage(model, OptimizationOptions(ema_decay=0.5))
+    average = WeightAverage(model, OptimizationOptions(ema_decay=0.5, ema_warmup=False))
     start = model.weight.detach().clone()
     with torch.no_grad():
         model.weight += 1
