@@ -96,7 +96,7 @@ def test_networks_of_others_are_refused_by_name():
 class Stop(PipelineCallback):
     """Stops after its second step."""
 
-    tensor_inputs = ["latents"]
+    tensor_inputs = ["latents"]  # type: ignore[assignment]  # as Diffusers documents it
 
     def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
         pipeline._interrupt = step_index == 1
