@@ -208,6 +208,24 @@ def test_a_forward_mode_derivative_is_plain_pytorchs():
         assert_close(actual, difference / 2e-6, torch.float32)
 
 
+def test_gradients_by_torch_func_are_those_of_autograd():
+    """`torch.func.grad`, and `vmap` of it: the gradients of each sample, of input and parameters."""
+    block, hidden = randomize(I2RMB(16, 2)).eval(), torch.randn(3, 8, 8, 16)
+    parameters = dict(block.named_parameters())
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(block, parameters, (sample[None],)).square().sum()
+
+    loss(parameters, hidden[0]).backward()  # the kernels' check before first use, which no transform may look on
+    detached = {name: value.detach() for name, value in parameters.items()}
+    of_sample = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, 0))(detached, hidden)
+    for index, sample in enumerate(hidden):
+        sample = sample.clone().requires_grad_()
+        expected = torch.autograd.grad(block(sample[None]).square().sum(), [*parameters.values(), sample])
+        actual = [*(of_sample[0][name][index] for name in parameters), of_sample[1][index]]
+        torch.testing.assert_close(actual, list(expected), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("statistics", ["batch", "running"])
 @pytest.mark.parametrize("slower", [True, False])
