@@ -119,6 +119,8 @@ def takes(name: str, tensor: torch.Tensor, windows: Windows | None = None) -> bo
         return False
     if forward_ad._current_level >= 0:  # no backend has tangents, and autograd would drop them without a word
         return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # torch.func: no backend's gradient takes part
+        return False
     device = tensor.device.type
     obstacle = _obstacle(device, tensor.dtype)
     if not obstacle and windows:

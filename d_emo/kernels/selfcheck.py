@@ -4,6 +4,7 @@ Compilers and GPUs differ. What fails here is left alone, and plain PyTorch runs
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,21 @@ Check = tuple[str, Function, Function, torch.dtype, list[tuple[int, ...]]]
 
 
 def first_failure(device: str, checks: Sequence[Check]) -> str:
-    """What is wrong with results and gradients of a backend, beside plain PyTorch in float64; empty if nothing."""
+    """What is wrong with results and gradients of a backend, beside plain PyTorch in float64; empty if nothing.
+
+    In a thread of its own, where no mode of the caller's looks on: first used within activation checkpointing, a
+    counter of operations or a trace, the check would otherwise be recomputed, counted or traced with the model.
+    """
+    index = torch.cuda.current_device() if device == "cuda" else None
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_first_failure, device, index, checks).result()
+
+
+def _first_failure(device: str, index: int | None, checks: Sequence[Check]) -> str:
     generator = torch.Generator("cpu").manual_seed(0)
     try:
+        if index is not None:
+            torch.cuda.set_device(index)  # of this thread
         with (
             torch.device(device),
             torch.inference_mode(False),

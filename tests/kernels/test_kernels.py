@@ -12,6 +12,9 @@ import torch
 from helpers.kernel_cases import TOLERANCE, WINDOWS, assert_close, attention_case, local_case
 from helpers.models import randomize, tiny_model
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from d_emo import create_model, models
 from d_emo.kernels import backend_report, cpp, dispatch, fused, reference, set_backend, use_backend
@@ -206,6 +209,46 @@ def test_a_forward_mode_derivative_is_plain_pytorchs():
             block.float()
         torch.testing.assert_close(actual, expected)
         assert_close(actual, difference / 2e-6, torch.float32)
+
+
+@pytest.mark.parametrize("looking_on", ["checkpoint", "flops", "fake"])
+def test_the_check_before_first_use_is_not_seen_by_what_looks_on(looking_on):
+    """Neither recomputed by activation checkpointing, nor counted, nor run on tensors without values."""
+    block, hidden = randomize(I2RMB(16, 2)), torch.randn(2, 8, 8, 16, requires_grad=True)
+
+    def run():
+        if looking_on == "checkpoint":
+            checkpoint(block, hidden, use_reentrant=False).sum().backward()
+            return None
+        if looking_on == "flops":
+            with FlopCounterMode(display=False) as counter:
+                block(hidden)
+            return counter.get_total_flops()
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return block(hidden).shape
+
+    cpp.BACKEND.obstacle.cache_clear()
+    first = run()
+    assert backend_report("cpu") == "C++"
+    assert first == run()
+
+
+def test_gradients_by_torch_func_are_those_of_autograd():
+    """`torch.func.grad`, and `vmap` of it: the gradients of each sample, of input and parameters."""
+    block, hidden = randomize(I2RMB(16, 2)).eval(), torch.randn(3, 8, 8, 16)
+    parameters = dict(block.named_parameters())
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(block, parameters, (sample[None],)).square().sum()
+
+    loss(parameters, hidden[0]).backward()  # the kernels' check before first use, which no transform may look on
+    detached = {name: value.detach() for name, value in parameters.items()}
+    of_sample = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, 0))(detached, hidden)
+    for index, sample in enumerate(hidden):
+        sample = sample.clone().requires_grad_()
+        expected = torch.autograd.grad(block(sample[None]).square().sum(), [*parameters.values(), sample])
+        actual = [*(of_sample[0][name][index] for name in parameters), of_sample[1][index]]
+        torch.testing.assert_close(actual, list(expected), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

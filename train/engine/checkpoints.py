@@ -173,6 +173,11 @@ def find_checkpoint(resume_from: str, output_dir: Path) -> tuple[Path | None, di
     """
     if resume_from != "latest":
         path = Path(resume_from)
+        if list_checkpoints(path) and not (path / MANIFEST).exists():
+            raise CheckpointError(
+                f"--resume-from {path} is a run's folder; name a checkpoint in it, such as "
+                f"{list_checkpoints(path)[-1]}, or continue it with --output-dir {path} --resume-from latest."
+            )
         return path, verify_checkpoint(path), []
     checkpoints = list_checkpoints(output_dir)
     if not checkpoints:

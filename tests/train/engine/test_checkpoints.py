@@ -91,6 +91,13 @@ def test_latest_with_only_damaged_checkpoints_is_refused(tmp_path):
         find_checkpoint("latest", tmp_path)
 
 
+def test_a_runs_folder_is_no_checkpoint_and_the_refusal_names_those_in_it(tmp_path):
+    fake_checkpoint(tmp_path, 5)
+    fake_checkpoint(tmp_path, 10)
+    with pytest.raises(CheckpointError, match=r"is a run's folder.*checkpoint-0000010.*--resume-from latest"):
+        find_checkpoint(str(tmp_path), tmp_path / "other")
+
+
 def test_latest_before_the_first_checkpoint_starts_from_the_beginning(tmp_path):
     path, _, notes = find_checkpoint("latest", tmp_path)
     assert path is None
