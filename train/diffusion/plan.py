@@ -136,8 +136,10 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     """
     objective = make_objective(config.optimization)
     initial = InitialWeights(config.model.init_from) if config.model.init_from else None
-    resolution = config.model.resolution or source.resolution
-    vae = load_vae(vae_name(config.model.vae, resolution))
+    # --vae auto and the resolution follow given weights that see pixels.
+    pixels = initial if initial is not None and initial.vae is None and config.model.vae == "auto" else None
+    resolution = config.model.resolution or (pixels.transformer.sample_shape[0] if pixels else source.resolution)
+    vae = load_vae("none" if pixels else vae_name(config.model.vae, resolution))
     source = in_color(source, config.model.color, None if vae else initial)
     if source.latents is not None:
         check_latents(config, source.latents.manifest, vae)

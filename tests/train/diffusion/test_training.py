@@ -256,3 +256,7 @@ def test_a_resumed_run_keeps_its_own_options_whatever_the_defaults_are(tmp_path,
     assert (options["ema_warmup"], options["seed"], options["global_batch_size"]) == (False, 5, 8)
     code, printed = run_here(capsys, *bare[:-1], "3", "--seed", "6")
     assert code != 0 and "seed 5 -> 6" in printed, printed
+    before = (run / "run.json").read_bytes()
+    code, printed = run_here(capsys, *bare[:-1], "1")
+    assert code != 0 and "is at step 2, past the 1 that were asked for" in printed, printed
+    assert (run / "run.json").read_bytes() == before

@@ -1,5 +1,6 @@
 """Runs of any length: what the average holds, warm-ups, epochs, batches, and notes where these do not fit."""
 
+import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
@@ -127,6 +128,15 @@ def test_colour_is_a_choice_and_follows_given_weights(grey_flow):
     assert plan_of("--color", "grey").latent_shape[0] == 1 == plan_of().latent_shape[0]
     plan = plan_of("--init-from", grey_flow, "--objective", "sit", "--resolution", 16)
     assert plan.latent_shape == (1, 16, 16)
+
+
+def test_weights_that_see_pixels_decide_on_pixels_and_their_size(grey_flow, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            PIL.Image.new("RGB", (300, 260), (number, 0, 0)).save(tmp_path / "photos" / name / f"{number}.png")
+    plan = plan_of("--init-from", grey_flow, "--objective", "sit", "--train-data-dir", tmp_path / "photos")
+    assert plan.vae is None and plan.latent_shape == (1, 16, 16) and plan.resolution == 16
 
 
 def test_other_weights_than_asked_for_name_the_fitting_options(grey_flow):
