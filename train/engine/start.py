@@ -108,8 +108,8 @@ def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callabl
         if path is not None:
             if manifest["step"] > run.plan.max_train_steps:
                 raise checkpoints.CheckpointError(
-                    f"{path} is at step {manifest['step']}, past the {run.plan.max_train_steps} that were asked for; name "
-                    "more steps (--max-train-steps), or use the run as it is."
+                    f"{path} is at step {manifest['step']}, past the {run.plan.max_train_steps} that were asked for; "
+                    "name more steps (--max-train-steps), or use the run as it is."
                 )
             accelerator.load_state(str(path / checkpoints.STATE_FOLDER))
             load_average(path)
