@@ -11,7 +11,7 @@ from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, Preparation, TrainingImages, collate
 from d_emo.train.data.stream_loader import StreamLoader
 from d_emo.train.engine.run import AnyRun, LoaderError
-from d_emo.train.engine.stopping import ignore_stop_signals
+from d_emo.train.engine.stopping import leave_stops_to_the_trainer
 
 
 def make_loader(run: AnyRun, prepare: Preparation, latents: Dataset | None = None) -> DataLoader | StreamLoader:
@@ -42,7 +42,7 @@ def make_loader(run: AnyRun, prepare: Preparation, latents: Dataset | None = Non
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=leave_stops_to_the_trainer,
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # otherwise a resumed run would draw from the global one once more
     )

@@ -1,6 +1,7 @@
 """Ctrl-C and a scheduler's SIGTERM: save after the step in progress, then stop."""
 
 import signal
+import sys
 from typing import Any
 
 import torch
@@ -46,7 +47,17 @@ class StopRequest:
         return bool(accelerator.reduce(flag, reduction="sum") > 0)
 
 
-def ignore_stop_signals(_worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach a terminal's or a job's whole group, to the process that saves."""
+def leave_stops_to_the_trainer(_worker: int) -> None:
+    """Start of a loader's process: Ctrl-C and SIGTERM, which reach a whole group, are for the process that saves.
+
+    And where that one ends, multiprocessing's thread here, which hands tensors over, would print that nobody took them.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    report = sys.excepthook
+
+    def quietly(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if not issubclass(kind, OSError | EOFError):
+            report(kind, error, traceback)
+
+    sys.excepthook = quietly
