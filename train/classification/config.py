@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from d_emo.common.options import OptionTable, Recipe, option, parse_options, require
 from d_emo.train.data.options import DataOptions, digits_recipe
-from d_emo.train.engine.options import RunOptions, options_of_run
+from d_emo.train.engine.options import RunOptions, StepOptions, options_of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class DistillationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierOptimizationOptions:
+class ClassifierOptimizationOptions(StepOptions):
     """The optimizer. The defaults are the paper's, for batches of 1024."""
 
     optimizer: str = option("adamw", "A name of timm's optimizers.")
@@ -169,12 +169,6 @@ class ClassifierOptimizationOptions:
     min_lr_ratio: float = option(1 / 6000, "Where the cosine ends, as a share of the learning rate.")
     max_grad_norm: float | None = option(5.0, "Clip the gradient's norm to this; 0 is no clipping.")
     ema_decay: float = option(0.9998, "Decay of the averaged weights and buffers, once an optimizer step.")
-    ema_warmup: bool = option(
-        True,
-        "Let the decay grow as (1 + n) / (10 + n) with the step n, up to --ema-decay: the average then follows the "
-        "last tenth of a run of any length. Without it, short runs average their initial weights.",
-    )
-    mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
 
     def __post_init__(self):
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")

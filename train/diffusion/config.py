@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from d_emo.common.options import OptionTable, Recipe, option, parse_options, require
 from d_emo.train.data.options import DataOptions, digits_recipe
-from d_emo.train.engine.options import RunOptions, options_of_run
+from d_emo.train.engine.options import RunOptions, StepOptions, options_of_run
 
 # What --vae auto names, from some resolution on.
 AUTO_VAE = "stabilityai/sd-vae-ft-ema"
@@ -59,7 +59,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizationOptions:
+class OptimizationOptions(StepOptions):
     """Objective and optimizer. The defaults are the paper's, which are DiT's."""
 
     objective: Literal["dit", "sit"] = option("dit", "dit: noise and learned variance. sit: flow matching.")
@@ -83,12 +83,6 @@ class OptimizationOptions:
     lr_warmup_steps: int = option(0, "Warm-up of that schedule in optimizer steps, at most a quarter of the run.")
     max_grad_norm: float | None = option(None, "Clip the gradient's norm to this. Default: no clipping.")
     ema_decay: float = option(0.9999, "Decay of the averaged weights and buffers, once an optimizer step.")
-    ema_warmup: bool = option(
-        True,
-        "Let the decay grow as (1 + n) / (10 + n) with the step n, up to --ema-decay: the average then follows the "
-        "last tenth of a run of any length. Without it, short runs average their initial weights.",
-    )
-    mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
 
     def __post_init__(self):
         if self.objective == "sit":

@@ -15,7 +15,7 @@ MAX_START_SHARE = 0.05
 MANY_EPOCHS = 5000
 # A training step's products over a forward pass's: the pass, and gradients of inputs and of weights.
 PASSES = 3
-# Share of the processor's product rate that training reaches: 0.4 for the digits' network, 0.8 for large ones.
+# A guess at the share of PyTorch's product rate that training reaches.
 REACHED_RATE = 0.6
 # Side of the matrices whose product is timed, and how often.
 TIMED_SIDE, TIMED_REPEATS = 1024, 5
@@ -47,8 +47,9 @@ def share_of_start(decay: float, warmup: bool, steps: int) -> float:
 def time_on_cpu(macs: int, images: int, device: torch.device) -> str:
     """A rough time for so many images of a network, for people; empty on other devices.
 
-    From the rate of this machine's products, measured in some milliseconds. Right within a factor of two: see
-    `REACHED_RATE`.
+    From the rate of PyTorch's products on this machine, measured in some milliseconds, and a guess (`REACHED_RATE`). On
+    a Zen 5 EPYC it was right for the digits' recipe (a minute for 46 seconds) and, since the kernels' products are
+    faster there than PyTorch's, 2.4 times too long for S-2 (`docs/speed.md`).
 
     Args:
         macs: multiply-adds of a forward pass of an image.

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from d_emo.common.options import option, require
 from d_emo.train.data.options import DATA_SOURCES
@@ -50,6 +50,18 @@ class RunOptions:
     def folder(self, model: str, data: str) -> Path:
         """--output-dir, or runs/MODEL-DATA with the data's name made fit for a folder."""
         return Path(self.output_dir or f"runs/{model}-{re.sub(r'[^A-Za-z0-9._-]+', '-', data)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What the steps of all trainers have in common, beside defaults of their own."""
+
+    ema_warmup: bool = option(
+        True,
+        "Let the decay grow as (1 + n) / (10 + n) with the step n, up to --ema-decay: the average then follows the "
+        "last tenth of a run of any length. Without it, short runs average their initial weights.",
+    )
+    mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
 
 
 def options_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
