@@ -7,6 +7,7 @@ import unicodedata
 _REMEDIES = {
     errno.ENOSPC: "make room, or write elsewhere",
     errno.EDQUOT: "make room, or write elsewhere",
+    errno.EFBIG: "the system takes no file of that size; allow it (ulimit -f), or write elsewhere",
     errno.EROFS: "choose a folder that you may write in",
     errno.EACCES: "change its rights, or choose another place",
     errno.EPERM: "change its rights, or choose another place",
@@ -20,8 +21,11 @@ _REMEDIES = {
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error says, in one line; of one that came out of a loader's process, what it said there."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    if "DataLoader worker" in lines[0] and len(lines) > 1:  # the rest is that process's traceback
+        return lines[-1].partition(": ")[2] or lines[-1]
+    return lines[0]
 
 
 def describe_os_error(error: OSError) -> str:

@@ -16,7 +16,6 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 
 from d_emo.common.files import file_digest, holds_something, remove, write_json, written_whole
 from d_emo.common.messages import describe_os_error, first_line
-from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
+from d_emo.common.shards import MANIFEST, SLOW_CHECK_BYTES, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.images.decode import DECODE_VERSION
 from d_emo.images.source import ImageSource, no_image
 
@@ -35,8 +34,6 @@ LABELS = "labels.npy"
 DTYPES = ("float32", "float16")
 # Folders up to this size are checked whole when they are opened, which takes some seconds.
 FULL_CHECK_BYTES = 2**32
-# From this size on, checking shows its progress.
-SLOW_CHECK_BYTES = 2**29
 # Files of latents that are kept open; systems allow a thousand or so in all.
 OPEN_FILES = 64
 MANIFEST_DIGEST = "sha256"
@@ -204,14 +201,12 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
         raise LatentCacheError(
             f"{folder}: there are no latents (no {MANIFEST}); write some with train/encode_latents.py."
         )
+    digest = content.pop(MANIFEST_DIGEST, None)
+    written = {"decode_version": 1, **content}  # older folders do not say it
     try:
-        digest = content.pop(MANIFEST_DIGEST, None)
-        if digest != (_digest_of(content) if digest or content.get("labels_digest") else None):
-            raise ValueError("it is not as it was written, by its SHA-256")
-        content = {"decode_version": 1, **content}  # older folders do not say it
-        manifest = CacheManifest(**{**content, "shape": tuple(content["shape"])})
+        manifest = CacheManifest(**{**written, "shape": tuple(written["shape"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise LatentCacheError(f"{folder / MANIFEST} is damaged ({error}); {ELSEWHERE}.") from error
+        raise LatentCacheError(f"{folder / MANIFEST} is damaged ({first_line(error)}); {ELSEWHERE}.") from error
     if manifest.decode_version != DECODE_VERSION:
         raise LatentCacheError(
             f"{folder}: its pictures were read by rule {manifest.decode_version}, now there is rule {DECODE_VERSION} "
@@ -219,31 +214,22 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
             f"--vae {manifest.vae} --resolution {manifest.resolution} --output-dir {folder}-{DECODE_VERSION}, and the "
             "options that name it."
         )
+    if (digest or manifest.labels_digest) and digest != _digest_of(content):
+        raise LatentCacheError(
+            f"{folder / MANIFEST} is damaged (it is not as it was written, by its SHA-256); {ELSEWHERE}."
+        )
     return manifest
 
 
-def damaged_files(folder: Path, manifest: CacheManifest) -> Iterator[tuple[Path, str]]:
-    """Files of latents that are there but not whole, and why; all of them are read."""
-    files = shard_folder(folder, manifest)
-    there = [shard for shard in files.ranges if os.path.lexists(files.path(shard))]
-    for shard in _with_progress(there, manifest):
-        try:
-            _check_layout(files.path(shard), manifest, shard)
-            _check_content(files.path(shard), manifest)
-        except LatentCacheError as error:
-            yield files.path(shard), str(error).removesuffix(f"; {AGAIN}.")
+def check_latents(folder: Path, manifest: CacheManifest, shard: range) -> None:
+    """Read a file of latents whole.
 
-
-def remove_latents(path: Path) -> None:
-    """Delete a file of latents and what belongs to it."""
-    for part in (path, _beside(path, "replaced"), _beside(path, "checksums")):
-        remove(part)
-
-
-def _with_progress(shards: list[range], manifest: CacheManifest) -> Any:
-    slow = sum(map(len, shards)) * manifest.image_bytes > SLOW_CHECK_BYTES
-    # None: where people watch.
-    return tqdm(shards, desc="checking latents", unit="file", leave=False, disable=None if slow else True)
+    Raises:
+        LatentCacheError: it is not as it was written.
+    """
+    path = shard_folder(folder, manifest).path(shard)
+    _check_layout(path, manifest, shard)
+    _check_content(path, manifest)
 
 
 def _check_layout(path: Path, manifest: CacheManifest, shard: range) -> int:
@@ -352,9 +338,11 @@ class LatentCache:
             for index, used in _replaced_images(path, self.manifest).items():
                 self.labels[index] = self.labels[used]
         self._unchecked = set(range(len(self._paths))) if self.checksums else set()
-        if self.manifest.count * self.manifest.image_bytes <= FULL_CHECK_BYTES:
-            for shard in _with_progress(self.files.ranges, self.manifest):
-                self._check(shard.start // self.manifest.shard_size)
+        size = self.manifest.count * self.manifest.image_bytes
+        if size <= FULL_CHECK_BYTES:
+            quiet = None if size > SLOW_CHECK_BYTES else True  # None: a bar where people watch
+            for number in tqdm(sorted(self._unchecked), "checking latents", unit="file", leave=False, disable=quiet):
+                self._check(number)
 
     @property
     def checksums(self) -> bool:
@@ -381,10 +369,10 @@ class LatentCache:
         self._check(shard)
         length = manifest.image_bytes // manifest.flips
         content = self._bytes(shard, self._starts[shard] + row * manifest.image_bytes + int(flipped) * length, length)
-        values = np.frombuffer(content, dtype=manifest.dtype).reshape(2, *manifest.shape).astype(np.float32)
+        values = np.frombuffer(content, dtype=manifest.dtype).reshape(2, *manifest.shape)
         if not self.checksums and not np.isfinite(values).all():
             raise LatentCacheError(f"{self._paths[shard]}: the latents of image {index} are NaN or infinite; {AGAIN}.")
-        return torch.from_numpy(values)
+        return torch.from_numpy(values).float()
 
     def _bytes(self, shard: int, start: int, length: int) -> bytearray:
         """Bytes of a file. Files are read, not mapped: a disk's error is then an error here, not the system's end."""

@@ -50,9 +50,11 @@ def read_array(path: Path, key: str) -> np.ndarray:
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write an .npz file, whole or not at all."""
-    with written_whole(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
+    """Write an .npz file, whole or not at all. Every array has a CRC-32, which is checked when it is read."""
+    with written_whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def map_images(path: Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Encoding a data set with a VAE: what `train/encode_latents.py` does after it has read its options."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,15 +89,23 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
             stack.enter_context(FolderLock(folder, "--output-dir", "name another"))
             latent_cache.claim_latents(folder, manifest, source.labels)
             remove_partial(folder)
-            for path, reason in latent_cache.damaged_files(folder, latent_cache.read_cache_manifest(folder)):
-                tqdm.write(f"made again: {reason}")
-                latent_cache.remove_latents(path)
+        accelerator.wait_for_everyone()
+        discard_damaged(folder, accelerator)
         accelerator.wait_for_everyone()
         write_missing(manifest, folder, images, vae.to(accelerator.device), accelerator, options.batch_size, workers)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             latent_cache.LatentCache(folder)  # complete, and every file as it was written
             print(f"{manifest.count:,} images in {folder}; train with --latents {folder}")
+
+
+def discard_damaged(folder: Path, accelerator: Accelerator) -> None:
+    """Delete files that are not as they were written, each process its share, so that they are encoded again."""
+    manifest = latent_cache.read_cache_manifest(folder)
+    check = functools.partial(latent_cache.check_latents, folder, manifest)
+    files = latent_cache.shard_folder(folder, manifest)
+    for reason in files.discard_damaged(check, accelerator.process_index, accelerator.num_processes):
+        tqdm.write(f"encoded again: {reason.removesuffix(latent_cache.AGAIN + '.').rstrip('; ')}")
 
 
 def write_missing(
