@@ -48,6 +48,8 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
                 reason = explanation(error)
                 if isinstance(error, ModuleNotFoundError) and extra:
                     reason = f"{error.name} is not installed: pip install 'd-emo[{extra}]'"
+                elif kept and isinstance(error, OSError):
+                    reason = f"{reason}; {kept}"
                 if reason is None or os.environ.get(TRACEBACK):
                     raise
                 sys.exit(f"{name}: {reason}")

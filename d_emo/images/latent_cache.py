@@ -300,7 +300,7 @@ def _replaced_images(path: Path, manifest: CacheManifest) -> dict[int, int]:
         _check_digest(beside, sums[beside.name])
     try:
         found = {int(index): used for index, used in json.loads(beside.read_text(encoding="utf-8")).items()}
-        if not all(type(used) is int and 0 <= min(i, used) and max(i, used) < manifest.count
+        if not all(type(used) is int and min(i, used) >= 0 and max(i, used) < manifest.count
                    for i, used in found.items()):  # fmt: skip
             raise ValueError("no table of images")
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -407,7 +407,7 @@ def _read_labels(folder: Path, manifest: CacheManifest) -> np.ndarray:
         raise LatentCacheError(f"{path} is damaged ({first_line(error)}); {AGAIN}.") from error
     if labels.shape != (manifest.count,) or not np.issubdtype(labels.dtype, np.integer):
         raise LatentCacheError(
-            f"{path} holds {labels.dtype} labels of shape {labels.shape}, not {manifest.count:,} whole numbers; {AGAIN}."
+            f"{path} holds {labels.dtype} {labels.shape}, not whole numbers of shape {(manifest.count,)}; {AGAIN}."
         )
     last = max(0, len(manifest.id2label) - 1)
     wrong = np.flatnonzero((labels < 0) | (labels > last))

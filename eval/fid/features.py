@@ -1,8 +1,8 @@
 """Features of a set of images: computed once by all processes, kept on the disk, read again in seconds.
 
 A store is a folder named by a hash of images and extractor, with files of `SHARD_SIZE` images' features that appear
-whole or not at all; a killed run goes on where it stopped. Files have checksums (a zip archive's CRC-32): those that are
-damaged are made again. One run at a time works on a store; another one waits, and finds it made.
+whole or not at all; a killed run goes on where it stopped. Files have checksums (a zip archive's CRC-32), and damaged
+ones are made again. One run at a time works on a store; another one waits, and finds it made.
 """
 
 import contextlib

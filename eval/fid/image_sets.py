@@ -234,7 +234,7 @@ def from_shards(folder: Path) -> ImageSet:
 
     def images(number: int) -> np.ndarray:
         found = archives.read_array(paths[number], archives.IMAGES_KEY)
-        if found.dtype != np.uint8 or found.shape != (len(labels[number]), *(found.shape[1:3]), found.shape[-1]):
+        if found.dtype != np.uint8 or found.ndim != 4 or len(found) != len(labels[number]):
             raise ValueError(f"{paths[number]} holds {found.dtype} {found.shape} as images; sample again.")
         return found
 

@@ -75,7 +75,7 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
             pipeline.transformer.load_state_dict(load_file(state), strict=True)
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(
-                f"--weights raw: {state} is damaged, or of another model ({first_line(error)}); take another checkpoint."
+                f"--weights raw: {state} is damaged or of another model ({first_line(error)}); name another checkpoint."
             ) from error
     if settings.vae is not None and pipeline.vae is not None:
         try:
