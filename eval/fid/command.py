@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from d_emo.common.files import check_writable, read_json
-from d_emo.common.locks import FolderLock
+from d_emo.common.locks import output_folder
 from d_emo.common.processes import keep_freed_memory, start_processes
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.evaluation import Evaluator
@@ -94,10 +94,10 @@ def lock_folder(folder: Path, accelerator: Accelerator, locks: contextlib.ExitSt
 
     Raises:
         LockedError: one is in it.
+        ValueError: a file lies there, or nothing may be written there.
     """
     if accelerator.is_main_process:
-        check_writable(folder, "--output-dir", folder=True)
-        locks.enter_context(FolderLock(folder, "--output-dir", "name another"))
+        locks.enter_context(output_folder(folder))
     accelerator.wait_for_everyone()
 
 

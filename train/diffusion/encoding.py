@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from d_emo.common.digests import weights_digest
-from d_emo.common.files import remove_partial
-from d_emo.common.locks import FolderLock
+from d_emo.common.files import check_writable
+from d_emo.common.locks import output_folder
 from d_emo.common.processes import keep_freed_memory, leave_interrupts, start_processes
 from d_emo.images import latent_cache
 from d_emo.images.decode import UnreadableImageError
@@ -52,6 +52,7 @@ def run(config: EncodeConfig) -> None:
 def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) -> None:
     """Write the folder of latents, each process its share of the files."""
     folder = Path(str(options.output_dir))
+    check_writable(folder, "--output-dir", folder=True)
     latent_cache.refuse_other_content(folder)
     source = load_source(data)
     if source.stream is not None:
@@ -86,9 +87,8 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         keep_freed_memory()
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
-            stack.enter_context(FolderLock(folder, "--output-dir", "name another"))
+            stack.enter_context(output_folder(folder))
             latent_cache.claim_latents(folder, manifest, source.labels)
-            remove_partial(folder)
         accelerator.wait_for_everyone()
         discard_damaged(folder, accelerator)
         accelerator.wait_for_everyone()
