@@ -66,6 +66,8 @@ def explanation(error: BaseException) -> str | None:
     # torch.OutOfMemoryError, and what PyTorch says on a CPU; it need not be imported for that.
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "not enough memory" in str(error):
         return f"the memory does not suffice ({first_line(error)}); use smaller batches or pictures, or fewer processes"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return f"a loader's process died ({first_line(error)}); use fewer --num-workers if memory ran out"
     if isinstance(error, ValueError | CommandError) or type(error) is ImportError:
         return first_line(error)
     return None

@@ -197,6 +197,8 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
         content = read_manifest(folder, ELSEWHERE)
     except ValueError as error:
         raise LatentCacheError(str(error)) from error
+    except OSError as error:
+        raise LatentCacheError(f"{describe_os_error(error)}; {ELSEWHERE}.") from error
     if content is None:
         raise LatentCacheError(
             f"{folder}: there are no latents (no {MANIFEST}); write some with train/encode_latents.py."

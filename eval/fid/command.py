@@ -72,6 +72,8 @@ def check_options(options: argparse.Namespace) -> None:
         ValueError: there is no such reference, or what is made could not be written.
     """
     check_reference(options.reference)
+    if options.inception_weights and not Path(options.inception_weights).is_file():
+        raise ValueError(f"--inception-weights {options.inception_weights}: there is no such file.")
     check_writable(cache_dir(options), "--cache-dir", folder=True)
     if options.output_dir:
         check_writable(Path(options.output_dir), "--output-dir", folder=True)
