@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from d_emo.common.messages import first_line, printable
+from d_emo.common.messages import describe_os_error, first_line, printable
 
 LabelLike = str | int
 
@@ -54,22 +54,45 @@ def read_class_names(source: str) -> list[str]:
     if source == "imagenet":
         return list(imagenet_wnid_to_name())
     path = Path(source)
-    if not path.is_file():
+    if "\0" in source or not path.is_file():
         raise ValueError(f"--class-names {source}: there is no such file ('imagenet' stands for ImageNet's).")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix == ".json" else text.rstrip().splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"--class-names {source}: no list of names (line {line} is not in UTF-8); save the file as UTF-8."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"--class-names {describe_os_error(error)}.") from error
+    names = _names_of_json(source, text) if path.suffix == ".json" else text.rstrip().splitlines()
+    names = [class_name(name) for name in names]
+    unit, offset = ("id", 0) if path.suffix == ".json" else ("line", 1)
+    wrong = "" if names else "there is nothing in it"
+    for place, name in enumerate(names):
+        if not name or (before := names.index(name)) < place:
+            what = f"repeats {name!r} of {unit} {before + offset}" if name else "is empty"
+            wrong = f"{unit} {place + offset} {what}"
+            break
+    if wrong:
+        raise ValueError(
+            f"--class-names {source}: empty, or with empty or repeated names ({wrong}); give every class a name of its "
+            "own, in the order of the ids."
+        )
+    return names
+
+
+def _names_of_json(source: str, text: str) -> list[str]:
+    try:
+        content = json.loads(text)
         names = [content[str(i)] for i in range(len(content))] if isinstance(content, dict) else content
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("something else than words")
-    except (OSError, ValueError, KeyError, RecursionError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else first_line(error)
         raise ValueError(
-            f"--class-names {source}: no list of names, and no table by the ids 0 to N - 1 ({first_line(error)})."
+            f"--class-names {source}: no list of names, and no table by the ids 0 to N - 1 ({reason})."
         ) from error
-    names = [class_name(name) for name in names]
-    repeated = [name for name, count in collections.Counter(names).items() if count > 1 or not name]
-    if repeated or not names:
-        raise ValueError(f"--class-names {source}: empty, or with empty or repeated names {repeated[:3]}.")
     return names
 
 

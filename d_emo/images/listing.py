@@ -1,7 +1,8 @@
 """The one listing: which files of a folder are pictures, in which order, and which of its folders are classes.
 
 - Hidden files and folders (a dot in front) and those of operating systems and shared disks are not seen.
-- Links are followed, but no folder is entered twice below the same class. Pipes, sockets and devices are never opened.
+- Links are followed, but no folder is entered twice below the same class, and a folder around the classes is none of
+  them. Pipes, sockets and devices are never opened.
 - Pictures are told by their suffix: every one of a format that Pillow decodes by itself.
 - Classes are in the order of their numbers where all of them are whole numbers, else in that of their names.
 - What is left out is counted, for one line that people see.
@@ -102,11 +103,15 @@ def list_classes(root: Path) -> Listing:
     """
     listing = Listing(root)
     folders = []
+    around = {_identity(folder) for folder in (root, *root.resolve().parents)}
     for entry in _entries(root):
         if is_hidden(entry.name):
             listing.left_out[HIDDEN] += 1
         elif _is(entry.is_dir):
-            folders.append(root / entry.name)
+            if _identity(root / entry.name) in around:
+                listing.left_out["links to a folder around them"] += 1
+            else:
+                folders.append(root / entry.name)
         elif _is(entry.is_file):
             listing.left_out["beside the class folders"] += 1
         else:

@@ -138,13 +138,18 @@ def no_image(reason: str) -> Callable[[int], PIL.Image.Image]:
 
 
 def default_resolution(read: Callable[[int], PIL.Image.Image], size: int) -> int:
-    """The largest power of two within the first readable image, from 16 to 256."""
+    """The largest power of two within the first readable image, from 16 to 256.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    first: UnreadableImageError | None = None
     for index in range(size):
         try:
             return power_of_two_side(read(index))
-        except UnreadableImageError:
-            continue  # reported when training comes to it, as --on-bad-image says
-    raise UnreadableImageError("no image of the data set can be read")
+        except UnreadableImageError as error:
+            first = first or error  # reported when training comes to it, as --on-bad-image says
+    raise ValueError(f"none of its {size:,} images can be read; the first: {first}.")
 
 
 def power_of_two_side(image: PIL.Image.Image) -> int:
