@@ -149,7 +149,7 @@ def default_resolution(read: Callable[[int], PIL.Image.Image], size: int) -> int
             return power_of_two_side(read(index))
         except UnreadableImageError as error:
             first = first or error  # reported when training comes to it, as --on-bad-image says
-    raise ValueError(f"none of its {size:,} images can be read; the first: {first}.")
+    raise ValueError(f"no image of the data set can be read; the first of {size:,}: {first}.")
 
 
 def power_of_two_side(image: PIL.Image.Image) -> int:

@@ -230,9 +230,9 @@ def inception_path() -> Path:
         torch.hub.download_url_to_file(inception_url(), str(path), hash_prefix=inception_hash())
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"the Inception weights are not on this machine, or damaged, and cannot be downloaded ({first_line(error)}). "
-            f"Fetch {inception_url()} (its SHA-256 begins with {inception_hash()}), then pass --inception-weights FILE or "
-            f"put it at {path}. --features pixels needs no weights."
+            f"the Inception weights are not on this machine, or damaged, and cannot be fetched ({first_line(error)}). "
+            f"Fetch {inception_url()} (its SHA-256 begins with {inception_hash()}), then pass --inception-weights FILE "
+            f"or put it at {path}. --features pixels needs no weights."
         ) from error
     return path
 
