@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from d_emo.common import checks
 from d_emo.images.decode import decode
 from d_emo.images.labels import class_name, english_names
 from d_emo.images.listing import list_all, list_classes
@@ -19,6 +20,7 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
     Raises:
         ValueError: there are no pictures, or classes without any; the message says what was left out.
     """
+    root = checks.path_named(root, "root")
     if not root.is_dir():
         raise ValueError("there is no such folder.")
     listing = list_all(root) if unconditional else list_classes(root)

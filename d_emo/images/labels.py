@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from d_emo.common import checks
 from d_emo.common.messages import describe_os_error, first_line, printable
 
 LabelLike = str | int
@@ -51,10 +52,11 @@ def read_class_names(source: str) -> list[str]:
     Raises:
         ValueError: there is no such file, or ids are missing or names repeated in it.
     """
+    source = checks.text(source, "--class-names")
     if source == "imagenet":
         return list(imagenet_wnid_to_name())
     path = Path(source)
-    if "\0" in source or not path.is_file():
+    if not path.is_file():
         raise ValueError(f"--class-names {source}: there is no such file ('imagenet' stands for ImageNet's).")
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -103,7 +105,7 @@ def normalize_id2label(id2label: Mapping[Any, str], num_classes: int) -> dict[in
         ValueError: an id is not an integer in [0, num_classes).
     """
     table = {}
-    for key, name in id2label.items():
+    for key, name in _table_of_names(id2label, checks.whole(num_classes, "num_classes", least=0)).items():
         try:
             label_id = int(key)
         except (TypeError, ValueError):
@@ -123,7 +125,7 @@ class LabelResolver:
     """
 
     def __init__(self, id2label: Mapping[int, str], num_classes: int):
-        self.id2label = dict(id2label)
+        self.id2label = dict(_table_of_names(id2label, num_classes))
         self.num_classes = num_classes
         self._by_exact_name: dict[str, set[int]] = {}
         self._by_full_name: dict[str, set[int]] = {}
@@ -174,6 +176,14 @@ class LabelResolver:
             f"label {name!r} is unknown among {len(self.id2label)} names such as {examples}; "
             "the pipeline's id2label lists all of them."
         )
+
+
+def _table_of_names(id2label: Any, num_classes: int) -> Mapping[Any, str]:
+    if not isinstance(id2label, Mapping):
+        raise ValueError(
+            f"id2label is {checks.shown(id2label)}; a table of names by class id, 0 to {num_classes - 1}, is wanted."
+        )
+    return id2label
 
 
 def class_name(name: str) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from d_emo.common import checks
 from d_emo.common.files import file_digest, holds_something, remove, write_json, written_whole
 from d_emo.common.messages import describe_os_error, first_line
 from d_emo.common.shards import MANIFEST, SLOW_CHECK_BYTES, ShardFolder, differences, read_manifest, write_manifest
@@ -323,7 +324,7 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = folder = checks.path_named(folder, "the folder of latents")
         self.manifest = read_cache_manifest(folder)
         self.labels = _read_labels(folder, self.manifest)
         self.files = shard_folder(folder, self.manifest)

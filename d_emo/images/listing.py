@@ -17,6 +17,7 @@ from pathlib import Path
 
 import PIL.Image
 
+from d_emo.common import checks
 from d_emo.common.messages import first_line, printable
 from d_emo.images.decode import readable_formats
 from d_emo.images.labels import class_name
@@ -101,10 +102,12 @@ def list_classes(root: Path) -> Listing:
         ValueError: a folder cannot be listed; two are the same class but for the writing; they are parts of a data set
             (train and val), not classes.
     """
+    root = checks.path_named(root, "root")
     listing = Listing(root)
     folders = []
+    entries = _entries(root)
     around = {_identity(folder) for folder in (root, *root.resolve().parents)}
-    for entry in _entries(root):
+    for entry in entries:
         if is_hidden(entry.name):
             listing.left_out[HIDDEN] += 1
         elif _is(entry.is_dir):
@@ -125,6 +128,7 @@ def list_classes(root: Path) -> Listing:
 
 def list_all(root: Path) -> Listing:
     """All pictures of `root` at any depth, in the order of their paths."""
+    root = checks.path_named(root, "root")
     listing = Listing(root)
     listing.pictures[root] = _sorted(_walk(root, set(), listing, below_root=True))
     parts = sorted({path.relative_to(root).parts[0] for path in listing.pictures[root]} & _part_names(root))

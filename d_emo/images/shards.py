@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from d_emo.common import checks
 from d_emo.common.files import cache_folder, remove, written_whole
 from d_emo.common.messages import first_line, printable
 from d_emo.images.decode import decode
@@ -63,8 +64,7 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         ValueError: the range is empty, or longer than any data set.
     """
-    if "\0" in pattern:
-        raise ValueError(f"{pattern!r}: no file has such a name.")
+    pattern = checks.text(pattern, "the name of the files")
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if braces is None:
         return [pattern]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from d_emo.common import checks
 from d_emo.common.digests import weights_digest
 from d_emo.common.files import file_digest, remove
 from d_emo.common.messages import first_line
@@ -190,6 +191,7 @@ def make_extractor(name: str, inception_weights: str | None = None, verify: bool
     Raises:
         ValueError: unknown, its package or weights are missing, or the weights are not those of the literature.
     """
+    name = checks.text(name, "--features")
     if name == PIXELS:
         return PixelExtractor()
     try:

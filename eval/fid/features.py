@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from d_emo.common import checks
 from d_emo.common.files import make_folder, remove, remove_partial
 from d_emo.common.locks import FolderLock
 from d_emo.common.processes import leave_interrupts
@@ -161,6 +162,8 @@ def compute_features(
         batch_size: images at once; it does not change the features, arithmetic noise aside.
         num_workers: loader processes.
     """
+    checks.whole(batch_size, "batch_size")
+    checks.whole(num_workers, "num_workers", least=0)
     key = hashlib.sha256(f"{images.fingerprint} {extractor.identity}".encode()).hexdigest()[:24]
     store = FeatureStore(root / key, images, extractor.layers)
     with contextlib.ExitStack() as stack:

@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
+from d_emo.common import checks
 from d_emo.common.files import file_digest
 from d_emo.common.shards import MANIFEST, read_manifest
 from d_emo.eval.fid import archives
@@ -62,9 +63,9 @@ class ImageSet:
         Raises:
             ValueError: there are not so many.
         """
-        if count is None or count == len(self):
+        if count is None or checks.whole(count, "the number of images") == len(self):
             return self
-        if not 1 <= count < len(self):
+        if count > len(self):
             raise ValueError(f"{self.name} has {len(self):,} images; {count:,} of them cannot be taken.")
         return replace(
             self,
@@ -76,7 +77,7 @@ class ImageSet:
 
     def with_channels(self, channels: int) -> "ImageSet":
         """Grey images as colour ones for 3, colour ones as grey for 1 (as training makes them); else as they are."""
-        if self.shape[3] == channels or channels not in (1, 3):
+        if self.shape[3] == checks.whole(channels, "channels") or channels not in (1, 3):
             return self
 
         def read(start: int, stop: int) -> np.ndarray:
@@ -95,10 +96,7 @@ def check_name(source: str) -> None:
     Raises:
         ValueError: there is not; the message begins with the name.
     """
-    if not source:
-        raise ValueError("'': the name of the images is empty; name a folder, an .npz or a .parquet file.")
-    if "\0" in source:
-        raise ValueError(f"{source!r}: no file has such a name.")
+    source = checks.text(source, "the name of the images")
     path = Path(source)
     if source.endswith((".npz", ".parquet")):
         if not path.is_file():
@@ -120,7 +118,11 @@ def open_set(source: str, size: Size | None = None, image_column: str = "image")
         ValueError: there are no images, they differ in size, or cannot be read; the message says which.
     """
     check_name(source)
-    path = Path(source)
+    source, path = str(source), Path(source)
+    if size is not None:
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise ValueError(f"size is {checks.shown(size)}; height and width are wanted.")
+        size = checks.whole(size[0], "height"), checks.whole(size[1], "width")
     if source == DIGITS:
         digits = digits_source()
         return view(digits, size or (digits.resolution, digits.resolution), f"scikit-learn's digits, {digits.size}")

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+from d_emo.common import checks
 from d_emo.common.digests import weights_digest
 from d_emo.common.files import make_folder, remove_partial
 from d_emo.common.messages import first_line
@@ -132,6 +133,7 @@ def image_shape(pipeline: DEMOPipeline) -> tuple[int, int, int]:
 
 def sample_labels(settings: SamplingSettings, num_classes: int) -> np.ndarray:
     """Class ids of all images, (num_images,); image i's does not depend on how many there are."""
+    checks.whole(num_classes, "num_classes", least=0)
     if not num_classes:
         return np.zeros(settings.num_images, dtype=np.int64)
     if settings.labels == "balanced":
@@ -183,6 +185,7 @@ def sample_images(
         ManifestError: the folder holds other samples.
         ValueError: sampler and model do not fit.
     """
+    checks.whole(batch_size, "batch_size")
     manifest = make_manifest(pipeline, settings)
     if accelerator.is_main_process:
         claim_samples(folder, manifest)

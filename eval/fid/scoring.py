@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from d_emo.common import checks
 from d_emo.common.files import read_json
 from d_emo.eval.fid import metrics
 from d_emo.eval.fid.extractors import INCEPTION, FeatureExtractor
@@ -242,7 +243,7 @@ def load_scores(path: Path) -> Scores:
         ValueError: the file is damaged.
     """
     remedy = "delete it and score again"
-    stored = read_json(path, remedy)
+    stored = read_json(checks.path_named(path, "the name of the file"), remedy)
     kinds = {"scores": dict, "left_out": dict, "not_comparable_because": list, "notes": list, "conditions": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(stored.get(name), kind)]:
         raise ValueError(f"{path} is damaged (there is no {wrong[0]!r}); {remedy}.")
