@@ -1,18 +1,19 @@
 """Checks of what functions are given. Each raises a ValueError of one line: the argument, its value, the rule."""
 
 import math
+import operator
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 SHOWN = 60
 
 
 def whole(value: Any, name: str, least: int = 1, most: int | None = None) -> int:
     """A whole number from `least` to `most`, NumPy's included, truth values not."""
-    if not isinstance(value, bool) and hasattr(value, "__index__"):
-        number = value.__index__()
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0:
+        number = operator.index(value)
         if number >= least and (most is None or number <= most):
             return number
     upper = "on" if most is None else f"to {most}"
@@ -29,7 +30,7 @@ def number(value: Any, name: str, least: float, most: float = math.inf) -> float
 
 def one_of(value: Any, name: str, choices: Collection[Any]) -> Any:
     """One of some values."""
-    if isinstance(value, str | int) and value in choices:
+    if isinstance(value, str | int) and not isinstance(value, bool) and value in choices:
         return value
     raise ValueError(f"{name} is {shown(value)}; use one of {', '.join(map(str, choices))}.")
 

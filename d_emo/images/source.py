@@ -111,7 +111,7 @@ def held_out(source: ImageSource, share: float = HELD_OUT_SHARE) -> tuple[ImageS
     """
     from sklearn.model_selection import train_test_split
 
-    checks.number(share, "share", 0, 1)
+    checks.number(share, "share", 0.01, 0.99)
     if source.stream is not None:
         raise ValueError("a stream has no index and cannot be split; name other images to validate on.")
     parts = train_test_split(np.arange(source.size), test_size=share, random_state=0, stratify=source.labels)

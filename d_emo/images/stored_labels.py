@@ -37,9 +37,9 @@ class ClassNames:
     def __init__(self, names: Sequence[str]):
         if isinstance(names, str) or not isinstance(names, Iterable):
             raise ValueError(f"class names are {checks.shown(names)}; a list of words, by class id, is wanted.")
-        self.names = [
-            class_name(name if isinstance(name, str) else checks.text(name, "a class name")) for name in names
-        ]
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(f"class names are words; {checks.shown(wrong[0])} is none.")
+        self.names = [class_name(name) for name in names]
         self._ids = {name: number for number, name in enumerate(self.names)}
         if len(self._ids) < len(self.names):
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
