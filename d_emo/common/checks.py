@@ -1,19 +1,20 @@
 """Checks of what functions are given. Each raises a ValueError of one line: the argument, its value, the rule."""
 
+import contextlib
 import math
 import operator
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 SHOWN = 60
 
 
 def whole(value: Any, name: str, least: int = 1, most: int | None = None) -> int:
     """A whole number from `least` to `most`, NumPy's included, truth values not."""
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0:
-        number = operator.index(value)
+    with contextlib.suppress(TypeError):  # NumPy's arrays of floats only look as if they could be one
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
         if number >= least and (most is None or number <= most):
             return number
     upper = "on" if most is None else f"to {most}"

@@ -83,6 +83,18 @@ def decode(file: Any, name: str) -> PIL.Image.Image:
         raise UnreadableImageError(f"{printable(name)} cannot be read ({printable(first_line(error))})") from error
 
 
+def refusal(path: Any) -> str | None:
+    """Why a file will not be decoded, as far as its header says so; None if nothing speaks against it."""
+    try:
+        with _open(path) as image:
+            _check_size(image)
+            if image.mode == "I" or image.mode.startswith("I;16"):
+                _white(image)
+    except Exception as error:  # as in `decode`
+        return f"{printable(str(path))} cannot be read ({printable(first_line(error))})"
+    return None
+
+
 def readable_formats() -> list[str]:
     """Pillow's names of the formats that it decodes by itself, in the order in which it tries them."""
     PIL.Image.init()

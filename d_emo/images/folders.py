@@ -1,14 +1,22 @@
 """Pictures in folders: a sub-folder a class, or, where classes are not wanted, in any way."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from d_emo.common import checks
-from d_emo.images.decode import decode
+from d_emo.images.decode import decode, refusal
 from d_emo.images.labels import class_name, english_names
 from d_emo.images.listing import list_all, list_classes
 from d_emo.images.source import ImageSource
+
+# Files of many kinds, some of which have no defined white. Their headers are read when a folder is opened.
+TIFF_SUFFIXES = (".tif", ".tiff")
+# From so many on, that shows its progress.
+SLOW_HEADERS = 5000
 
 
 def folder_source(root: Path, unconditional: bool) -> ImageSource:
@@ -46,4 +54,12 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
         id2label=dict(enumerate(english_names(names))) if not unconditional else {},
         files=paths,
         note=listing.note,
+        unreadable=_unreadable(paths),
     )
+
+
+def _unreadable(paths: Sequence[Path]) -> list[str]:
+    """What is known to be unreadable before it is read."""
+    tiffs = [path for path in paths if os.path.splitext(path.name)[1].lower() in TIFF_SUFFIXES]  # noqa: PTH122
+    shown = tqdm(tiffs, desc="headers", unit="file", leave=False, disable=None if len(tiffs) > SLOW_HEADERS else True)
+    return [reason for path in shown if (reason := refusal(path))]

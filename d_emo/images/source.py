@@ -68,6 +68,7 @@ class ImageSource:
         stream: what is read instead of `read`, which then raises, and `labels`, which are empty.
         files: what the images lie in, where that is a list of files.
         note: what was left out of them, for people.
+        unreadable: messages of images of which it is known already that they cannot be decoded.
     """
 
     name: str
@@ -83,6 +84,17 @@ class ImageSource:
     stream: ImageStream | None = None
     files: Sequence[Path] = ()
     note: str = ""
+    unreadable: Sequence[str] = ()
+
+    def refuse_unreadable(self, remedy: str = "Repair or remove them.") -> None:
+        """Stop before any work where it is known that an image cannot be decoded.
+
+        Raises:
+            UnreadableImageError: there are such images; the first is named, the others are counted.
+        """
+        if self.unreadable:
+            more = f", and {len(self.unreadable) - 1:,} more" if len(self.unreadable) > 1 else ""
+            raise UnreadableImageError(f"{self.unreadable[0]}{more}. {remedy}")
 
     def describe_size(self) -> str:
         """How many images, for people."""
@@ -133,6 +145,7 @@ def subset(source: ImageSource, indices: np.ndarray) -> ImageSource:
         read=lambda index: source.read(int(indices[index])),
         labels=source.labels[indices],
         files=(),
+        unreadable=(),
     )
 
 

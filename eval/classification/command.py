@@ -94,7 +94,7 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
     if not options.data_dir and not options.dataset:
         return held_out(digits_source())[1]
     try:
-        return open_source(
+        source = open_source(
             options.data_dir,
             options.dataset,
             split=options.dataset_split,
@@ -102,6 +102,8 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
             label_column=options.label_column,
             class_names=options.class_names,
         )
+        source.refuse_unreadable()
+        return source
     except ValueError as error:
         flag = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
         raise ValueError(f"{flag}: {error}") from error

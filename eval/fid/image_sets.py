@@ -158,6 +158,7 @@ def view(source: ImageSource, size: Size | None, content: str) -> ImageSet:
         size: (height, width) to crop and resize to, as ADM prepares ImageNet; without it all images must have one size.
         content: stands for what the images hold; their number, classes and size are added.
     """
+    source.refuse_unreadable()
     order = np.random.RandomState(0).permutation(source.size)
     height, width = size or _read(source, order[0]).size[::-1]
 

@@ -33,6 +33,8 @@ def load_source(options: DataOptions, named: str | None = None) -> ImageSource:
         flag = "no data was named"
     try:
         source = _open_source(options)
+        if options.on_bad_image == "stop":
+            source.refuse_unreadable("Repair or remove them, or go on: --on-bad-image skip.")
     except ValueError as error:
         raise ValueError(f"{named or flag}: {error}") from error
     if options.unconditional:
