@@ -1,6 +1,7 @@
 """How every command ends: with what it made, or with one line that says why not."""
 
 import functools
+import io
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
     def decorate(main: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            print_any_name()
             try:
                 try:
                     main(*args, **kwargs)
@@ -57,6 +59,13 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
         return run
 
     return decorate
+
+
+def print_any_name() -> None:
+    """Let file names be printed that are not UTF-8, or not what the terminal can show, in place of an error there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def explanation(error: BaseException) -> str | None:

@@ -1,6 +1,5 @@
 """What is found out when images are opened, before anything is learned from them or scored."""
 
-
 import numpy as np
 import PIL.Image
 import pytest
