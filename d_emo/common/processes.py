@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import psutil
@@ -145,10 +146,14 @@ def is_dead_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
-def end_workers() -> None:
-    """End the loader processes that are left: they ignore polite signals, and the interpreter would wait for them."""
+def end_workers(spared: Collection[BaseProcess] = ()) -> None:
+    """End the loader processes that are left: they ignore polite signals, and the interpreter would wait for them.
+
+    Args:
+        spared: children of this process that are none of ours, such as were there before.
+    """
     former = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
-    for process in multiprocessing.active_children():
+    for process in (process for process in multiprocessing.active_children() if process not in spared):
         process.kill()
         process.join()
     if former is not None:

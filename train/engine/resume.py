@@ -75,7 +75,7 @@ def check_named(resume_from: str) -> None:
 
 def _near_name(folder: Path) -> str:
     """A run beside a folder that is not there, whose name is nearly the same."""
-    if folder.exists() or not folder.parent.is_dir():
+    if (folder / RUN_FILE).exists() or not folder.parent.is_dir():
         return ""
     runs = [path.name for path in folder.parent.iterdir() if (path / RUN_FILE).is_file()]
     close = difflib.get_close_matches(folder.name, runs, n=1)
