@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import ParamSpec
 
 from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.output import discard, quiet_libraries
 
 P = ParamSpec("P")
 # Set to show where an error came from, in place of its line alone.
@@ -34,6 +34,7 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
     def decorate(main: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            quiet_libraries()
             try:
                 try:
                     main(*args, **kwargs)
@@ -71,10 +72,5 @@ def explanation(error: BaseException) -> str | None:
 
 def leave_closed_pipe() -> None:
     """End quietly, as programs do whose output nobody reads any more, such as that of `COMMAND | head`."""
-    with Path(os.devnull).open("w") as nothing:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                os.dup2(nothing.fileno(), stream.fileno())  # or the interpreter complains once more at its end
-            except (OSError, ValueError, AttributeError):
-                continue
+    discard(sys.stdout, sys.stderr)
     sys.exit(128 + getattr(signal, "SIGPIPE", 13))

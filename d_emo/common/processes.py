@@ -45,9 +45,25 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
         )
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(cpu_threads or max(1, cores // accelerator.num_processes))
+        torch.set_num_threads(cpu_threads or max(1, cores() // accelerator.num_processes))
     return accelerator
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def loader_processes(asked: int | None, default: int) -> int:
+    """Processes that read data for this one: as many as were asked for, or the default, at most the cores to share.
+
+    Args:
+        asked: by the user; None for the default.
+        default: where there are cores enough for each process of this machine (`LOCAL_WORLD_SIZE`).
+    """
+    if asked is not None:
+        return asked
+    return min(default, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _fsdp_plugin() -> FullyShardedDataParallelPlugin:

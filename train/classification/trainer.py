@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from transformers import AutoModelForImageClassification
 
-from d_emo.common.processes import is_sharded
+from d_emo.common.processes import is_sharded, loader_processes
 from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.kernels import set_backend
 from d_emo.train.classification.augmentation import Augmentation, Targets
@@ -171,7 +171,7 @@ def validate(run: ClassifierRun) -> None:
         plan.validation,
         plan.processor,
         batch_size=plan.layout.micro_batch_size,
-        num_workers=plan.source.num_workers if data.num_workers is None else data.num_workers,
+        num_workers=loader_processes(data.num_workers, plan.source.num_workers),
         device=accelerator.device,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,

@@ -22,9 +22,10 @@ def log_validation(run: TrainingRun, predictions: Predictions) -> None:
     with path.open("a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(values)
     plot_validation(run.output_dir, run.plan.model_name)
-    run.say(
-        f"step {run.step}: validation top-1 {values[1]:.2%}, top-5 {values[2]:.2%}, loss {values[3]:.4f} "
-        f"({len(predictions.labels):,} images, averaged weights)"
+    label, share = predictions.hardest()
+    run.report(
+        f"validation top-1 {values[1]:.2%}, top-5 {values[2]:.2%}, loss {values[3]:.4f} "
+        f"({len(predictions.labels):,} images, averaged weights), hardest {run.plan.source.id2label[label]} {share:.1%}"
     )
     tracked = {f"validation_{name}": value for name, value in zip(VALIDATION_COLUMNS[1:], values[1:], strict=True)}
     run.accelerator.log(tracked, step=run.step)

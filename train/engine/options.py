@@ -30,7 +30,11 @@ class RunOptions:
     checkpoint_every: int = option(10_000, "Steps between two checkpoints.")
     keep_checkpoints: int | None = option(None, "Keep so many of the newest checkpoints. Default: all.")
     keep_every: int | None = option(None, "With --keep-checkpoints: also those at multiples of so many steps.")
-    report_to: str = option("tensorboard", "Tracker: tensorboard, wandb, another that Accelerate knows, or none.")
+    report_to: str = option(
+        "tensorboard",
+        "Trackers, with commas between: tensorboard, wandb, others that Accelerate knows. 'all': all that are "
+        "installed. 'none'.",
+    )
     resume_from: str | None = option(
         None, "A checkpoint folder, or 'latest': the newest whole one in the output folder."
     )

@@ -1,5 +1,6 @@
 """A training run in progress, and the errors that end one."""
 
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from d_emo.common.commands import CommandError
+from d_emo.common.output import say, time_stamp
 from d_emo.train.data.batches import StreamPlace
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
@@ -57,6 +58,7 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
         place: of this process in a stream; unused for data read by index.
         window: losses since the last log line.
         seconds: that these steps took, pauses for samples, scores and checkpoints aside.
+        seconds_before: that the run took before it was continued.
         published: a published loss curve to compare with.
     """
 
@@ -66,7 +68,14 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
     place: StreamPlace = field(default_factory=StreamPlace)
     window: list[torch.Tensor] = field(default_factory=list)
     seconds: float = 0.0
+    seconds_before: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
     published: LossCurve | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run took so far, all of it, without the time between an interruption and what continued."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     @property
     def output_dir(self) -> Path:
@@ -90,7 +99,11 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
     def say(self, message: str) -> None:
         """Print a line once, above the progress bar."""
         if self.accelerator.is_main_process:
-            tqdm.write(message)
+            say(message)
+
+    def report(self, message: str) -> None:
+        """Print what happened at this step: a line with the time of day and the step of how many."""
+        self.say(f"{time_stamp()} step {self.step}/{self.plan.max_train_steps}: {message}")
 
 
 # A run of either wing, where its plan's kind does not matter.

@@ -20,7 +20,7 @@ def save(run: AnyRun) -> None:
             run.save_more(folder)
 
     path = checkpoints.save_checkpoint(accelerator, run.result(), run.output_dir, run.step, run.card(), write_more)
-    run.say(f"step {run.step}: saved {path}")
+    run.report(f"saved {path}")
     if accelerator.is_main_process:
         checkpoints.prune_checkpoints(run.output_dir, options.keep_checkpoints, options.keep_every)
 

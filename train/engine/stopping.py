@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
+
+from d_emo.common.output import say
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -34,7 +35,11 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
-        tqdm.write("stopping: saving a checkpoint after this step (again to stop at once)")
+        say("stopping: saving a checkpoint after this step (again to stop at once)")
+
+    def because_nobody_reads(self) -> None:
+        """Stop like that, too, when what is printed goes into a pipe that was closed."""
+        self.received = self.received or getattr(signal, "SIGPIPE", 13)
 
     @property
     def exit_code(self) -> int:
