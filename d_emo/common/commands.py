@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.messages import describe_os_error, first_line, own_line
 from d_emo.common.output import discard, quiet_libraries
 
 P = ParamSpec("P")
@@ -66,7 +66,7 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "not enough memory" in str(error):
         return f"the memory does not suffice ({first_line(error)}); use smaller batches or pictures, or fewer processes"
     if isinstance(error, ValueError | CommandError) or type(error) is ImportError:
-        return first_line(error)
+        return own_line(error)
     return None
 
 

@@ -29,6 +29,8 @@ _UNSAFE = re.compile(
 # Facts that libraries give with such advice, or in words of their own.
 _PLAIN = (
     (re.compile(r"weights.only load failed", re.IGNORECASE), "it is damaged, or holds objects that could run code"),
+    (re.compile(r"codec can't decode", re.IGNORECASE), "it is no text in UTF-8"),
+    (re.compile(r"maximum recursion depth", re.IGNORECASE), "it is nested too deeply"),
     (re.compile(r"object arrays cannot be loaded", re.IGNORECASE), "it holds Python objects, which could run code"),
 )
 # An address, of which the host is named.
@@ -45,15 +47,15 @@ _PREFIX = re.compile(r"^(\[Errno \d+\]|\[rank\d+\]:?|[\w.]*(?:Error|Exception|Wa
 _LONGEST = 300
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line, without advice to switch safety off."""
+def own_line(error: BaseException) -> str:
+    """What an error of ours says, in one line. Of a library's that came as far, advice to switch safety off is cut."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     sentences = _sentences(lines[0]) if lines else []
     return " ".join(part for part in sentences if not _UNSAFE.search(part)) or _kind(error)
 
 
-def reason_of(error: BaseException) -> str:
-    """Why a library refuses, as part of a line of ours: its first line that says something, without addresses.
+def first_line(error: BaseException) -> str:
+    """Why a library refuses, as part of a line of ours: its first line that says something, with hosts for addresses.
 
     Left out are advice to switch safety off, sentences that only send the reader elsewhere, terminals' colours, and the
     full stop at the end.

@@ -89,7 +89,7 @@ def make_run(plan: ClassifierPlan, accelerator: Accelerator) -> ClassifierRun:
     """Build network, average, optimizer, schedule and teacher, and hand them to Accelerate."""
     config, seed = plan.config, plan.config.run.seed
     if is_sharded(accelerator):
-        raise ValueError("classifiers are small; launch without FSDP.")
+        raise ValueError("accelerate launch with FSDP: classifiers are small and not sharded; launch without FSDP.")
     set_seed(seed % 2**32)
     model = plan.build_model().to(memory_format=torch.channels_last)
     optimizer = make_classifier_optimizer(model, plan)

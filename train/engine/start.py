@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from d_emo.common.files import remove_partial, write_json
-from d_emo.common.messages import reason_of
+from d_emo.common.messages import first_line
 from d_emo.common.processes import LaunchError, keep_freed_memory, start_processes
 from d_emo.train.data import stream_loader
 from d_emo.train.data.options import DATA_SOURCES
@@ -39,7 +39,7 @@ def make_accelerator(options: RunOptions, mixed_precision: str | None, folder: P
     except LaunchError:
         raise
     except (ValueError, ImportError) as error:
-        raise ValueError(f"--mixed-precision {mixed_precision}: {reason_of(error)}") from error
+        raise ValueError(f"--mixed-precision {mixed_precision}: {first_line(error)}") from error
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"mixed precision {accelerator.mixed_precision} is not supported; use --mixed-precision bf16.")
     if accelerator.device.type == "cpu":

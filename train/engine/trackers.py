@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from d_emo.common.files import written_whole
-from d_emo.common.messages import reason_of
+from d_emo.common.messages import first_line
 from d_emo.train.engine.run import AnyRun
 
 PROJECT = "d_emo"
@@ -78,7 +78,8 @@ def open_trackers(run: AnyRun, settings: Mapping[str, Any]) -> None:
     except Exception as error:  # each tracker has errors of its own: nobody logged in, no server
         remedy = "log in with `wandb login`, set WANDB_MODE=offline" if "wandb" in names else "set it up"
         raise ValueError(
-            f"--report-to {','.join(names)}: it does not start ({reason_of(error)}); {remedy}, or use --report-to none."
+            f"--report-to {','.join(names)}: it does not start ({first_line(error)}); {remedy}, or use "
+            "--report-to none."
         ) from error
 
 
