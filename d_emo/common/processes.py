@@ -3,8 +3,10 @@
 import ctypes
 import multiprocessing
 import os
+import platform
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,6 +116,24 @@ def end_workers() -> None:
         process.join()
     if former is not None:
         signal.signal(signal.SIGCHLD, former)
+
+
+def hardware(device: torch.device, count: int = 1) -> str:
+    """What is computed on, for people: the accelerator's or the CPU's name, and how many.
+
+    Args:
+        device: of a process.
+        count: of processes, each on such a device, or all on the cores of one CPU.
+    """
+    if device.type == "cuda":
+        return (f"{count} x " if count > 1 else "") + torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return f"{count} x {device.type}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    shared = f" in {count} processes" if count > 1 else ""
+    return f"{cores()} cores of {next(names, platform.processor() or 'a CPU')}{shared}"
 
 
 def default_device() -> torch.device:

@@ -26,6 +26,7 @@ from d_emo.train.classification.plan import (
 )
 from d_emo.train.classification.sources import load_sources
 from d_emo.train.classification.validation_log import (
+    CURVES,
     VALIDATION_COLUMNS,
     VALIDATION_FILE,
     log_validation,
@@ -63,9 +64,14 @@ class ClassifierRun(TrainingRun[ClassifierPlan]):
         """See `TrainingRun.result`; the classifier's network is the average itself."""
         return self.classifier
 
-    def card(self) -> str:
+    def card(self, folder: Path) -> str:
         """See `TrainingRun.card`."""
-        return classifier_card(self.plan, self.step)
+        return classifier_card(self.plan, self.circumstances(folder))
+
+    def picture(self) -> Path | None:
+        """See `TrainingRun.picture`: the curves of loss and accuracy."""
+        path = self.output_dir / CURVES
+        return path if path.is_file() else None
 
 
 def run(config: ClassifierConfig) -> None:
@@ -185,8 +191,9 @@ def finish(run: ClassifierRun) -> None:
     """Validate, save the classifier into the run's folder, say what to do next."""
     if run.step % run.plan.validate_every:
         validate(run)
-    saving.publish(run, "config.json")
     if run.accelerator.is_main_process:
         plot_validation(run.output_dir, run.plan.model_name)
+    saving.publish(run, "config.json")
+    if run.accelerator.is_main_process:
         run.say(f'done: transformers.pipeline("image-classification", "{run.output_dir}")("photo.jpg")')
     run.accelerator.wait_for_everyone()

@@ -9,6 +9,7 @@ from d_emo.train.engine.log import LOG_FILE, truncate_log
 from d_emo.train.engine.run import TrainingRun
 
 VALIDATION_FILE = "validation.csv"
+CURVES = "curves.png"
 VALIDATION_COLUMNS = ("step", "top1", "top5", "loss")
 
 
@@ -64,5 +65,5 @@ def plot_validation(folder: Path, title: str) -> None:
     right.set(xlabel="optimizer step", ylabel="accuracy in %")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    with written_whole(folder / "curves.png") as partial:
+    with written_whole(folder / CURVES) as partial:
         figure.savefig(partial, format="png", dpi=120)

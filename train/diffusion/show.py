@@ -27,7 +27,7 @@ def _draw_grid(run: Run, pipeline: DEMOPipeline) -> None:
     with accelerator.autocast():
         rows, captions = figures.draw_samples(pipeline, count, steps, scale, options.seed)
     grid = caption_grid(rows, captions)
-    path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
+    path = figures.grid_path(run.output_dir, run.step)
     save_image(grid, path)
     plot_losses(run)
     run.report(f"samples in {path}")

@@ -35,6 +35,9 @@ class RunOptions:
         "Trackers, with commas between: tensorboard, wandb, others that Accelerate knows. 'all': all that are "
         "installed. 'none'.",
     )
+    license: str | None = option(
+        None, "Licence of the weights for the model card, as the Hub spells it: apache-2.0, cc-by-nc-4.0, other."
+    )
     resume_from: str | None = option(
         None, "A checkpoint folder, or 'latest': the newest whole one in the output folder."
     )
@@ -49,6 +52,8 @@ class RunOptions:
             require(value is None or value > 0, name, value, "must be positive")
         if self.keep_every and not self.keep_checkpoints:
             raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
+        valid = self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license)
+        require(bool(valid), "license", self.license, "the Hub spells licences like apache-2.0 or cc-by-nc-4.0")
         require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
 
     def folder(self, model: str, data: str) -> Path:

@@ -1,5 +1,6 @@
 """A training run in progress, and the errors that end one."""
 
+import shutil
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -11,10 +12,15 @@ from accelerate import Accelerator
 
 from d_emo.common.commands import CommandError
 from d_emo.common.output import say, time_stamp
+from d_emo.common.processes import hardware
 from d_emo.train.data.batches import StreamPlace
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
+from d_emo.train.engine.cards import Circumstances
 from d_emo.train.engine.plan import LossCurve, RunPlan
+
+# Beside the card.
+CARD_PICTURE = "picture.png"
 
 PlanT = TypeVar("PlanT", bound=RunPlan, covariant=True)
 
@@ -87,14 +93,31 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
         """The averaged model of now, with what it takes to use it; every process calls this."""
 
     @abstractmethod
-    def card(self) -> str:
-        """The model card of the result."""
+    def card(self, folder: Path) -> str:
+        """The model card of the result, as it lies in a folder."""
 
     def save_state(self, folder: Path) -> None:
         """Write into a checkpoint's folder of state what else a continued run needs; every process calls this."""
 
     def save_more(self, folder: Path) -> None:
         """Write what belongs beside the result; the main process calls this."""
+        picture = self.picture()
+        if picture is not None:
+            shutil.copyfile(picture, folder / CARD_PICTURE)
+
+    def picture(self) -> Path | None:
+        """What the card shows of this step, if there is something."""
+        return None
+
+    def circumstances(self, folder: Path, repository: str | None = None) -> Circumstances:
+        """How the run went, for a card in a folder that may be sent to a repository."""
+        return Circumstances(
+            weights=repository or folder.as_posix(),
+            step=self.step,
+            seconds=self.elapsed,
+            hardware=hardware(self.accelerator.device, self.accelerator.num_processes),
+            picture=CARD_PICTURE if self.picture() is not None else None,
+        )
 
     def say(self, message: str) -> None:
         """Print a line once, above the progress bar."""

@@ -19,7 +19,8 @@ def save(run: AnyRun) -> None:
         if accelerator.is_main_process:
             run.save_more(folder)
 
-    path = checkpoints.save_checkpoint(accelerator, run.result(), run.output_dir, run.step, run.card(), write_more)
+    card = run.card(checkpoints.checkpoint_path(run.output_dir, run.step))
+    path = checkpoints.save_checkpoint(accelerator, run.result(), run.output_dir, run.step, card, write_more)
     run.report(f"saved {path}")
     if accelerator.is_main_process:
         checkpoints.prune_checkpoints(run.output_dir, options.keep_checkpoints, options.keep_every)
@@ -32,4 +33,4 @@ def publish(run: AnyRun, index_name: str) -> None:
     """
     result = run.result()
     if run.accelerator.is_main_process:
-        checkpoints.publish_pipeline(result, run.output_dir, run.card(), run.save_more, index_name)
+        checkpoints.publish_pipeline(result, run.output_dir, run.card(run.output_dir), run.save_more, index_name)
