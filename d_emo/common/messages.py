@@ -48,10 +48,15 @@ _LONGEST = 300
 
 
 def own_line(error: BaseException) -> str:
-    """What an error of ours says, in one line. Of a library's that came as far, advice to switch safety off is cut."""
+    """What an error that ends a command says, in one line: of one that this package raised all of it."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    module = place.tb_frame.f_globals.get("__name__", "") if place is not None else ""
+    if module.partition(".")[0] not in (__name__.partition(".")[0], "__main__"):
+        return first_line(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    sentences = _sentences(lines[0]) if lines else []
-    return " ".join(part for part in sentences if not _UNSAFE.search(part)) or _kind(error)
+    return lines[0] if lines else _kind(error)
 
 
 def first_line(error: BaseException) -> str:
