@@ -300,7 +300,7 @@ _REASONS = {
     "a continued run knows where it stopped (--resume-from latest)": "start_epoch",
     "name more epochs": "epoch_repeats",
     "noise and its schedule are DiT's (--objective dit) or SiT's (--objective sit)": (
-        "lr_anneal_steps noise_schedule diffusion_steps ddpm_num_steps ddpm_beta_schedule noise_offset "
+        "noise_schedule diffusion_steps ddpm_num_steps ddpm_beta_schedule noise_offset "
         "input_perturbation rescale_timesteps precond rescale_learned_sigmas scaling schedule dream_training"
     ),
     "pinned memory is used on GPUs": "pin_mem pin_memory",
@@ -373,7 +373,8 @@ _REASONS = {
         "augment"
     ),
     "a learning rate follows --lr-decay or --lr-scheduler after its warm-up": (
-        "lr_noise lr_noise_pct lr_noise_std lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay decay_milestones "
+        "lr_anneal_steps lr_noise lr_noise_pct lr_noise_std lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay "
+        "decay_milestones "
         "cooldown_epochs patience_epochs sched_on_updates lr_warmup_method lr_warmup_decay lr_num_cycles lr_power"
     ),
     "norms and biases of classifiers do not decay, all else does": (
