@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import os
+import platform
 import re
 import signal
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -58,8 +60,7 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
     _end_with_launcher()
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(cpu_threads or max(1, cores // accelerator.num_processes))
+        torch.set_num_threads(cpu_threads or max(1, cores() // accelerator.num_processes))
     return accelerator
 
 
@@ -82,6 +83,23 @@ def _end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="launcher watch").start()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def loader_processes(asked: int | None, default: int) -> int:
+    """Processes that read data for this one: as many as were asked for, or the default, at most the cores to share.
+
+    Args:
+        asked: by the user; None for the default.
+        default: where there are cores enough for each process of this machine (`LOCAL_WORLD_SIZE`).
+    """
+    if asked is not None:
+        return asked
+    return min(default, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
@@ -158,6 +176,24 @@ def end_workers(spared: Collection[BaseProcess] = ()) -> None:
         process.join()
     if former is not None:
         signal.signal(signal.SIGCHLD, former)
+
+
+def hardware(device: torch.device, count: int = 1) -> str:
+    """What is computed on, for people: the accelerator's or the CPU's name, and how many.
+
+    Args:
+        device: of a process.
+        count: of processes, each on such a device, or all on the cores of one CPU.
+    """
+    if device.type == "cuda":
+        return (f"{count} x " if count > 1 else "") + torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return f"{count} x {device.type}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    shared = f" in {count} processes" if count > 1 else ""
+    return f"{cores()} cores of {next(names, platform.processor() or 'a CPU')}{shared}"
 
 
 def default_device() -> torch.device:
