@@ -46,7 +46,7 @@ def read_run(folder: Path) -> RunCurves:
         raise ValueError(f"{folder}: there is no train_log.csv; name folders that a trainer wrote.")
     losses, speeds = (read_column(log, name) for name in ("loss", "images_per_second"))
     if not losses:
-        raise ValueError(f"{log} has no line yet.")
+        raise ValueError(f"{log} has no line yet; wait for the first, which --log-every of the trainer decides.")
     scores, score_title = read_scores(folder)
     return RunCurves(
         name=folder.name,

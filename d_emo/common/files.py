@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from d_emo.common.messages import first_line
+
 PARTIAL_PREFIX = ".partial-"
 # Of a folder that is in use; see `locks`.
 LOCK_FILE = ".lock"
@@ -118,7 +120,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__} instead of a table")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {remedy}.") from error
+        raise ValueError(f"{path} is damaged ({first_line(error)}); {remedy}.") from error
     return content
 
 

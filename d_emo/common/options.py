@@ -5,6 +5,7 @@ The command line and the YAML file are derived from frozen dataclasses. A YAML f
 command reads its options before it loads PyTorch.
 """
 
+import json
 import math
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable, Mapping
@@ -16,6 +17,15 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get
 from d_emo.common.command_line import CommandParser, flag, with_default
 from d_emo.common.option_files import read_option_file
 
+# What stands for a value in --help, by the ends of options' names; others show N, X or TEXT.
+UNITS = (
+    (("_every", "_steps"), "STEPS"),
+    (("epochs",), "EPOCHS"),
+    (("_dir",), "FOLDER"),
+    (("resolution",), "PIXELS"),
+    (("_batch_size", "_images", "_buffer"), "IMAGES"),
+    (("_workers",), "PROCESSES"),
+)
 TRUE, FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
 Table = TypeVar("Table", bound="OptionTable")
 
@@ -110,11 +120,22 @@ def parse_options(
     if isinstance(lower, Recipe):
         values = read_option_file(lower.path, kinds)
         lower = {name: value for name, value in values.items() if name not in lower.without}
-    given = _over(given, {name: value for name, value in lower.items() if name in kinds}, entries)
+    given = _over(given, {name: _as_read(name, lower[name], kinds[name]) for name in lower if name in kinds}, entries)
     return table(**{
         title: group(**{e.name: given[e.name] for e in fields(group) if given.get(e.name) is not None})
         for title, group in groups.items()
     })  # fmt: skip
+
+
+def _as_read(name: str, value: Any, kind: Kind) -> Any:
+    """A value that a program stored, as the option takes it now: files are edited, and options change."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        return kind.convert(text)
+    except ValueError as error:
+        raise ValueError(f"{flag(name)}: the stored options say {text[:80]}: {error}; give it anew.") from error
 
 
 def _over(given: dict[str, Any], values: dict[str, Any], entries: list[Field]) -> dict[str, Any]:
@@ -142,7 +163,13 @@ def _add(section: Any, entry: Field, kind: Kind) -> None:
         section.add_argument(flag(entry.name), nargs="?", const=True, type=_typed(kind), metavar="true|false", **shared)
         section.add_argument(f"--no-{flag(entry.name)[2:]}", action="store_false", **{**shared, "help": SUPPRESS})
     else:
-        section.add_argument(flag(entry.name), type=_typed(kind), metavar=kind.shown, **shared)
+        section.add_argument(flag(entry.name), type=_typed(kind), metavar=_shown(entry.name, kind), **shared)
+
+
+def _shown(name: str, kind: Kind) -> str:
+    """What stands for an option's value in --help: its choices, its unit, or its kind."""
+    unit = next((unit for ends, unit in UNITS if name.endswith(ends)), kind.shown)
+    return kind.shown if kind.choices else unit
 
 
 def _typed(kind: Kind) -> Callable[[str], Any]:

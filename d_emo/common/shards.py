@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from d_emo.common.files import read_json, remove, write_json
+from d_emo.common.output import Progress
 
 MANIFEST = "manifest.json"
 # From this size on, checking files shows its progress.
@@ -62,17 +61,18 @@ class ShardFolder:
         shards = [shard for shard in self.ranges[rank::world_size] if os.path.lexists(self.path(shard))]
         slow = sum(self.path(shard).lstat().st_size for shard in shards) > SLOW_CHECK_BYTES
         reasons = []
-        # None: where people watch.
-        for shard in tqdm(shards, desc="checking", unit="file", leave=False, disable=None if slow else True):
-            try:
-                if not self.path(shard).is_file():
-                    raise ValueError(f"{self.path(shard)} is no file")
-                check(shard)
-            except ValueError as error:
-                if isinstance(error.__cause__, MemoryError):
-                    raise
-                remove(self.path(shard))
-                reasons.append(str(error))
+        with Progress(len(shards), "file", f"checking {self.folder}", shown=slow, leave=False) as progress:
+            for shard in shards:
+                try:
+                    if not self.path(shard).is_file():
+                        raise ValueError(f"{self.path(shard)} is no file")
+                    check(shard)
+                except ValueError as error:
+                    if isinstance(error.__cause__, MemoryError):
+                        raise
+                    remove(self.path(shard))
+                    reasons.append(str(error))
+                progress.update()
         return reasons
 
 

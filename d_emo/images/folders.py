@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from d_emo.common import checks
+from d_emo.common.output import Progress
 from d_emo.images.decode import decode, refusal
 from d_emo.images.labels import class_name, english_names
 from d_emo.images.listing import list_all, list_classes
@@ -61,5 +61,9 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
 def _unreadable(paths: Sequence[Path]) -> list[str]:
     """What is known to be unreadable before it is read."""
     tiffs = [path for path in paths if os.path.splitext(path.name)[1].lower() in TIFF_SUFFIXES]  # noqa: PTH122
-    shown = tqdm(tiffs, desc="headers", unit="file", leave=False, disable=None if len(tiffs) > SLOW_HEADERS else True)
-    return [reason for path in shown if (reason := refusal(path))]
+    reasons = []
+    with Progress(len(tiffs), "header", "reading", shown=len(tiffs) > SLOW_HEADERS, leave=False) as progress:
+        for path in tiffs:
+            reasons.append(refusal(path))
+            progress.update()
+    return [reason for reason in reasons if reason]

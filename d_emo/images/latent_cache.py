@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from d_emo.common import checks
 from d_emo.common.files import file_digest, holds_something, remove, write_json, written_whole
 from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.output import Progress
 from d_emo.common.shards import MANIFEST, SLOW_CHECK_BYTES, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.images.decode import DECODE_VERSION
 from d_emo.images.source import ImageSource, no_image
@@ -343,9 +343,11 @@ class LatentCache:
         self._unchecked = set(range(len(self._paths))) if self.checksums else set()
         size = self.manifest.count * self.manifest.image_bytes
         if size <= FULL_CHECK_BYTES:
-            quiet = None if size > SLOW_CHECK_BYTES else True  # None: a bar where people watch
-            for number in tqdm(sorted(self._unchecked), "checking latents", unit="file", leave=False, disable=quiet):
-                self._check(number)
+            slow = size > SLOW_CHECK_BYTES
+            with Progress(len(self._unchecked), "file", "checking latents", shown=slow, leave=False) as progress:
+                for number in sorted(self._unchecked):
+                    self._check(number)
+                    progress.update()
 
     @property
     def checksums(self) -> bool:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from d_emo.common import checks
 from d_emo.common.files import make_folder, remove, remove_partial
 from d_emo.common.locks import FolderLock
+from d_emo.common.output import Progress, say
 from d_emo.common.processes import leave_interrupts
 from d_emo.common.shards import ShardFolder
 from d_emo.eval.fid import archives
@@ -176,7 +176,7 @@ def compute_features(
             remove_partial(store.folder)
         accelerator.wait_for_everyone()
         for reason in store.files.discard_damaged(store.check, accelerator.process_index, accelerator.num_processes):
-            tqdm.write(f"computed again: {reason}")
+            say(f"computed again: {reason}")
         accelerator.wait_for_everyone()
         _compute_missing(store, extractor, accelerator, batch_size, num_workers)
         accelerator.wait_for_everyone()
@@ -192,22 +192,20 @@ def _compute_missing(
     started = time.perf_counter()
     done = len(images) - sum(map(len, missing))
     description = f"{extractor.name} features of {images.name}"
-    with tqdm(
-        total=len(images), initial=done, unit="image", desc=description,
-        disable=not (missing and accelerator.is_main_process),
-    ) as bar:  # fmt: skip
+    shown = bool(missing) and accelerator.is_main_process
+    with Progress(len(images), "image", description, done=done, shown=shown) as progress:
         batches = _feature_batches(images, extractor, mine, batch_size, num_workers)
         for shard in mine:
             parts: list[dict[str, torch.Tensor]] = []
             while sum(len(part["pool"]) for part in parts) < len(shard):
                 parts.append(next(batches))
                 # The other processes are about as far.
-                bar.update(min(len(parts[-1]["pool"]) * accelerator.num_processes, len(images) - bar.n))
+                progress.update(len(parts[-1]["pool"]) * accelerator.num_processes)
             arrays = {layer: torch.cat([part[layer] for part in parts]).numpy() for layer in extractor.layers}
             archives.write_arrays(store.files.path(shard), **arrays)
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))
-        tqdm.write(f"{description}: {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
+        say(f"{description}: {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
 
 
 def _feature_batches(

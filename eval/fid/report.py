@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from d_emo.common.files import written_whole
+from d_emo.common.output import say
 from d_emo.eval.fid.evaluation import GRID_FILE, NEIGHBOURS_FILE, SCORES_FILE
 from d_emo.eval.fid.protocol import PUBLISHED_STEPS
 from d_emo.eval.fid.scoring import TITLES, Scores, load_scores, show, title
@@ -63,7 +62,7 @@ def load_entries(folder: Path, name: str) -> list[Entry]:
             if step.isdecimal():
                 entries.append(Entry(name, int(step), load_scores(path), path.parent))
         except ValueError as error:
-            tqdm.write(f"left out: {error}")
+            say(f"left out: {error}")
     return sorted(entries, key=lambda entry: entry.step or 0)
 
 

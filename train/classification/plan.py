@@ -133,7 +133,11 @@ def make_classifier_plan(
         ValueError: they do not; the message names the option and the remedy.
     """
     if len(source.id2label) < 2:
-        raise ValueError(f"{source.name} has {len(source.id2label)} class(es); a classifier needs two or more.")
+        count = len(source.id2label)
+        raise ValueError(
+            f"the images of {source.name} are of {count or 'no'} class{'' if count == 1 else 'es'}; a classifier needs "
+            "two or more: name a folder of class folders (--train-data-dir), or the column of classes (--label-column)."
+        )
     options = config.run
     layout = batch_layout(
         options.global_batch_size,
@@ -244,8 +248,10 @@ def make_classifier_schedule(
             warmup_lr_rate=options.warmup_lr_ratio,
         )
     interval = max(1, round(plan.max_train_steps * options.decay_epochs / plan.config.run.epochs))
-    steps = torch.optim.lr_scheduler.StepLR(optimizer, interval, options.decay_rate)
-    if not warmup:
-        return steps
-    rise = torch.optim.lr_scheduler.LinearLR(optimizer, max(options.warmup_lr_ratio, 1e-8), total_iters=warmup)
-    return torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, steps], [warmup])
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return options.warmup_lr_ratio + (1 - options.warmup_lr_ratio) * step / warmup
+        return options.decay_rate ** ((step - warmup) // interval)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

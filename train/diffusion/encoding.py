@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from d_emo.common.digests import weights_digest
 from d_emo.common.files import check_writable
 from d_emo.common.locks import output_folder
-from d_emo.common.processes import keep_freed_memory, leave_interrupts, start_processes
+from d_emo.common.output import Progress, say
+from d_emo.common.processes import keep_freed_memory, leave_interrupts, loader_processes, start_processes
 from d_emo.images import latent_cache
 from d_emo.images.decode import UnreadableImageError
 from d_emo.images.latents import encode_moments, vae_scale_factor
@@ -82,7 +82,7 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         shard_size=options.shard_size,
     )
     images = _Images(TrainingImages(source, Pixels(source.channels, resolution, flip=False, seed=0)), data.on_bad_image)
-    workers = source.num_workers if data.num_workers is None else data.num_workers
+    workers = loader_processes(data.num_workers, source.num_workers)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     with contextlib.ExitStack() as stack:
@@ -96,7 +96,7 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             latent_cache.LatentCache(folder)  # complete, and every file as it was written
-            print(f"{manifest.count:,} images in {folder}; train with --latents {folder}")
+            say(f"{manifest.count:,} images in {folder}; train with --latents {folder}")
 
 
 def discard_damaged(folder: Path, accelerator: Accelerator) -> None:
@@ -105,7 +105,7 @@ def discard_damaged(folder: Path, accelerator: Accelerator) -> None:
     check = functools.partial(latent_cache.check_latents, folder, manifest)
     files = latent_cache.shard_folder(folder, manifest)
     for reason in files.discard_damaged(check, accelerator.process_index, accelerator.num_processes):
-        tqdm.write(f"encoded again: {reason.removesuffix(latent_cache.AGAIN + '.').rstrip('; ')}")
+        say(f"encoded again: {reason.removesuffix(latent_cache.AGAIN + '.').rstrip('; ')}")
 
 
 def write_missing(
@@ -137,7 +137,7 @@ def write_missing(
     )
     rows = _encoded_rows(loader, vae, manifest, accelerator.device)
     started, done = time.perf_counter(), manifest.count - sum(map(len, missing))
-    with tqdm(total=manifest.count, initial=done, unit="image", disable=not accelerator.is_main_process) as bar:
+    with Progress(manifest.count, "image", "encoding", done=done, shown=accelerator.is_main_process) as progress:
         for shard in mine:
             moments, replaced = np.empty(manifest.file_shape(shard), dtype=manifest.dtype), {}
             for row, index in enumerate(shard):
@@ -149,11 +149,11 @@ def write_missing(
                     )
                 if used != index:
                     replaced[index] = used
-                bar.update(min(accelerator.num_processes, manifest.count - bar.n))  # the others are about as far
+                progress.update(accelerator.num_processes)  # the others are about as far
             latent_cache.write_latents(files.path(shard), moments, replaced)
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))
-        tqdm.write(f"encoded {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
+        say(f"encoded {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
 
 
 def _encoded_rows(
@@ -163,7 +163,7 @@ def _encoded_rows(
     for samples in loader:
         for _, _, messages in samples:
             for message in messages:
-                tqdm.write(f"skipped: {message}")
+                say(f"skipped: {message}")
         pixels = torch.stack([sample[0] for sample in samples]).to(device)  # (B, channels, side, side)
         views = [pixels, pixels.flip(-1)][: manifest.flips]
         moments = torch.stack([torch.stack(encode_moments(vae, view), dim=1) for view in views], dim=1)
