@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from d_emo.common import checks
 from d_emo.common.messages import first_line
@@ -33,7 +34,7 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> "AutoencoderKL":
         options["subfolder"] = "vae"
     try:
         return AutoencoderKL.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = first_line(error)
         raise ValueError(
             f"{name}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there is a network "

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from d_emo.common import checks
 from d_emo.common.digests import weights_digest
@@ -140,7 +141,7 @@ class TransformersExtractor(FeatureExtractor):
         try:
             self.processor = AutoImageProcessor.from_pretrained(name)
             self.network = AutoModel.from_pretrained(name).eval().requires_grad_(False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(
                 f"--features {name}: neither one of inception, clip, dinov2, pixels nor an image model of transformers "
                 f"in a folder or on the Hub ({first_line(error)})."
