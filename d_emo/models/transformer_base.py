@@ -17,9 +17,6 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
-from d_emo.common.choices import one_of
-from d_emo.schedulers.flow_paths import FLOW_PREDICTIONS, PATHS, path_of
-
 from .checkpointing import checkpoint_block
 from .checks import check_input, check_kind, check_loading, warn_of_untouched_statistics
 from .layers import AdaLayerNormOut, sincos_positions
@@ -40,40 +37,15 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     _keep_in_fp32_modules = ["pos_embed", "conv_norm"]
 
     def build(self, make_block: Callable[[], nn.Module], output_norm_affine: bool) -> None:
-        """Create every submodule from `self.config` and initialise it as DiT does.
-
-        Raises:
-            ValueError: a configuration value is out of range; the message states the rule.
-        """
+        """Create every submodule from `self.config`, which the constructor checked, and initialise it as DiT does."""
         config = self.config
         height, width = self.sample_shape
-        if height % config.patch_size or width % config.patch_size:
-            fitting = [max(config.patch_size, side - side % config.patch_size) for side in (height, width)]
-            raise ValueError(
-                f"sample_size={config.sample_size} is not a multiple of patch_size={config.patch_size}; "
-                f"use {fitting[0]} x {fitting[1]}, or another patch."
-            )
-        one_of("prediction_type", config.prediction_type, FLOW_PREDICTIONS)
-        if config.flow_path is not None:
-            one_of("flow_path", config.flow_path, PATHS)
-        path = path_of(config)
-        if path is None and config.prediction_type != "epsilon":
-            raise ValueError(
-                f"prediction_type={config.prediction_type!r} needs a flow_path ({', '.join(PATHS)}); without one only "
-                "epsilon is known."
-            )
-        if config.learn_sigma and path is not None:
-            raise ValueError(
-                "learn_sigma=True belongs to prediction_type='epsilon' without a flow_path; set learn_sigma=False."
-            )
-        if config.num_classes < 0:
-            raise ValueError(f"num_classes={config.num_classes} is negative; use 0 for an unconditional model.")
-
         dim, patch = config.hidden_size, config.patch_size
         self.patch_embed = nn.Conv2d(config.in_channels, dim, kernel_size=patch, stride=patch)
         # Not trained, yet a parameter: the published counts include it, and it travels with the weights.
         self.pos_embed = nn.Parameter(sincos_positions(height // patch, width // patch, dim), requires_grad=False)
-        self.time_proj = Timesteps(TIMESTEP_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
+        shift = config.get("timestep_freq_shift", 0)
+        self.time_proj = Timesteps(TIMESTEP_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=shift)
         self.time_embed = TimestepEmbedding(TIMESTEP_CHANNELS, dim)
         self.label_embed = nn.Embedding(config.num_classes + 1, dim)
         self.blocks = nn.ModuleList(make_block() for _ in range(config.num_layers))
