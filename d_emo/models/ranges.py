@@ -18,6 +18,19 @@ from d_emo.common.block_ranges import (
 from d_emo.common.ranges import Flag, Maybe, OneOf, OneOrPair, Real, Table, Whole
 from d_emo.schedulers.flow_paths import FLOW_PREDICTIONS, PATHS, path_of
 
+# Of Diffusers' DiTTransformer2DModel; its other fields are compared with DiT's (`diffusers_dit.py`).
+DIFFUSERS_DIT: Table = {
+    "num_attention_heads": HEADS,
+    "attention_head_dim": CHANNELS,
+    "in_channels": Whole(1, 4096),
+    "out_channels": Maybe(Whole(1, 8192)),
+    "num_layers": LAYERS,
+    "sample_size": SIDE,
+    "patch_size": Whole(1, 1024),
+    "num_embeds_ada_norm": Whole(0, 10_000_000),
+    "norm_eps": EPSILON,
+}
+
 # What both diffusion transformers have.
 TRANSFORMER: Table = {
     "sample_size": OneOrPair(SIDE),

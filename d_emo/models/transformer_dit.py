@@ -1,7 +1,8 @@
 """The DiT network, the baseline of the same trainer (SiT is this network with the flow objective).
 
 Source: "Scalable Diffusion Models with Transformers", arXiv 2212.09748, and its definition of the adaLN-Zero block.
-Diffusers' own `DiTTransformer2DModel` differs: one label embedder a block, each dropping labels on its own.
+Diffusers' own `DiTTransformer2DModel` has a label embedder in every block, each dropping labels on its own;
+`from_pretrained` converts its folders, and `to_diffusers` makes one.
 
 Shapes: B batch, h x w token grid, L = h w tokens, D hidden size, n heads, d = D / n.
 """
@@ -71,6 +72,7 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
         ValueError: a value is out of its range (`d_emo/models/ranges.py`), or values do not belong together.
     """
 
+    _is_dit = True
     _no_split_modules = ["DiTBlock"]
     _repeated_blocks = ["DiTBlock"]
 
