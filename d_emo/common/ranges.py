@@ -77,7 +77,7 @@ class Real(Rule):
     def __str__(self) -> str:
         start = f"above {self.low:g}" if self.positive else f"from {self.low:g}"
         end = f"below {self.high:g}" if self.below else f"to {self.high:g}"
-        return f"a number {start} {end}{_after(self.hint)}"
+        return f"a number {start}{' and' * self.below} {end}{_after(self.hint)}"
 
 
 @dataclass(frozen=True)
