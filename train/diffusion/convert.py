@@ -1,14 +1,13 @@
 """Reading and writing DiT's and SiT's own checkpoints, and Diffusers' DiT; the command is `train/convert_dit.py`."""
 
 import argparse
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from d_emo.common.files import partial_path, replace_folder, written_whole
+from d_emo.common.files import written_folder, written_whole
 from d_emo.common.tensor_files import read_state
 from d_emo.images.labels import english_names, imagenet_wnid_to_name
 from d_emo.models import ClassConditionalTransformer2DModel, DiTBaselineTransformer2DModel
@@ -37,7 +36,8 @@ def import_checkpoint(options: argparse.Namespace) -> None:
             pipeline = DEMOPipeline.from_pipe(pipeline, vae=load_vae(options.vae))
     else:
         pipeline = _pipeline_around(_network(source, options), options)
-    _write(pipeline, target)
+    with written_folder(target) as partial:
+        pipeline.save_pretrained(partial)
     config = pipeline.transformer.config
     print(
         f"{options.checkpoint}: {config['num_layers']} blocks of {config['hidden_size']} channels, patch "
@@ -83,14 +83,6 @@ def _pipeline_around(model: ClassConditionalTransformer2DModel, options: argpars
     return DEMOPipeline(model, scheduler, vae=load_vae(options.vae), id2label=names)
 
 
-def _write(saved: Any, target: Path) -> None:
-    """What has `save_pretrained`, as a folder that is whole or not there."""
-    partial = partial_path(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    saved.save_pretrained(partial)
-    replace_folder(partial, target)
-
-
 def export_checkpoint(pipeline: str, path: Path) -> None:
     """Write the transformer of a pipeline under the published names, whole."""
     try:
@@ -112,6 +104,6 @@ def export_folder(pipeline: str, target: Path) -> None:
         saved = opened.transformer.to_diffusers() if opened.vae is None else opened.to_dit_pipeline()
     except ValueError as error:
         raise ValueError(f"--export {pipeline}: {error}") from error
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _write(saved, target)
+    with written_folder(target) as partial:
+        saved.save_pretrained(partial)
     print(f"{type(saved).__name__} of Diffusers in {target}")
