@@ -23,6 +23,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutputWithNoAttention
 
 from d_emo.classification.emov2 import EMOBlock
+from d_emo.classification.loading import StrictLoading
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
 
 # The published evaluation: resize so that the crop is this share of the short side, bicubic.
@@ -30,7 +31,7 @@ CROP_RATIO = 0.875
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class EMOv2PreTrainedModel(PreTrainedModel):
+class EMOv2PreTrainedModel(StrictLoading, PreTrainedModel):
     """What both models share: names and initialisation."""
 
     config_class = EMOv2Config
