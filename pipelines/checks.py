@@ -3,7 +3,7 @@
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,14 @@ def check_eta(eta: Any, scheduler: Any) -> None:
         raise ValueError(
             f"eta={eta}: {_name(scheduler)} has no share of noise to set; use DDIMScheduler, or leave it out."
         )
+
+
+def check_flat(labels: Sequence[Any]) -> None:
+    """Refuse lists in a list of labels."""
+    for item in labels:
+        if isinstance(item, Mapping | Set | Iterator | list | tuple):
+            kind = type(item).__name__
+            raise TypeError(f"class_labels holds a {kind}; pass a class name or id, or one flat list of them.")
 
 
 def check_count(images: Any) -> None:

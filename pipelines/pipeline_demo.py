@@ -176,13 +176,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
         if isinstance(label, torch.Tensor | np.ndarray):
             label = label.tolist()
         labels: Any = label if isinstance(label, list | tuple | range) else [label]
-        for item in labels:
-            if isinstance(item, Mapping | set | frozenset | Iterator) or (
-                isinstance(item, list | tuple) and item != ()
-            ):
-                raise TypeError(
-                    f"class_labels holds a {type(item).__name__}; pass a class name or id, or one flat list of them."
-                )
+        checks.check_flat(labels)
         plain: list[Any] = [
             item.tolist() if isinstance(item, torch.Tensor | np.ndarray | np.generic) else item for item in labels
         ]

@@ -240,7 +240,7 @@ def test_labels_of_other_kinds_are_named(label):
 
 @pytest.mark.parametrize("label", [[[0] * 1000], [(0, 1)], [{0}], [{"a": 1}], (0, [1]), torch.zeros(2, 1).long()])
 def test_nested_labels_are_named_in_a_short_line(label):
-    with pytest.raises(TypeError, match="class_labels holds a (list|tuple|set|dict); .*one flat list") as refusal:
+    with pytest.raises(TypeError, match=r"class_labels holds a (list|tuple|set|dict); .*one flat list") as refusal:
         tiny_pipeline()(label, num_inference_steps=2)
     assert len(str(refusal.value)) < 200
 
