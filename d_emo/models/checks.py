@@ -184,12 +184,13 @@ def different(missing: Iterable[str], unknown: Iterable[str]) -> str:
     if not missing and not unknown:
         return ""
     return (
-        f"config.json and weights are of different models (missing in the file: {_some(missing)}; not in the model: "
-        f"{_some(unknown)})."
+        f"config.json and weights are of different models (missing in the file: {some(missing)}; not in the model: "
+        f"{some(unknown)})."
     )
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """A few of these names, and how many there are beside; "nothing" if there are none."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (", ".join(names[:_SHOWN]) or "nothing") + more
 
