@@ -194,6 +194,7 @@ NAN = float("nan")
         ({"latents": torch.zeros(3, 16, 16)}, "latents have the shape"),
         ({"callback_on_step_end_tensor_inputs": "latents"}, "is no list of names"),
         ({"callback_on_step_end_tensor_inputs": None}, "is no list of names"),
+        ({"guidance_scale": 10**400}, "guidance_scale=inf is not finite"),
         ({"guidance_scale": 1e300}, r"guidance_scale=1e\+300 is above 1000"),
         ({"num_images_per_label": 10**9}, "num_images_per_label=1000000000 is above 1000000"),
         ({"num_images_per_label": 0}, "num_images_per_label=0 is below 1"),
