@@ -47,7 +47,7 @@ def read_run(folder: Path) -> RunCurves:
     with log.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
-        raise ValueError(f"{log} has no line yet.")
+        raise ValueError(f"{log} has no line yet; wait for the first, which --log-every of the trainer decides.")
     scores, score_title = read_scores(folder)
     return RunCurves(
         name=folder.name,

@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.files import write_json
+from d_emo.common.output import Progress, say
 from d_emo.common.processes import default_device, keep_freed_memory
 from d_emo.eval.benchmarks.peak_memory import PeakMemory
 from d_emo.eval.benchmarks.subjects import (
@@ -224,15 +224,16 @@ def main(arguments: list[str]) -> None:
     sizes = options.image if is_classifier(split_name(options.models[0])[0]) else options.latent
     grid = (options.jobs, options.dtypes, options.compile, options.batch, sizes, options.depth)
     cases = [Case(*values) for values in itertools.product(*grid)]
-    for case in tqdm(cases, desc="cases", disable=not sys.stderr.isatty()):
-        results, rate = measure(options.models, case, options.repeats, device)
-        for result in results:
-            lines.append(row(result, results[-1], rate))
-            tqdm.write(lines[-1], file=sys.stdout)
-            sys.stdout.flush()
-            ratio = result.speed_over(results[-1])
-            rows.append(asdict(result) | {"label": case.label, "ratio": ratio, "matrix_product_flops": rate})
-        gc.collect()
+    with Progress(len(cases), "case", lines=False) as progress:  # each case prints its lines
+        for case in cases:
+            results, rate = measure(options.models, case, options.repeats, device)
+            for result in results:
+                lines.append(row(result, results[-1], rate))
+                say(lines[-1])
+                ratio = result.speed_over(results[-1])
+                rows.append(asdict(result) | {"label": case.label, "ratio": ratio, "matrix_product_flops": rate})
+            progress.update()
+            gc.collect()
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         write_json(options.output / "results.json", {"machine": about, "results": rows})

@@ -17,6 +17,15 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get
 from d_emo.common.command_line import CommandParser, flag, with_default
 from d_emo.common.option_files import read_option_file
 
+# What stands for a value in --help, by the ends of options' names; others show N, X or TEXT.
+UNITS = (
+    (("_every", "_steps"), "STEPS"),
+    (("epochs",), "EPOCHS"),
+    (("_dir",), "FOLDER"),
+    (("resolution",), "PIXELS"),
+    (("_batch_size", "_images", "_buffer"), "IMAGES"),
+    (("_workers",), "PROCESSES"),
+)
 TRUE, FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
 Table = TypeVar("Table", bound="OptionTable")
 
@@ -154,7 +163,13 @@ def _add(section: Any, entry: Field, kind: Kind) -> None:
         section.add_argument(flag(entry.name), nargs="?", const=True, type=_typed(kind), metavar="true|false", **shared)
         section.add_argument(f"--no-{flag(entry.name)[2:]}", action="store_false", **{**shared, "help": SUPPRESS})
     else:
-        section.add_argument(flag(entry.name), type=_typed(kind), metavar=kind.shown, **shared)
+        section.add_argument(flag(entry.name), type=_typed(kind), metavar=_shown(entry.name, kind), **shared)
+
+
+def _shown(name: str, kind: Kind) -> str:
+    """What stands for an option's value in --help: its choices, its unit, or its kind."""
+    unit = next((unit for ends, unit in UNITS if name.endswith(ends)), kind.shown)
+    return kind.shown if kind.choices else unit
 
 
 def _typed(kind: Kind) -> Callable[[str], Any]:

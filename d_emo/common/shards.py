@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from d_emo.common.files import write_json
+from d_emo.common.messages import first_line
 
 MANIFEST = "manifest.json"
 
@@ -59,7 +60,7 @@ def read_manifest(folder: Path, remedy: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {remedy}.") from error
+        raise ValueError(f"{path} is damaged ({first_line(error)}); {remedy}.") from error
     return content
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from d_emo.common.processes import keep_freed_memory, start_processes
+from d_emo.common.processes import keep_freed_memory, loader_processes, start_processes
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.evaluation import Evaluator
 from d_emo.eval.fid.extractors import FeatureExtractor, make_extractor
@@ -50,8 +50,7 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
     on_cpu = accelerator.device.type == "cpu"
     if on_cpu:
         keep_freed_memory()
-    if options.num_workers is None:
-        options.num_workers = 0 if on_cpu else 4
+    options.num_workers = loader_processes(options.num_workers, 0 if on_cpu else 4)
     with accelerator.local_main_process_first():  # one download
         extractor = make_extractor(options.features, options.inception_weights, not options.unverified_inception)
     extractor.to(accelerator.device)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from d_emo.common.files import remove_partial
+from d_emo.common.output import Progress, say
 from d_emo.common.shards import ShardFolder
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import FeatureExtractor
@@ -153,23 +153,21 @@ def compute_features(
     started = time.perf_counter()
     done = len(images) - sum(map(len, missing))
     description = f"{extractor.name} features of {images.name}"
-    with tqdm(
-        total=len(images), initial=done, unit="image", desc=description,
-        disable=not (missing and accelerator.is_main_process),
-    ) as bar:  # fmt: skip
+    shown = bool(missing) and accelerator.is_main_process
+    with Progress(len(images), "image", description, done=done, shown=shown) as progress:
         batches = _feature_batches(images, extractor, mine, batch_size, num_workers)
         for shard in mine:
             parts: list[dict[str, torch.Tensor]] = []
             while sum(len(part["pool"]) for part in parts) < len(shard):
                 parts.append(next(batches))
                 # The other processes are about as far.
-                bar.update(min(len(parts[-1]["pool"]) * accelerator.num_processes, len(images) - bar.n))
+                progress.update(len(parts[-1]["pool"]) * accelerator.num_processes)
             arrays = {layer: torch.cat([part[layer] for part in parts]).numpy() for layer in extractor.layers}
             archives.write_arrays(store.files.path(shard), **arrays)
     accelerator.wait_for_everyone()
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))
-        tqdm.write(f"{description}: {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
+        say(f"{description}: {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
     return store
 
 

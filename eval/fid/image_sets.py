@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from tqdm.auto import tqdm
 
 from d_emo.common.files import file_digest
+from d_emo.common.output import Progress
 from d_emo.common.shards import MANIFEST, read_manifest
 from d_emo.eval.fid import archives
 from d_emo.images.decode import DECODE_VERSION, UnreadableImageError, center_crop, to_pixels
@@ -233,8 +233,10 @@ def content_hash(paths: Iterable[Path], root: Path | None = None) -> str:
     """SHA-256 over the files' content, and over their names below `root` if it is given."""
     digest = hashlib.sha256()
     files = list(paths)
-    for path in tqdm(files, desc="hashing", unit="file", leave=False, disable=len(files) < SLOW_HASH):
-        if root is not None:
-            digest.update(os.fsencode(path.relative_to(root).as_posix()))
-        digest.update(file_digest(path).encode())
+    with Progress(len(files), "file", "hashing", shown=len(files) >= SLOW_HASH, leave=False) as progress:
+        for path in files:
+            if root is not None:
+                digest.update(os.fsencode(path.relative_to(root).as_posix()))
+            digest.update(file_digest(path).encode())
+            progress.update()
     return digest.hexdigest()

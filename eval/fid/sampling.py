@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from tqdm.auto import tqdm
 
 from d_emo.common.digests import weights_digest
 from d_emo.common.files import remove_partial
+from d_emo.common.output import Progress, say
 from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.image_sets import ImageSet, from_shards
@@ -191,9 +191,7 @@ def _draw_missing(
     # Everyone has seen what is missing before anyone adds to it.
     accelerator.wait_for_everyone()
     started = time.perf_counter()
-    with tqdm(
-        total=len(labels), initial=done, unit="image", desc="sampling", disable=not accelerator.is_main_process
-    ) as bar:
+    with Progress(len(labels), "image", "sampling", done=done, shown=accelerator.is_main_process) as progress:
         for turn, shard in enumerate(missing):
             if turn % accelerator.num_processes != accelerator.process_index:
                 continue
@@ -202,9 +200,9 @@ def _draw_missing(
                 indices = range(start, min(start + batch_size, shard.stop))
                 blocks.append(draw_images(pipeline, settings, indices, labels))
                 # The other processes are about as far.
-                bar.update(min(len(indices) * accelerator.num_processes, len(labels) - bar.n))
+                progress.update(len(indices) * accelerator.num_processes)
             arrays = {archives.IMAGES_KEY: np.concatenate(blocks), "labels": labels[shard.start : shard.stop]}
             archives.write_arrays(files.path(shard), **arrays)
     if missing and accelerator.is_main_process:
         speed = sum(map(len, missing)) / (time.perf_counter() - started)
-        tqdm.write(f"drew {sum(map(len, missing)):,} images, about {speed:.1f} images/s; {done:,} were there")
+        say(f"drew {sum(map(len, missing)):,} images, about {speed:.1f} images/s; {done:,} were there")

@@ -24,7 +24,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FirstBlockCach
 
 from d_emo.common.commands import command
 from d_emo.common.files import write_json
-from d_emo.eval.evaluate_digits import draw, load_digits_pipeline, real_digits, score_digits
+from d_emo.eval.digits_report import draw, load_digits_pipeline, real_digits, score_digits
 from d_emo.eval.fid.metrics import frechet_distance, moments_of
 from d_emo.pipelines import DEMOPipeline
 from d_emo.schedulers.flow_paths import path_of

@@ -47,7 +47,9 @@ class DataOptions:
     unconditional: bool = option(False, "Ignore the labels and train a model without classes.")
     random_flip: bool | None = option(None, "Mirror images at random (true/false). Default: true, but not for digits.")
     on_bad_image: Literal["stop", "skip"] = option("stop", "An unreadable image stops the run, or is skipped aloud.")
-    num_workers: int | None = option(None, "Loader processes. Default: 0 for the digits, 4 for others.")
+    num_workers: int | None = option(
+        None, "Loader processes. Default: 0 for the digits and latents, for others 4, or a core each."
+    )
 
     def __post_init__(self):
         for part in fields(self):

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from d_emo.common.digests import weights_digest
 from d_emo.common.files import remove_partial
-from d_emo.common.processes import keep_freed_memory, start_processes
+from d_emo.common.output import Progress, say
+from d_emo.common.processes import keep_freed_memory, loader_processes, start_processes
 from d_emo.images import latent_cache
 from d_emo.images.decode import UnreadableImageError
 from d_emo.images.latents import encode_moments, vae_scale_factor
@@ -83,12 +83,12 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     images = _Images(TrainingImages(source, Pixels(source.channels, resolution, flip=False, seed=0)), data.on_bad_image)
-    workers = source.num_workers if data.num_workers is None else data.num_workers
+    workers = loader_processes(data.num_workers, source.num_workers)
     write_missing(manifest, folder, images, vae.to(accelerator.device), accelerator, options.batch_size, workers)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         latent_cache.LatentCache(folder)  # complete, and every file of its size
-        print(f"{manifest.count:,} images in {folder}; train with --latents {folder}")
+        say(f"{manifest.count:,} images in {folder}; train with --latents {folder}")
 
 
 def write_missing(
@@ -109,18 +109,18 @@ def write_missing(
     loader = DataLoader(images, batch_size=batch_size, sampler=indices, num_workers=num_workers, collate_fn=list)
     rows = _encoded_rows(loader, vae, manifest, accelerator.device)
     started, done = time.perf_counter(), manifest.count - sum(map(len, missing))
-    with tqdm(total=manifest.count, initial=done, unit="image", disable=not accelerator.is_main_process) as bar:
+    with Progress(manifest.count, "image", "encoding", done=done, shown=accelerator.is_main_process) as progress:
         for shard in mine:
             moments, replaced = np.empty(manifest.file_shape(shard), dtype=manifest.dtype), {}
             for row, index in enumerate(shard):
                 moments[row], used = next(rows)
                 if used != index:
                     replaced[index] = used
-                bar.update(min(accelerator.num_processes, manifest.count - bar.n))  # the others are about as far
+                progress.update(accelerator.num_processes)  # the others are about as far
             latent_cache.write_latents(files.path(shard), moments, replaced)
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))
-        tqdm.write(f"encoded {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
+        say(f"encoded {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
 
 
 def _encoded_rows(
@@ -130,7 +130,7 @@ def _encoded_rows(
     for samples in loader:
         for _, _, messages in samples:
             for message in messages:
-                tqdm.write(f"skipped: {message}")
+                say(f"skipped: {message}")
         pixels = torch.stack([sample[0] for sample in samples]).to(device)  # (B, channels, side, side)
         views = [pixels, pixels.flip(-1)][: manifest.flips]
         moments = torch.stack([torch.stack(encode_moments(vae, view), dim=1) for view in views], dim=1)

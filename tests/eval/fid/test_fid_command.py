@@ -196,7 +196,7 @@ def test_training_scores_itself_on_the_way(capsys, tmp_path):
     )  # fmt: skip
     code, printed = run_here(capsys, *arguments)
     assert code == 0, printed
-    assert "step 2: Frechet distance (pixels)" in printed and "step 4: Frechet distance (pixels)" in printed
+    assert "step 2/4: Frechet distance (pixels)" in printed and "step 4/4: Frechet distance (pixels)" in printed
     for step in (2, 4):
         folder = tmp_path / "run" / "fid" / f"step-{step:07d}"
         stored = json.loads((folder / "scores.json").read_text())
