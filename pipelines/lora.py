@@ -161,7 +161,11 @@ def _check_beside(folder: Any, transformer: Any, beside: Mapping[str, torch.Tens
 
 def _check_whole(folder: Path, transformer: Any, adapters: Mapping[str, torch.Tensor]) -> None:
     """Refuse a file that lacks adapters of layers that its own description names."""
-    described = (_adapter_metadata(folder) or {}).get(f"{PREFIX}.target_modules")
+    about = _adapter_metadata(folder) or {}
+    described, rank = about.get(f"{PREFIX}.target_modules"), about.get(f"{PREFIX}.r")
+    for key, tensor in adapters.items():
+        if about and key.endswith(".lora_A.weight") and tensor.shape[0] != rank:
+            raise ValueError(f"{folder}: {ADAPTERS} says r={rank!r}, and {key} is of {tensor.shape[0]}; copy it again.")
     if not isinstance(described, str):
         return
     layers = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]

@@ -78,6 +78,17 @@ def test_what_does_not_fit_is_refused_and_leaves_no_trace(folder, file, change, 
     torch.testing.assert_close(images(pipeline), before, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("rank", [0, 10**9, "2", None, 3])
+def test_a_rank_that_the_tensors_do_not_have_is_refused(folder, rank):
+    with safe_open(folder / ADAPTERS, framework="pt") as file:
+        metadata = dict(file.metadata())
+    (key,) = (key for key in metadata if key != "format")
+    described = {**json.loads(metadata[key]), "transformer.r": rank}
+    save_file(load_file(folder / ADAPTERS), folder / ADAPTERS, metadata={**metadata, key: json.dumps(described)})
+    with pytest.raises(ValueError, match=rf"{ADAPTERS} says r={rank!r}, and .* is of 2; copy it again"):
+        tiny_pipeline(flow=True).load_lora_weights(folder)
+
+
 def test_diffusers_own_way_is_strict_too(folder):
     changed(folder / ADAPTERS, lambda state: state.pop(B))
     model = create_model("D-EMOv2-S-2", sample_size=16, hidden_size=32, num_layers=2, num_attention_heads=2)
