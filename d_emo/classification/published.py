@@ -81,10 +81,24 @@ def _add_block_tensor(
         raise ValueError(f"no EMOv1 or EMOv2 weights: unknown tensor {published}.{module}.{part}.")
 
 
+def checkpoint_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A classifier's tensors under this package's names: its own, those of a transformers folder, or published ones.
+
+    Args:
+        state: without wrappers' prefixes (`strip_wrappers`).
+
+    Raises:
+        ValueError: a tensor has a name that no classifier has.
+    """
+    prefix = "emov2." if state and all(name.startswith("emov2.") for name in state) else ""
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return own if "stem.conv.weight" in own else published_state(state)
+
+
 def import_classifier(state: Mapping[str, torch.Tensor], model: EMOv2) -> None:
-    """Load published tensors into a model, every one of them.
+    """Load a checkpoint's tensors (see `checkpoint_state`) into a model, every one of them.
 
     Raises:
         ValueError: a tensor is missing, left over, or of another shape; the message names some.
     """
-    load_strictly(published_state(state), model)
+    load_strictly(checkpoint_state(state), model)

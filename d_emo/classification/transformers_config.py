@@ -3,6 +3,7 @@
 It imports no network and no model class: `d_emo.registration` has it imported while transformers is importing itself.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,13 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         image_size: side of the images that it is for, in pixels.
         num_channels: of the images.
         out_features, out_indices: stages that `EMOv2Backbone` returns, of "stem", "stage1" to "stage4".
-        **more: transformers' own, `num_labels` and `id2label` among them.
+        **more: transformers' own, `num_labels` and `id2label` among them; the latter may be a list of names, and
+            `label2id` follows from it.
 
     The others are those of `EMOv2`.
+
+    Raises:
+        ValueError: names of classes that are no list, or whose numbers are not 0, 1, 2 and so on.
     """
 
     model_type = "emov2"
@@ -65,6 +70,9 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         # The Auto classes find a model by its configuration, so that the models are registered before there is one.
         # Not before: this module is imported in the middle of transformers' own import.
         import_module("d_emo.classification.transformers_models")
+        if (names := more.get("id2label")) is not None:
+            more["id2label"] = names_by_number(names)
+            more.setdefault("label2id", {name: number for number, name in more["id2label"].items()})
         super().__init__(**more)
         self.version = version
         self.depths = list(depths)
@@ -115,6 +123,29 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
             num_classes=num_classes,
             in_channels=self.num_channels,
         )
+
+
+def names_by_number(names: Any) -> dict[int, str]:
+    """`id2label` as transformers has it.
+
+    Args:
+        names: a list of names, or names by the numbers 0, 1, 2 and so on, which may be strings (as in JSON).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    rule = "pass a list of names, or a dictionary from 0, 1, 2 and so on to names"
+    if isinstance(names, list | tuple):
+        names = dict(enumerate(names))
+    if not isinstance(names, Mapping):
+        raise ValueError(f"id2label is a {type(names).__name__}; {rule}.")
+    try:
+        numbered = {int(number): str(name) for number, name in names.items()}
+    except (TypeError, ValueError):
+        numbered = {}
+    if sorted(numbered) != list(range(len(names))):
+        raise ValueError(f"id2label has the numbers {', '.join(map(str, list(names)[:4]))}; {rule}.")
+    return dict(sorted(numbered.items()))
 
 
 # exist_ok: a reload makes a new class.

@@ -7,6 +7,7 @@ import difflib
 import fnmatch
 from typing import Any
 
+from d_emo.classification.checks import check_side
 from d_emo.classification.emov2 import EMOv2
 
 # EMOv1: remote windows of the input, no layer scale, kernels of 3 in the first two stages.
@@ -33,6 +34,8 @@ WINDOW_SIZES = {224: 7, 256: 8, 512: 8}
 
 def list_classifiers(pattern: str = "*") -> list[str]:
     """Names that `create_classifier` takes, optionally those matching a shell pattern such as `"EMOv2-*"`."""
+    if not isinstance(pattern, str):
+        raise ValueError(f"pattern={pattern!r} is a {type(pattern).__name__}; pass a string such as 'EMOv2-*'.")
     return fnmatch.filter(CLASSIFIERS, pattern)
 
 
@@ -46,12 +49,15 @@ def classifier_config(name: str, image_size: int = 224, **overrides: Any) -> dic
         **overrides: other arguments of `EMOv2`.
 
     Raises:
-        ValueError: the name is unknown; the message offers the nearest ones.
+        ValueError: the name is unknown, the message offers the nearest ones; or no image has such a side.
     """
-    if name not in CLASSIFIERS:
-        close = difflib.get_close_matches(name, CLASSIFIERS, n=3)
+    if not isinstance(name, str) or name not in CLASSIFIERS:
+        # Whatever the case: timm writes the names in small letters with underscores.
+        spelled = {known.lower(): known for known in CLASSIFIERS}
+        close = [spelled[near] for near in difflib.get_close_matches(str(name).lower().replace("_", "-"), spelled, n=3)]
         hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(CLASSIFIERS)}."
         raise ValueError(f"classifier {name!r} is unknown; {hint}")
+    check_side("image_size", image_size)
     window = WINDOW_SIZES.get(image_size, 7 if image_size % 224 == 0 else 8)
     return {**CLASSIFIERS[name], "window_size": window, "clip_window": image_size < min(WINDOW_SIZES), **overrides}
 

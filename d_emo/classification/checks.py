@@ -1,0 +1,143 @@
+"""What the classification backbones refuse: images, labels and numbers that they cannot work on, in one line each."""
+
+import numbers
+from typing import Any
+
+import torch
+from torch import nn
+
+# A label that the loss leaves out (`torch.nn.functional.cross_entropy`).
+IGNORED_LABEL = -100
+# No picture has a longer side; what is larger is a slip.
+LARGEST_SIDE = 1 << 16
+
+
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """`value`, if it is a whole number in this range.
+
+    Raises:
+        ValueError: it is none.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        reach = f"from {least} to {most}" if most is not None else f"of at least {least}"
+        raise ValueError(f"{name}={value!r} is not a whole number {reach}.")
+    return int(value)
+
+
+def check_share(name: str, value: Any, least: float = 0.0, excluded: float = 1.0) -> float:
+    """`value`, if it is a number in [least, excluded).
+
+    Raises:
+        ValueError: it is none; NaN is not.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= value < excluded:
+        raise ValueError(f"{name}={value!r} is not a number from {least:g} to below {excluded:g}.")
+    return float(value)
+
+
+def check_side(name: str, value: Any) -> int:
+    """`value`, if it is the side of an image in pixels."""
+    return check_count(name, value, most=LARGEST_SIDE)
+
+
+def check_pixels(pixels: Any, conv: nn.Module) -> None:
+    """Refuse images that the first layer cannot take.
+
+    Args:
+        pixels: (B, C, H, W), normalised.
+        conv: the first layer, whose parameters say how many channels and which type of numbers it takes.
+
+    Raises:
+        ValueError: it is no such tensor.
+    """
+    channels = getattr(conv, "in_channels", None)
+    shape = f"(B, {channels or 'C'}, H, W)"
+    if isinstance(pixels, torch.fx.Proxy):
+        raise ValueError("EMOv2 cannot be traced by torch.fx, its windows depend on the grid; use torch.export.")
+    if not isinstance(pixels, torch.Tensor):
+        given = type(pixels).__name__
+        raise ValueError(f"pixel_values is a {given}; pass a tensor {shape}, as the image processor makes it.")
+    if pixels.dim() != 4:
+        remedy = "; for one image pass pixel_values[None]" if pixels.dim() == 3 else ""
+        raise ValueError(f"pixel_values have the shape {tuple(pixels.shape)}, not {shape}{remedy}.")
+    if channels and pixels.shape[1] != channels:
+        remedy = " (channels come second: permute(0, 3, 1, 2))" if pixels.shape[3] == channels else ""
+        raise ValueError(f"pixel_values have {pixels.shape[1]} channels, the model takes {channels}{remedy}.")
+    if 0 in (pixels.shape[0], pixels.shape[2], pixels.shape[3]):
+        raise ValueError(f"pixel_values have the shape {tuple(pixels.shape)}: no pixel; leave out empty batches.")
+    if not pixels.is_floating_point():
+        raise ValueError(f"pixel_values are {pixels.dtype}; pass normalised floating-point numbers (image processor).")
+    weight = getattr(conv, "weight", None)
+    if (
+        isinstance(weight, torch.Tensor)
+        and weight.is_floating_point()
+        and weight.dtype != pixels.dtype
+        and not torch.is_autocast_enabled(pixels.device.type)
+    ):
+        name = str(weight.dtype).removeprefix("torch.")
+        raise ValueError(f"pixel_values are {pixels.dtype}, the model is {weight.dtype}; pass pixel_values.to(torch.{name}).")
+
+
+def refuse_single_values(network: nn.Module, pixels: Any, reduction: int) -> None:
+    """Refuse to train BatchNorm on one value a channel, which has no deviation.
+
+    Args:
+        network: with the norms.
+        pixels: (B, C, H, W).
+        reduction: so many times smaller is the smallest grid.
+
+    Raises:
+        ValueError: the batch is one image that ends as a single pixel.
+    """
+    if not network.training or not isinstance(pixels, torch.Tensor) or pixels.dim() != 4:
+        return
+    if pixels.shape[0] != 1 or max(pixels.shape[2:]) > reduction:
+        return
+    if any(isinstance(norm, nn.BatchNorm2d) and norm.training for norm in network.modules()):
+        height, width = pixels.shape[2:]
+        raise ValueError(
+            f"one image of {height} x {width} leaves BatchNorm a single value to train on; pass 2 images or more, "
+            "larger ones, or call eval()."
+        )
+
+
+def check_labels(labels: Any, logits: torch.Tensor, problem: str | None) -> None:
+    """Refuse labels that the loss cannot work on.
+
+    Args:
+        labels: (B,) class ids, or (B, K) numbers.
+        logits: (B, K).
+        problem: transformers' `problem_type`, None where the labels decide.
+
+    Raises:
+        ValueError: labels of another shape, type or range, or an unknown problem.
+    """
+    batch, classes = logits.shape
+    if problem not in (None, "regression", "single_label_classification", "multi_label_classification"):
+        raise ValueError(
+            f"problem_type={problem!r} is unknown; use regression, single_label_classification or "
+            "multi_label_classification."
+        )
+    if not classes:
+        raise ValueError("labels were given and the model has no classes (num_labels=0).")
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"labels is a {type(labels).__name__}; pass a tensor ({batch},) of class ids.")
+    ids = problem == "single_label_classification" or (problem is None and classes > 1 and labels.dim() < 2)
+    if not ids:
+        shapes = ((batch, classes),) if classes > 1 else ((batch,), (batch, 1))
+        if tuple(labels.shape) not in shapes:
+            wanted = " or ".join(map(str, shapes))
+            raise ValueError(f"labels have the shape {tuple(labels.shape)}; {problem or 'this model'} takes {wanted}.")
+        return
+    rule = f"pass a tensor ({batch},) of ids from 0 to {classes - 1}, as integers (labels.long())"
+    if labels.dtype not in (torch.int64, torch.uint8):
+        raise ValueError(f"labels are {labels.dtype}; {rule}.")
+    if tuple(labels.shape) not in ((batch,), (batch, 1)):
+        raise ValueError(f"labels have the shape {tuple(labels.shape)}; {rule}.")
+    # On a GPU a look at the values would wait for it; while a graph is recorded there are none.
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
+    if wrong.numel():
+        raise ValueError(f"labels have {wrong[0].item()}, the model has {classes} classes; {rule}.")
