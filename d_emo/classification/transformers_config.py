@@ -70,9 +70,9 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         # The Auto classes find a model by its configuration, so that the models are registered before there is one.
         # Not before: this module is imported in the middle of transformers' own import.
         import_module("d_emo.classification.transformers_models")
-        if (names := more.get("id2label")) is not None:
-            more["id2label"] = names_by_number(names)
-            more.setdefault("label2id", {name: number for number, name in more["id2label"].items()})
+        if more.get("id2label") is not None:
+            more["id2label"] = names_by_number(more["id2label"])
+            more["label2id"] = more.get("label2id") or numbers_by_name(more["id2label"])
         super().__init__(**more)
         self.version = version
         self.depths = list(depths)
@@ -97,6 +97,13 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         self.image_size = image_size
         self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `from_pretrained(folder, id2label=...)` sets it on a configuration that is there.
+        if name == "id2label" and value is not None:
+            value = names_by_number(value)
+            super().__setattr__("label2id", numbers_by_name(value))
+        super().__setattr__(name, value)
 
     @classmethod
     def of(cls, name: str, image_size: int = 224, **overrides: Any) -> "EMOv2Config":
@@ -146,6 +153,11 @@ def names_by_number(names: Any) -> dict[int, str]:
     if sorted(numbered) != list(range(len(names))):
         raise ValueError(f"id2label has the numbers {', '.join(map(str, list(names)[:4]))}; {rule}.")
     return dict(sorted(numbered.items()))
+
+
+def numbers_by_name(names: Mapping[int, str]) -> dict[str, int]:
+    """`label2id` of an `id2label`."""
+    return {name: number for number, name in names.items()}
 
 
 # exist_ok: a reload makes a new class.
