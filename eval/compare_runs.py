@@ -7,12 +7,12 @@ Reads what a trainer left: `train_log.csv`, and scores, of `fid/` where it ran w
 """
 
 import csv
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 from d_emo.common.files import written_whole
 
 
@@ -107,16 +107,14 @@ def plot(runs: list[RunCurves], path: Path) -> None:
         figure.savefig(partial, format="png", dpi=110)
 
 
+@command("compare_runs")
 def main(arguments: list[str]) -> None:
     """Print the table, draw the curves."""
     parser = CommandParser("compare_runs", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="Folders of training runs.")
     parser.add_argument("--output", type=Path, help="PNG to draw.")
     options = parser.parse_args(arguments)
-    try:
-        runs = [read_run(folder) for folder in options.runs]
-    except (ValueError, json.JSONDecodeError) as error:
-        sys.exit(f"compare_runs: {error}")
+    runs = [read_run(folder) for folder in options.runs]
     print(table(runs))
     if options.output:
         plot(runs, options.output)

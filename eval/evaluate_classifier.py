@@ -13,14 +13,16 @@ import argparse
 import sys
 
 from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 
 
+@command("evaluate_classifier", extra="eval")
 def main(arguments: list[str]) -> None:
     """Read the options, then predict, score, print, save."""
     options = parse(arguments)
-    from d_emo.eval.classification import command  # seconds of imports, which --help does without
+    from d_emo.eval.classification import command as evaluation  # seconds of imports, which --help does without
 
-    command.run("evaluate_classifier", options)
+    evaluation.run(options)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

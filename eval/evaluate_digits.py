@@ -17,6 +17,7 @@ import PIL.Image
 import torch
 
 from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.common.files import write_json
 from d_emo.images.decode import to_tensor
@@ -80,11 +81,11 @@ def load_digits_pipeline(folder: str) -> "DEMOPipeline":
     from d_emo.pipelines import DEMOPipeline
 
     if not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(f"{folder} is not a pipeline folder; train one with train/train_dit.py.")
+        raise ValueError(f"--model {folder} is not a pipeline folder; train one with train/train_dit.py.")
     pipeline = DEMOPipeline.from_pretrained(folder)
     config = pipeline.transformer.config
     if config.in_channels != 1 or config.num_classes != 10:
-        raise ValueError(f"{folder} was not trained on the digits.")
+        raise ValueError(f"--model {folder} was not trained on the digits.")
     return pipeline
 
 
@@ -137,6 +138,7 @@ def neighbour_picture(samples: np.ndarray, real: np.ndarray, side: int, columns:
     return caption_grid(rows, captions)
 
 
+@command("evaluate_digits")
 def main(arguments: list[str]) -> None:
     """Sample, score, print, save."""
     parser = CommandParser("evaluate_digits", __doc__)
@@ -146,10 +148,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--guidance-scale", type=float, default=1.5, help="Guidance scale; 1.0 is off.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the first sample.")
     options = parser.parse_args(arguments)
-    try:
-        pipeline = load_digits_pipeline(options.model)
-    except ValueError as error:
-        sys.exit(f"evaluate_digits: --model {error}")
+    pipeline = load_digits_pipeline(options.model)
     side = pipeline.transformer.config.sample_size
     real, classes = real_digits(side)
     samples = draw(pipeline, options.per_class, options.steps, options.guidance_scale, options.seed)

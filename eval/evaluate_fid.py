@@ -13,15 +13,17 @@ import sys
 from collections.abc import Sequence
 
 from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 from d_emo.eval.fid.names import METRICS, PRESET_NOTES
 
 
+@command("evaluate_fid", kept="the same command goes on from here", extra="eval")
 def main(arguments: Sequence[str]) -> None:
     """Read the options, then evaluate."""
     options = parse_options(arguments)
-    from d_emo.eval.fid import command  # seconds of imports, which --help does without
+    from d_emo.eval.fid import command as fid  # seconds of imports, which --help does without
 
-    command.run("evaluate_fid", options)
+    fid.run(options)
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 
 # Those of `d_emo.export`, which imports PyTorch.
 FORMATS = ("onnx", "torch", "coreml")
 
 
+@command("export_classifier", extra="export")
 def main(arguments: list[str]) -> None:
     """Read the options, then export, compare, print."""
     parser = CommandParser("export_classifier", __doc__)
@@ -27,7 +29,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from d_emo.eval.classification import export_command  # seconds of imports, which --help does without
 
-    export_command.run("export_classifier", options)
+    export_command.run(options)
 
 
 if __name__ == "__main__":

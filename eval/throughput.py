@@ -33,6 +33,7 @@ import torch
 from tqdm.auto import tqdm
 
 from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 from d_emo.common.files import write_json
 from d_emo.common.processes import default_device, keep_freed_memory
 from d_emo.eval.benchmarks.peak_memory import PeakMemory
@@ -209,6 +210,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+@command("throughput")
 def main(arguments: list[str]) -> None:
     """Measure every case, print the table as it grows, write the files."""
     options = parse(arguments)

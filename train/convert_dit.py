@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 from d_emo.common.options import kinds_of
 from d_emo.train.diffusion.config import AUTO_VAE, OptimizationOptions
 
 
+@command("convert_dit")
 def main(arguments: Sequence[str]) -> None:
     """Convert one checkpoint; mistakes end with one line."""
     kinds = kinds_of(OptimizationOptions)
@@ -41,13 +43,10 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("--objective and --output-dir are needed to import")
     from d_emo.train.diffusion import convert  # seconds of imports, which --help does without
 
-    try:
-        if options.export:
-            convert.export_checkpoint(options.export, Path(options.checkpoint))
-        else:
-            convert.import_checkpoint(options)
-    except ValueError as error:
-        sys.exit(f"convert_dit: {error}")
+    if options.export:
+        convert.export_checkpoint(options.export, Path(options.checkpoint))
+    else:
+        convert.import_checkpoint(options)
 
 
 if __name__ == "__main__":

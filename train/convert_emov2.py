@@ -11,8 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 
 
+@command("convert_emov2")
 def main(arguments: Sequence[str]) -> None:
     """Convert one checkpoint; mistakes end with one line."""
     parser = CommandParser("convert_emov2", __doc__)
@@ -26,10 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     from d_emo.train.classification.convert import convert  # seconds of imports, which --help does without
 
-    try:
-        convert(options)
-    except ValueError as error:
-        sys.exit(f"convert_emov2: {error}")
+    convert(options)
 
 
 if __name__ == "__main__":

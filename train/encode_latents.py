@@ -10,18 +10,17 @@ Run it again to go on after any interruption, on any number of processes.
 
 import sys
 
+from d_emo.common.commands import command
 from d_emo.train.diffusion.encode_config import parse_encode_config
 
 
+@command("encode_latents", extra="train", kept="the same command goes on from here")
 def main(arguments: list[str]) -> None:
     """Read the options, then encode what is missing."""
-    try:
-        config = parse_encode_config(arguments, __doc__)
-    except ValueError as error:
-        sys.exit(f"encode_latents: {error}")
+    config = parse_encode_config(arguments, __doc__)
     from d_emo.train.diffusion import encoding  # seconds of imports, which --help does without
 
-    encoding.run("encode_latents", config)
+    encoding.run(config)
 
 
 if __name__ == "__main__":

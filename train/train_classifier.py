@@ -12,18 +12,17 @@ The same script runs on a CPU, a GPU or many; options are in `classification/con
 
 import sys
 
+from d_emo.common.commands import command
 from d_emo.train.classification.config import parse_classifier_config
 
 
+@command("train_classifier", extra="train", kept="continue with --resume-from latest")
 def main(arguments: list[str]) -> None:
     """Read the options, then train."""
-    try:
-        config = parse_classifier_config(arguments, __doc__)
-    except ValueError as error:
-        sys.exit(f"train_classifier: {error}")
+    config = parse_classifier_config(arguments, __doc__)
     from d_emo.train.classification import trainer  # seconds of imports, which --help does without
 
-    trainer.run("train_classifier", config)
+    trainer.run(config)
 
 
 if __name__ == "__main__":

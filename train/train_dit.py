@@ -9,18 +9,17 @@ The same script runs on a CPU, a GPU or many; options are in `diffusion/config.p
 
 import sys
 
+from d_emo.common.commands import command
 from d_emo.train.diffusion.config import parse_config
 
 
+@command("train_dit", extra="train", kept="continue with --resume-from latest")
 def main(arguments: list[str]) -> None:
     """Read the options, then train."""
-    try:
-        config = parse_config(arguments, __doc__)
-    except ValueError as error:
-        sys.exit(f"train_dit: {error}")
+    config = parse_config(arguments, __doc__)
     from d_emo.train.diffusion import trainer  # seconds of imports, which --help does without
 
-    trainer.run("train_dit", config)
+    trainer.run(config)
 
 
 if __name__ == "__main__":

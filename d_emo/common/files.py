@@ -1,4 +1,8 @@
-"""Files and folders that appear under their final name whole, or not at all."""
+"""Files and folders that appear under their final name whole, or not at all.
+
+What is written is made under a temporary name beside the final one and renamed. A file's temporary name nobody can
+guess, and nothing is written through a link that lies at either name: a link at the final one is replaced.
+"""
 
 import contextlib
 import hashlib
@@ -8,9 +12,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PARTIAL_PREFIX = ".partial-"
+# Of a folder that is in use; see `locks`.
+LOCK_FILE = ".lock"
 
 
 def cache_folder() -> Path:
@@ -21,27 +27,62 @@ def cache_folder() -> Path:
 
 
 def partial_path(path: Path) -> Path:
-    """The name beside `path` under which its content is made."""
+    """The name beside `path` under which a folder is made; several processes that make it together know it."""
     return path.with_name(PARTIAL_PREFIX + path.name)
 
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a name to write a file under; at the end its content is on the disk and the file has its final name."""
-    partial = partial_path(path)
-    yield partial
-    sync(partial)
-    partial.replace(path)
+    """Give a name to write a file under; at the end its content is on the disk and the file has its final name.
 
-
-@contextlib.contextmanager
-def written_by_one_of_many(path: Path) -> Iterator[Path]:
-    """`written_whole` for a file that several processes may write at once: each has a folder of its own for it."""
-    with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=path.parent) as folder:
+    The name lies in a new folder of its own, so several processes may write the same file: the last one's stays. An
+    OSError names `path`, whatever it came from.
+    """
+    with _naming(path), tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=path.parent) as folder:
         partial = Path(folder) / path.name
         yield partial
         sync(partial)
         partial.replace(path)
+
+
+@contextlib.contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; at the end it has its final name, in place of an older one."""
+    partial = new_partial_folder(path)
+    try:
+        with _naming(path):
+            yield partial
+            replace_folder(partial, path)
+    finally:
+        remove(partial)
+
+
+def new_partial_folder(path: Path) -> Path:
+    """The empty folder beside `path` in which its content is made; what a killed process left there is deleted."""
+    partial = partial_path(path)
+    remove(partial)
+    with _naming(path):
+        partial.mkdir(parents=True)  # fails where somebody has put a link meanwhile
+    return partial
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """OSErrors of temporary names, and those that name no file, name the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename and PARTIAL_PREFIX not in str(error.filename)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def appended(path: Path) -> Iterator[IO[str]]:
+    """Open a text file to write at its end, not through a link. Lines end as they are written."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with _naming(path), os.fdopen(os.open(path, flags, 0o666), "a", newline="", encoding="utf-8") as file:
+        yield file
 
 
 def sync(path: Path) -> None:
@@ -52,11 +93,8 @@ def sync(path: Path) -> None:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -68,17 +106,30 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def replace_folder(source: Path, target: Path) -> None:
     """Rename a folder, replacing an older one of the same name; the older one is deleted last."""
     replaced = partial_path(target.with_name(f"replaced-{target.name}"))
-    shutil.rmtree(replaced, ignore_errors=True)
-    if target.exists():
+    remove(replaced)
+    if os.path.lexists(target):
         target.rename(replaced)
     source.rename(target)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove(replaced)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder or a link (never what it leads to), if it is there and can be deleted."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a killed process left half-written in `folder`."""
+    """Delete what a killed process left half-written in `folder`; for who holds its lock."""
     for path in folder.glob(f"{PARTIAL_PREFIX}*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        remove(path)
+
+
+def holds_something(folder: Path) -> bool:
+    """Whether a folder exists and has any content besides traces of this package's processes."""
+    return folder.is_dir() and any(
+        path.name != LOCK_FILE and not path.name.startswith(PARTIAL_PREFIX) for path in folder.iterdir()
+    )

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from d_emo.common.files import cache_folder, written_by_one_of_many
+from d_emo.common.files import cache_folder, written_whole
 from d_emo.common.messages import first_line, printable
 from d_emo.images.decode import decode
 from d_emo.images.labels import english_names
@@ -134,7 +134,7 @@ def read_index(paths: Sequence[Path], label_column: str | None, class_names: Seq
             return TarIndex(**{part.name: stored[part.name] for part in fields(TarIndex)})
     index = _list_shards(paths, label_column, class_names)
     cached.parent.mkdir(parents=True, exist_ok=True)
-    with written_by_one_of_many(cached) as partial, partial.open("wb") as file:
+    with written_whole(cached) as partial, partial.open("wb") as file:
         np.savez(file, **vars(index))
     return index
 

@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from d_emo.common.files import write_json, written_whole
 from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
 from d_emo.eval.classification.accuracy import Predictions, predict
-from d_emo.images.decode import UnreadableImageError
 from d_emo.images.digits import digits_source
 from d_emo.images.labels import LabelResolver
 from d_emo.images.open_source import open_source
@@ -41,27 +39,21 @@ class ClassScore:
     confused_with: str
 
 
-def run(command: str, options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save."""
-    try:
-        model, processor = open_classifier(options.model)
-        source, note = align_labels(chosen_images(options), model.config.id2label)
-    except ValueError as error:
-        sys.exit(f"{command}: {error}")
+    model, processor = open_classifier(options.model)
+    source, note = align_labels(chosen_images(options), model.config.id2label)
     device = default_device()
     print(f"{options.model} on {source.name}: {source.describe_size()}, {len(np.unique(source.labels))} classes{note}")
-    try:
-        predictions = predict(
-            model.to(device).eval(),
-            source,
-            processor,
-            batch_size=options.batch_size,
-            num_workers=options.num_workers,
-            device=device,
-            progress=True,
-        )
-    except UnreadableImageError as error:
-        sys.exit(f"{command}: {error}")
+    predictions = predict(
+        model.to(device).eval(),
+        source,
+        processor,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        device=device,
+        progress=True,
+    )
     folder = Path(options.output_dir or default_folder(options.model))
     report(predictions, model.config.id2label, folder, {**vars(options), "images": source.name})
 

@@ -2,7 +2,6 @@
 
 import argparse
 import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from d_emo import export
 from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification, make_image_processor
 from d_emo.classification.variants import CLASSIFIERS
-from d_emo.common.files import written_by_one_of_many
+from d_emo.common.files import written_whole
 from d_emo.eval.classification.command import open_classifier
 from d_emo.models.flops import count_parameters
 
@@ -23,20 +22,17 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "coreml": ".mlpackage"}
 Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
-def run(command: str, options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Export, compare, print."""
-    try:
-        model, processor = open_model(options.model, options.image_size or 224)
-        size = options.image_size or processor.crop_size["height"]
-        folder = options.output_dir or default_folder(options.model)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = Path(options.model).name
-        print(f"{options.model}: {count_parameters(model):,} parameters, images of {size} x {size}")
-        for kind in options.formats:
-            print(export_and_check(model, size, kind, folder / f"{name}{SUFFIXES[kind]}"), flush=True)
-        processor.save_pretrained(folder)
-    except (ValueError, ImportError) as error:
-        sys.exit(f"{command}: {error}")
+    model, processor = open_model(options.model, options.image_size or 224)
+    size = options.image_size or processor.crop_size["height"]
+    folder = options.output_dir or default_folder(options.model)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = Path(options.model).name
+    print(f"{options.model}: {count_parameters(model):,} parameters, images of {size} x {size}")
+    for kind in options.formats:
+        print(export_and_check(model, size, kind, folder / f"{name}{SUFFIXES[kind]}"), flush=True)
+    processor.save_pretrained(folder)
 
 
 def open_model(name: str, image_size: int) -> tuple[Any, Any]:
@@ -75,7 +71,7 @@ def export_and_check(model: torch.nn.Module, size: int, kind: str, path: Path) -
         note = "converted" if platform.system() == "Darwin" else "converted; runs on Apple's systems only, not here"
         return f"  {kind:<7} {path}, {_size(path)}: {note}"
     save = export.save_onnx if kind == "onnx" else export.save_program
-    with written_by_one_of_many(path) as unchecked:
+    with written_whole(path) as unchecked:
         save(model, size, unchecked)
         answer: Answer = export.OnnxModel(unchecked) if kind == "onnx" else torch.export.load(str(unchecked)).module()
         worst = max(difference(model, answer, size, batch) for batch in BATCHES)

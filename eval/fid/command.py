@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-import sys
 from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -35,24 +34,15 @@ SETTINGS = tuple(field.name for field in fields(SamplingSettings))
 # What SiT's published scores were trained with; other flows have none.
 SIT_PUBLISHED = {"flow_path": "linear", "prediction": "velocity"}
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-INTERRUPTED = 130
 # A process may wait that long for the others; the default of some backends is minutes.
 PATIENCE = timedelta(days=7)
 
 
-def run(command: str, options: argparse.Namespace) -> None:
-    """Evaluate and print; mistakes end with one line, Ctrl-C keeps what is done."""
-    try:
-        accelerator = start_processes(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-        evaluate(options, accelerator)
-        accelerator.end_training()
-    except ValueError as error:
-        sys.exit(f"{command}: {error}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"{command}: {error.name} is not installed: pip install 'd-emo[eval]'.")
-    except KeyboardInterrupt:
-        print(f"\n{command}: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+def run(options: argparse.Namespace) -> None:
+    """Evaluate and print."""
+    accelerator = start_processes(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    evaluate(options, accelerator)
+    accelerator.end_training()
 
 
 def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:

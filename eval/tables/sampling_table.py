@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FirstBlockCacheConfig, MagCacheConfig
 
+from d_emo.common.commands import command
 from d_emo.common.files import write_json
 from d_emo.eval.evaluate_digits import draw, load_digits_pipeline, real_digits, score_digits
 from d_emo.eval.fid.metrics import frechet_distance, moments_of
@@ -69,6 +70,7 @@ def cache_configs(pipeline: DEMOPipeline, guidance_scale: float) -> Iterator[tup
         )
 
 
+@command("sampling_table")
 def main(arguments: list[str]) -> None:
     """Draw, score and print row after row; write JSON beside the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,10 +79,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--guidance-scale", type=float, default=1.5)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
-    try:
-        pipeline = load_digits_pipeline(options.model)
-    except ValueError as error:
-        sys.exit(f"sampling_table: --model {error}")
+    pipeline = load_digits_pipeline(options.model)
     pipeline.set_progress_bar_config(disable=True)
     real, classes = real_digits(pipeline.transformer.config.sample_size)
     requested = np.repeat(np.arange(10), options.per_class)

@@ -1,6 +1,5 @@
 """From the classification trainer's options to a trained classifier: set up, step, validate, save."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,26 +68,21 @@ class ClassifierRun(TrainingRun[ClassifierPlan]):
         return classifier_card(self.plan, self.step)
 
 
-def run(command: str, config: ClassifierConfig) -> None:
-    """Set up, train, save; what a user can mend ends `command` with one line."""
-    try:
-        source, validation = load_sources(config.data)
-        accelerator = start.make_accelerator(
-            config.run, config.optimization.mixed_precision, output_dir(config, source)
-        )
-        if config.model.kernels:
-            set_backend(config.model.kernels)
-        plan = make_classifier_plan(config, source, validation, accelerator)
-        start.announce(plan, accelerator, "--train-data-dir")
-        if config.run.dry_run:
-            return
-        classifier = make_run(plan, accelerator)
-        start.claim_or_resume(classifier, ClassifierConfig().flat(), lambda path: load_average(classifier, path))
-        if accelerator.is_main_process:
-            truncate_log(plan.output_dir / VALIDATION_FILE, classifier.step, VALIDATION_COLUMNS)
-    except ValueError as error:
-        sys.exit(f"{command}: {error}")
-    loop.run_to_the_end(command, classifier, lambda: train(classifier))
+def run(config: ClassifierConfig) -> None:
+    """Set up, train, save."""
+    source, validation = load_sources(config.data)
+    accelerator = start.make_accelerator(config.run, config.optimization.mixed_precision, output_dir(config, source))
+    if config.model.kernels:
+        set_backend(config.model.kernels)
+    plan = make_classifier_plan(config, source, validation, accelerator)
+    start.announce(plan, accelerator, "--train-data-dir")
+    if config.run.dry_run:
+        return
+    classifier = make_run(plan, accelerator)
+    start.claim_or_resume(classifier, ClassifierConfig().flat(), lambda path: load_average(classifier, path))
+    if accelerator.is_main_process:
+        truncate_log(plan.output_dir / VALIDATION_FILE, classifier.step, VALIDATION_COLUMNS)
+    loop.run_to_the_end(classifier, lambda: train(classifier))
 
 
 def make_run(plan: ClassifierPlan, accelerator: Accelerator) -> ClassifierRun:

@@ -1,6 +1,5 @@
 """Encoding a data set with a VAE: what `train/encode_latents.py` does after it has read its options."""
 
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,14 +41,9 @@ class _Images(Dataset):
         return self.images.prepare(image, index), used, bad_images
 
 
-def run(command: str, config: EncodeConfig) -> None:
-    """Encode what is missing; mistakes end with one line, an interruption keeps what is done."""
-    try:
-        encode(config.data, config.encoding, start_processes())
-    except ValueError as error:
-        sys.exit(f"{command}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{command}: interrupted; the same command goes on from here")
+def run(config: EncodeConfig) -> None:
+    """Encode what is missing; an interruption keeps what is done."""
+    encode(config.data, config.encoding, start_processes())
 
 
 def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) -> None:

@@ -1,6 +1,5 @@
 """From the diffusion trainer's options to a trained pipeline: set up, step, show, save."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,24 +24,19 @@ from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
 
 
-def run(command: str, config: TrainConfig) -> None:
-    """Set up, train, save; what a user can mend ends `command` with one line."""
-    try:
-        source = load_source(config.data)
-        accelerator = start.make_accelerator(
-            config.run, config.optimization.mixed_precision, output_dir(config, source)
-        )
-        if config.model.kernels:
-            set_backend(config.model.kernels)
-        plan = make_plan(config, source, accelerator)
-        start.announce(plan, accelerator, "--dataset or --train-data-dir")
-        if config.run.dry_run:
-            return
-        diffusion = make_run(plan, accelerator)
-        start_or_resume(diffusion)
-    except ValueError as error:
-        sys.exit(f"{command}: {error}")
-    loop.run_to_the_end(command, diffusion, lambda: train(diffusion))
+def run(config: TrainConfig) -> None:
+    """Set up, train, save."""
+    source = load_source(config.data)
+    accelerator = start.make_accelerator(config.run, config.optimization.mixed_precision, output_dir(config, source))
+    if config.model.kernels:
+        set_backend(config.model.kernels)
+    plan = make_plan(config, source, accelerator)
+    start.announce(plan, accelerator, "--dataset or --train-data-dir")
+    if config.run.dry_run:
+        return
+    diffusion = make_run(plan, accelerator)
+    start_or_resume(diffusion)
+    loop.run_to_the_end(diffusion, lambda: train(diffusion))
 
 
 def make_run(plan: Plan, accelerator: Accelerator) -> Run:

@@ -1,5 +1,6 @@
 """The loop of every trainer: steps, log lines, checkpoints, orderly stops. What is learned comes as functions."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,31 +9,43 @@ import torch
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
+from d_emo.common.messages import describe_os_error
 from d_emo.common.processes import end_workers, is_dead_worker
 from d_emo.images.decode import UnreadableImageError
 from d_emo.train.data.batches import Batch
 from d_emo.train.engine import loader, saving
 from d_emo.train.engine.batch_norm import average_statistics
 from d_emo.train.engine.log import log_progress
-from d_emo.train.engine.run import AnyRun, LoaderError, NonFiniteLossError, UnfinishedError
+from d_emo.train.engine.run import AnyRun, NonFiniteLossError, UnfinishedError
 from d_emo.train.engine.stopping import StopRequest
 
 # The mean loss of a micro batch.
 BatchLoss = Callable[[Batch], torch.Tensor]
 
 
-def run_to_the_end(command: str, run: AnyRun, train: Callable[[], int]) -> None:
-    """Train; errors that a user can mend end with one line, a stop with the shell's code for its signal."""
+def run_to_the_end(run: AnyRun, train: Callable[[], int]) -> None:
+    """Train; a stop ends with the shell's code for its signal.
+
+    Raises:
+        UnfinishedError: the system refuses something, such as room on the disk.
+        LoaderError: a process or thread that reads data failed.
+    """
     try:
         code = train()
-    except (UnreadableImageError, NonFiniteLossError, UnfinishedError) as error:
-        sys.exit(f"{command}: {error}")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UnfinishedError(
+            f"step {run.step}: {describe_os_error(error)}. Checkpoints in --output-dir {run.output_dir} are whole; "
+            "continue with --resume-from latest."
+        ) from error
     except RuntimeError as error:
-        if not isinstance(error, LoaderError) and not is_dead_worker(error):
+        if not is_dead_worker(error):
             raise
-        sys.exit(f"{command}: {error if isinstance(error, LoaderError) else loader.loader_error(run, error)}")
+        raise loader.loader_error(run, error) from error
     finally:
-        run.accelerator.end_training()
+        with contextlib.suppress(OSError):  # a tracker's, on a full disk
+            run.accelerator.end_training()
         end_workers()
     if code:
         sys.exit(code)

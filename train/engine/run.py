@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from d_emo.common.commands import CommandError
 from d_emo.train.data.batches import StreamPlace
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
@@ -17,15 +18,15 @@ from d_emo.train.engine.plan import LossCurve, RunPlan
 PlanT = TypeVar("PlanT", bound=RunPlan, covariant=True)
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(CommandError):
     """Loss or gradient is NaN or infinite; raised before the weights change."""
 
 
-class LoaderError(RuntimeError):
+class LoaderError(CommandError):
     """A process or thread that reads data failed."""
 
 
-class UnfinishedError(RuntimeError):
+class UnfinishedError(CommandError):
     """What was computed is whole, but could not be brought where it should go; the message says how to do that."""
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
-from ...common.files import cache_folder, written_by_one_of_many
+from ...common.files import cache_folder, written_whole
 
 logger = logging.get_logger(__name__)
 
@@ -79,7 +79,7 @@ def _digest(compiler: str) -> str:
 
 
 def _compile(compiler: str, storage: str, target: Path) -> None:
-    with written_by_one_of_many(target) as partial:
+    with written_whole(target) as partial:
         command = [compiler, *FLAGS, f"-DSTORAGE={storage}", str(SOURCE), "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         if done.returncode:

@@ -1,0 +1,120 @@
+"""Locks of folders: held by the system, and gone with the process that holds them, however it ends.
+
+POSIX record locks on a file `.lock` in the folder. Unlike those of flock, processes that are forked for loading data do
+not inherit them, so a killed trainer leaves its folder free at once. A file system without locks has none.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from d_emo.common.files import LOCK_FILE
+
+# Seconds between two attempts of those who wait.
+_PAUSE = 0.2
+# Folders that this process has locked; the system does not tell a process from itself.
+_held: set[str] = set()
+
+
+class LockedError(ValueError):
+    """Another process works in the folder; the message names both."""
+
+
+class FolderLock:
+    """A lock of a folder, held until `release`, the end of a `with`, or of the process.
+
+    Args:
+        folder: is made if it is not there.
+        option: how the user named it, for the message: "--output-dir".
+        remedy: what else to do, for the message.
+        wait: wait for it, with a line on the screen, instead of giving up.
+
+    Raises:
+        LockedError: another process has it.
+        OSError: the file cannot be made, as in a read-only folder; a link at its name is not followed.
+    """
+
+    def __init__(self, folder: Path, option: str = "", remedy: str = "choose another folder", *, wait: bool = False):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.path = folder.resolve() / LOCK_FILE
+        self._descriptor: int | None = None
+        said = False
+        while not self._acquire():
+            if not wait:
+                named = f"{option} {folder}".strip()
+                raise LockedError(f"{named} is in use by {self._holder()}; wait until it is done, or {remedy}.")
+            if not said:
+                print(f"waiting for {self._holder()}, which works in {folder} ...", file=sys.stderr, flush=True)
+                said = True
+            time.sleep(_PAUSE)
+
+    def _acquire(self) -> bool:
+        if str(self.path) in _held:
+            return False
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        try:
+            descriptor = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder)) from error
+        if not _lock(descriptor):
+            os.close(descriptor)
+            return False
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        self._descriptor = descriptor
+        _held.add(str(self.path))
+        return True
+
+    def _holder(self) -> str:
+        if str(self.path) in _held:
+            return "this process"
+        with contextlib.suppress(OSError):
+            if text := self.path.read_text(encoding="utf-8", errors="replace").strip():
+                return text[:80]
+        return "another process"
+
+    def release(self) -> None:
+        """Give the folder free."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            _held.discard(str(self.path))
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file for this process; False if another one has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def shared_work(folder: Path) -> Iterator[None]:
+    """One process at a time makes what belongs into a cache folder; the others wait, and find it made."""
+    with FolderLock(folder, wait=True):
+        yield
