@@ -25,14 +25,14 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
     return int(value)
 
 
-def check_share(name: str, value: Any, least: float = 0.0, excluded: float = 1.0) -> float:
-    """`value`, if it is a number in [least, excluded).
+def check_share(name: str, value: Any) -> float:
+    """`value`, if it is a number in [0, 1).
 
     Raises:
         ValueError: it is none; NaN is not.
     """
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= value < excluded:
-        raise ValueError(f"{name}={value!r} is not a number from {least:g} to below {excluded:g}.")
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r} is not a number from 0 to below 1.")
     return float(value)
 
 
@@ -51,6 +51,8 @@ def check_pixels(pixels: Any, conv: nn.Module) -> None:
     Raises:
         ValueError: it is no such tensor.
     """
+    if torch.jit.is_tracing():  # every comparison would be warned of
+        return
     channels = getattr(conv, "in_channels", None)
     shape = f"(B, {channels or 'C'}, H, W)"
     if isinstance(pixels, torch.fx.Proxy):
@@ -90,7 +92,7 @@ def refuse_single_values(network: nn.Module, pixels: Any, reduction: int) -> Non
     Raises:
         ValueError: the batch is one image that ends as a single pixel.
     """
-    if not network.training or not isinstance(pixels, torch.Tensor) or pixels.dim() != 4:
+    if not network.training or torch.jit.is_tracing() or not isinstance(pixels, torch.Tensor) or pixels.dim() != 4:
         return
     if pixels.shape[0] != 1 or max(pixels.shape[2:]) > reduction:
         return

@@ -71,8 +71,10 @@ def _add_block_tensor(
         ours[f"{prefix}.{BLOCK[module]}.{part}"] = tensor.flatten(1) if matrix else tensor
     elif module in ("eops.0.net.conv", "eops.0.qk.conv"):
         names = VALUES_V2[0] if module.endswith("net.conv") else VALUES_V2[1]
-        parts = [state[f"{published}.{name}.{part}"] for name in names]
-        joined = torch.cat(parts)
+        parts = [f"{published}.{name}.{part}" for name in names]
+        if absent := [name for name in parts if name not in state]:
+            raise ValueError(f"no EMOv1 or EMOv2 weights: {absent[0]} is missing among {len(state)} tensors.")
+        joined = torch.cat([state[name] for name in parts])
         ours[f"{prefix}.i2rmb.attn.to_qkv.{part}"] = joined.flatten(1) if part == "weight" else joined
     elif module in ("qk.conv", "v.conv"):
         target = "to_qk" if module == "qk.conv" else "to_v"

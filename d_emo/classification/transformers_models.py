@@ -30,7 +30,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
-from d_emo.classification.checks import LARGEST_SIDE, check_labels, check_share, check_side
+from d_emo.classification.checks import check_labels, check_side
 from d_emo.classification.emov2 import EMOBlock
 from d_emo.classification.preprocessing import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
@@ -217,9 +217,11 @@ def make_image_processor(image_size: int = 224, crop_ratio: float = CROP_RATIO) 
         ValueError: a value out of range.
     """
     side = check_side("image_size", image_size)
-    check_share("crop_ratio", crop_ratio, least=side / LARGEST_SIDE, excluded=1 + 1e-9)
+    if not isinstance(crop_ratio, int | float) or isinstance(crop_ratio, bool) or not 0 < crop_ratio <= 1:
+        raise ValueError(f"crop_ratio={crop_ratio!r} is not a number above 0 and up to 1.")
+    resized = check_side("image_size / crop_ratio", round(side / crop_ratio))
     return BitImageProcessorPil(
-        size={"shortest_edge": round(side / crop_ratio)},
+        size={"shortest_edge": resized},
         crop_size={"height": side, "width": side},
         resample=PILImageResampling.BICUBIC,
         image_mean=list(IMAGENET_MEAN),
