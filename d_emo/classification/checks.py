@@ -104,18 +104,18 @@ def refuse_single_values(network: nn.Module, pixels: Any, reduction: int) -> Non
         )
 
 
-def check_labels(labels: Any, logits: torch.Tensor, problem: str | None) -> None:
+def check_labels(labels: Any, batch: int, classes: int, problem: str | None) -> None:
     """Refuse labels that the loss cannot work on.
 
     Args:
         labels: (B,) class ids, or (B, K) numbers.
-        logits: (B, K).
+        batch: B.
+        classes: K.
         problem: transformers' `problem_type`, None where the labels decide.
 
     Raises:
         ValueError: labels of another shape, type or range, or an unknown problem.
     """
-    batch, classes = logits.shape
     if problem not in (None, "regression", "single_label_classification", "multi_label_classification"):
         raise ValueError(
             f"problem_type={problem!r} is unknown; use regression, single_label_classification or "

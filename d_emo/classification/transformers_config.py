@@ -146,10 +146,8 @@ def names_by_number(names: Any) -> dict[int, str]:
         names = dict(enumerate(names))
     if not isinstance(names, Mapping):
         raise ValueError(f"id2label is a {type(names).__name__}; {rule}.")
-    try:
-        numbered = {int(number): str(name) for number, name in names.items()}
-    except (TypeError, ValueError):
-        numbered = {}
+    whole = all(isinstance(number, int) or str(number).isdecimal() for number in names)
+    numbered = {int(number): str(name) for number, name in names.items()} if whole else {}
     if sorted(numbered) != list(range(len(names))):
         raise ValueError(f"id2label has the numbers {', '.join(map(str, list(names)[:4]))}; {rule}.")
     return dict(sorted(numbered.items()))

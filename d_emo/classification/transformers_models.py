@@ -141,7 +141,7 @@ class EMOv2ForImageClassification(EMOv2PreTrainedModel):
         logits = self.emov2.forward_head(self.emov2.normed(stages[-1]))  # (B, num_labels)
         loss = None
         if labels is not None:
-            check_labels(labels, logits, self.config.problem_type)
+            check_labels(labels, len(logits), self.config.num_labels or 0, self.config.problem_type)
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         output = ImageClassifierOutputWithNoAttention(
             loss=loss,
