@@ -78,7 +78,9 @@ def check_pixels(pixels: Any, conv: nn.Module) -> None:
         and not torch.is_autocast_enabled(pixels.device.type)
     ):
         name = str(weight.dtype).removeprefix("torch.")
-        raise ValueError(f"pixel_values are {pixels.dtype}, the model is {weight.dtype}; pass pixel_values.to(torch.{name}).")
+        raise ValueError(
+            f"pixel_values are {pixels.dtype}, the model is {weight.dtype}; pass pixel_values.to(torch.{name})."
+        )
 
 
 def refuse_single_values(network: nn.Module, pixels: Any, reduction: int) -> None:

@@ -188,7 +188,9 @@ def open_backbone(name: str, stages: Sequence[str]) -> EMOv2Backbone:
         ValueError: it is none of these.
     """
     if not isinstance(name, str | os.PathLike) or not str(name):
-        raise ValueError(f"backbone={name!r} is no name of a backbone; pass one of {', '.join(CLASSIFIERS)}, or a folder.")
+        raise ValueError(
+            f"backbone={name!r} is no name of a backbone; pass one of {', '.join(CLASSIFIERS)}, or a folder."
+        )
     if name in CLASSIFIERS and not Path(name).is_dir():
         return EMOv2Backbone(EMOv2Config.of(str(name), out_features=list(stages)))
     try:

@@ -117,7 +117,9 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def export_program(model: nn.Module, image_size: ImageSize, batch_size: int | None = None) -> torch.export.ExportedProgram:
+def export_program(
+    model: nn.Module, image_size: ImageSize, batch_size: int | None = None
+) -> torch.export.ExportedProgram:
     """The network's graph in plain PyTorch operations.
 
     Args:

@@ -130,7 +130,9 @@ def assert_equal(one, other):
 def test_what_timms_trainer_saved_becomes_a_folder(tmp_path, weights, key):
     networks = {name: randomize(create_model("emov2_1m", num_classes=4)) for name in ("state_dict", "state_dict_ema")}
     states = {name: {f"_orig_mod.{k}": v for k, v in net.state_dict().items()} for name, net in networks.items()}
-    torch.save({"epoch": 1, "arch": "emov2_1m", "args": argparse.Namespace(lr=1.0), **states}, tmp_path / "best.pth.tar")
+    torch.save(
+        {"epoch": 1, "arch": "emov2_1m", "args": argparse.Namespace(lr=1.0), **states}, tmp_path / "best.pth.tar"
+    )
     convert_emov2.main([str(tmp_path / "best.pth.tar"), "--output-dir", str(tmp_path / "out"), "--weights", weights])
     folder = EMOv2ForImageClassification.from_pretrained(tmp_path / "out")
     assert_equal(folder.emov2, networks[key])
@@ -153,7 +155,9 @@ def test_images_of_other_channels_adapt_the_weights_of_a_file(tmp_path):
     model = tiny()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     overlay = {"file": str(tmp_path / "weights.pth")}
-    grey = create_model("emov2_1m", **TINY, layer_scale=1.0, in_chans=1, pretrained=True, pretrained_cfg_overlay=overlay)
+    grey = create_model(
+        "emov2_1m", **TINY, layer_scale=1.0, in_chans=1, pretrained=True, pretrained_cfg_overlay=overlay
+    )
     assert grey.in_chans == 1
     torch.testing.assert_close(grey.stem.conv.weight, model.stem.conv.weight.sum(1, keepdim=True))
     assert grey(torch.randn(2, 1, 64, 64)).shape == (2, 4)
@@ -280,7 +284,9 @@ def test_intermediate_outputs_are_the_stages(name, tmp_path):
             pruned = tiny(name).eval()
             pruned.load_state_dict(model.state_dict())
             taken = pruned.prune_intermediate_layers([last], prune_norm=True)
-            torch.testing.assert_close(pruned.forward_intermediates(pixels, taken, intermediates_only=True), [stages[last]])
+            torch.testing.assert_close(
+                pruned.forward_intermediates(pixels, taken, intermediates_only=True), [stages[last]]
+            )
             torch.testing.assert_close(pruned(pixels), stages[last])
     with pytest.raises(ValueError, match="output_fmt='NLC' is unknown"):
         model.forward_intermediates(pixels, output_fmt="NLC")

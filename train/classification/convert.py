@@ -24,7 +24,9 @@ def convert(options: argparse.Namespace) -> None:
     check_side("--image-size", options.image_size)
     path = Path(options.checkpoint)
     content = read_tensors(path)
-    layout = next((parts for parts in WEIGHTS if isinstance(content, dict) and parts["averaged"] in content), WEIGHTS[0])
+    layout = next(
+        (parts for parts in WEIGHTS if isinstance(content, dict) and parts["averaged"] in content), WEIGHTS[0]
+    )
     state = checkpoint_state(read_state(path, tuple(layout.values()), layout[options.weights]))
     name, num_classes = size_of(state)
     target = Path(options.output_dir)
