@@ -31,7 +31,7 @@ def check_share(name: str, value: Any) -> float:
     Raises:
         ValueError: it is none; NaN is not.
     """
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value < 1:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= float(value) < 1:
         raise ValueError(f"{name}={value!r} is not a number from 0 to below 1.")
     return float(value)
 

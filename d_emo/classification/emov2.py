@@ -286,7 +286,7 @@ class EMOv2(nn.Module):
             stages.append(Stage(blocks))
         self.stages = nn.Sequential(*stages)  # timm's feature extractor looks into these only
         self.norm: nn.Module = nn.LayerNorm(in_dim, eps=LAYER_NORM_EPS)
-        self.head = nn.Linear(in_dim, num_classes) if num_classes else nn.Identity()
+        self.head: nn.Module = nn.Linear(in_dim, num_classes) if num_classes else nn.Identity()
         self.apply(initialize)
 
     def forward_stages(self, pixels: torch.Tensor) -> list[torch.Tensor]:

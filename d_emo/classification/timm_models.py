@@ -5,7 +5,7 @@ scripts ask of theirs; tests/classification/test_timm_contract.py makes their ca
 `create_classifier`'s; a transformers folder has them behind "emov2.".
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from d_emo.common.choices import one_of
 
 # How the last grid becomes one vector: not at all, mean, maximum, their mean, both side by side.
 POOLS = ("", "avg", "max", "avgmax", "catavgmax")
-Indices = int | Sequence[int] | None
+Indices = int | list[int] | None
 
 
 def timm_name(name: str) -> str:
