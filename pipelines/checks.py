@@ -14,7 +14,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from d_emo.common.choices import one_of, real, whole
 from d_emo.common.messages import first_line
 from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler
-from d_emo.schedulers.flow_paths import path_of
+from d_emo.schedulers.flow_paths import MAX_STEPS, path_of
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 LEARNED_VARIANCE = ("learned", "learned_range")
@@ -22,8 +22,6 @@ LEARNED_VARIANCE = ("learned", "learned_range")
 PATH_AGNOSTIC = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchODESolverScheduler")
 # The time of pure noise of flow models, whatever the scheduler.
 FLOW_TIMESTEPS = 1000
-# A flow can be cut as finely as one likes; beyond this it is a mistake.
-MAX_FLOW_STEPS = 10_000
 # How much of a picture (a factor of it) may be left in what a scheduler takes for pure noise. DiT's schedule leaves
 # 0.006 at its end, Diffusers' "leading" spacing 0.06 with four steps, 0.28 with two, and 1 with one.
 MAX_LEFTOVER = 0.1
@@ -142,7 +140,7 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
 def check_steps(steps: Any, scheduler: Any) -> int:
     """A number of steps that a scheduler can take."""
     steps = whole("num_inference_steps", steps, 1, "leave it out for the model's own number")
-    limit = MAX_FLOW_STEPS if is_flow(scheduler) else scheduler.config.num_train_timesteps
+    limit = MAX_STEPS if is_flow(scheduler) else scheduler.config.num_train_timesteps
     if steps > limit:
         raise ValueError(f"num_inference_steps={steps} is above {limit}, the most that {_name(scheduler)} takes.")
     return steps
@@ -167,8 +165,8 @@ def check_transformer(transformer: Any) -> None:
     kind = type(transformer).__name__
     if isinstance(transformer, DiTTransformer2DModel):
         remedy = (
-            "it is Diffusers' own DiT, with a label table a block. Published weights (the authors' .pt file) become a "
-            "pipeline of this package by train/convert_dit.py; to draw with it as it is, use diffusers.DiTPipeline"
+            "it is Diffusers' own DiT: DEMOPipeline.from_pretrained and DiTBaselineTransformer2DModel.from_pretrained "
+            "convert its folders, as train/convert_dit.py does; to draw with it as it is, use diffusers.DiTPipeline"
         )
     elif isinstance(getattr(transformer, "module", None), torch.nn.Module):
         remedy = "pass the model itself: transformer.module, or accelerator.unwrap_model(transformer)"

@@ -20,13 +20,15 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from d_emo.common.choices import whole
+from d_emo.common.ranges import Maybe, checked
 from d_emo.images.labels import LabelLike, LabelResolver, normalize_id2label
 from d_emo.images.latents import decode_latents, vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.schedulers import FlowMatchODESolverScheduler
-from d_emo.schedulers.flow_paths import path_numbers, path_of, sample_interval
+from d_emo.schedulers.flow_paths import STEPS, path_numbers, path_of, sample_interval
 
 from . import checks
+from .folders import FolderMixin
 from .lora import LoraMixin
 
 # Where a transformer remembers the class names of its last pipeline, so that they survive Diffusers' ways of making a
@@ -57,7 +59,7 @@ class DEMOPipelineOutput(BaseOutput):
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class DEMOPipeline(LoraMixin, DiffusionPipeline):
+class DEMOPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
     """Class-conditional image generation with D-EMOv2, or with the DiT baseline.
 
     Args:
@@ -83,6 +85,7 @@ class DEMOPipeline(LoraMixin, DiffusionPipeline):
     _guidance_scale = 1.0
     _num_timesteps = 0
 
+    @checked({"default_num_inference_steps": Maybe(STEPS)})
     def __init__(
         self,
         transformer: ClassConditionalTransformer2DModel,
@@ -93,8 +96,6 @@ class DEMOPipeline(LoraMixin, DiffusionPipeline):
     ):
         super().__init__()
         checks.check_transformer(transformer)
-        if default_num_inference_steps is not None:
-            whole("default_num_inference_steps", default_num_inference_steps, 1, "None suits the scheduler")
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(default_num_inference_steps=default_num_inference_steps)
         # Schedulers that are assigned later have to share it: their defaults differ.

@@ -1,6 +1,5 @@
-"""What the classification backbones refuse: images, labels and numbers that they cannot work on, in one line each."""
+"""What the classification backbones refuse: images and labels that they cannot work on, in one line each."""
 
-import numbers
 from typing import Any
 
 import torch
@@ -8,37 +7,6 @@ from torch import nn
 
 # A label that the loss leaves out (`torch.nn.functional.cross_entropy`).
 IGNORED_LABEL = -100
-# No picture has a longer side; what is larger is a slip.
-LARGEST_SIDE = 1 << 16
-
-
-def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """`value`, if it is a whole number in this range.
-
-    Raises:
-        ValueError: it is none.
-    """
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        reach = f"from {least} to {most}" if most is not None else f"of at least {least}"
-        raise ValueError(f"{name}={value!r} is not a whole number {reach}.")
-    return int(value)
-
-
-def check_share(name: str, value: Any) -> float:
-    """`value`, if it is a number in [0, 1).
-
-    Raises:
-        ValueError: it is none; NaN is not.
-    """
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= float(value) < 1:
-        raise ValueError(f"{name}={value!r} is not a number from 0 to below 1.")
-    return float(value)
-
-
-def check_side(name: str, value: Any) -> int:
-    """`value`, if it is the side of an image in pixels."""
-    return check_count(name, value, most=LARGEST_SIDE)
 
 
 def check_pixels(pixels: Any, conv: nn.Module) -> None:

@@ -33,12 +33,15 @@ try:
 except ImportError as error:
     raise ImportError("d_emo.detection needs torchvision; pip install 'd-emo[eval]'.") from error
 
-from d_emo.classification.checks import check_count, check_side, refuse_single_values
+from d_emo.classification.checks import refuse_single_values
 from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_models import EMOv2Backbone, EMOv2Config
 from d_emo.classification.variants import CLASSIFIERS
+from d_emo.common.block_ranges import CLASSES, SIDE
 from d_emo.common.messages import first_line
+from d_emo.common.ranges import Table, Whole, checked
 
+DETECTOR: Table = {"num_classes": Whole(2, CLASSES.high, "the background is one"), "image_size": SIDE}
 PYRAMID_CHANNELS = 256
 # SSDLite's extra maps below the backbone's two, and its boxes' sizes and aspect ratios, as in torchvision's SSDLite.
 EXTRA_CHANNELS = (512, 256, 256, 128)
@@ -69,6 +72,7 @@ class _SSD(_Checking, SSD):
     pass
 
 
+@checked(DETECTOR)
 def retinanet(backbone: str, num_classes: int, **options: Any) -> RetinaNet:
     """RetinaNet (arXiv 1708.02002) on stages 2 to 4.
 
@@ -81,21 +85,23 @@ def retinanet(backbone: str, num_classes: int, **options: Any) -> RetinaNet:
         ValueError: there is no such backbone or option, or a number is out of range.
     """
     stages = ("stage2", "stage3", "stage4")
-    defaults = _checked(RetinaNet, backbone, num_classes, options)
+    defaults = _known(RetinaNet, options)
     body = open_backbone(backbone, stages)
     pyramid = PyramidBackbone(body, LastLevelP6P7(PYRAMID_CHANNELS, PYRAMID_CHANNELS))
     return _counting(_RetinaNet(pyramid, num_classes, **normalization(backbone, body) | defaults), num_classes)
 
 
+@checked(DETECTOR)
 def mask_rcnn(backbone: str, num_classes: int, **options: Any) -> MaskRCNN:
     """Mask R-CNN (arXiv 1703.06870) on stages 1 to 4; arguments as of `retinanet`."""
     stages = ("stage1", "stage2", "stage3", "stage4")
-    defaults = _checked(MaskRCNN, backbone, num_classes, options)
+    defaults = _known(MaskRCNN, options)
     body = open_backbone(backbone, stages)
     pyramid = PyramidBackbone(body, LastLevelMaxPool())
     return _counting(_MaskRCNN(pyramid, num_classes, **normalization(backbone, body) | defaults), num_classes)
 
 
+@checked(DETECTOR)
 def ssdlite(backbone: str, num_classes: int, image_size: int = 320, **options: Any) -> SSD:
     """SSDLite (arXiv 1801.04381) on stages 3 and 4 and four smaller maps; trains on two images or more at once.
 
@@ -103,9 +109,8 @@ def ssdlite(backbone: str, num_classes: int, image_size: int = 320, **options: A
         backbone, num_classes, **options: see `retinanet`.
         image_size: side that images are resized to, in pixels.
     """
-    check_side("image_size", image_size)
     defaults = {"score_thresh": 0.001, "nms_thresh": 0.55, "detections_per_img": 300, "topk_candidates": 300}
-    defaults |= _checked(SSD, backbone, num_classes, options)
+    defaults |= _known(SSD, options)
     inner = open_backbone(backbone, ("stage3", "stage4"))
     body = SSDLiteBackbone(inner)
     anchors = DefaultBoxGenerator([[2, 3]] * len(body.channels), min_ratio=0.2, max_ratio=0.95)
@@ -115,9 +120,8 @@ def ssdlite(backbone: str, num_classes: int, image_size: int = 320, **options: A
     return _counting(_SSD(body, anchors, size, num_classes, head=head, **normal | defaults), num_classes)
 
 
-def _checked(kind: type[nn.Module], backbone: Any, num_classes: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _known(kind: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:
     """The options, if the detector has them all; torchvision drops those that it does not know."""
-    check_count("num_classes", num_classes, least=2)
     known = {*inspect.signature(kind).parameters, *inspect.signature(GeneralizedRCNNTransform).parameters}
     known -= {"self", "kwargs", "backbone", "num_classes"}
     for name in options:

@@ -13,15 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from d_emo.classification.checks import check_count, check_pixels, refuse_single_values
+from d_emo.classification.checks import check_pixels, refuse_single_values
 from d_emo.classification.irmb import make_block
-from d_emo.common.choices import one_of
+from d_emo.classification.ranges import CLASSIFIER, stages_agree
+from d_emo.common.ranges import checked
 from d_emo.models.checkpointing import checkpoint_block
 from d_emo.models.i2rmb import BATCH_NORM_EPS
 
 LAYER_NORM_EPS = 1e-6
-NORMS = ("batch", "layer")
-OUTPUT_STRIDES = (8, 16, 32)
 # Which of the four stages attend.
 ATTENDING_STAGES = (3, 4)
 
@@ -81,7 +80,6 @@ class EMOBlock(nn.Module):
         drop_path: float,
     ):
         super().__init__()
-        one_of("norm", norm, NORMS)
         self.has_skip = skip
         self.norm_kind = norm
         self.norm = (
@@ -208,6 +206,7 @@ class EMOv2(nn.Module):
         output_stride: how much the grid shrinks in all; below 32 the last stages keep it and dilate, for segmentation.
     """
 
+    @checked(CLASSIFIER, stages_agree)
     def __init__(
         self,
         version: int = 2,
@@ -233,15 +232,6 @@ class EMOv2(nn.Module):
         output_stride: int = 32,
     ):
         super().__init__()
-        if output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride={output_stride} is not one of {', '.join(map(str, OUTPUT_STRIDES))}.")
-        if version not in (1, 2):
-            raise ValueError(f"version={version} is unknown; 2 is EMOv2, 1 is EMOv1.")
-        per_stage = {"depths": depths, "widths": widths, "expansions": expansions, "head_dims": head_dims,
-                     "kernel_sizes": kernel_sizes, "norms": norms, "activations": activations}  # fmt: skip
-        for name, values in per_stage.items():
-            if len(values) != len(depths) or not values:
-                raise ValueError(f"{name}={tuple(values)} has {len(values)} entries, depths has {len(depths)}.")
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.output_stride = output_stride
@@ -324,13 +314,14 @@ class EMOv2(nn.Module):
             if isinstance(module, Stage):
                 module.gradient_checkpointing = enable
 
+    @checked(CLASSIFIER)
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh head for other classes, on the network's device and in its type; 0 for none.
 
         Raises:
             ValueError: a number of classes that is none.
         """
-        self.num_classes = check_count("num_classes", num_classes, least=0)
+        self.num_classes = num_classes
         self.head = self.make_head(self.widths[-1], num_classes)
 
     def make_head(self, features: int, num_classes: int) -> nn.Module:

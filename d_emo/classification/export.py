@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from d_emo.classification.checks import check_count, check_side
+from d_emo.common.block_ranges import SIDE
 from d_emo.common.files import written_folder, written_whole
 from d_emo.common.messages import first_line
+from d_emo.common.ranges import Maybe, OneOrPair, Table, Whole, checked
 from d_emo.kernels import use_backend
 
 FORMATS = ("onnx", "torch", "coreml")
@@ -30,6 +31,8 @@ EXAMPLE_BATCH = 2
 # Types of numbers that a format has none of, and those that take their place.
 WIDENED = {"onnx": {torch.bfloat16: torch.float32},
            "coreml": {torch.bfloat16: torch.float32, torch.float16: torch.float32}}  # fmt: skip
+EXPORT: Table = {"image_size": OneOrPair(SIDE), "batch_size": Maybe(Whole(1, 65_536)),
+                 "threads": Maybe(Whole(1, 1024))}  # fmt: skip
 ImageSize = int | tuple[int, int]
 
 
@@ -53,6 +56,7 @@ class Logits(nn.Module):
         return logits
 
 
+@checked(EXPORT)
 def example_images(model: nn.Module, image_size: ImageSize, batch_size: int, seed: int = 0) -> torch.Tensor:
     """Random images as a model takes them: its channels, type of numbers and device, (B, C, H, W).
 
@@ -65,11 +69,7 @@ def example_images(model: nn.Module, image_size: ImageSize, batch_size: int, see
     Raises:
         ValueError: a value out of range, or no network of images.
     """
-    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
-    if len(sides) != 2:
-        raise ValueError(f"image_size={image_size!r} is not a side in pixels, nor height and width.")
-    height, width = (check_side("image_size", side) for side in sides)
-    check_count("batch_size", batch_size)
+    height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; pass a classifier (torch.nn.Module).")
     like = next(model.parameters(), None)
@@ -117,6 +117,7 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@checked(EXPORT)
 def export_program(
     model: nn.Module, image_size: ImageSize, batch_size: int | None = None
 ) -> torch.export.ExportedProgram:
@@ -215,6 +216,7 @@ class OnnxModel:
         ImportError: the extra is missing.
     """
 
+    @checked(EXPORT)
     def __init__(self, path: str | os.PathLike, threads: int | None = None):
         try:
             import onnxruntime
@@ -224,7 +226,7 @@ class OnnxModel:
         if not path.is_file():
             raise ValueError(f"{path}: there is no such file.")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 0 if threads is None else check_count("threads", threads, most=1024)
+        options.intra_op_num_threads = threads or 0
         # Its threads would spin between two calls, and take the cores from whatever runs then.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

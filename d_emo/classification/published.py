@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from d_emo.classification.emov2 import EMOv2
-from d_emo.models.published import load_strictly
+from d_emo.models.checks import load_strictly
 
 # Published part of a block -> ours; attention's parts are joined below.
 BLOCK = {

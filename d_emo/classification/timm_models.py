@@ -18,15 +18,30 @@ try:
 except ImportError as error:
     raise ImportError("d_emo.timm_models needs timm; pip install 'd-emo[timm]'.") from error
 
-from d_emo.classification.checks import check_count, check_share, check_side
 from d_emo.classification.emov2 import EMOv2
 from d_emo.classification.preprocessing import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.published import checkpoint_state
+from d_emo.classification.ranges import CLASSIFIER
 from d_emo.classification.variants import CLASSIFIERS, classifier_config
+from d_emo.common.block_ranges import EPSILON, SIDE
 from d_emo.common.choices import one_of
+from d_emo.common.ranges import Maybe, OneOf, OneOrPair, Real, Table, checked, take
 
 # How the last grid becomes one vector: not at all, mean, maximum, their mean, both side by side.
 POOLS = ("", "avg", "max", "avgmax", "catavgmax")
+SHARE = Real(0, 1, below=True)
+# What timm calls so; the network's own arguments have `ranges.CLASSIFIER`.
+TIMM: Table = {
+    "in_chans": CLASSIFIER["in_channels"],
+    "num_classes": CLASSIFIER["num_classes"],
+    "global_pool": Maybe(OneOf(POOLS)),
+    "drop_rate": SHARE,
+    "drop_path_rate": Maybe(SHARE),
+    "drop_block_rate": Real(0, 0, "EMOv2 has no DropBlock; use drop_path_rate"),
+    "bn_momentum": Maybe(Real(0, 1)),
+    "bn_eps": Maybe(EPSILON),
+    "img_size": OneOrPair(SIDE),
+}
 Indices = int | list[int] | None
 
 
@@ -72,6 +87,7 @@ class TimmEMOv2(EMOv2):
         ValueError: a value out of range.
     """
 
+    @checked(TIMM)
     def __init__(
         self,
         *,
@@ -88,22 +104,18 @@ class TimmEMOv2(EMOv2):
         **config: Any,
     ):
         if drop_path_rate is not None:
-            config["drop_path"] = check_share("drop_path_rate", drop_path_rate)
-        if drop_block_rate:
-            raise ValueError(f"drop_block_rate={drop_block_rate!r}: EMOv2 has no DropBlock; use drop_path_rate.")
-        check_count("in_chans", in_chans)
-        check_count("num_classes", num_classes, least=0)
+            config["drop_path"] = drop_path_rate
         super().__init__(in_channels=in_chans, num_classes=num_classes, **config)
         self.in_chans = in_chans
         self.num_features = self.widths[-1]
-        self.head_drop = nn.Dropout(check_share("drop_rate", drop_rate))
+        self.head_drop = nn.Dropout(drop_rate)
         self._pool(global_pool)
         for norm in self.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 if bn_momentum is not None:
-                    norm.momentum = check_share("bn_momentum", bn_momentum)
+                    norm.momentum = bn_momentum
                 if bn_eps is not None:
-                    norm.eps = check_share("bn_eps", bn_eps)
+                    norm.eps = bn_eps
         stem = "stem.pointwise" if config.get("version", 2) == 2 else "stem"
         maps = [(self.stem_dim, stem), *((width, f"stages.{number}") for number, width in enumerate(self.widths))]
         self.feature_info = [
@@ -114,7 +126,6 @@ class TimmEMOv2(EMOv2):
 
     def _pool(self, kind: str) -> None:
         """Pool so from now on; a head for vectors of another length is a fresh one."""
-        one_of("global_pool", kind, POOLS)
         self.global_pool = SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind)).train(self.training)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         if isinstance(self.head, nn.Linear) and self.head.in_features != self.head_hidden_size:
@@ -124,9 +135,10 @@ class TimmEMOv2(EMOv2):
         """The head."""
         return self.head
 
+    @checked(TIMM)
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, **_: Any) -> None:
         """A fresh head for other classes, 0 for none; pools as before where `global_pool` is None."""
-        self.num_classes = check_count("num_classes", num_classes, least=0)
+        self.num_classes = num_classes
         if global_pool is not None:
             self._pool(global_pool)
         self.head = self.make_head(self.head_hidden_size, num_classes)
@@ -207,10 +219,9 @@ def checkpoint_filter_fn(state: Mapping[str, torch.Tensor], model: nn.Module) ->
 
 def _register(name: str) -> None:
     def build(pretrained: bool = False, **options: Any) -> Any:
-        size = options.get("img_size", 224)
+        size = take(timm_name(name), {"img_size": options.get("img_size", 224)}, TIMM)["img_size"]
         # The shorter side decides the window.
-        size = min(check_side("img_size", side) for side in (size if isinstance(size, tuple | list) else (size,)))
-        config = {**classifier_config(name, size), **options}
+        config = {**classifier_config(name, min(size) if isinstance(size, tuple) else size), **options}
         return build_model_with_cfg(
             _without_size,
             timm_name(name),

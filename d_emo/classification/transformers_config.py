@@ -11,6 +11,9 @@ from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from d_emo.classification.ranges import CLASSIFIER, stages_agree
+from d_emo.common.ranges import checked
+
 if TYPE_CHECKING:
     from d_emo.classification.emov2 import EMOv2
 
@@ -40,6 +43,7 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "emov2"
 
+    @checked(CLASSIFIER, stages_agree)
     def __init__(
         self,
         version: int = 2,

@@ -6,6 +6,7 @@ itself is plain PyTorch (`emov2.py`).
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,19 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
-from d_emo.classification.checks import check_labels, check_side
+from d_emo.classification.checks import check_labels
 from d_emo.classification.emov2 import EMOBlock
 from d_emo.classification.preprocessing import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
+from d_emo.common.block_ranges import SIDE
+from d_emo.common.ranges import Real, Table, checked
+
+PROCESSOR: Table = {"image_size": SIDE, "crop_ratio": Real(0, 1, positive=True)}
+
+
+def _resized_fits(values: Mapping[str, Any]) -> str:
+    resized = round(values["image_size"] / values["crop_ratio"])
+    return f"crop_ratio={values['crop_ratio']} resizes images to {resized} pixels" if resized > SIDE.high else ""
 
 
 class EMOv2PreTrainedModel(PreTrainedModel):
@@ -206,6 +216,7 @@ class EMOv2Backbone(BackboneMixin, EMOv2PreTrainedModel):
         return output if self.wants(return_dict, "return_dict") else output.to_tuple()
 
 
+@checked(PROCESSOR, _resized_fits)
 def make_image_processor(image_size: int = 224, crop_ratio: float = CROP_RATIO) -> BitImageProcessorPil:
     """The published evaluation's preprocessing: bicubic resize, centre crop of 0.875, ImageNet's mean and deviation.
 
@@ -216,13 +227,9 @@ def make_image_processor(image_size: int = 224, crop_ratio: float = CROP_RATIO) 
     Raises:
         ValueError: a value out of range.
     """
-    side = check_side("image_size", image_size)
-    if not isinstance(crop_ratio, int | float) or isinstance(crop_ratio, bool) or not 0 < crop_ratio <= 1:
-        raise ValueError(f"crop_ratio={crop_ratio!r} is not a number above 0 and up to 1.")
-    resized = check_side("image_size / crop_ratio", round(side / crop_ratio))
     return BitImageProcessorPil(
-        size={"shortest_edge": resized},
-        crop_size={"height": side, "width": side},
+        size={"shortest_edge": round(image_size / crop_ratio)},
+        crop_size={"height": image_size, "width": image_size},
         resample=PILImageResampling.BICUBIC,
         image_mean=list(IMAGENET_MEAN),
         image_std=list(IMAGENET_STD),

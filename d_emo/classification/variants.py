@@ -7,8 +7,9 @@ import difflib
 import fnmatch
 from typing import Any
 
-from d_emo.classification.checks import check_side
 from d_emo.classification.emov2 import EMOv2
+from d_emo.common.block_ranges import SIDE
+from d_emo.common.ranges import checked
 
 # EMOv1: remote windows of the input, no layer scale, kernels of 3 in the first two stages.
 _V1 = {"version": 1, "attention_type": "remote", "kernel_sizes": (3, 3, 5, 5), "layer_scale": None}
@@ -39,6 +40,7 @@ def list_classifiers(pattern: str = "*") -> list[str]:
     return fnmatch.filter(CLASSIFIERS, pattern)
 
 
+@checked({"image_size": SIDE})
 def classifier_config(name: str, image_size: int = 224, **overrides: Any) -> dict[str, Any]:
     """Constructor arguments of a published size.
 
@@ -57,7 +59,6 @@ def classifier_config(name: str, image_size: int = 224, **overrides: Any) -> dic
         close = [spelled[near] for near in difflib.get_close_matches(str(name).lower().replace("_", "-"), spelled, n=3)]
         hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(CLASSIFIERS)}."
         raise ValueError(f"classifier {name!r} is unknown; {hint}")
-    check_side("image_size", image_size)
     window = WINDOW_SIZES.get(image_size, 7 if image_size % 224 == 0 else 8)
     return {**CLASSIFIERS[name], "window_size": window, "clip_window": image_size < min(WINDOW_SIZES), **overrides}
 

@@ -5,6 +5,7 @@ The command line and the YAML file are derived from frozen dataclasses. A YAML f
 command reads its options before it loads PyTorch.
 """
 
+import json
 import math
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable, Mapping
@@ -110,11 +111,22 @@ def parse_options(
     if isinstance(lower, Recipe):
         values = read_option_file(lower.path, kinds)
         lower = {name: value for name, value in values.items() if name not in lower.without}
-    given = _over(given, {name: value for name, value in lower.items() if name in kinds}, entries)
+    given = _over(given, {name: _as_read(name, lower[name], kinds[name]) for name in lower if name in kinds}, entries)
     return table(**{
         title: group(**{e.name: given[e.name] for e in fields(group) if given.get(e.name) is not None})
         for title, group in groups.items()
     })  # fmt: skip
+
+
+def _as_read(name: str, value: Any, kind: Kind) -> Any:
+    """A value that a program stored, as the option takes it now: files are edited, and options change."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        return kind.convert(text)
+    except ValueError as error:
+        raise ValueError(f"{flag(name)}: the stored options say {text[:80]}: {error}; give it anew.") from error
 
 
 def _over(given: dict[str, Any], values: dict[str, Any], entries: list[Field]) -> dict[str, Any]:

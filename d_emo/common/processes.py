@@ -3,14 +3,25 @@
 import ctypes
 import multiprocessing
 import os
+import re
 import signal
 import sys
-from typing import Any
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list
 from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from d_emo.common.messages import describe_os_error
+
+# What a launcher's command line names.
+_LAUNCHER = re.compile(r"accelerate|torchrun|torch\.distributed|torch/distributed")
+_WATCH_SECONDS = 0.5
 
 
 class LaunchError(ValueError):
@@ -43,11 +54,33 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
             f"{launched} processes were launched, but Accelerate joined {accelerator.num_processes}; "
             "check the launch command (several CPU processes start with torchrun)."
         )
+    _end_with_launcher()
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(cpu_threads or max(1, cores // accelerator.num_processes))
     return accelerator
+
+
+def _end_with_launcher() -> None:
+    """Where a launcher started this process, be asked to stop (SIGTERM) once that is gone.
+
+    `accelerate launch` passes no signal on, and no launcher does when it is killed: its processes would go on unseen.
+    A process that something else started (a shell, nohup, tmux) outlives it.
+    """
+    parent = os.getppid()
+    try:
+        if not _LAUNCHER.search(" ".join(psutil.Process(parent).cmdline())):
+            return
+    except psutil.Error:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="launcher watch").start()
 
 
 def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
@@ -60,6 +93,28 @@ def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
         mixed_precision_policy=MixedPrecisionPolicy(),
         cpu_ram_efficient_loading=False,  # weights come from a seed or --init-from in every process
     )
+
+
+T = TypeVar("T")
+
+
+def agreed(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What the main process decides, or its ValueError or OSError, on all of them."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = decide()
+        except (ValueError, OSError) as error:
+            answer[1] = error
+    first = answer[1]
+    if accelerator.num_processes > 1:
+        answer[1] = first and (describe_os_error(first) if isinstance(first, OSError) else str(first))
+        broadcast_object_list(answer)
+    if first is not None:
+        raise first
+    if answer[1] is not None:
+        raise ValueError(answer[1])
+    return answer[0]
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

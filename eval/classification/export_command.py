@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from d_emo import export
-from d_emo.classification.checks import check_side
 from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification, make_image_processor
 from d_emo.classification.variants import CLASSIFIERS
+from d_emo.common.block_ranges import SIDE
 from d_emo.common.files import written_whole
+from d_emo.common.ranges import take
 from d_emo.eval.classification.command import open_classifier
 from d_emo.models.flops import count_parameters
 
@@ -26,7 +27,7 @@ Answer = Callable[[torch.Tensor], torch.Tensor]
 def run(options: argparse.Namespace) -> None:
     """Export, compare, print."""
     if options.image_size is not None:
-        check_side("--image-size", options.image_size)
+        take("", {"--image-size": options.image_size}, {"--image-size": SIDE})
     model, processor = open_model(options.model, options.image_size or 224)
     size = options.image_size or side_of(processor, options.model)
     folder = options.output_dir or default_folder(options.model)

@@ -238,7 +238,7 @@ def test_detectors_refuse_scenes_that_do_not_fit(build):
         (("EMOv2-6M", 3), {}, "backbone='EMOv2-6M' does not load as an EMOv2 .* or for fresh weights one of EMOv2-1M"),
         ((3, 3), {}, "backbone=3 is no name of a backbone"),
         (("", 3), {}, "backbone='' is no name"),
-        (("EMOv2-1M", 0), {}, "num_classes=0 is not a whole number of at least 2"),
+        (("EMOv2-1M", 0), {}, "num_classes=0 is not a whole number from 2"),
         (("EMOv2-1M", "3"), {}, "num_classes='3'"),
         (("EMOv2-1M", float("nan")), {}, "num_classes=nan"),
         (("EMOv2-1M", 3), {"image_meen": [0.0]}, "has no option image_meen; did you mean image_mean"),

@@ -147,12 +147,12 @@ def test_unknown_names_and_values_are_refused():
     with pytest.raises(ValueError, match=r"classifier 'EMOv2-6M' is unknown; did you mean EMOv2-5M"):
         create_classifier("EMOv2-6M")
     for overrides, message in (
-        ({"version": 3}, "version=3 is unknown"),
-        ({"attention_type": "global"}, "attention_type='global' is unknown; use one of none"),
-        ({"widths": (32, 48)}, r"widths=\(32, 48\) has 2 entries, depths has 4"),
-        ({"local": "dense"}, "local='dense' is unknown"),
-        ({"kernel_sizes": (5, 4, 5, 5)}, "kernel_size=4 is even"),
-        ({"activations": ("relu",) * 4}, "activation='relu' is unknown"),
+        ({"version": 3}, "EMOv2: version=3 is not one of 1, 2"),
+        ({"attention_type": "global"}, "attention_type='global' is not one of none"),
+        ({"widths": (32, 48)}, r"widths=\[32, 48\] has 2 entries, depths has 4"),
+        ({"local": "dense"}, "local='dense' is not one of"),
+        ({"kernel_sizes": (5, 4, 5, 5)}, r"kernel_sizes=\(5, 4, 5, 5\) is not a list of 1 to 8 values, each an odd"),
+        ({"activations": ("relu",) * 4}, r"activations=\('relu', .* each one of gelu, silu"),
     ):
         with pytest.raises(ValueError, match=message):
             create_classifier("EMOv2-5M", **overrides)

@@ -296,23 +296,23 @@ def test_other_images_and_windows():
     assert create_model("emov2_1m", img_size=64).stages[2].blocks[1].i2rmb.attn.clip_window
     wide = create_model("emov2_1m", img_size=(256, 320))
     assert wide.stages[2].blocks[1].i2rmb.attn.window_size == 8
-    with pytest.raises(ValueError, match="img_size=0 is not a whole number from 1 to 65536"):
+    with pytest.raises(ValueError, match="img_size=0 is not a whole number from 1 to 65536, or two"):
         create_model("emov2_1m", img_size=0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"drop_rate": 1.0}, "drop_rate=1.0 is not a number from 0 to below 1"),
+        ({"drop_rate": 1.0}, "drop_rate=1.0 is not a number from 0 and below 1"),
         ({"drop_rate": float("nan")}, "drop_rate=nan"),
         ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1"),
         ({"drop_path_rate": "a"}, "drop_path_rate='a'"),
         ({"drop_block_rate": 0.1}, "EMOv2 has no DropBlock; use drop_path_rate"),
-        ({"global_pool": "median"}, "global_pool='median' is unknown"),
+        ({"global_pool": "median"}, "global_pool='median' is not None or one of"),
         ({"bn_momentum": 2.0}, "bn_momentum=2.0"),
         ({"bn_eps": -1.0}, "bn_eps=-1.0"),
-        ({"in_chans": 0}, "in_chans=0 is not a whole number of at least 1"),
-        ({"num_classes": -1}, "num_classes=-1 is not a whole number of at least 0"),
+        ({"in_chans": 0}, "in_chans=0 is not a whole number from 1"),
+        ({"num_classes": -1}, "num_classes=-1 is not a whole number from 0"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(options, message):

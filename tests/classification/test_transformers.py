@@ -364,7 +364,7 @@ def test_patterns_are_strings():
 
 @pytest.mark.parametrize("classes", [-1, 2.5, "3", None, True])
 def test_a_number_of_classes_that_is_none_is_refused(classes):
-    with pytest.raises(ValueError, match=r"num_classes=.* is not a whole number of at least 0"):
+    with pytest.raises(ValueError, match=r"num_classes=.* is not a whole number from 0"):
         create_classifier("EMOv2-1M", 64, num_classes=3).reset_classifier(classes)
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from d_emo.classification.checks import check_side
 from d_emo.classification.published import checkpoint_state, import_classifier
 from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification
 from d_emo.classification.variants import CLASSIFIERS, create_classifier
+from d_emo.common.block_ranges import SIDE
 from d_emo.common.files import written_folder
+from d_emo.common.ranges import take
 from d_emo.common.tensor_files import read_state, read_tensors
 from d_emo.images.labels import english_names, imagenet_wnid_to_name, read_class_names
 
@@ -21,7 +22,7 @@ IMAGENET_CLASSES = 1000
 
 def convert(options: argparse.Namespace) -> None:
     """Write a folder with model, configuration and image processor, whole or not at all."""
-    check_side("--image-size", options.image_size)
+    take("", {"--image-size": options.image_size}, {"--image-size": SIDE})
     path = Path(options.checkpoint)
     content = read_tensors(path)
     layout = next(

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from d_emo.common.commands import CommandError
+from d_emo.common.locks import FolderLock
 from d_emo.train.data.batches import StreamPlace
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
@@ -58,6 +59,7 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
         window: losses since the last log line.
         seconds: that these steps took, pauses for samples, scores and checkpoints aside.
         published: a published loss curve to compare with.
+        lock: of the output folder, in the main process.
     """
 
     plan: PlanT
@@ -67,6 +69,7 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
     window: list[torch.Tensor] = field(default_factory=list)
     seconds: float = 0.0
     published: LossCurve | None = None
+    lock: FolderLock | None = None
 
     @property
     def output_dir(self) -> Path:

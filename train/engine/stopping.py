@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's SIGTERM: save after the step in progress, then stop."""
+"""Ctrl-C, a scheduler's SIGTERM and a lost terminal: save after the step in progress, then stop."""
 
 import signal
 import sys
@@ -8,11 +8,12 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C, a scheduler's or launcher's wish, a terminal that is closed. Those that are ignored (nohup) stay ignored.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into "save and stop after this step"; a second one stops at once.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into "save and stop after this step"; a second one stops at once.
 
     A context manager: the signals' former handlers are put back at its end.
     """
@@ -22,7 +23,8 @@ class StopRequest:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._former = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._former = {number: signal.signal(number, self._receive) for number in wanted}
         return self
 
     def __exit__(self, *_: object) -> None:
