@@ -163,6 +163,14 @@ def test_images_of_other_channels_adapt_the_weights_of_a_file(tmp_path):
     assert grey(torch.randn(2, 1, 64, 64)).shape == (2, 4)
 
 
+def test_a_folder_of_timms_format_brings_its_arguments(tmp_path):
+    model = tiny(in_chans=1, img_size=64).eval()
+    timm.models.save_for_hf(model, str(tmp_path))
+    again = create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert_equal(again, model)
+    assert again.in_chans == 1 and again.stages[2].blocks[1].i2rmb.attn.clip_window
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_every_pooling_is_timms(pool):
     from timm.layers import SelectAdaptivePool2d
