@@ -1,5 +1,6 @@
 """What the classification backbones refuse: images and labels that they cannot work on, in one line each."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,6 +50,36 @@ def check_pixels(pixels: Any, conv: nn.Module) -> None:
         raise ValueError(
             f"pixel_values are {pixels.dtype}, the model is {weight.dtype}; pass pixel_values.to(torch.{name})."
         )
+
+
+def check_features(features: Any, channels: int) -> None:
+    """Refuse what a head cannot work on.
+
+    Args:
+        features: (B, C, h, w).
+        channels: C.
+
+    Raises:
+        ValueError: it is no such tensor.
+    """
+    if not isinstance(features, torch.Tensor) or features.dim() != 4 or features.shape[1] != channels:
+        given = tuple(features.shape) if isinstance(features, torch.Tensor) else f"a {type(features).__name__}"
+        raise ValueError(f"features are {given}; pass what forward_features returns, (B, {channels}, h, w).")
+
+
+def check_tensors(state: Any) -> None:
+    """Refuse what is no state dictionary.
+
+    Raises:
+        ValueError: it is no dictionary of tensors by name.
+    """
+    if not isinstance(state, Mapping) or not state:
+        given = "empty" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise ValueError(f"the state is {given}; pass a dictionary of tensors by name.")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            given = type(tensor).__name__
+            raise ValueError(f"the state has a {given} by the name {name!r}; pass a dictionary of tensors by name.")
 
 
 def refuse_single_values(network: nn.Module, pixels: Any, reduction: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from d_emo.classification.checks import check_pixels, refuse_single_values
+from d_emo.classification.checks import check_features, check_pixels, refuse_single_values
 from d_emo.classification.irmb import make_block
 from d_emo.classification.ranges import CLASSIFIER, stages_agree
 from d_emo.common.ranges import checked
@@ -297,12 +297,18 @@ class EMOv2(nn.Module):
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(B, C, h, w) -> logits (B, num_classes); or the pooled features (B, C)."""
+        check_features(features, self.widths[-1])
         pooled = features.mean((2, 3))  # (B, C)
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> logits (B, num_classes)."""
         return self.forward_head(self.forward_features(pixels))
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(
+            "EMOv2 cannot be scripted (torch.jit.script); use torch.compile, or d_emo.export for a file without Python."
+        )
 
     def drop_final_norm(self) -> None:
         """Leave out the norm before the head, which backbones do not use."""

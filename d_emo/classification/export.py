@@ -140,12 +140,19 @@ def export_program(
         return torch.export.export(network, (example,), dynamic_shapes=shapes)
 
 
+def _file(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise ValueError(f"path={path!r} is no path of a file.")
+    return Path(path)
+
+
 def save_program(model: nn.Module, image_size: ImageSize, path: str | os.PathLike) -> None:
     """Write a `.pt2` file; `torch.export.load(path).module()(pixels)` runs it. Arguments as of `export_program`."""
+    path = _file(path)
     program = export_program(model, image_size)
     buffer = io.BytesIO()  # PyTorch's own writer says nothing of a full disk but that it failed
     torch.export.save(program, buffer)
-    with written_whole(Path(path)) as partial:
+    with written_whole(path) as partial:
         partial.write_bytes(buffer.getbuffer())
 
 
@@ -159,10 +166,11 @@ def save_onnx(model: nn.Module, image_size: ImageSize, path: str | os.PathLike) 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("ONNX needs onnx and onnxscript; pip install 'd-emo[export]'.") from error
+    path = _file(path)
     graph = export_program(as_in_file(model, "onnx"), image_size)
     program = torch.onnx.export(graph, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False)
     assert program is not None
-    with written_whole(Path(path)) as partial:
+    with written_whole(path) as partial:
         program.save(str(partial), external_data=False)
 
 
@@ -177,7 +185,7 @@ def save_coreml(model: nn.Module, image_size: ImageSize, path: str | os.PathLike
         import coremltools
     except ImportError as error:
         raise ImportError("Core ML needs coremltools; pip install 'd-emo[coreml]'.") from error
-    path = Path(path)
+    path = _file(path)
     if path.suffix != ".mlpackage":
         raise ValueError(f"path={str(path)!r} is no .mlpackage; Core ML's folders end so.")
     program = export_program(as_in_file(model, "coreml"), image_size, batch_size=1).run_decompositions({})
@@ -222,7 +230,7 @@ class OnnxModel:
             import onnxruntime
         except ImportError as error:
             raise ImportError("ONNX needs onnxruntime; pip install 'd-emo[export]'.") from error
-        path = Path(path)
+        path = _file(path)
         if not path.is_file():
             raise ValueError(f"{path}: there is no such file.")
         options = onnxruntime.SessionOptions()

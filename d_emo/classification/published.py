@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
+from d_emo.classification.checks import check_tensors
 from d_emo.classification.emov2 import EMOv2
 from d_emo.models.checks import load_strictly
 
@@ -35,6 +36,7 @@ def published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     Raises:
         ValueError: a tensor has a name that no published model has.
     """
+    check_tensors(state)
     ours: dict[str, torch.Tensor] = {}
     is_v1 = "stage0.0.convs.0.0.weight" in state
     for name, tensor in state.items():
@@ -92,7 +94,8 @@ def checkpoint_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     Raises:
         ValueError: a tensor has a name that no classifier has.
     """
-    prefix = "emov2." if state and all(name.startswith("emov2.") for name in state) else ""
+    check_tensors(state)
+    prefix = "emov2." if all(name.startswith("emov2.") for name in state) else ""
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return own if "stem.conv.weight" in own else published_state(state)
 

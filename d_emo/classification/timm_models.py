@@ -6,6 +6,7 @@ scripts ask of theirs; tests/classification/test_timm_contract.py makes their ca
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ try:
 except ImportError as error:
     raise ImportError("d_emo.timm_models needs timm; pip install 'd-emo[timm]'.") from error
 
+from d_emo.classification.checks import check_features
 from d_emo.classification.emov2 import EMOv2
 from d_emo.classification.preprocessing import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.published import checkpoint_state
@@ -25,7 +27,7 @@ from d_emo.classification.ranges import CLASSIFIER
 from d_emo.classification.variants import CLASSIFIERS, classifier_config
 from d_emo.common.block_ranges import EPSILON, SIDE
 from d_emo.common.choices import one_of
-from d_emo.common.ranges import Maybe, OneOf, OneOrPair, Real, Table, checked, take
+from d_emo.common.ranges import Each, Maybe, OneOf, OneOrPair, Real, Rule, Table, Whole, checked, take
 
 # How the last grid becomes one vector: not at all, mean, maximum, their mean, both side by side.
 POOLS = ("", "avg", "max", "avgmax", "catavgmax")
@@ -156,6 +158,7 @@ class TimmEMOv2(EMOv2):
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(B, C, h, w) -> logits (B, K), or the pooled features; without pooling (B, K, h, w)."""
+        check_features(features, self.num_features)
         pooled = self.head_drop(self.global_pool(features))  # (B, C), or (B, C, h, w)
         if pre_logits:
             return pooled
@@ -183,7 +186,7 @@ class TimmEMOv2(EMOv2):
             intermediates_only: return the outputs alone.
         """
         one_of("output_fmt", str(getattr(output_fmt, "value", output_fmt)), ("NCHW",))
-        taken, last = feature_take_indices(len(self.stages) + 1, indices)
+        taken, last = self._taken(indices)
         maps = [self.stem(x)]
         for stage in self.stages[:last] if stop_early else self.stages:
             maps.append(stage(maps[-1]))
@@ -191,11 +194,16 @@ class TimmEMOv2(EMOv2):
         outputs = [final if norm and index == len(self.stages) else maps[index] for index in taken]
         return outputs if intermediates_only else (final, outputs)
 
+    def _taken(self, indices: Indices) -> tuple[list[int], int]:
+        """Which outputs are asked for, counted from 0, and the last of them."""
+        outputs = len(self.stages) + 1
+        return feature_take_indices(outputs, take("", {"indices": indices}, {"indices": Taps(outputs)})["indices"])
+
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what the outputs of `forward_intermediates` at these indices do not need; they are returned."""
-        taken, last = feature_take_indices(len(self.stages) + 1, indices)
+        taken, last = self._taken(indices)
         ends_early = last < len(self.stages)
         self.stages = self.stages[:last]
         if ends_early:
@@ -206,10 +214,22 @@ class TimmEMOv2(EMOv2):
             self.reset_classifier(0, "")
         return taken
 
-    def __prepare_scriptable__(self) -> Any:
-        raise RuntimeError(
-            "EMOv2 cannot be scripted (torch.jit.script); use torch.compile, or d_emo.export for a file without Python."
-        )
+
+@dataclass(frozen=True)
+class Taps(Rule):
+    """Which of so many outputs: None for all, a number for the last ones, or their places from 0, or -1 backwards."""
+
+    outputs: int
+
+    def take(self, value: Any) -> Any:
+        """See `Rule`."""
+        if value is None or not isinstance(value, list | tuple):
+            return Maybe(Whole(1, self.outputs)).take(value)
+        return Each(Whole(-self.outputs, self.outputs - 1), 1, self.outputs).take(value)
+
+    def __str__(self) -> str:
+        places = f"a list of places from {-self.outputs} to {self.outputs - 1}"
+        return f"None (all), a number from 1 to {self.outputs} (the last ones), or {places}"
 
 
 def checkpoint_filter_fn(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
@@ -221,6 +241,8 @@ def _register(name: str) -> None:
     def build(pretrained: bool = False, **options: Any) -> Any:
         size = take(timm_name(name), {"img_size": options.get("img_size", 224)}, TIMM)["img_size"]
         # The shorter side decides the window.
+        if options.get("features_only"):
+            take(timm_name(name), {"out_indices": options.get("out_indices")}, {"out_indices": Taps(5)})
         config = {**classifier_config(name, min(size) if isinstance(size, tuple) else size), **options}
         return build_model_with_cfg(
             _without_size,

@@ -3,6 +3,8 @@
 It imports no network and no model class: `d_emo.registration` has it imported while transformers is importing itself.
 """
 
+import difflib
+import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from d_emo.classification.ranges import CLASSIFIER, stages_agree
-from d_emo.common.ranges import checked
+from d_emo.common.ranges import Maybe, Table, checked, take
 
 if TYPE_CHECKING:
     from d_emo.classification.emov2 import EMOv2
@@ -23,6 +25,11 @@ NETWORK_ARGUMENTS = (
     "attention_type", "attending_stages", "local", "dilation", "arrangement", "norms", "activations", "layer_scale",
     "drop_path", "output_stride",
 )  # fmt: skip
+
+
+LABELS: Table = {"num_labels": Maybe(CLASSIFIER["num_classes"])}
+# What the network calls otherwise than configurations of transformers do.
+RENAMED = {"num_classes": "num_labels", "in_channels": "num_channels", "in_chans": "num_channels"}
 
 
 class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
@@ -103,7 +110,8 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # `from_pretrained(folder, id2label=...)` sets it on a configuration that is there.
+        # `from_pretrained(folder, id2label=...)` sets them on a configuration that is there.
+        value = take(type(self).__name__, {name: value}, LABELS)[name]
         if name == "id2label" and value is not None:
             value = names_by_number(value)
             super().__setattr__("label2id", numbers_by_name(value))
@@ -119,8 +127,14 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
             **overrides: any argument of the configuration.
 
         Raises:
-            ValueError: the name is unknown.
+            ValueError: the name is unknown, or an override that neither the configuration nor transformers has.
         """
+        known = inspect.signature(cls).parameters
+        for override in overrides:
+            if override not in known and not hasattr(PreTrainedConfig(), override):
+                near = [RENAMED[override]] if override in RENAMED else difflib.get_close_matches(override, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else "see EMOv2Config for what it has."
+                raise ValueError(f"EMOv2Config has no {override}; {hint}")
         from d_emo.classification.variants import classifier_config
 
         return cls(**{**classifier_config(name, image_size), "image_size": image_size, **overrides})

@@ -170,6 +170,8 @@ class EMOv2ForImageClassification(EMOv2PreTrainedModel):
             save_directory: folder.
             *args, **options: see transformers.
         """
+        if not isinstance(save_directory, str | os.PathLike) or not str(save_directory):
+            raise ValueError(f"save_directory={save_directory!r} is no path of a folder.")
         folder = Path(save_directory)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"save_directory={str(folder)!r} is a file; pass a folder.")

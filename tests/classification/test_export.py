@@ -197,6 +197,15 @@ def test_onnx_files_and_images_that_do_not_fit_are_refused(half_file, tmp_path):
             call()
 
 
+@pytest.mark.parametrize("path", [None, 3, ""])
+def test_a_path_that_is_none_is_refused(path):
+    for call in (save_program, save_onnx):
+        with pytest.raises(ValueError, match=r"path=.* is no path of a file"):
+            call(network(**SMALLEST), 64, path)
+    with pytest.raises(ValueError, match=r"path=.* is no path of a file"):
+        OnnxModel(path)
+
+
 def test_core_ml_folders_end_as_such(tmp_path):
     pytest.importorskip("coremltools", reason="needs the extra coreml")
     with pytest.raises(ValueError, match=r"is no \.mlpackage"):

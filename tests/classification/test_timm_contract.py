@@ -24,7 +24,7 @@ from timm.utils import CheckpointSaver, ModelEmaV3, dispatch_clip_grad, reparame
 from torch import nn
 
 import d_emo.timm_models
-from d_emo import EMOv2ForImageClassification, create_classifier
+from d_emo import EMOv2Config, EMOv2ForImageClassification, create_classifier
 from d_emo.classification.timm_models import POOLS
 from d_emo.train import convert_emov2
 
@@ -300,6 +300,20 @@ def test_intermediate_outputs_are_the_stages(name, tmp_path):
         model.forward_intermediates(pixels, output_fmt="NLC")
 
 
+@pytest.mark.parametrize("indices", [0, 6, -1, "x", [], [5], [-6], [1.5], True])
+def test_places_that_are_none_are_refused(indices):
+    model = tiny()
+    for call in (
+        lambda: model.forward_intermediates(torch.randn(2, 3, 64, 64), indices=indices),
+        lambda: model.prune_intermediate_layers(indices),
+        lambda: create_model("emov2_1m", **TINY, features_only=True, out_indices=indices),
+    ):
+        with pytest.raises(
+            ValueError, match=r"indices=.* is not None \(all\), a number from 1 to 5 \(the last ones\), or"
+        ):
+            call()
+
+
 def test_other_images_and_windows():
     assert create_model("emov2_1m", img_size=64).stages[2].blocks[1].i2rmb.attn.clip_window
     wide = create_model("emov2_1m", img_size=(256, 320))
@@ -333,10 +347,12 @@ def test_unknown_arguments_are_refused():
         create_model("emov2_1m", not_an_argument=1)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:FutureWarning")
 def test_what_cannot_be_scripted_or_traced_by_fx_says_so():
     model = tiny()
-    with pytest.raises(RuntimeError, match=r"cannot be scripted \(torch.jit.script\); use torch.compile"):
-        torch.jit.script(model)
+    for scripted in (model, create_classifier("EMOv1-1M"), EMOv2ForImageClassification(EMOv2Config.of("EMOv2-1M"))):
+        with pytest.raises(RuntimeError, match=r"cannot be scripted \(torch.jit.script\); use torch.compile"):
+            torch.jit.script(scripted)
     with pytest.raises(ValueError, match=r"cannot be traced by torch\.fx"):
         torch.fx.symbolic_trace(model)
 

@@ -26,6 +26,7 @@ from d_emo import (
     list_classifiers,
     make_image_processor,
 )
+from d_emo.classification.published import checkpoint_state, import_classifier, published_state
 from d_emo.models import I2RMB
 
 TINY = {"depths": [1, 1, 2, 2], "widths": [8, 8, 16, 16], "head_dims": [8, 8, 8, 8], "image_size": 64,
@@ -377,3 +378,40 @@ def test_configurations_survive_json(tmp_path):
     assert {key: value for key, value in again.items() if key != "_name_or_path"} == {
         key: value for key, value in ours.items() if key != "_name_or_path"
     }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_classes": 3}, "EMOv2Config has no num_classes; did you mean num_labels?"),
+        ({"in_channels": 1}, "EMOv2Config has no in_channels; did you mean num_channels?"),
+        ({"drop_pth": 0.1}, "EMOv2Config has no drop_pth; did you mean drop_path?"),
+        ({"xyz": 1}, "EMOv2Config has no xyz; see EMOv2Config"),
+        ({"num_labels": -1}, "EMOv2Config: num_labels=-1 is not None or a whole number from 0"),
+        ({"num_labels": "3"}, "EMOv2Config: num_labels='3' is not"),
+        ({"num_labels": 10**12}, "EMOv2Config: num_labels=1000000000000 is not"),
+    ],
+)
+def test_a_configuration_refuses_what_it_would_drop(overrides, message):
+    with pytest.raises(ValueError) as caught:
+        EMOv2Config.of("EMOv2-1M", **overrides)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("state", [None, 3, [], {}, {1: torch.ones(1)}, {"head.weight": 3}])
+def test_what_is_no_state_dictionary_is_refused(state):
+    for read in (published_state, checkpoint_state, lambda given: import_classifier(given, None)):
+        with pytest.raises(ValueError, match="pass a dictionary of tensors by name"):
+            read(state)
+
+
+@pytest.mark.parametrize("features", [None, torch.zeros(2, 180), torch.zeros(2, 5, 2, 2)])
+def test_a_head_takes_features_only(features):
+    with pytest.raises(ValueError, match=r"features are .*; pass what forward_features returns, \(B, 180, h, w\)"):
+        create_classifier("EMOv2-1M", 64).forward_head(features)
+
+
+@pytest.mark.parametrize("folder", [None, 3, ""])
+def test_a_folder_that_is_none_is_refused(folder):
+    with pytest.raises(ValueError, match=r"save_directory=.* is no path of a folder"):
+        classifier().save_pretrained(folder)
