@@ -305,7 +305,7 @@ class EMOv2(nn.Module):
         """(B, 3, H, W) -> logits (B, num_classes)."""
         return self.forward_head(self.forward_features(pixels))
 
-    def __prepare_scriptable__(self) -> Any:
+    def __prepare_scriptable__(self) -> "EMOv2":
         raise RuntimeError(
             "EMOv2 cannot be scripted (torch.jit.script); use torch.compile, or d_emo.export for a file without Python."
         )
