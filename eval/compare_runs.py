@@ -44,26 +44,44 @@ def read_run(folder: Path) -> RunCurves:
     log = folder / "train_log.csv"
     if not log.is_file():
         raise ValueError(f"{folder}: there is no train_log.csv; name folders that a trainer wrote.")
-    with log.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows:
+    losses, speeds = (read_column(log, name) for name in ("loss", "images_per_second"))
+    if not losses:
         raise ValueError(f"{log} has no line yet; wait for the first, which --log-every of the trainer decides.")
     scores, score_title = read_scores(folder)
     return RunCurves(
         name=folder.name,
-        losses={int(row["step"]): float(row["loss"]) for row in rows},
+        losses=losses,
         scores=scores,
         score_title=score_title,
-        images_per_second=float(rows[-1]["images_per_second"]),
+        images_per_second=list(speeds.values())[-1],
     )
+
+
+def read_column(path: Path, name: str) -> dict[int, float]:
+    """A column of a trainer's CSV file, by step.
+
+    Raises:
+        ValueError: the file is damaged; the message names the line.
+    """
+    number = 1
+    found = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                number += 1
+                found[int(row["step"])] = float(row[name])
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged at line {number} (no step and {name}, in numbers); mend or leave out the run."
+        ) from error
+    return found
 
 
 def read_scores(folder: Path) -> tuple[dict[int, float], str]:
     """Scores by step, and what they are; empty where nothing was scored."""
     validation = folder / "validation.csv"
     if validation.is_file():
-        with validation.open(newline="", encoding="utf-8") as file:
-            return {int(row["step"]): 100 * float(row["top1"]) for row in csv.DictReader(file)}, "top-1 in %"
+        return {step: 100 * top1 for step, top1 in read_column(validation, "top1").items()}, "top-1 in %"
     from d_emo.eval.fid.report import load_entries
     from d_emo.eval.fid.scoring import TITLES, title
 

@@ -16,7 +16,7 @@ from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 
 
-@command("evaluate_classifier", extra="eval")
+@command("evaluate_classifier", extra="eval", kept="nothing is written before the end")
 def main(arguments: list[str]) -> None:
     """Read the options, then predict, score, print, save."""
     options = parse(arguments)

@@ -76,6 +76,11 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("batch_size", "feature_batch_size"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+    if (options.num_workers or 0) < 0:
+        parser.error(f"--num-workers {options.num_workers}: must not be negative")
+    for name, value in vars(options).items():
+        if value == "":  # as a shell passes an unset variable
+            parser.error(f"--{name.replace('_', '-')} is empty; name what is meant, or leave it out")
     if options.checkpoints and not options.model:
         parser.error("--checkpoints goes with --model RUN")
     if options.checkpoints and options.export_npz:

@@ -8,6 +8,7 @@ import unicodedata
 _REMEDIES = {
     errno.ENOSPC: "make room, or write elsewhere",
     errno.EDQUOT: "make room, or write elsewhere",
+    errno.EFBIG: "the system takes no file of that size; allow it (ulimit -f), or write elsewhere",
     errno.EROFS: "choose a folder that you may write in",
     errno.EACCES: "change its rights, or choose another place",
     errno.EPERM: "change its rights, or choose another place",
@@ -49,6 +50,8 @@ _LONGEST = 300
 
 def own_line(error: BaseException) -> str:
     """What an error that ends a command says, in one line: of one that this package raised all of it."""
+    if said := _said_by_loader(error):
+        return said
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -67,6 +70,8 @@ def first_line(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and error.strerror is not None:
         return describe_os_error(error)
+    if said := _said_by_loader(error):
+        return said
     whole = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     for pattern, plain in _PLAIN:
         if pattern.search(whole):
@@ -81,6 +86,14 @@ def first_line(error: BaseException) -> str:
         if text:
             return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
     return _kind(error)
+
+
+def _said_by_loader(error: BaseException) -> str:
+    """What an error said in the loader's process that it comes from: PyTorch adds that process's traceback."""
+    lines = str(error).strip().splitlines()
+    if len(lines) < 2 or "DataLoader worker" not in lines[0]:
+        return ""
+    return _PREFIX.sub("", lines[-1])
 
 
 def _sentences(line: str) -> list[str]:
