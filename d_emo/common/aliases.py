@@ -207,6 +207,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "max_steps": ("max_train_steps",),
     "num_steps": ("max_train_steps", *_STEPS),
     "train_steps": ("max_train_steps",),
+    "steps": ("max_train_steps",),
     "warmup_steps": ("lr_warmup_steps", "warmup_epochs"),
     "warmup_ratio": ("lr_warmup_steps (steps, not a share)", "warmup_epochs (epochs, not a share)"),
     "lr_scheduler_type": ("lr_scheduler", "lr_decay"),

@@ -17,7 +17,10 @@ from typing import Any, TextIO
 # passed since: some lines in an hour, and not thousands in a week.
 FIRST_LINE, PACE = 20.0, 0.1
 # Warnings of libraries that a user can do nothing more about, each by how it begins.
-NOISE = (r"This DataLoader will create \d+ worker",)  # the default is at most the cores: more were asked for
+NOISE = (
+    r"This DataLoader will create \d+ worker",  # the default is at most the cores: more were asked for
+    r"The `local_dir_use_symlinks` argument is deprecated",  # Diffusers passes it to the Hub's client
+)
 
 # What to do when nobody reads any more, the innermost last; see `reader_gone`.
 _when_gone: list[Callable[[], None]] = []
