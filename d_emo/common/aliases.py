@@ -46,7 +46,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "sample_dir": ("samples", "output_dir"),
     "sample_every": ("sample_every",),
     "model_type": ("model",),
-    "num_classes": ("unconditional (classes are counted in the data)",),
     "ema": _EMA,
     "loss_type": ("loss_weighting",),
     "pred": ("prediction",),
@@ -282,6 +281,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 # Why there is no counterpart, and the options of other projects, as one line of names, that this is said of.
 _REASONS = {
+    "classes are counted in the data; --unconditional ignores them": "num_classes",
     "the accelerator is used where there is one; CUDA_VISIBLE_DEVICES chooses among several": (
         "device gpu gpus num_gpu cpu no_cuda use_cpu"
     ),

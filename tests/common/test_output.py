@@ -84,6 +84,19 @@ def test_a_terminal_that_vanished_changes_nothing(monkeypatch):
     assert gone.tried
 
 
+def test_a_signals_handler_may_speak_in_the_middle_of_a_line(tmp_path):
+    class Busy(io.StringIO):
+        def write(self, text):
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+
+        def fileno(self):
+            return file.fileno()
+
+    with (tmp_path / "out").open("w") as file:
+        say("stopping", Busy())
+    assert (tmp_path / "out").read_text() == "\nstopping\n"
+
+
 def test_a_closed_pipe_ends_a_command_or_is_noted_where_something_is_to_be_saved():
     with pytest.raises(BrokenPipeError):
         say("step 1", Failing(errno.EPIPE))
