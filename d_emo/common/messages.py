@@ -40,6 +40,7 @@ _ADDRESS = re.compile(r"""['"(<\[]?\b(?:https?|file)://([^\s/)>\]'"]*)[^\s)>\]'"
 _ELSEWHERE = re.compile(
     r"\b(see|check|visit|refer to|read|report|open|file|submit) .{0,40}"
     r"(documentation|docs|issue|here|link|page|guide|error report)|"
+    r"^(see|visit|read|check|more at|documentation)\b.{0,20}\w\.\w|"
     r"\bfor more (information|details)|\bread more\b|stack ?trace|check the parameter",
     re.IGNORECASE,
 )
