@@ -34,6 +34,7 @@ import torch
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.files import write_json
+from d_emo.common.numbers import whole_from
 from d_emo.common.output import Progress, say
 from d_emo.common.processes import default_device, keep_freed_memory
 from d_emo.eval.benchmarks.peak_memory import PeakMemory
@@ -188,23 +189,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=["forward", "train"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--compile", nargs="+", choices=("none", "blocks"), default=["none"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[8])
-    parser.add_argument("--latent", nargs="+", type=int, default=[32], help="Side of the latent.")
-    parser.add_argument("--image", nargs="+", type=int, default=[224], help="Side of a classifier's image.")
-    parser.add_argument("--depth", nargs="+", type=int, default=[None], help="Blocks in place of the model's own.")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="CPU threads. Default: all cores.")
+    parser.add_argument("--batch", nargs="+", type=whole_from(1), default=[8])
+    parser.add_argument("--latent", nargs="+", type=whole_from(1), default=[32], help="Side of the latent.")
+    parser.add_argument("--image", nargs="+", type=whole_from(1), default=[224], help="Side of a classifier's image.")
+    parser.add_argument(
+        "--depth", nargs="+", type=whole_from(1), default=[None], help="Blocks in place of the model's own."
+    )
+    parser.add_argument("--repeats", type=whole_from(2), default=7, help="Rounds, for a median and a spread.")
+    parser.add_argument("--threads", type=whole_from(1), help="CPU threads. Default: all cores.")
     parser.add_argument("--output", type=Path, help="Folder for results.json, table.md and ratios.png.")
     options = parser.parse_args(arguments)
-    if options.repeats < 2:
-        parser.error(f"--repeats {options.repeats}: a median and a spread take at least 2.")
-    if min(options.batch + options.latent + options.image) < 1:
-        parser.error("--batch, --latent and --image must be positive.")
     for name in options.models:
         try:
             check_name(name, options.jobs, options.dtypes)
         except ValueError as error:
-            parser.error(str(error))
+            parser.error(f"--models: {error}")
     if len({is_classifier(split_name(name)[0]) for name in options.models}) > 1:
         parser.error("--models: networks of images and of latents cannot be measured side by side.")
     return options
