@@ -142,7 +142,7 @@ def write_latents(path: Path, moments: np.ndarray, replaced: dict[int, int]) -> 
     with written_whole(path) as partial, partial.open("wb") as file:
         # NumPy's own `save` does not say why a disk takes no more.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(moments))
-        file.write(np.ascontiguousarray(moments))
+        file.write(np.ascontiguousarray(moments).data)
         file.flush()
         sums = {part.name: file_digest(part) for part in (partial, beside) if part.is_file()}
         write_json(_beside(path, "checksums"), sums)  # before the file itself, which then never lacks its own
