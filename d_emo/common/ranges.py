@@ -171,7 +171,7 @@ def take(owner: str, values: Mapping[str, Any], table: Table, relations: Iterabl
     """The values as Python's own types.
 
     Args:
-        owner: the class or function that they are for, which the message begins with.
+        owner: the class or function that they are for, which the message begins with; empty for none.
         values: by field; fields that the table does not have are left as they are.
         table: a rule a field.
         relations: rules between fields, asked once each field keeps its own.
@@ -179,16 +179,16 @@ def take(owner: str, values: Mapping[str, Any], table: Table, relations: Iterabl
     Raises:
         ValueError: a value breaks its rule; one line with owner, field, value and rule.
     """
-    taken = dict(values)
+    taken, start = dict(values), f"{owner}: " if owner else ""
     for name, rule in table.items():
         if name in taken:
             try:
                 taken[name] = rule.take(taken[name])
             except ValueError:
-                raise ValueError(f"{owner}: {name}={_shown(taken[name])} is not {rule}.") from None
+                raise ValueError(f"{start}{name}={_shown(taken[name])} is not {rule}.") from None
     for relation in relations:
         if wrong := relation(taken):
-            raise ValueError(f"{owner}: {wrong}.")
+            raise ValueError(f"{start}{wrong}.")
     return taken
 
 

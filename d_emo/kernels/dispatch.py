@@ -143,6 +143,8 @@ def takes(name: str, tensor: torch.Tensor, windows: Windows | None = None) -> bo
     # Meta tensors only have shapes; exported graphs should hold operators that other programs know.
     if choice == "reference" or tensor.is_meta or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return False
+    if torch.jit.is_tracing():  # a trace is a file for other programs, too
+        return False
     if forward_ad._current_level >= 0:  # no backend has tangents, and autograd would drop them without a word
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:  # torch.func: no backend's gradient takes part

@@ -86,7 +86,7 @@ def check_attention(qkv: Any, attention_type: Any, dim: Any, num_heads: Any, win
     if not isinstance(window, tuple | list) or len(window) != 2:
         raise ValueError(f"window={window!r} is not (height, width) in tokens.")
     sizes = {"dim": dim, "num_heads": num_heads, "window height": window[0], "window width": window[1]}
-    if any(isinstance(size, torch.SymInt) for size in (*sizes.values(), *qkv.shape)):
+    if torch.jit.is_tracing() or any(isinstance(size, torch.SymInt) for size in (*sizes.values(), *qkv.shape)):
         return
     for name, size in sizes.items():
         whole(name, size, 1, "pass a size in tokens or channels")
