@@ -25,6 +25,7 @@ from pathlib import Path
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.files import check_writable
+from d_emo.common.numbers import whole_from
 
 JOBS = ("forward", "train", "sample")
 # Those of `d_emo.eval.benchmarks.subjects`, which imports PyTorch.
@@ -38,20 +39,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=["forward", "train"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--compile", nargs="+", choices=("none", "blocks"), default=["none"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[8])
-    parser.add_argument("--latent", nargs="+", type=int, default=[32], help="Side of the latent.")
-    parser.add_argument("--image", nargs="+", type=int, default=[224], help="Side of a classifier's image.")
-    parser.add_argument("--depth", nargs="+", type=int, default=[None], help="Blocks in place of the model's own.")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="CPU threads. Default: all cores.")
+    parser.add_argument("--batch", nargs="+", type=whole_from(1), default=[8])
+    parser.add_argument("--latent", nargs="+", type=whole_from(1), default=[32], help="Side of the latent.")
+    parser.add_argument("--image", nargs="+", type=whole_from(1), default=[224], help="Side of a classifier's image.")
+    parser.add_argument(
+        "--depth", nargs="+", type=whole_from(1), default=[None], help="Blocks in place of the model's own."
+    )
+    parser.add_argument("--repeats", type=whole_from(2), default=7, help="Rounds, for a median and a spread.")
+    parser.add_argument("--threads", type=whole_from(1), help="CPU threads. Default: all cores.")
     parser.add_argument("--output", type=Path, help="Folder for results.json, table.md and ratios.png.")
     options = parser.parse_args(arguments)
-    if options.repeats < 2:
-        parser.error(f"--repeats {options.repeats}: a median and a spread take at least 2.")
-    if min(options.batch + options.latent + options.image) < 1:
-        parser.error("--batch, --latent and --image must be positive.")
-    if min(value for value in [*options.depth, options.threads, 1] if value is not None) < 1:
-        parser.error("--depth and --threads must be positive.")
     from d_emo.eval.benchmarks.side_by_side import check_models  # seconds of imports, which --help does without
 
     try:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from d_emo.common.aliases import ABSENT, ALIASES
+from d_emo.common.messages import one_line
 from d_emo.common.versions import own_version
 
 HELP_WIDTH = 110
@@ -48,7 +49,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with one line and argparse's exit code."""
-        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
+        self.exit(2, one_line(f"{self.prog}: {message.removeprefix('argument ')}") + "\n")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's; unknown options end the program like any other mistake."""
@@ -68,6 +69,9 @@ class CommandParser(argparse.ArgumentParser):
         arguments: list[str] = []
         for argument in args or []:
             head, equals, value = argument.partition("=")
+            if not argument or (head.startswith("--") and equals and not value):  # as a shell passes an unset variable
+                named = head or (arguments[-1] if arguments and arguments[-1] in known else "an argument")
+                self.error(f"{named} is empty; name what is meant, or leave it out.")
             head = hyphenated.get(head.replace("-", "_"), head)
             if arguments and arguments[-1] in known and _is_number(argument) and argument.startswith("-"):
                 arguments[-1] += f"={argument}"  # argparse takes -1e-3 for an option
@@ -92,8 +96,8 @@ class CommandParser(argparse.ArgumentParser):
             head, equals, _ = argument.partition("=")
             action = self._option_string_actions.get(head)
             if action is not None:
-                most = {None: 1, "?": 1, "*": math.inf, "+": math.inf}.get(action.nargs, action.nargs)
-                room = 0 if equals else float(most or 0)
+                most = 1 if action.nargs in (None, "?") else action.nargs
+                room = 0 if equals else float(most) if isinstance(most, int) else math.inf
             elif room:
                 room -= 1
             else:
@@ -147,9 +151,9 @@ def hint(name: str, names: Iterable[str]) -> str:
     return f"did you mean {', '.join(close)}?" if close else "see --help for the options."
 
 
-def _explain(head: str, names: Sequence[str]) -> str:
-    """One unknown option, and what to write in its place."""
-    name = head.lstrip("-").replace("-", "_")
+def _explain(head: str, names: Sequence[str], name: str = "") -> str:
+    """One unknown option as it was written, and what to write in its place; `name` is its name where that is more."""
+    name = name or head.lstrip("-").replace("-", "_")
     if attached := re.fullmatch(r"([a-z])\d+", name):  # -b64, -j8
         name = attached[1]
     if alias := alias_of(name, names):
@@ -170,7 +174,7 @@ def _explain_word(word: str, names: Sequence[str]) -> str:
         name = key.lstrip("+~").rpartition(".")[2].replace("-", "_")
         if name in names:
             return f"{word} is {flag(name)} {value} here."
-        return _explain(name, names)
+        return _explain(word, names, name)
     images = [flag(name) for name in PATHS if name in names]
     if images:
         return f"{word}: no option takes this; values follow their option, and images are named with " + (

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, ParamSpec
 
-from d_emo.common.messages import describe_os_error, first_line, own_line
+from d_emo.common.messages import describe_os_error, first_line, one_line, own_line
 from d_emo.common.output import discard, quiet_libraries
 
 P = ParamSpec("P")
@@ -59,7 +59,7 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
                         reason = f"{reason}; {kept}"
                     if reason is None or os.environ.get(TRACEBACK):
                         raise
-                    sys.exit(f"{name}: {reason}")
+                    sys.exit(one_line(f"{name}: {reason}"))
 
         return run
 

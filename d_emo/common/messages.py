@@ -21,6 +21,18 @@ _REMEDIES = {
 }
 
 
+# A line is at most so long; of a longer one the middle is left out, as its end says what to do.
+LONGEST_LINE = 600
+
+
+def one_line(text: str) -> str:
+    """A message as one line that a terminal shows: without line breaks and control characters, and not endless."""
+    line = printable(re.sub(r"\s+", " ", text).strip())
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+
+
 # What libraries advise that this package does not: to let a file run code, or to go on without a check.
 _UNSAFE = re.compile(
     r"weights_only|trust_remote_code|allow_pickle|ignore_mismatched_sizes|allow_dangerous|verify\s*=\s*False|"
@@ -40,6 +52,7 @@ _ADDRESS = re.compile(r"""['"(<\[]?\b(?:https?|file)://([^\s/)>\]'"]*)[^\s)>\]'"
 _ELSEWHERE = re.compile(
     r"\b(see|check|visit|refer to|read|report|open|file|submit) .{0,40}"
     r"(documentation|docs|issue|here|link|page|guide|error report)|"
+    r"^(see|visit|read|check|more at|documentation)\b.{0,20}\w\.\w|"
     r"\bfor more (information|details)|\bread more\b|stack ?trace|check the parameter",
     re.IGNORECASE,
 )
@@ -58,8 +71,7 @@ def own_line(error: BaseException) -> str:
     module = place.tb_frame.f_globals.get("__name__", "") if place is not None else ""
     if module.partition(".")[0] not in (__name__.partition(".")[0], "__main__"):
         return first_line(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else _kind(error)
+    return one_line(str(error)) or _kind(error)
 
 
 def first_line(error: BaseException) -> str:
