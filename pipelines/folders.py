@@ -9,16 +9,35 @@ import diffusers
 from diffusers import AutoencoderKL, DiTPipeline
 
 from d_emo.common.messages import first_line
+from d_emo.common.ranges import Each, Maybe, Real, Table, Whole, take
 from d_emo.common.saved_folders import held_in, not_found, read_object
 from d_emo.models import DiTBaselineTransformer2DModel
 from d_emo.models.checks import PLACE, RESTORE, different
 from d_emo.models.diffusers_dit import CLASSES
+from d_emo.schedulers.flow_paths import TRAIN_TIMESTEPS
 
 from .checks import takes_learned_variance
 
 INDEX = "model_index.json"
 # Whose classes a pipeline's parts may be.
 LIBRARIES = ("diffusers", "d_emo")
+# Of parts that are Diffusers' own classes, what would ask for more memory than there is, or end in NaN.
+PARTS: dict[str, tuple[str, Table]] = {
+    "scheduler": ("scheduler_config.json", {"num_train_timesteps": TRAIN_TIMESTEPS}),
+    "vae": (
+        "config.json",
+        {
+            "in_channels": Whole(1, 4096),
+            "out_channels": Whole(1, 4096),
+            "latent_channels": Whole(1, 4096),
+            "block_out_channels": Each(Whole(1, 16_384), 1, 16),
+            "layers_per_block": Whole(1, 64),
+            "norm_num_groups": Whole(1, 16_384),
+            "scaling_factor": Real(0, 1e4, positive=True),
+            "shift_factor": Maybe(Real(-1e4, 1e4)),
+        },
+    ),
+}
 # The label that Diffusers' DiTPipeline takes for "no class".
 THEIR_NULL_LABEL = 1000
 
@@ -41,6 +60,7 @@ class FolderMixin:
         index = _index(cls, name, kwargs)
         if index:
             _check_parts(name, index, kwargs)
+            _check_sizes(name, index, kwargs)
             if "transformer" not in kwargs and index["transformer"][1] in CLASSES:
                 loading["transformer"] = _load(DiTBaselineTransformer2DModel, name, "transformer", kwargs)
             if "vae" not in kwargs and (index.get("vae") or [None])[0] is not None and _follows(name, kwargs):
@@ -122,6 +142,17 @@ def _check_parts(name: Any, index: dict[str, Any], given: Mapping[str, Any]) -> 
             f"{name}: its {INDEX} is of a {kind} with a {index['transformer'][1]}, which is no network of this "
             f"package; load it with diffusers.{kind}.from_pretrained."
         )
+
+
+def _check_sizes(name: Any, index: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse what Diffusers' own parts say of themselves out of range, before they are made."""
+    for part, (file, table) in PARTS.items():
+        path = Path(name) / part / file
+        if part not in given and path.is_file() and (index.get(part) or [None])[0] == "diffusers":
+            try:
+                take(index[part][1], read_object(path), table)
+            except ValueError as error:
+                raise ValueError(f"{name}: in {part}/{file}, {error}") from error
 
 
 def _follows(name: Any, options: Mapping[str, Any]) -> bool:

@@ -29,6 +29,7 @@ from d_emo.schedulers.flow_paths import STEPS, path_numbers, path_of, sample_int
 
 from . import checks
 from .folders import FolderMixin
+from .habits import DecoderSwitches, names_arguments
 from .lora import LoraMixin
 
 # Where a transformer remembers the class names of its last pipeline, so that they survive Diffusers' ways of making a
@@ -59,7 +60,7 @@ class DEMOPipelineOutput(BaseOutput):
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class DEMOPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
+class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
     """Class-conditional image generation with D-EMOv2, or with the DiT baseline.
 
     Args:
@@ -175,11 +176,13 @@ class DEMOPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         if isinstance(label, torch.Tensor | np.ndarray):
             label = label.tolist()
         labels: Any = label if isinstance(label, list | tuple | range) else [label]
+        checks.check_flat(labels)
         plain: list[Any] = [
             item.tolist() if isinstance(item, torch.Tensor | np.ndarray | np.generic) else item for item in labels
         ]
         return [self.label_resolver.resolve(item) for item in plain]
 
+    @names_arguments
     @torch.no_grad()
     def __call__(
         self,
@@ -213,7 +216,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
             height, width: image size in pixels; by default the size that the model was configured for.
             generator: one generator, or a list of one an image; with a list an image does not depend on its batch.
             latents: (N, C, H, W) standard-normal noise to start from, instead of drawing it.
-            eta: DDIM's noise fraction; ignored by schedulers without it.
+            eta: DDIM's noise fraction; other schedulers have none, and take 0 only.
             output_type: "pil", "np", "pt" (both in [0, 1]) or "latent".
             return_dict: return a `DEMOPipelineOutput` instead of a tuple of the images.
             callback_on_step_end: called after each step as f(pipeline, step index, timestep, tensors); may return
@@ -233,14 +236,15 @@ class DEMOPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         labels = self._labels(class_labels, num_images_per_label)
         batch = len(labels) if conditional else num_images_per_label
         checks.check_guidance(guidance_scale, guidance_interval, guidance_channels, config.in_channels)
-        checks.check_output(output_type, eta)
+        checks.check_output(output_type, return_dict)
+        checks.check_eta(eta, self.scheduler)
         tensors = checks.check_callback(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
         checks.check_scheduler(self.scheduler, config, self.trained_schedule)
         steps = checks.check_steps(self._steps(num_inference_steps), self.scheduler)
         device = self._execution_device
-        shape = (batch, config.in_channels, *self._latent_size(height, width))
+        shape = checks.check_size((batch, config.in_channels, *self._latent_size(height, width)))
         generator = checks.check_generator(generator, batch, device)
         if latents is not None:
             checks.check_latents(latents, shape)
@@ -352,7 +356,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DiffusionPipeline):
         return {"scheduler": type(self.scheduler).__name__, "scheduler_config": config, "dtype": dtype}
 
     def _labels(self, class_labels: Any, num_images_per_label: int) -> list[int]:
-        whole("num_images_per_label", num_images_per_label, 1, "ask for at least one image")
+        checks.check_count(num_images_per_label)
         if class_labels is None:
             if self.transformer.config.num_classes:
                 raise ValueError(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
+from d_emo.common.numbers import whole_from
 from d_emo.common.options import kinds_of
 from d_emo.train.diffusion.config import AUTO_VAE, OptimizationOptions
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output-dir", help="Pipeline folder to write.")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="Which ones of a full checkpoint.")
     parser.add_argument("--vae", default=AUTO_VAE, help="Decoder to save with it: folder, Hub id, or none.")
-    parser.add_argument("--num-heads", type=int, help="Attention heads, for sizes that were not published.")
+    parser.add_argument("--num-heads", type=whole_from(1), help="Attention heads, for sizes that were not published.")
     parser.add_argument("--export", metavar="PIPELINE", help="Write the DiT model of this pipeline.")
     parser.add_argument(
         "--layout", choices=("published", "diffusers"), default="published",

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
+from d_emo.common.numbers import whole_from
 
 
 @command("convert_emov2")
@@ -25,7 +26,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--weights", choices=("averaged", "raw"), default="averaged", help="Which ones of a full checkpoint."
     )
-    parser.add_argument("--image-size", type=int, default=224, help="Side that it was trained at; decides the window.")
+    parser.add_argument(
+        "--image-size", type=whole_from(1), default=224, help="Side that it was trained at; decides the window."
+    )
     parser.add_argument("--class-names", help="Names of classes other than ImageNet's: a file, one a line, or JSON.")
     options = parser.parse_args(arguments)
     from d_emo.train.classification.convert import convert  # seconds of imports, which --help does without

@@ -33,6 +33,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from d_emo.classification.checks import check_labels
 from d_emo.classification.emov2 import EMOBlock
+from d_emo.classification.loading import StrictLoading
 from d_emo.classification.preprocessing import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
 from d_emo.common.block_ranges import SIDE
@@ -46,7 +47,7 @@ def _resized_fits(values: Mapping[str, Any]) -> str:
     return f"crop_ratio={values['crop_ratio']} resizes images to {resized} pixels" if resized > SIDE.high else ""
 
 
-class EMOv2PreTrainedModel(PreTrainedModel):
+class EMOv2PreTrainedModel(StrictLoading, PreTrainedModel):
     """What both models share: names and initialisation."""
 
     config_class = EMOv2Config

@@ -1,9 +1,10 @@
 """What options of other projects are called here.
 
-For people who come from DiT and SiT (their train.py and sample_ddp.py), timm's and transformers' training scripts,
-Diffusers' examples and torch-fidelity. An entry names the candidates in order; the first that the command has is
-offered. A candidate may bring its value or a remark. Commands do not accept the other names: they answer with ours, so
-that a command line that works says what it means.
+For people who come from DiT and SiT (their train.py and sample_ddp.py), guided-diffusion and its evaluator, EDM and
+EDM2, timm's and torchvision's training scripts, transformers' and Diffusers' examples, and torch-fidelity. An entry of
+`ALIASES` names the candidates in order; the first that the command has is offered. A candidate may bring its value or a
+remark. What has no counterpart is in `ABSENT` with the reason. Commands do not accept the other names: they answer with
+ours, so that a command line that works says what it means.
 """
 
 _OUTPUT = ("output_dir",)
@@ -12,6 +13,10 @@ _MICRO = ("micro_batch_size (images a process computes at once)", "batch_size")
 _STEPS = ("sample_steps", "steps")
 _EPOCHS = ("epochs", "num_epochs")
 _FOLDER = ("train_data_dir", "data_dir", "reference")
+_CHECKPOINTS = ("checkpoint_every",)
+_WARMUP = ("lr_warmup_steps", "warmup_epochs")
+_TRACKER = ("report_to",)
+_GRIDS = ("sample_every",)
 _EMA = ("ema_decay (the weights are always averaged)", "weights")
 _CKPT = ("resume_from", "model")
 _START = ("init_from", "model")
@@ -41,8 +46,57 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "sample_dir": ("samples", "output_dir"),
     "sample_every": ("sample_every",),
     "model_type": ("model",),
-    "num_classes": ("unconditional (classes are counted in the data)",),
     "ema": _EMA,
+    "loss_type": ("loss_weighting",),
+    "pred": ("prediction",),
+    "objective_type": ("objective",),
+    "tokenizer": ("vae",),
+    "model_path": ("init_from", "model"),
+    "network": ("init_from", "model"),
+    "network_pkl": ("init_from", "model"),
+    # guided-diffusion, EDM, EDM2
+    "data": _FOLDER,
+    "outdir": _OUTPUT,
+    "log_dir": _OUTPUT,
+    "logdir": _OUTPUT,
+    "save_dir": _OUTPUT,
+    "microbatch": _MICRO,
+    "batch_gpu": _MICRO,
+    "batch_per_gpu": _MICRO,
+    "bs": _BATCH,
+    "ema_rate": _EMA,
+    "save_interval": _CHECKPOINTS,
+    "snap": _CHECKPOINTS,
+    "snapshot": _CHECKPOINTS,
+    "dump": _CHECKPOINTS,
+    "tick": ("log_every",),
+    "status": ("log_every",),
+    "resume_checkpoint": ("resume_from",),
+    "transfer": _START,
+    "xflip": ("random_flip",),
+    "mirror": ("random_flip",),
+    "use_checkpoint": ("gradient_checkpointing",),
+    "use_fp16": _PRECISION,
+    "fp": _PRECISION,
+    "class_cond": ("unconditional (labels are used without it)",),
+    "cond": ("unconditional (labels are used without it)",),
+    "duration": ("max_train_steps",),
+    "total_steps": ("max_train_steps",),
+    "iterations": ("max_train_steps",),
+    "p_mean": ("logit_normal_mean",),
+    "p_std": ("logit_normal_std",),
+    "use_ddim": ("sampler ddim",),
+    "solver": ("sampler",),
+    "timestep_respacing": _STEPS,
+    "classifier_scale": _GUIDANCE,
+    "class": ("labels",),
+    "images": ("samples", "data_dir", "train_data_dir"),
+    "ref": ("reference",),
+    "num": ("num_images",),
+    "seeds": ("seed",),
+    "uncond_prob": ("class_dropout_prob",),
+    "label_dropout": ("class_dropout_prob",),
+    "cfg_dropout": ("class_dropout_prob",),
     # timm
     "lr": ("learning_rate",),
     "b": _BATCH,
@@ -90,6 +144,50 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "teacher_model": ("teacher",),
     "distillation_alpha": ("teacher_weight",),
     "distillation_tau": ("teacher_tau",),
+    "vb": ("micro_batch_size (validation takes it, too)",),
+    "validation_batch_size": ("micro_batch_size (validation takes it, too)",),
+    "train_split": ("dataset_split",),
+    "split": ("dataset_split",),
+    "input_key": ("image_column",),
+    "target_key": ("label_column",),
+    "dataset_trust_remote_code": ("dataset (of parquet or WebDataset files, which run no code)",),
+    "gp": ("""model_config '{"..."}' (the network's own arguments)""",),
+    "model_kwargs": ("""model_config '{"..."}'""",),
+    "in_chans": ("color",),
+    "amp_dtype": _PRECISION,
+    "model_dtype": _PRECISION,
+    "precision": _PRECISION,
+    "learning_rate_base": ("learning_rate",),
+    "lr_base": ("learning_rate",),
+    "base_lr": ("learning_rate",),
+    "blr": ("learning_rate",),
+    "warmup_prefix": _WARMUP,
+    "train_crop_mode": ("crop",),
+    "color_jitter_prob": ("color_jitter",),
+    "log_wandb": ("report_to wandb",),
+    "save_images": _GRIDS,
+    "recovery_interval": _CHECKPOINTS,
+    "use_ema": _EMA,
+    "dropout": ("""model_config '{"drop_path": 0.1}'""",),
+    "deterministic": ("kernels reference",),
+    "use_deterministic_algorithms": ("kernels reference",),
+    # torchvision's references
+    "print_freq": ("log_every",),
+    "lr_warmup_epochs": _WARMUP,
+    "lr_scheduler": ("lr_decay",),
+    "weights": _START,
+    "batch": _BATCH,
+    "data_dir": _FOLDER,
+    "lr_step_size": ("decay_epochs",),
+    "lr_gamma": ("decay_rate",),
+    "lr_min": ("min_lr_ratio (a share of the learning rate)",),
+    "mixup_alpha": ("mixup",),
+    "cutmix_alpha": ("cutmix",),
+    "random_erase": ("random_erasing",),
+    "clip_grad_norm": ("max_grad_norm",),
+    "train_crop_size": _SIDE,
+    "val_crop_size": _SIDE,
+    "val_resize_size": ("crop_ratio (a share of the side)",),
     # Diffusers' examples and transformers' Trainer
     "pretrained_model_name_or_path": _START,
     "model_name_or_path": _START,
@@ -102,16 +200,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "train_batch_size": _BATCH,
     "per_device_train_batch_size": _MICRO,
     "per_device_eval_batch_size": ("batch_size",),
-    "eval_batch_size": ("batch_size",),
+    "eval_batch_size": ("batch_size", *_MICRO),
     "gradient_accumulation_steps": _MICRO,
     "num_train_epochs": _EPOCHS,
     "max_steps": ("max_train_steps",),
     "num_steps": ("max_train_steps", *_STEPS),
     "train_steps": ("max_train_steps",),
+    "steps": ("max_train_steps",),
     "warmup_steps": ("lr_warmup_steps", "warmup_epochs"),
     "warmup_ratio": ("lr_warmup_steps (steps, not a share)", "warmup_epochs (epochs, not a share)"),
     "lr_scheduler_type": ("lr_scheduler", "lr_decay"),
-    "use_ema": _EMA,
     "checkpointing_steps": ("checkpoint_every",),
     "save_steps": ("checkpoint_every",),
     "save_every": ("checkpoint_every",),
@@ -132,6 +230,35 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "pretrained_vae_model_name_or_path": ("vae",),
     "logging_dir": _OUTPUT,
     "guidance": _GUIDANCE,
+    "logger": _TRACKER,
+    "overwrite_output_dir": ("output_dir (a new one for each run)",),
+    "class_data_dir": _FOLDER,
+    "random_crop": ("crop", "resolution (images are cropped to their centre)"),
+    "center_crop": ("resolution (images are always cropped to their centre)", "image_size"),
+    "save_images_epochs": ("sample_every (in steps)",),
+    "save_model_epochs": ("checkpoint_every (in steps)",),
+    "validation_epochs": ("validate_every (in steps)", "sample_every (in steps)"),
+    "num_validation_images": ("samples_per_class",),
+    "validation_prompt": ("sample_every (a grid of every class)",),
+    "validation_prompts": ("sample_every (a grid of every class)",),
+    "ema_max_decay": ("ema_decay",),
+    "ddpm_num_inference_steps": _STEPS,
+    "prediction_type": ("prediction", "objective"),
+    "hub_private_repo": ("hub_private",),
+    "eval_strategy": ("validate_every", "fid_every"),
+    "evaluation_strategy": ("validate_every", "fid_every"),
+    "save_strategy": _CHECKPOINTS,
+    "logging_strategy": ("log_every",),
+    "train_val_split": ("validation_share",),
+    "validation_file": ("validation_dir", "reference"),
+    "train_file": _FOLDER,
+    "image_column_name": ("image_column",),
+    "label_column_name": ("label_column",),
+    "optim": ("optimizer",),
+    "seed_everything": ("seed",),
+    "torch_compile": ("compile",),
+    "lora_r": ("lora_rank",),
+    "torch_dtype": ("dtype",),
     # torch-fidelity, pytorch-fid
     "input1": ("samples",),
     "input2": ("reference",),
@@ -139,4 +266,134 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "sample_batch": ("samples",),
     "num_samples": ("num_images", "fid_images", "per_class"),
     "feature_extractor": ("features",),
+    "fid": ("metrics fid",),
+    "isc": ("metrics is",),
+    "kid": ("metrics kid",),
+    "prc": ("metrics precision-recall",),
+    "path1": ("samples",),
+    "path2": ("reference",),
+    "gen_path": ("samples",),
+    "ref_path": ("reference",),
+    "real_path": ("reference",),
+    "fake_path": ("samples",),
+    "save_stats": ("cache_dir (statistics are kept there)",),
 }
+
+# Why there is no counterpart, and the options of other projects, as one line of names, that this is said of.
+_REASONS = {
+    "classes are counted in the data; --unconditional ignores them": "num_classes",
+    "the accelerator is used where there is one; CUDA_VISIBLE_DEVICES chooses among several": (
+        "device gpu gpus num_gpu cpu no_cuda use_cpu"
+    ),
+    "it is told to the launcher: accelerate launch or torchrun": (
+        "local_rank world_size dist_url dist_backend nproc_per_node num_processes nnodes"
+    ),
+    "FSDP2 shards as DeepSpeed does (train/configs/accelerate/fsdp2.yaml)": "deepspeed",
+    "accelerate launch --config_file train/configs/accelerate/fsdp2.yaml shards": "fsdp",
+    "running statistics are averaged over all processes at every step": "sync_bn dist_bn no_ddp_bb",
+    "each micro batch is normalised by itself": "split_bn",
+    "it is PyTorch's to decide: torch.set_float32_matmul_precision in a loop of your own": "tf32 allow_tf32",
+    "diffusion models are trained with AdamW here": "use_8bit_adam",
+    "the optimizer's own is taken": "momentum",
+    "gradients are clipped by their norm (--max-grad-norm)": "clip_mode",
+    "every layer has the same learning rate": "layer_decay",
+    "the learning rate is taken as it is given, whatever the batch": "scale_lr lr_base_size",
+    "a continued run knows where it stopped (--resume-from latest)": "start_epoch",
+    "name more epochs": "epoch_repeats",
+    "noise and its schedule are DiT's (--objective dit) or SiT's (--objective sit)": (
+        "noise_schedule diffusion_steps ddpm_num_steps ddpm_beta_schedule noise_offset "
+        "input_perturbation rescale_timesteps precond rescale_learned_sigmas scaling schedule dream_training"
+    ),
+    "pinned memory is used on GPUs": "pin_mem pin_memory",
+    "loader processes read ahead (--num-workers)": "no_prefetcher",
+    "classifiers always use it": "channels_last",
+    "loader processes are kept over all epochs": "use_multi_epochs_loader persistent_workers",
+    "loader processes read two batches ahead": "prefetch_factor",
+    "--compile compiles, --kernels chooses kernels": "fuser",
+    "--compile compiles; export_classifier writes files for other programs": "torchscript",
+    "--kernels chooses kernels; PyTorch's attention is efficient": (
+        "enable_xformers_memory_efficient_attention use_flash_attn"
+    ),
+    "an image is shown once": "tta",
+    "evaluate_classifier scores a trained model": "test_only",
+    "evaluate_classifier and evaluate_fid score a trained model": "evaluate",
+    "every checkpoint is kept until --keep-checkpoints deletes it": "eval_metric",
+    "what is saved is the average of the weights, of every checkpoint": (
+        "load_best_model_at_end metric_for_best_model"
+    ),
+    "the trainers train, evaluate_fid and evaluate_classifier evaluate": "do_train",
+    "--validate-every and --fid-every score on the way; evaluate_fid and evaluate_classifier afterwards": "do_eval",
+    "times are drawn evenly, or by --time-sampling": "schedule_sampler",
+    "--objective dit learns the variance, --objective sit has none": "learn_sigma",
+    "--objective dit has DiT's hybrid loss": "use_kl",
+    "--objective dit predicts the noise": "predict_xstart",
+    "times are cut off as SiT cuts them, by the path and the prediction": "train_eps",
+    "the last step is the sampler's: FlowMatchEulerMaruyamaScheduler(last_step_size=...)": "sample_eps",
+    "the sampler's timesteps are those of the model's schedule": "sigma_min sigma_max rho",
+    "samples are cut to the range of images at their end": "clip_denoised",
+    "the model's name says the size of the network (d_emo.list_models())": (
+        "num_channels channels num_res_blocks channel_mult attention_resolutions num_head_channels cbase cres arch "
+        "patch_size hidden_size depth num_heads num_heads_upsample use_scale_shift_norm resblock_updown "
+        "use_new_attention_order head_init_scale fast_norm drop_connect drop_block drop bn_momentum bn_eps"
+    ),
+    "images are asked for by class, not by text": (
+        "instance_prompt class_prompt prompt train_text_encoder with_prior_preservation prior_loss_weight "
+        "negative_prompt"
+    ),
+    "the whole data are used; name a smaller folder or split": "max_train_samples max_eval_samples num_train_samples",
+    "HF_HOME is the Hub's cache, D_EMO_CACHE this package's": "cache_dir",
+    "download the revision (hf download NAME --revision R) and name its folder": "revision",
+    "name the folder of the weights": "variant",
+    "`hf auth login` or HF_TOKEN logs in": "hub_token token",
+    "no data set or model may run code": "trust_remote_code allow_pickle",
+    "WANDB_PROJECT names wandb's project": "tracker_project_name wandb_project",
+    "WANDB_NAME names wandb's run": "wandb_name",
+    "WANDB_ENTITY names whose project it is": "wandb_entity",
+    "Inception's pooled layer of 2048 features is what FID is defined on": "dims",
+    "folders of --samples are read as they lie": "samples_find_deep",
+    "every image counts, so that the order does not matter": "samples_shuffle",
+    "each image is shown once a pass": "ra_sampler aug_repeats",
+    "--global-batch-size is over all processes": "split_batches",
+    "randomness is a function of seed and sample, whatever the process": "worker_seeding",
+    "--output-dir is taken as it is given": "nosubdir",
+    "--output-dir names the run": "desc",
+    "PyTorch chooses convolutions by itself": "bench",
+    "losses are not scaled: bfloat16 needs no scaling": "ls fp16_scale_growth",
+    "it is always done": "set_grads_to_none foreach_ema",
+    "the image processor's is kept with the model": "mean std",
+    "images are resized as the evaluators resize them": "interpolation",
+    "the loss is cross-entropy": "jsd_loss bce_loss",
+    "it belongs to drawing: a scheduler of the pipeline has it (FlowMatchODESolverScheduler, "
+    "FlowMatchEulerMaruyamaScheduler), and evaluate_fid has --sampler and --steps": (
+        "atol rtol sampling_method diffusion_form diffusion_norm last_step last_step_size reverse likelihood "
+        "s_churn s_min s_max s_noise disc gnet"
+    ),
+    "of timm's augmentation there are --crop, --auto-augment, --color-jitter, --random-erasing, --mixup, --cutmix": (
+        "no_aug ratio grayscale_prob gaussian_blur_prob aug_splits remode recount resplit cutmix_minmax mixup_prob "
+        "mixup_switch_prob mixup_mode mixup_off_epoch train_interpolation ra_magnitude augmix_severity ra_reps "
+        "augment"
+    ),
+    "a learning rate follows --lr-decay or --lr-scheduler after its warm-up": (
+        "lr_anneal_steps lr_noise lr_noise_pct lr_noise_std lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay "
+        "decay_milestones "
+        "cooldown_epochs patience_epochs sched_on_updates lr_warmup_method lr_warmup_decay lr_num_cycles lr_power"
+    ),
+    "norms and biases of classifiers do not decay, all else does": (
+        "norm_weight_decay bias_weight_decay transformer_embedding_decay"
+    ),
+    "the average's decay grows as --ema-warmup says, up to --ema-decay": "ema_inv_gamma ema_power",
+    "weights are averaged at every step, where the model is": (
+        "model_ema_force_cpu offload_ema non_ema_revision model_ema_steps"
+    ),
+    "Accelerate chooses it": "amp_impl synchronize_step ddp_backend backend",
+    "guidance is by the model itself (classifier-free)": "classifier_path",
+    "AdamW's own of 1e-8 is taken": "adam_epsilon",
+    "what --dataset names on the Hub is downloaded": "dataset_download",
+    "listings of shards are kept by themselves": "cache_dataset",
+    "--init-from starts from weights alone": "no_resume_opt",
+    "batches go on over the end of a pass, and all are full": "dataloader_drop_last",
+    "images are mirrored left to right only (--random-flip)": "vflip",
+}
+
+# Options of other projects that have no counterpart, and why.
+ABSENT = {name: reason for reason, names in _REASONS.items() for name in names.split()}

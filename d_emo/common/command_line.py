@@ -6,14 +6,20 @@ a near name of this command's, or what another project's option is called here (
 
 import argparse
 import difflib
+import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from d_emo.common.aliases import ALIASES
+from d_emo.common.aliases import ABSENT, ALIASES
+from d_emo.common.messages import one_line
+from d_emo.common.versions import own_version
 
 HELP_WIDTH = 110
 HELP_COLUMN = 32
+# Options that name images, for words that stand by themselves.
+PATHS = ("train_data_dir", "data_dir", "samples", "reference")
 
 
 class UnknownOptionError(ValueError):
@@ -39,10 +45,11 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
+        self.add_argument("--version", action="version", version=f"{command} (d_emo {own_version()})")
 
     def error(self, message: str) -> NoReturn:
         """End with one line and argparse's exit code."""
-        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
+        self.exit(2, one_line(f"{self.prog}: {message.removeprefix('argument ')}") + "\n")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's; unknown options end the program like any other mistake."""
@@ -52,7 +59,7 @@ class CommandParser(argparse.ArgumentParser):
             self.error(str(error))
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse's, but that options (not words) have to be known.
+        """As argparse's, but that options have to be known, and words where the command takes none.
 
         Raises:
             UnknownOptionError: some are not.
@@ -62,6 +69,9 @@ class CommandParser(argparse.ArgumentParser):
         arguments: list[str] = []
         for argument in args or []:
             head, equals, value = argument.partition("=")
+            if not argument or (head.startswith("--") and equals and not value):  # as a shell passes an unset variable
+                named = head or (arguments[-1] if arguments and arguments[-1] in known else "an argument")
+                self.error(f"{named} is empty; name what is meant, or leave it out.")
             head = hyphenated.get(head.replace("-", "_"), head)
             if arguments and arguments[-1] in known and _is_number(argument) and argument.startswith("-"):
                 arguments[-1] += f"={argument}"  # argparse takes -1e-3 for an option
@@ -69,10 +79,30 @@ class CommandParser(argparse.ArgumentParser):
                 arguments.append(f"{head}{equals}{value}")
         heads = [argument.partition("=")[0] for argument in arguments]
         unknown = [h for h in heads if h.startswith("-") and h.strip("-") and h not in known and not _is_number(h)]
-        if unknown and not {"-h", "--help"} & set(heads):
-            names = [action.dest for action in self._actions if action.help != argparse.SUPPRESS]
-            raise UnknownOptionError(" ".join(_explain(head, names) for head in dict.fromkeys(unknown)))
+        if not {"-h", "--help", "--version"} & set(heads):
+            names = [a.dest for a in self._actions if argparse.SUPPRESS not in (a.help, a.dest)]
+            wrong = [_explain(head, names) for head in dict.fromkeys(unknown)]
+            wrong += [] if unknown else [_explain_word(word, names) for word in self._stray(arguments)]
+            if wrong:
+                raise UnknownOptionError(" ".join(wrong))
         return super().parse_known_args(arguments, namespace)
+
+    def _stray(self, arguments: Sequence[str]) -> list[str]:
+        """Words that belong to no option, of a command that takes none; arguments whose options are all known."""
+        if any(not action.option_strings for action in self._actions):
+            return []
+        stray, room = [], 0.0
+        for argument in arguments:
+            head, equals, _ = argument.partition("=")
+            action = self._option_string_actions.get(head)
+            if action is not None:
+                most = 1 if action.nargs in (None, "?") else action.nargs
+                room = 0 if equals else float(most) if isinstance(most, int) else math.inf
+            elif room:
+                room -= 1
+            else:
+                stray.append(argument)
+        return stray
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -121,14 +151,36 @@ def hint(name: str, names: Iterable[str]) -> str:
     return f"did you mean {', '.join(close)}?" if close else "see --help for the options."
 
 
-def _explain(head: str, names: list[str]) -> str:
-    """One unknown option, and what to write in its place."""
-    name = head.lstrip("-").replace("-", "_")
+def _explain(head: str, names: Sequence[str], name: str = "") -> str:
+    """One unknown option as it was written, and what to write in its place; `name` is its name where that is more."""
+    name = name or head.lstrip("-").replace("-", "_")
+    if attached := re.fullmatch(r"([a-z])\d+", name):  # -b64, -j8
+        name = attached[1]
     if alias := alias_of(name, names):
         return f"{head} is {flag(alias)} here."
     if name.startswith("no_") and name[3:] in names:
         return f"{head} is {flag(name[3:])} false here."
+    if name.lower() in ABSENT:
+        return f"{head} has no counterpart here: {ABSENT[name.lower()]}."
+    if name.lower() in ALIASES:
+        return f"{head} is not an option; other commands have it ({flag(ALIASES[name.lower()][0])})."
     return f"{head} is not an option; {hint(name, names)}"
+
+
+def _explain_word(word: str, names: Sequence[str]) -> str:
+    """A word that no option takes: perhaps `option=value` as Hydra's users write it, perhaps a path."""
+    key, equals, value = word.partition("=")
+    if equals and key:
+        name = key.lstrip("+~").rpartition(".")[2].replace("-", "_")
+        if name in names:
+            return f"{word} is {flag(name)} {value} here."
+        return _explain(word, names, name)
+    images = [flag(name) for name in PATHS if name in names]
+    if images:
+        return f"{word}: no option takes this; values follow their option, and images are named with " + (
+            " and ".join(images) + "."
+        )
+    return f"{word}: no option takes this; values follow their option."
 
 
 def _is_number(text: str) -> bool:

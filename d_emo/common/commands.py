@@ -1,14 +1,17 @@
 """How every command ends: with what it made, or with one line that says why not."""
 
+import contextlib
 import functools
+import io
 import os
 import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import ParamSpec
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, ParamSpec
 
-from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.messages import describe_os_error, first_line, one_line, own_line
+from d_emo.common.output import discard, quiet_libraries
 
 P = ParamSpec("P")
 # Set to show where an error came from, in place of its line alone.
@@ -34,27 +37,66 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
     def decorate(main: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
-            try:
+            quiet_libraries()
+            print_any_name()
+            with _remembered_ctrl_c() as interrupted:
                 try:
-                    main(*args, **kwargs)
-                finally:
-                    sys.stdout.flush()  # where a closed pipe shows, as early as here
-            except BrokenPipeError:
-                leave_closed_pipe()
-            except KeyboardInterrupt:
-                print(f"\n{name}: interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
-                sys.exit(128 + signal.SIGINT)
-            except Exception as error:
-                reason = explanation(error)
-                if isinstance(error, ModuleNotFoundError) and extra:
-                    reason = f"{error.name} is not installed: pip install 'd-emo[{extra}]'"
-                if reason is None or os.environ.get(TRACEBACK):
-                    raise
-                sys.exit(f"{name}: {reason}")
+                    try:
+                        main(*args, **kwargs)
+                    finally:
+                        sys.stdout.flush()  # where a closed pipe shows, as early as here
+                except BrokenPipeError:
+                    leave_closed_pipe()
+                except KeyboardInterrupt:
+                    _leave_interrupted(name, kept)
+                except Exception as error:
+                    if interrupted:  # in the middle of an import it comes out as whatever that raises then
+                        _leave_interrupted(name, kept)
+                    reason = explanation(error)
+                    if isinstance(error, ModuleNotFoundError) and extra:
+                        reason = f"{error.name} is not installed: pip install 'd-emo[{extra}]'"
+                    elif kept and isinstance(error, OSError):
+                        reason = f"{reason}; {kept}"
+                    if reason is None or os.environ.get(TRACEBACK):
+                        raise
+                    sys.exit(one_line(f"{name}: {reason}"))
 
         return run
 
     return decorate
+
+
+def print_any_name() -> None:
+    """Let file names be printed that are not UTF-8, or not what the terminal can show, in place of an error there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _remembered_ctrl_c() -> Iterator[list[int]]:
+    """A list that holds something once Ctrl-C was pressed, which raises KeyboardInterrupt as ever."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    usual = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if usual:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave_interrupted(name: str, kept: str) -> NoReturn:
+    print(f"\n{name}: interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
 
 
 def explanation(error: BaseException) -> str | None:
@@ -64,17 +106,14 @@ def explanation(error: BaseException) -> str | None:
     # torch.OutOfMemoryError, and what PyTorch says on a CPU; it need not be imported for that.
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "not enough memory" in str(error):
         return f"the memory does not suffice ({first_line(error)}); use smaller batches or pictures, or fewer processes"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return f"a loader's process died ({first_line(error)}); use fewer --num-workers if memory ran out"
     if isinstance(error, ValueError | CommandError) or type(error) is ImportError:
-        return first_line(error)
+        return own_line(error)
     return None
 
 
 def leave_closed_pipe() -> None:
     """End quietly, as programs do whose output nobody reads any more, such as that of `COMMAND | head`."""
-    with Path(os.devnull).open("w") as nothing:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                os.dup2(nothing.fileno(), stream.fileno())  # or the interpreter complains once more at its end
-            except (OSError, ValueError, AttributeError):
-                continue
+    discard(sys.stdout, sys.stderr)
     sys.exit(128 + getattr(signal, "SIGPIPE", 13))

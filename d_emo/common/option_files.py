@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from d_emo.common.command_line import alias_of, hint
+from d_emo.common.messages import first_line
 
 
 class Reader(Protocol):
@@ -62,11 +63,11 @@ def _entries(path: Path) -> list[tuple[str, Any, Any]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or first_words(error)
+        problem = getattr(error, "problem", None) or first_line(error)
         advice = "; indent with spaces" if "\\t" in problem else ""
         raise ValueError(f"--config {path}{place}: no YAML ({problem}{advice}).") from error
     except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"--config {path} cannot be read ({first_words(error)}).") from error
+        raise ValueError(f"--config {path} cannot be read ({first_line(error)}).") from error
     if top is None:
         return []
     if not isinstance(top, yaml.MappingNode) or not all(isinstance(key, yaml.ScalarNode) for key, _ in top.value):
@@ -108,8 +109,3 @@ def _plain(node: Any) -> Any:
         return float(part) if isinstance(part, str) and number.fullmatch(part) else part
 
     return repaired(value)
-
-
-def first_words(error: Exception) -> str:
-    """The first line of an error's text, or its kind."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -6,7 +6,6 @@ command reads its options before it loads PyTorch.
 """
 
 import json
-import math
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, field, fields
@@ -15,8 +14,18 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from d_emo.common.command_line import CommandParser, flag, with_default
+from d_emo.common.numbers import finite, whole
 from d_emo.common.option_files import read_option_file
 
+# What stands for a value in --help, by the ends of options' names; others show N, X or TEXT.
+UNITS = (
+    (("_every", "_steps"), "STEPS"),
+    (("epochs",), "EPOCHS"),
+    (("_dir",), "FOLDER"),
+    (("resolution",), "PIXELS"),
+    (("_batch_size", "_images", "_buffer"), "IMAGES"),
+    (("_workers",), "PROCESSES"),
+)
 TRUE, FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
 Table = TypeVar("Table", bound="OptionTable")
 
@@ -154,7 +163,13 @@ def _add(section: Any, entry: Field, kind: Kind) -> None:
         section.add_argument(flag(entry.name), nargs="?", const=True, type=_typed(kind), metavar="true|false", **shared)
         section.add_argument(f"--no-{flag(entry.name)[2:]}", action="store_false", **{**shared, "help": SUPPRESS})
     else:
-        section.add_argument(flag(entry.name), type=_typed(kind), metavar=kind.shown, **shared)
+        section.add_argument(flag(entry.name), type=_typed(kind), metavar=_shown(entry.name, kind), **shared)
+
+
+def _shown(name: str, kind: Kind) -> str:
+    """What stands for an option's value in --help: its choices, its unit, or its kind."""
+    unit = next((unit for ends, unit in UNITS if name.endswith(ends)), kind.shown)
+    return kind.shown if kind.choices else unit
 
 
 def _typed(kind: Kind) -> Callable[[str], Any]:
@@ -175,10 +190,10 @@ def _kind(hint: Any) -> Kind:
         choices = get_args(hint)
         return Kind(lambda text: _chosen(text, choices), "{" + ",".join(choices) + "}", choices)
     return {
-        int: Kind(_whole, "N"),
-        float: Kind(_number, "X"),
+        int: Kind(whole, "N"),
+        float: Kind(finite, "X"),
         bool: Kind(_boolean, "true|false"),
-        str: Kind(str, "TEXT"),
+        str: Kind(_text, "TEXT"),
     }[hint]
 
 
@@ -188,21 +203,10 @@ def _chosen(text: str, choices: tuple[str, ...]) -> str:
     return text
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a whole number") from None
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
-    if not math.isfinite(value):
-        raise ValueError(f"{text!r} is not a finite number")
-    return value
+def _text(text: str) -> str:
+    if not text:  # as a shell passes an unset variable
+        raise ValueError("is empty; name what is meant, or leave it out")
+    return text
 
 
 def _boolean(text: str) -> bool:

@@ -3,12 +3,15 @@
 import ctypes
 import multiprocessing
 import os
+import platform
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -57,8 +60,7 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
     _end_with_launcher()
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(cpu_threads or max(1, cores // accelerator.num_processes))
+        torch.set_num_threads(cpu_threads or max(1, cores() // accelerator.num_processes))
     return accelerator
 
 
@@ -81,6 +83,23 @@ def _end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="launcher watch").start()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def loader_processes(asked: int | None, default: int) -> int:
+    """Processes that read data for this one: as many as were asked for, or the default, at most the cores to share.
+
+    Args:
+        asked: by the user; None for the default.
+        default: where there are cores enough for each process of this machine (`LOCAL_WORLD_SIZE`).
+    """
+    if asked is not None:
+        return asked
+    return min(default, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
@@ -145,14 +164,51 @@ def is_dead_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
-def end_workers() -> None:
-    """End the loader processes that are left: they ignore polite signals, and the interpreter would wait for them."""
+def end_workers(spared: Collection[BaseProcess] = ()) -> None:
+    """End the loader processes that are left: they ignore polite signals, and the interpreter would wait for them.
+
+    Args:
+        spared: children of this process that are none of ours, such as were there before.
+    """
     former = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
-    for process in multiprocessing.active_children():
+    for process in (process for process in multiprocessing.active_children() if process not in spared):
         process.kill()
         process.join()
     if former is not None:
         signal.signal(signal.SIGCHLD, former)
+
+
+def leave_interrupts(_worker: int) -> None:
+    """Start of a loader's process: Ctrl-C, which reaches the whole group, is for the process that it works for.
+
+    And where that one ends, multiprocessing's thread here, which hands tensors over, would print that nobody took them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = sys.excepthook
+
+    def quietly(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if not issubclass(kind, OSError | EOFError):
+            report(kind, error, traceback)
+
+    sys.excepthook = quietly
+
+
+def hardware(device: torch.device, count: int = 1) -> str:
+    """What is computed on, for people: the accelerator's or the CPU's name, and how many.
+
+    Args:
+        device: of a process.
+        count: of processes, each on such a device, or all on the cores of one CPU.
+    """
+    if device.type == "cuda":
+        return (f"{count} x " if count > 1 else "") + torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return f"{count} x {device.type}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    shared = f" in {count} processes" if count > 1 else ""
+    return f"{cores()} cores of {next(names, platform.processor() or 'a CPU')}{shared}"
 
 
 def default_device() -> torch.device:

@@ -11,7 +11,6 @@ field, value, rule. NumPy's numbers become Python's, which configurations can be
 
 import functools
 import inspect
-import math
 import numbers
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
@@ -48,9 +47,10 @@ class Whole(Rule):
         """See `Rule`; True and 2.0 are no whole numbers."""
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise ValueError
-        if not self.low <= value <= self.high or (self.odd and value % 2 == 0):
+        number = int(value)
+        if not self.low <= number <= self.high or (self.odd and number % 2 == 0):
             raise ValueError
-        return int(value)
+        return number
 
     def __str__(self) -> str:
         return f"{'an odd' if self.odd else 'a'} whole number from {self.low} to {self.high}{_after(self.hint)}"
@@ -58,7 +58,7 @@ class Whole(Rule):
 
 @dataclass(frozen=True)
 class Real(Rule):
-    """A finite number in [low, high]; with `positive`, above 0 where low is 0, and with `below`, less than high."""
+    """A finite number in [low, high]; with `positive` above low, with `below` below high."""
 
     low: float
     high: float
@@ -68,11 +68,14 @@ class Real(Rule):
 
     def take(self, value: Any) -> float:
         """See `Rule`; a whole number stays one."""
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise ValueError
-        if not self.low <= value <= self.high or (self.positive and value <= 0) or (self.below and value >= self.high):
+        number = int(value) if isinstance(value, numbers.Integral) else float(value)
+        if not self.low <= number <= self.high:  # nor NaN
             raise ValueError
-        return int(value) if isinstance(value, numbers.Integral) else float(value)
+        if (self.positive and number <= self.low) or (self.below and number >= self.high):
+            raise ValueError
+        return number
 
     def __str__(self) -> str:
         start = f"above {self.low:g}" if self.positive else f"from {self.low:g}"

@@ -64,6 +64,7 @@ def kind_of(config: dict[str, Any]) -> str:
     if isinstance(name := config.get("_class_name"), str):
         return f"a {name}"
     if isinstance(kind := config.get("model_type"), str):
-        first, *_ = [*(config.get("architectures") or []), kind]
+        named = config.get("architectures")
+        first = named[0] if isinstance(named, list) and named else kind
         return f"a {first} of transformers (model_type {kind!r})"
     return "a model of no name"

@@ -101,8 +101,14 @@ def read_tensors(path: Path) -> Any:
         # Full checkpoints also hold the trainer's options.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path}: not a file of tensors ({first_line(error)}).") from error
+    except pickle.UnpicklingError as error:
+        # PyTorch's message advises to switch its safety off.
+        raise ValueError(
+            f"{path}: not a file of tensors: it is damaged, or holds Python objects, which could run code; save the "
+            "network's state_dict() alone, where it comes from."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a file of tensors ({first_line(error)}); copy it again.") from error
 
 
 def _held(content: Any, parts: Sequence[str], chosen: str) -> Any:

@@ -1,5 +1,7 @@
 """What the diffusion transformers refuse: inputs of other shapes, folders of other networks or of half a network."""
 
+import difflib
+import inspect
 import numbers
 import warnings
 from collections.abc import Iterable, Mapping
@@ -14,6 +16,8 @@ from d_emo.common.saved_folders import held_in, kind_of, not_found, read_object
 # What tells Diffusers where a folder lies.
 PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 RESTORE = "Restore the config.json that was saved with the weights."
+# What Diffusers writes beside a model's own fields.
+NOTES = ("quantization_config", "dtype", "torch_dtype")
 # How many names a message lists.
 _SHOWN = 4
 
@@ -128,6 +132,7 @@ def check_kind(wanted: type, name: Any, config: Mapping[str, Any], converted_by:
     """
     stored = config.get("_class_name")
     if stored in {kind.__name__ for kind in wanted.__mro__} or (stored is None and "model_type" not in config):
+        _check_fields(wanted, name, config)
         return
     if converted_by is not None:
         remedy = f"load it with {converted_by}.from_pretrained, which converts it"
@@ -136,6 +141,16 @@ def check_kind(wanted: type, name: Any, config: Mapping[str, Any], converted_by:
     else:
         remedy = f"load it with {stored}.from_pretrained"
     raise ValueError(f"{name}: its config.json is of {kind_of(dict(config))}, not of a {wanted.__name__}; {remedy}.")
+
+
+def _check_fields(wanted: type, name: Any, config: Mapping[str, Any]) -> None:
+    """Refuse fields that the class does not have: Diffusers would leave them out, and take the default's meaning."""
+    fields = list(inspect.signature(wanted).parameters)
+    unknown = [key for key in config if not key.startswith("_") and key not in (*fields, *NOTES)]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], fields, 1)
+        remedy = f"is it {close[0]}?" if close else "was it written by a newer version?"
+        raise ValueError(f"{name}: its config.json has {unknown[0]!r}, which no {wanted.__name__} has; {remedy}")
 
 
 def load_strictly(state: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
@@ -184,12 +199,13 @@ def different(missing: Iterable[str], unknown: Iterable[str]) -> str:
     if not missing and not unknown:
         return ""
     return (
-        f"config.json and weights are of different models (missing in the file: {_some(missing)}; not in the model: "
-        f"{_some(unknown)})."
+        f"config.json and weights are of different models (missing in the file: {some(missing)}; not in the model: "
+        f"{some(unknown)})."
     )
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """A few of these names, and how many there are beside; "nothing" if there are none."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (", ".join(names[:_SHOWN]) or "nothing") + more
 

@@ -165,8 +165,8 @@ def import_diffusers_state(state: Mapping[str, torch.Tensor], model: "ClassCondi
         if len(tensors) < len(QKV):
             raise ValueError(f"weights do not fit: block {number} lacks one of {', '.join(QKV)}.")
         ours[f"blocks.{number}.to_qkv.{part}"] = torch.cat([tensors[name] for name in QKV])
-    for number in range(model.config.num_layers):  # attention_bias=False
-        ours.setdefault(f"blocks.{number}.to_qkv.bias", torch.zeros(3 * model.config.hidden_size))
+    for index in range(model.config.num_layers):  # attention_bias=False
+        ours.setdefault(f"blocks.{index}.to_qkv.bias", torch.zeros(3 * model.config.hidden_size))
     load_strictly(ours, model)
 
 

@@ -17,6 +17,9 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
+from d_emo.common.messages import first_line
+
+from .adapter_files import check_adapters, names_in
 from .checkpointing import checkpoint_block
 from .checks import check_input, check_kind, check_loading, stored_config, warn_of_untouched_statistics
 from .diffusers_dit import (
@@ -125,17 +128,27 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     def load_lora_adapter(
         self, pretrained_model_name_or_path_or_dict: Any, prefix: str | None = "transformer", **kwargs: Any
     ) -> None:
-        """Diffusers' `load_lora_adapter`; a file without a fitting adapter is an error.
+        """Diffusers' `load_lora_adapter`, strict: a file that does not fit the model wholly is an error.
 
         Raises:
-            ValueError: no key begins with the prefix.
+            ValueError: no key begins with the prefix, adapters are missing or left over, or have other shapes.
         """
+        source = pretrained_model_name_or_path_or_dict
+        said = "the adapter" if isinstance(source, dict) else str(source)
         before = set(getattr(self, "peft_config", None) or {})
-        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, prefix=prefix, **kwargs)
-        if not kwargs.get("hotswap") and set(getattr(self, "peft_config", None) or {}) == before:
-            name = pretrained_model_name_or_path_or_dict
+        given = names_in(source, prefix, kwargs.get("weight_name"))
+        try:
+            super().load_lora_adapter(source, prefix=prefix, **kwargs)
+            new = set(getattr(self, "peft_config", None) or {}) - before
+            for adapter in new:
+                check_adapters(self, adapter, given)
+        except (RuntimeError, ValueError) as error:
+            for adapter in set(getattr(self, "peft_config", None) or {}) - before:
+                self.delete_adapters(adapter)
+            raise ValueError(f"{said}: {first_line(error)}") from error
+        if not kwargs.get("hotswap") and not new:
             raise ValueError(
-                f"{'the adapter' if isinstance(name, dict) else name}: no key begins with {prefix!r} and a dot, so "
+                f"{said}: no key begins with {prefix!r} and a dot, so "
                 "nothing would be loaded; pass prefix=None for a file of this model alone, or the prefix that its keys "
                 "have."
             )

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
+from d_emo.common.output import Progress
+from d_emo.common.processes import leave_interrupts
 from d_emo.images.decode import UnreadableImageError, trim_strip
 from d_emo.images.source import ImageSource
 
@@ -32,6 +33,13 @@ class Predictions:
     def accuracy(self, top: int = 1) -> float:
         """Share of images whose class is among the `top` most probable ones, in [0, 1]."""
         return float((self.ranked[:, :top] == self.labels[:, None]).any(dim=1).float().mean())
+
+    def hardest(self) -> tuple[int, float]:
+        """The class of which the smallest share is recognised, and that share in [0, 1]; the first of several."""
+        counts = torch.bincount(self.labels)
+        found = torch.bincount(self.labels[self.ranked[:, 0] == self.labels], minlength=len(counts))
+        shares = (found / counts).nan_to_num(nan=2.0)  # classes without an image come last
+        return int(shares.argmin()), float(shares.min())
 
     @property
     def loss(self) -> float:
@@ -98,7 +106,7 @@ def predict(
         device: where the model is.
         rank, world_size: this process takes every `world_size`-th image from `rank` on.
         mixed_precision: autocast to bfloat16.
-        progress: show a bar.
+        progress: show how far it is.
 
     Raises:
         UnreadableImageError: an image cannot be decoded; every image counts.
@@ -109,14 +117,17 @@ def predict(
         batch_size,
         num_workers=num_workers,
         collate_fn=_collate,
+        worker_init_fn=leave_interrupts,
         generator=torch.Generator(),  # a run that is validated must not draw otherwise than one that is not
     )
     parts = []
-    for images, labels, message in tqdm(loader, unit="batch", disable=not progress, leave=False):
-        if message:
-            raise UnreadableImageError(f"{message}. Repair or remove it.")
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            logits = model(images.to(device)).logits.float().cpu()  # (B, K)
-        ranked = logits.topk(min(TOP, logits.shape[1])).indices
-        parts.append(Predictions(labels, ranked, F.cross_entropy(logits, labels, reduction="none")))
+    with Progress(source.size, "image", f"classifying {source.name}", shown=progress, leave=False) as bar:
+        for images, labels, message in loader:
+            if message:
+                raise UnreadableImageError(f"{message}. Repair or remove it.")
+            with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
+                logits = model(images.to(device)).logits.float().cpu()  # (B, K)
+            ranked = logits.topk(min(TOP, logits.shape[1])).indices
+            parts.append(Predictions(labels, ranked, F.cross_entropy(logits, labels, reduction="none")))
+            bar.update(len(labels) * world_size)  # the other processes are about as far
     return Predictions.joined(parts) if parts else Predictions(*(torch.empty(0) for _ in range(3)))

@@ -17,7 +17,7 @@ WHOLE, ODD, SHARE = Whole(1, 9), Whole(1, 9, odd=True), Real(0, 1, positive=True
     [
         (WHOLE, [1, 9, np.int64(3)], [0, 10, -1, 10**30, 2.0, True, "3", None, NAN, INF, [1], np.float32(2), b"1"]),
         (ODD, [1, 3, 9], [2, 4, 11]),
-        (Real(0, 1), [0, 1, 0.5, np.float32(0.5)], [-1e-9, 1.1, NAN, INF, -INF, "0.5", True, None, [0.5], 1j]),
+        (Real(0, 1), [0, 1, 0.5, np.float32(0.5)], [-1e-9, 1.1, NAN, INF, -INF, 10**400, "0.5", True, None, [0.5], 1j]),
         (SHARE, [1e-9, 0.999], [0, 1, -1, 2, NAN]),
         (OneOf(("a", "b")), ["a", "b"], ["", "c", "A", None, 0, ["a"], np.array(["a", "b"])]),
         (OneOf((8, 16)), [8, np.int32(16)], [4, True, 8.0, "8"]),

@@ -6,7 +6,7 @@ from helpers.pipelines import tiny_pipeline
 from helpers.training import run_here
 
 from d_emo.eval import evaluate_digits
-from d_emo.eval.evaluate_digits import nearest, real_digits, score_digits
+from d_emo.eval.digits_report import nearest, real_digits, score_digits
 
 
 @pytest.fixture(scope="module")

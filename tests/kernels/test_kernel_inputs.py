@@ -1,4 +1,4 @@
-"""What the kernels refuse, so that no size that a caller gives makes them read past an end; what they leave alone."""
+"""What the kernels refuse, so that no size makes them read past an end, and what they leave alone."""
 
 import contextlib
 

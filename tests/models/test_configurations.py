@@ -207,3 +207,11 @@ def test_numpys_numbers_are_saved_as_numbers(tmp_path):
 def test_steps_of_the_stochastic_sampler_are_in_range(arguments, field):
     with pytest.raises(ValueError, match=rf"^FlowMatchEulerMaruyamaScheduler: {field}="):
         FlowMatchEulerMaruyamaScheduler().set_timesteps(**arguments)
+
+
+@pytest.mark.parametrize(("field", "remedy"), [("window_sise", "is it window_size"), ("zzz", "was it written")])
+def test_a_field_that_no_model_has_is_no_default(field, remedy, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    edited(tmp_path, "config.json", **{field: 4, "_a_note": 1})
+    with pytest.raises(ValueError, match=rf"config.json has '{field}', which no DEMOTransformer2DModel has; {remedy}"):
+        DEMOTransformer2DModel.from_pretrained(tmp_path)

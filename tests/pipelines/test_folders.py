@@ -239,3 +239,23 @@ def test_a_damaged_decoder_is_no_part(tmp_path):
             DEMOPipeline.from_pretrained(tmp_path)
         assert "\n" not in str(refusal.value)
     assert DEMOPipeline.from_pretrained(tmp_path, vae=None).vae is None
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "values"),
+    [
+        ("scheduler/scheduler_config.json", "num_train_timesteps", (0, -1, 10**12, "1000", None, float("nan"), [])),
+        ("vae/config.json", "block_out_channels", ([], [0], [10**9], "8", None, [8.5])),
+        ("vae/config.json", "latent_channels", (0, -4, 10**9, "4", True)),
+        ("vae/config.json", "layers_per_block", (0, 10**9)),
+        ("vae/config.json", "scaling_factor", (0, float("nan"), float("inf"), "0.18", -1)),
+        ("vae/config.json", "shift_factor", (float("nan"), "0")),
+    ],
+)
+def test_parts_of_diffusers_are_in_range_before_they_are_made(file, field, values, tmp_path):
+    DEMOPipeline(tiny_model(num_classes=3), dit_scheduler(), vae=tiny_vae()).save_pretrained(tmp_path)
+    for value in values:
+        edited(tmp_path / file, lambda content: content.update({field: value}))  # noqa: B023
+        with pytest.raises(ValueError, match=rf"in {file}, (DDPMScheduler|AutoencoderKL): {field}=") as refusal:
+            DEMOPipeline.from_pretrained(tmp_path)
+        assert "\n" not in str(refusal.value)

@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
+from d_emo.common.messages import first_line
 from d_emo.train.classification.config import AugmentationOptions
 from d_emo.train.data import stream
 
@@ -88,7 +89,8 @@ class Augmentation:
             )
         except (AssertionError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"--auto-augment {options.auto_augment}: timm does not know it ({error}); such as rand-m9-mstd0.5-inc1."
+                f"--auto-augment {options.auto_augment}: timm does not know it ({first_line(error)}); name one such as "
+                "rand-m9-mstd0.5-inc1."
             ) from error
         if options.crop != "resized":
             steps = [

@@ -1,7 +1,6 @@
 """A trained teacher whose answers a classifier learns beside the labels (soft distillation, arXiv 1503.02531)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +41,9 @@ class Teacher:
             side = options.teacher_resolution or 224
             classes = self._answer(torch.zeros(1, 3, side, side)).shape[-1]
         if classes != num_classes:
-            raise ValueError(f"--teacher {options.teacher} has {classes} classes, the data {num_classes}.")
+            raise ValueError(
+                f"--teacher {options.teacher} has {classes} classes, the data {num_classes}; choose another teacher."
+            )
 
     def to(self, device: torch.device) -> "Teacher":
         """Move it."""
@@ -92,5 +93,5 @@ def _open(name: str) -> tuple[Any, Sequence[float], Sequence[float]]:
     if not processor.do_normalize:
         return network, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if processor.do_rescale and abs(processor.rescale_factor * 255 - 1) > 1e-6:
-        raise ValueError(f"{Path(name).name} rescales pixels by {processor.rescale_factor}, not 1/255")
+        raise ValueError(f"it rescales pixels by {processor.rescale_factor}, not 1/255; choose another teacher")
     return network, processor.image_mean, processor.image_std

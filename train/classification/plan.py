@@ -133,7 +133,11 @@ def make_classifier_plan(
         ValueError: they do not; the message names the option and the remedy.
     """
     if len(source.id2label) < 2:
-        raise ValueError(f"{source.name} has {len(source.id2label)} class(es); a classifier needs two or more.")
+        count = len(source.id2label)
+        raise ValueError(
+            f"the images of {source.name} are of {count or 'no'} class{'' if count == 1 else 'es'}; a classifier needs "
+            "two or more: name a folder of class folders (--train-data-dir), or the column of classes (--label-column)."
+        )
     options = config.run
     layout = batch_layout(
         options.global_batch_size,

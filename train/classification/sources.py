@@ -19,15 +19,19 @@ def load_sources(data: ClassifierDataOptions) -> tuple[ImageSource, ImageSource 
     """
     source = load_source(data)
     share = data.validation_share
-    if data.validation_dir:
-        other = _other(data, train_data_dir=data.validation_dir)
-        return source, same_classes(load_source(other, f"--validation-dir {data.validation_dir}"), source)
-    if data.validation_dataset:
-        other = _other(data, dataset=data.validation_dataset)
-        return source, same_classes(load_source(other, f"--validation-dataset {data.validation_dataset}"), source)
-    if data.validation_split:
-        other = _other(data, dataset=data.dataset, dataset_split=data.validation_split)
-        return source, same_classes(load_source(other, f"--validation-split {data.validation_split}"), source)
+    for named, value, changes in (
+        ("--validation-dir", data.validation_dir, {"train_data_dir": data.validation_dir}),
+        ("--validation-dataset", data.validation_dataset, {"dataset": data.validation_dataset}),
+        ("--validation-split", data.validation_split,
+         {"dataset": data.dataset, "dataset_split": data.validation_split}),
+    ):  # fmt: skip
+        if not value:
+            continue
+        validation = load_source(_other(data, **changes), f"{named} {value}")
+        try:
+            return source, same_classes(validation, source)
+        except ValueError as error:
+            raise ValueError(f"{named} {value}: {error}") from error
     if share is None:
         share = HELD_OUT_SHARE if not (data.dataset or data.train_data_dir) else 0.0
     if not share:
@@ -58,8 +62,9 @@ def same_classes(validation: ImageSource, source: ImageSource) -> ImageSource:
     unknown = [name for name in names.values() if name not in ids]
     if unknown:
         raise ValueError(
-            f"{validation.name}, to validate on, has classes that {source.name} does not have: "
-            f"{', '.join(unknown[:5])}; they have {len(validation.id2label)} and {len(ids)}."
+            f"{validation.name} has classes that {source.name}, which is trained on, does not have: "
+            f"{', '.join(unknown[:5])}; they have {len(validation.id2label)} and {len(ids)}. Remove those classes, or "
+            "train on them, too."
         )
     table = np.array([ids[names[number]] for number in range(len(names))])
     return replace(validation, labels=table[validation.labels], id2label=source.id2label)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from transformers import AutoModelForImageClassification
 
-from d_emo.common.processes import is_sharded
+from d_emo.common.processes import is_sharded, loader_processes
 from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.kernels import set_backend
 from d_emo.train.classification.augmentation import Augmentation, Targets
@@ -26,6 +26,7 @@ from d_emo.train.classification.plan import (
 )
 from d_emo.train.classification.sources import load_sources
 from d_emo.train.classification.validation_log import (
+    CURVES,
     VALIDATION_COLUMNS,
     VALIDATION_FILE,
     log_validation,
@@ -63,9 +64,14 @@ class ClassifierRun(TrainingRun[ClassifierPlan]):
         """See `TrainingRun.result`; the classifier's network is the average itself."""
         return self.classifier
 
-    def card(self) -> str:
+    def card(self, folder: Path) -> str:
         """See `TrainingRun.card`."""
-        return classifier_card(self.plan, self.step)
+        return classifier_card(self.plan, self.circumstances(folder))
+
+    def picture(self) -> Path | None:
+        """See `TrainingRun.picture`: the curves of loss and accuracy."""
+        path = self.output_dir / CURVES
+        return path if path.is_file() else None
 
 
 def run(config: ClassifierConfig) -> None:
@@ -86,7 +92,7 @@ def make_run(plan: ClassifierPlan, accelerator: Accelerator) -> ClassifierRun:
     """Build network, average, optimizer, schedule and teacher, and hand them to Accelerate."""
     config, seed = plan.config, plan.config.run.seed
     if is_sharded(accelerator):
-        raise ValueError("classifiers are small; launch without FSDP.")
+        raise ValueError("accelerate launch with FSDP: classifiers are small and not sharded; launch without FSDP.")
     set_seed(seed % 2**32)
     model = plan.build_model().to(memory_format=torch.channels_last)
     optimizer = make_classifier_optimizer(model, plan)
@@ -171,7 +177,7 @@ def validate(run: ClassifierRun) -> None:
         plan.validation,
         plan.processor,
         batch_size=plan.layout.micro_batch_size,
-        num_workers=plan.source.num_workers if data.num_workers is None else data.num_workers,
+        num_workers=loader_processes(data.num_workers, plan.source.num_workers),
         device=accelerator.device,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -185,8 +191,9 @@ def finish(run: ClassifierRun) -> None:
     """Validate, save the classifier into the run's folder, say what to do next."""
     if run.step % run.plan.validate_every:
         validate(run)
-    saving.publish(run, "config.json")
     if run.accelerator.is_main_process:
         plot_validation(run.output_dir, run.plan.model_name)
+    saving.publish(run, "config.json")
+    if run.accelerator.is_main_process:
         run.say(f'done: transformers.pipeline("image-classification", "{run.output_dir}")("photo.jpg")')
     run.accelerator.wait_for_everyone()

@@ -9,6 +9,7 @@ from d_emo.train.engine.log import LOG_FILE, truncate_log
 from d_emo.train.engine.run import TrainingRun
 
 VALIDATION_FILE = "validation.csv"
+CURVES = "curves.png"
 VALIDATION_COLUMNS = ("step", "top1", "top5", "loss")
 
 
@@ -22,9 +23,10 @@ def log_validation(run: TrainingRun, predictions: Predictions) -> None:
     with path.open("a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(values)
     plot_validation(run.output_dir, run.plan.model_name)
-    run.say(
-        f"step {run.step}: validation top-1 {values[1]:.2%}, top-5 {values[2]:.2%}, loss {values[3]:.4f} "
-        f"({len(predictions.labels):,} images, averaged weights)"
+    label, share = predictions.hardest()
+    run.report(
+        f"validation top-1 {values[1]:.2%}, top-5 {values[2]:.2%}, loss {values[3]:.4f} "
+        f"({len(predictions.labels):,} images, averaged weights), hardest {run.plan.source.id2label[label]} {share:.1%}"
     )
     tracked = {f"validation_{name}": value for name, value in zip(VALIDATION_COLUMNS[1:], values[1:], strict=True)}
     run.accelerator.log(tracked, step=run.step)
@@ -63,5 +65,5 @@ def plot_validation(folder: Path, title: str) -> None:
     right.set(xlabel="optimizer step", ylabel="accuracy in %")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    with written_whole(folder / "curves.png") as partial:
+    with written_whole(folder / CURVES) as partial:
         figure.savefig(partial, format="png", dpi=120)

@@ -93,7 +93,9 @@ class TrainingImages(Dataset):
                 return self.source.read(candidate), candidate, bad_images
             except UnreadableImageError as error:
                 bad_images.append(str(error))
-        raise UnreadableImageError(f"no image can be read; the first: {bad_images[0]}")
+        raise UnreadableImageError(
+            f"none of the {self.source.size} images of {self.source.name} can be read; the first: {bad_images[0]}"
+        )
 
 
 class TrainingLatents(Dataset):

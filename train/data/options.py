@@ -1,7 +1,7 @@
 """The options that name a source of images, for every trainer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,12 +47,11 @@ class DataOptions:
     unconditional: bool = option(False, "Ignore the labels and train a model without classes.")
     random_flip: bool | None = option(None, "Mirror images at random (true/false). Default: true, but not for digits.")
     on_bad_image: Literal["stop", "skip"] = option("stop", "An unreadable image stops the run, or is skipped aloud.")
-    num_workers: int | None = option(None, "Loader processes. Default: 0 for the digits, 4 for others.")
+    num_workers: int | None = option(
+        None, "Loader processes. Default: 0 for the digits and latents, for others 4, or a core each."
+    )
 
     def __post_init__(self):
-        for part in fields(self):
-            if getattr(self, part.name) == "":  # as a shell passes an unset variable
-                raise ValueError(f"--{part.name.replace('_', '-')} is empty; name what is meant, or leave it out.")
         named = [f"--{name.replace('_', '-')}" for name in DATA_SOURCES if getattr(self, name)]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are both given; choose one source.")

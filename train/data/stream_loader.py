@@ -135,7 +135,10 @@ def _finish(pending: _Pending) -> Batch:
     samples = [future.result() for future in pending.samples]
     readable = [index for index, sample in enumerate(samples) if not sample[3]]
     if not readable:
-        raise UnreadableImageError(f"no image of a whole batch can be read; the first: {samples[0][3][0]}")
+        raise UnreadableImageError(
+            f"none of {len(samples)} images in a row can be read; the first: {samples[0][3][0]}. Check the files of "
+            "--dataset."
+        )
     for index, (_, _, position, messages) in enumerate(samples):
         if messages:
             other = next((candidate for candidate in readable if candidate > index), readable[0])

@@ -12,6 +12,18 @@ from d_emo.pipelines import DEMOPipeline
 from d_emo.train.diffusion.on_track import PublishedLoss
 
 MAX_CLASSES = 10
+SAMPLES = "samples"
+
+
+def grid_path(folder: Path, step: int) -> Path:
+    """Where the grid of a step lies in a run's folder."""
+    return folder / SAMPLES / f"step-{step:07d}.png"
+
+
+def last_grid(folder: Path, step: int) -> Path | None:
+    """The newest grid up to a step; None where none was drawn."""
+    grids = sorted(path for path in (folder / SAMPLES).glob("step-*.png") if path <= grid_path(folder, step))
+    return grids[-1] if grids else None
 
 
 def classes_to_show(num_classes: int) -> list[int]:

@@ -1,9 +1,13 @@
 """The model card that goes with every saved pipeline: what it is, how it was trained, which weights it holds."""
 
+import json
+
 from d_emo.eval.fid.report import load_entries
 from d_emo.eval.fid.scoring import summary
+from d_emo.models.variants import FAMILIES, MODELS
 from d_emo.train.diffusion.plan import Plan
-from d_emo.train.engine.cards import card_head, class_list, settings_table
+from d_emo.train.engine import cards
+from d_emo.train.engine.cards import Circumstances
 
 # What a reader wants first; run.json has everything.
 SHOWN = (
@@ -27,37 +31,63 @@ SHOWN = (
 )
 
 
-def model_card(plan: Plan, step: int) -> str:
+def model_card(plan: Plan, circumstances: Circumstances) -> str:
     """A README.md in the Hub's format for the averaged weights of a run at a step."""
-    header = {
-        "library_name": "diffusers",
-        "pipeline_tag": "unconditional-image-generation",
-        "tags": ["d_emo", "class-conditional", plan.model_name, plan.config.optimization.objective],
-    }
-    names = list(plan.source.id2label.values())
-    label = f'"{names[0]}"' if names else ""
-    space = "pixels" if plan.vae is None else "latents"
+    options, names = plan.config, list(plan.source.id2label.values())
+    model, objective = architecture(plan), options.optimization.objective
+    tags = ["class-conditional"] if names else []
+    header = cards.card_metadata(plan, [*tags, model, objective], "diffusers", "unconditional-image-generation")
+    label, space = (
+        json.dumps(names[0], ensure_ascii=False) if names else "",
+        "pixels" if plan.vae is None else "latents",
+    )
+    start = f", fine-tuned from {cards.base_name(options.model.init_from)}" if options.model.init_from else ""
+    kind = "Class-conditional" if names else "Unconditional"
+    settings = {**options.flat(), "init_from": options.model.init_from and cards.base_name(options.model.init_from)}
+    works = ["DiT"] if model.startswith("DiT") else ["EMOv2", "DiT"]
     lines = [
-        *card_head(header, f"{plan.model_name} on {plan.source.name}"),
-        f"Class-conditional generation of {plan.resolution} x {plan.resolution} images, trained with d_emo on {space}.",
-        f"This folder holds the **averaged** weights and BatchNorm statistics after {step:,} of "
+        *cards.card_head(header, f"{circumstances.name}: {model} on {plan.source.name}"),
+        f"{kind} generation of {plan.resolution} x {plan.resolution} images: {model} on {space}{start}, trained with "
+        "d_emo.",
+        f"This folder holds the **averaged** weights and BatchNorm statistics after {circumstances.step:,} of "
         f"{plan.max_train_steps:,} steps.",
         "",
-        "```python",
-        "from d_emo import DEMOPipeline",
-        "",
-        f'DEMOPipeline.from_pretrained("FOLDER_OR_HUB_ID")({label}).images[0]',
-        "```",
-        "",
+        *cards.card_picture(circumstances.picture, "Samples, one class a row" if names else "Samples"),
+        *cards.usage([
+            "from d_emo import DEMOPipeline",
+            "",
+            f'pipe = DEMOPipeline.from_pretrained({json.dumps(circumstances.weights)})',
+            f"image = pipe({label}).images[0]",
+            'image.save("image.png")',
+        ]),
         f"Data: {plan.source.name}, {plan.source.describe_size()}, {len(names) or 'no'} classes"
-        + (f" ({class_list(names)})" if names else "")
+        + (f" ({cards.class_list(names)})" if names else "")
         + f", {'' if plan.flip else 'not '}mirrored at random.",
         "",
-        *settings_table(plan.config.flat(), SHOWN),
+        *cards.settings_table(settings, SHOWN),
         "",
-        *_scores(plan, step),
-    ]
+        *_scores(plan, circumstances.step),
+        "",
+        *cards.how_it_was_trained(plan, "d_emo.train.train_dit", circumstances, ("torch", "diffusers")),
+        *cards.licence(plan, "The data"),
+        *cards.citation(*works, *(["SiT"] if objective == "sit" else [])),
+    ]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
+
+
+def architecture(plan: Plan) -> str:
+    """The network's name among this package's, also where it came with --init-from; else its family's."""
+    if plan.initial is None:
+        return plan.model_name
+    network = plan.initial.transformer
+    own = network.config
+    for name, (model_class, size, patch) in MODELS.items():
+        sizes = (size.num_layers, size.hidden_size, size.num_attention_heads, patch)
+        if type(network) is model_class and sizes == (
+            own.num_layers, own.hidden_size, own.num_attention_heads, own.patch_size
+        ):  # fmt: skip
+            return name
+    return next(family for family, model_class in FAMILIES.items() if isinstance(network, model_class))
 
 
 def _scores(plan: Plan, step: int) -> list[str]:

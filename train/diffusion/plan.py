@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 
 from d_emo.common.digests import weights_digest
+from d_emo.common.messages import first_line
 from d_emo.images.latent_cache import CacheManifest
 from d_emo.images.latents import open_vae, vae_scale_factor
 from d_emo.images.source import ImageSource
@@ -285,7 +286,7 @@ def make_lr_schedule(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.opti
             num_training_steps=plan.max_train_steps,
         )
     except ValueError as error:
-        raise ValueError(f"--lr-scheduler {plan.config.optimization.lr_scheduler}: {error}.") from error
+        raise ValueError(f"--lr-scheduler {plan.config.optimization.lr_scheduler}: {first_line(error)}.") from error
 
 
 def make_pipeline(model: Any, plan: Plan) -> DEMOPipeline:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train.diffusion import lora
+from d_emo.train.diffusion.figures import last_grid
 from d_emo.train.diffusion.in_loop_fid import InLoopFID
 from d_emo.train.diffusion.model_card import model_card
 from d_emo.train.diffusion.on_track import PublishedLoss
@@ -31,9 +32,14 @@ class Run(TrainingRun[Plan]):
         self.average.write_into(self.pipeline.transformer)
         return self.pipeline
 
-    def card(self) -> str:
+    def card(self, folder: Path) -> str:
         """See `TrainingRun.card`."""
-        return model_card(self.plan, self.step)
+        sent = self.repository if folder == self.output_dir else None
+        return model_card(self.plan, self.circumstances(folder, sent))
+
+    def picture(self) -> Path | None:
+        """See `TrainingRun.picture`: the last grid of samples up to this step."""
+        return last_grid(self.output_dir, self.step)
 
     def save_state(self, folder: Path) -> None:
         """See `TrainingRun.save_state`: the pipeline holds merged weights, so averaged adapters are kept beside it."""
@@ -41,6 +47,7 @@ class Run(TrainingRun[Plan]):
             lora.save_average(self.average.module, self.model, folder)
 
     def save_more(self, folder: Path) -> None:
-        """See `TrainingRun.save_more`: the averaged adapters by themselves."""
+        """See `TrainingRun.save_more`: also the averaged adapters by themselves."""
+        super().save_more(folder)
         if self.has_adapters:
             lora.save_adapters(self.average.module, folder, self.plan.source.id2label, self.plan.config.model.init_from)

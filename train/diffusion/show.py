@@ -1,9 +1,5 @@
 """What the diffusion trainer shows on its way: sample grids, the loss curve, quick FIDs, each also to the tracker."""
 
-import numpy as np
-import PIL.Image
-from accelerate import Accelerator
-
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.eval.fid.scoring import summary
 from d_emo.pipelines import DEMOPipeline, NonFiniteSampleError
@@ -11,6 +7,7 @@ from d_emo.train.diffusion import figures
 from d_emo.train.diffusion.in_loop_fid import InLoopFID
 from d_emo.train.diffusion.run import Run
 from d_emo.train.engine.log import LOG_FILE
+from d_emo.train.engine.trackers import track_image
 
 
 def show_samples(run: Run) -> None:
@@ -20,7 +17,7 @@ def show_samples(run: Run) -> None:
         try:
             _draw_grid(run, pipeline)
         except NonFiniteSampleError as error:
-            run.say(f"step {run.step}: no samples, {error}")  # a grid is not worth the run
+            run.report(f"no samples, {error}")  # a grid is not worth the run
     run.accelerator.wait_for_everyone()
 
 
@@ -30,27 +27,19 @@ def _draw_grid(run: Run, pipeline: DEMOPipeline) -> None:
     with accelerator.autocast():
         rows, captions = figures.draw_samples(pipeline, count, steps, scale, options.seed)
     grid = caption_grid(rows, captions)
-    path = run.output_dir / "samples" / f"step-{run.step:07d}.png"
+    path = figures.grid_path(run.output_dir, run.step)
     save_image(grid, path)
     plot_losses(run)
-    run.say(f"step {run.step}: samples in {path}")
-    log_grid(accelerator, grid, run.step)
+    run.report(f"samples in {path}")
+    track_image(accelerator, "samples", grid, run.step)
 
 
 def score_fid(run: Run, fid: InLoopFID) -> None:
     """Score the averaged model, say and track the scores."""
     scores = fid.score(run.result(), run.step)
     if run.accelerator.is_main_process:
-        run.say(f"step {run.step}: {summary(scores)}; curve in {fid.folder / 'fid.png'}")
+        run.report(f"{summary(scores)}; curve in {fid.folder / 'fid.png'}")
         run.accelerator.log({f"quick_{name}": value for name, value in scores.values.items()}, step=run.step)
-
-
-def log_grid(accelerator: Accelerator, grid: PIL.Image.Image, step: int) -> None:
-    """Hand the grid to every tracker that takes images."""
-    for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_images"):
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, **layout)
 
 
 def plot_losses(run: Run) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from d_emo.common.messages import first_line
+from d_emo.common.processes import loader_processes
 from d_emo.images.decode import UnreadableImageError
 from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, Preparation, TrainingImages, collate
@@ -34,7 +35,7 @@ def make_loader(run: AnyRun, prepare: Preparation, latents: Dataset | None = Non
         first_step=run.step,
         last_step=plan.max_train_steps,
     )
-    workers = plan.source.num_workers if plan.config.data.num_workers is None else plan.config.data.num_workers
+    workers = loader_processes(plan.config.data.num_workers, plan.source.num_workers)
     if plan.source.stream is not None:
         return StreamLoader(plan.source, prepare, options.seed, sampler, run.place, workers)
     return DataLoader(

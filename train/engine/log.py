@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from d_emo.common.files import written_whole
+from d_emo.common.output import duration
 from d_emo.train.engine.run import AnyRun
 
 LOG_FILE = "train_log.csv"
-LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second")
+# `seconds` is the time that the run took so far, with that before it was interrupted and without that between.
+LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second", "seconds")
 
 
 def log_progress(run: AnyRun, grad_norm: float) -> None:
@@ -25,13 +26,13 @@ def log_progress(run: AnyRun, grad_norm: float) -> None:
         return
     rate = run.lr_schedule.get_last_lr()[0]
     remaining = (run.plan.max_train_steps - run.step) * run.plan.layout.global_batch_size / images_per_second
-    run.say(
-        f"step {run.step}: loss {loss:.4f}"
+    run.report(
+        f"loss {loss:.4f}"
         + (f" ({loss / published:.3f} of the published)" if published else "")
         + f", gradient norm {grad_norm:.3f}, learning rate {rate:.2e}, "
-        f"{images_per_second:.1f} images/s, {tqdm.format_interval(remaining)} left"
+        f"{images_per_second:.1f} images/s, {duration(run.elapsed)} elapsed, {duration(remaining)} left"
     )
-    values = (run.step, loss, grad_norm, rate, images_per_second)
+    values = (run.step, loss, grad_norm, rate, images_per_second, round(run.elapsed, 1))
     with (run.output_dir / LOG_FILE).open("a", newline="", encoding="utf-8") as file:
         csv.writer(file).writerow(values)
     tracked = dict(zip(LOG_COLUMNS[1:], values[1:], strict=True))
@@ -46,3 +47,12 @@ def truncate_log(path: Path, step: int, columns: Sequence[str] = LOG_COLUMNS) ->
             rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
     with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *rows])
+
+
+def seconds_so_far(path: Path) -> float:
+    """What the last row of a log says that the run took; 0 without one, or in a log of an older version."""
+    if not path.is_file():
+        return 0.0
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return float(rows[-1].get("seconds") or 0) if rows else 0.0

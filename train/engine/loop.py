@@ -1,15 +1,16 @@
 """The loop of every trainer: steps, log lines, checkpoints, orderly stops. What is learned comes as functions."""
 
 import contextlib
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 import torch
 from torch.distributed.tensor import DTensor
-from tqdm.auto import tqdm
 
 from d_emo.common.messages import describe_os_error
+from d_emo.common.output import Progress, reader_gone, say
 from d_emo.common.processes import end_workers, is_dead_worker
 from d_emo.images.decode import UnreadableImageError
 from d_emo.train.data.batches import Batch
@@ -30,6 +31,7 @@ def run_to_the_end(run: AnyRun, train: Callable[[], int]) -> None:
         UnfinishedError: the system refuses something, such as room on the disk.
         LoaderError: a process or thread that reads data failed.
     """
+    others = multiprocessing.active_children()
     try:
         code = train()
     except BrokenPipeError:
@@ -46,7 +48,7 @@ def run_to_the_end(run: AnyRun, train: Callable[[], int]) -> None:
     finally:
         with contextlib.suppress(OSError):  # a tracker's, on a full disk
             run.accelerator.end_training()
-        end_workers()
+        end_workers(others)
         if run.lock is not None:
             run.lock.release()
     if code:
@@ -74,16 +76,17 @@ def train_until_done(
         None at the end; or the shell's code for the signal that stopped the run, which was saved.
     """
     options, accelerator, last = run.plan.config.run, run.accelerator, run.plan.max_train_steps
+    main = accelerator.is_main_process
     with (
         StopRequest() as stop,
-        tqdm(total=last, initial=run.step, unit="step", disable=not accelerator.is_main_process) as bar,
+        reader_gone(stop.because_nobody_reads),
+        Progress(last, "step", done=run.step, shown=main, lines=False) as progress,
     ):
         while run.step < last:
             started = time.perf_counter()
             loss, grad_norm = train_step(run, batches, batch_loss)
             run.seconds += time.perf_counter() - started
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item():.4f}", grad=f"{grad_norm:.2f}", refresh=False)
+            progress.update(loss=f"{loss.item():.4f}", grad=f"{grad_norm:.2f}")
             stopping = stop.agreed(accelerator)
             due = stopping or run.step == last or run.step % options.checkpoint_every == 0
             # A line before every checkpoint, so that a resumed run has no losses of half an interval to remember.
@@ -93,7 +96,7 @@ def train_until_done(
             if due:
                 saving.save(run)
             if stopping:
-                run.say(f"stopped at step {run.step}; continue with --resume-from latest")
+                run.report("stopped; continue with --resume-from latest")
                 return stop.exit_code
             score()
     return None
@@ -152,7 +155,7 @@ def report_bad_images(run: AnyRun, batch: Batch) -> None:
                 f"{message}. Repair or remove it, or go on without it: --on-bad-image skip. The run stopped at step "
                 f"{run.step}; nothing after the last checkpoint is kept."
             )
-        tqdm.write(f"skipped: {message}")
+        say(f"skipped: {message}")
 
 
 def describe_non_finite(run: AnyRun, losses: list[torch.Tensor], grad_norm: float, positions: list[int]) -> str:

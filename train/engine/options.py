@@ -30,7 +30,14 @@ class RunOptions:
     checkpoint_every: int = option(10_000, "Steps between two checkpoints.")
     keep_checkpoints: int | None = option(None, "Keep so many of the newest checkpoints. Default: all.")
     keep_every: int | None = option(None, "With --keep-checkpoints: also those at multiples of so many steps.")
-    report_to: str = option("tensorboard", "Tracker: tensorboard, wandb, another that Accelerate knows, or none.")
+    report_to: str = option(
+        "tensorboard",
+        "Trackers, with commas between: tensorboard, wandb, others that Accelerate knows. 'all': all that are "
+        "installed. 'none'.",
+    )
+    license: str | None = option(
+        None, "Licence of the weights for the model card, as the Hub spells it: apache-2.0, cc-by-nc-4.0, other."
+    )
     resume_from: str | None = option(
         None, "A checkpoint folder, or 'latest': the newest whole one in the output folder."
     )
@@ -50,8 +57,8 @@ class RunOptions:
             raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
         if self.allow_change is not None and self.resume_from is None:
             raise ValueError(f"--allow-change {self.allow_change} belongs to --resume-from.")
-        for name in ("resume_from", "output_dir", "report_to", "allow_change"):
-            require(getattr(self, name) != "", name, "''", "is empty; name what is meant, or leave it out")
+        valid = self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license)
+        require(bool(valid), "license", self.license, "the Hub spells licences like apache-2.0 or cc-by-nc-4.0")
         require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
 
     def folder(self, model: str, data: str) -> Path:

@@ -21,7 +21,7 @@ FREE_OPTIONS = frozenset({
     "output_dir", "resume_from", "allow_change", "dry_run", "max_train_steps", "num_epochs", "log_every",
     "checkpoint_every", "sample_every", "sample_steps", "sample_guidance_scale", "samples_per_class", "fid_every",
     "fid_images", "fid_reference", "fid_features", "fid_inception_weights", "report_to",
-    "push_to_hub", "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "num_workers",
+    "push_to_hub", "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "num_workers", "license",
     "on_bad_image", "dataset", "train_data_dir", "latents", "class_names", "data",
     "gradient_checkpointing", "compile", "kernels", "cpu_threads",
     "epochs", "validate_every", "validation_split", "validation_dataset", "validation_dir", "validation_share",
@@ -75,7 +75,7 @@ def check_named(resume_from: str) -> None:
 
 def _near_name(folder: Path) -> str:
     """A run beside a folder that is not there, whose name is nearly the same."""
-    if folder.exists() or not folder.parent.is_dir():
+    if (folder / RUN_FILE).exists() or not folder.parent.is_dir():
         return ""
     runs = [path.name for path in folder.parent.iterdir() if (path / RUN_FILE).is_file()]
     close = difflib.get_close_matches(folder.name, runs, n=1)

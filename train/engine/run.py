@@ -1,5 +1,7 @@
 """A training run in progress, and the errors that end one."""
 
+import shutil
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,14 +9,19 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from d_emo.common.commands import CommandError
 from d_emo.common.locks import FolderLock
+from d_emo.common.output import say, time_stamp
+from d_emo.common.processes import hardware
 from d_emo.train.data.batches import StreamPlace
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
+from d_emo.train.engine.cards import Circumstances
 from d_emo.train.engine.plan import LossCurve, RunPlan
+
+# Beside the card.
+CARD_PICTURE = "picture.png"
 
 PlanT = TypeVar("PlanT", bound=RunPlan, covariant=True)
 
@@ -58,6 +65,7 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
         place: of this process in a stream; unused for data read by index.
         window: losses since the last log line.
         seconds: that these steps took, pauses for samples, scores and checkpoints aside.
+        seconds_before: that the run took before it was continued.
         published: a published loss curve to compare with.
         lock: of the output folder, in the main process.
     """
@@ -68,8 +76,15 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
     place: StreamPlace = field(default_factory=StreamPlace)
     window: list[torch.Tensor] = field(default_factory=list)
     seconds: float = 0.0
+    seconds_before: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
     published: LossCurve | None = None
     lock: FolderLock | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run took so far, all of it, without the time between an interruption and what continued."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     @property
     def output_dir(self) -> Path:
@@ -81,19 +96,40 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
         """The averaged model of now, with what it takes to use it; every process calls this."""
 
     @abstractmethod
-    def card(self) -> str:
-        """The model card of the result."""
+    def card(self, folder: Path) -> str:
+        """The model card of the result, as it lies in a folder."""
 
     def save_state(self, folder: Path) -> None:
         """Write into a checkpoint's folder of state what else a continued run needs; every process calls this."""
 
     def save_more(self, folder: Path) -> None:
         """Write what belongs beside the result; the main process calls this."""
+        picture = self.picture()
+        if picture is not None:
+            shutil.copyfile(picture, folder / CARD_PICTURE)
+
+    def picture(self) -> Path | None:
+        """What the card shows of this step, if there is something."""
+        return None
+
+    def circumstances(self, folder: Path, repository: str | None = None) -> Circumstances:
+        """How the run went, for a card in a folder that may be sent to a repository."""
+        return Circumstances(
+            weights=repository or folder.as_posix(),
+            step=self.step,
+            seconds=self.elapsed,
+            hardware=hardware(self.accelerator.device, self.accelerator.num_processes),
+            picture=CARD_PICTURE if self.picture() is not None else None,
+        )
 
     def say(self, message: str) -> None:
         """Print a line once, above the progress bar."""
         if self.accelerator.is_main_process:
-            tqdm.write(message)
+            say(message)
+
+    def report(self, message: str) -> None:
+        """Print what happened at this step: a line with the time of day and the step of how many."""
+        self.say(f"{time_stamp()} step {self.step}/{self.plan.max_train_steps}: {message}")
 
 
 # A run of either wing, where its plan's kind does not matter.

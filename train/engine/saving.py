@@ -20,10 +20,11 @@ def save(run: AnyRun) -> None:
             stream_loader.save_place(folder, accelerator, run.place)
         run.save_state(folder)
 
+    card = run.card(checkpoints.checkpoint_path(run.output_dir, run.step))
     path = checkpoints.save_checkpoint(
-        accelerator, run.result(), run.output_dir, run.step, run.card(), run.plan.identity(), write_state, run.save_more
+        accelerator, run.result(), run.output_dir, run.step, card, run.plan.identity(), write_state, run.save_more
     )
-    run.say(f"step {run.step}: saved {path}")
+    run.report(f"saved {path}")
     if accelerator.is_main_process:
         checkpoints.prune_checkpoints(run.output_dir, options.keep_checkpoints, options.keep_every)
 
@@ -37,7 +38,8 @@ def publish(run: AnyRun, index_name: str) -> None:
     if not run.accelerator.is_main_process:
         return
     try:
-        checkpoints.publish_pipeline(result, run.output_dir, run.card(), run.save_more, index_name)
+        card = run.card(run.output_dir)
+        checkpoints.publish_pipeline(result, run.output_dir, card, run.save_more, index_name)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = describe_os_error(error) if isinstance(error, OSError) else first_line(error)
         raise UnfinishedError(

@@ -11,38 +11,37 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from d_emo.common.files import remove_partial, write_json
 from d_emo.common.locks import FolderLock
-from d_emo.common.messages import describe_os_error
+from d_emo.common.messages import describe_os_error, first_line
 from d_emo.common.processes import LaunchError, agreed, keep_freed_memory, start_processes
 from d_emo.train.data import stream_loader
 from d_emo.train.data.options import DATA_SOURCES
 from d_emo.train.engine import checkpoints, fit, resume
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
-from d_emo.train.engine.log import LOG_FILE, truncate_log
+from d_emo.train.engine.log import LOG_FILE, seconds_so_far, truncate_log
 from d_emo.train.engine.options import RUN_FILE, RunOptions
 from d_emo.train.engine.plan import RunPlan
 from d_emo.train.engine.run import AnyRun, Parts
 from d_emo.train.engine.state import load_state
+from d_emo.train.engine.trackers import LOG_FOLDER, chosen_trackers, open_trackers
 
 
 def make_accelerator(options: RunOptions, mixed_precision: str | None, folder: Path) -> Accelerator:
     """The Accelerator of the run: precision, threads and trackers."""
-    report_to = None if options.report_to == "none" else options.report_to
+    trackers = chosen_trackers(options.report_to)
     try:
         accelerator = start_processes(
             options.cpu_threads,
             mixed_precision=mixed_precision,
-            log_with=report_to,
-            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / LOG_FOLDER)),
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # see average_statistics
         )
     except LaunchError:
         raise
     except (ValueError, ImportError) as error:
-        raise ValueError(f"--report-to {report_to} / --mixed-precision: {error}") from error
-    if report_to and not accelerator.log_with:
-        raise ValueError(f"--report-to {report_to}: its package is not installed; install it or use --report-to none.")
+        raise ValueError(f"--mixed-precision {mixed_precision}: {first_line(error)}") from error
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"mixed precision {accelerator.mixed_precision} is not supported; use --mixed-precision bf16.")
     if accelerator.device.type == "cpu":
@@ -118,8 +117,8 @@ def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callabl
         remove_partial(run.output_dir)
         write_json(run.output_dir / RUN_FILE, identity)
         truncate_log(run.output_dir / LOG_FILE, run.step)
-    settings = {name: value for name, value in config.flat().items() if isinstance(value, int | float | str | bool)}
-    accelerator.init_trackers("d_emo", config=settings)
+        run.seconds_before = seconds_so_far(run.output_dir / LOG_FILE)
+    open_trackers(run, config.flat())
 
 
 def _claim(

@@ -8,6 +8,7 @@ their schedule's, which is not opened.
 """
 
 import json
+import pickle
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -167,13 +168,21 @@ def _load_optimizer(model: torch.nn.Module, optimizer: Any, folder: Path) -> Non
 
 
 def _load_old_optimizer(optimizer: Any, path: Path) -> None:
-    stored = load_safely(path, map_location="cpu", weights_only=True)
+    stored = _read_pickle(path)
     own = optimizer.state_dict()["param_groups"]
     groups = [
         {**old, **{key: group[key] for key in HYPERPARAMETERS if key in group}}
         for old, group in zip(stored["param_groups"], own, strict=True)
     ]
     optimizer.load_state_dict({"state": stored["state"], "param_groups": groups})
+
+
+def _read_pickle(path: Path) -> Any:
+    """A file of an older version, by PyTorch's loader that runs nothing."""
+    try:
+        return load_safely(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise StateError(f"{path}: damaged, or it holds more than tensors; it is not loaded.") from error
 
 
 def _random_state() -> dict[str, Any]:
@@ -191,7 +200,7 @@ def _random_state() -> dict[str, Any]:
 def _load_random_state(folder: Path, rank: int) -> None:
     old, path = folder / OLD_RANDOM_FILE.format(rank), folder / RANDOM_FILE.format(rank)
     if old.is_file():
-        stored = load_safely(old, map_location="cpu", weights_only=True)
+        stored = _read_pickle(old)
         random.setstate(stored["random_state"])
         np.random.set_state(stored["numpy_random_seed"])
         torch.set_rng_state(stored["torch_manual_seed"])

@@ -6,16 +6,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
+
+from d_emo.common.output import say
 
 # Ctrl-C, a scheduler's or launcher's wish, a terminal that is closed. Those that are ignored (nohup) stay ignored.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class StopRequest:
-    """Turns Ctrl-C, SIGTERM and SIGHUP into "save and stop after this step"; a second one stops at once.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into "save and stop after this step"; a second Ctrl-C stops at once.
 
-    A context manager: the signals' former handlers are put back at its end.
+    Other signals may come twice for one wish: of a scheduler, and of a launcher that passes it on. A context manager:
+    the signals' former handlers are put back at its end.
     """
 
     def __init__(self) -> None:
@@ -33,10 +35,16 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: Any) -> None:
         if self.received is not None:
+            if number != signal.SIGINT:
+                return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
-        tqdm.write("stopping: saving a checkpoint after this step (again to stop at once)")
+        say("stopping: saving a checkpoint after this step (Ctrl-C again: at once, without it)")
+
+    def because_nobody_reads(self) -> None:
+        """Stop like that, too, when what is printed goes into a pipe that was closed."""
+        self.received = self.received or getattr(signal, "SIGPIPE", 13)
 
     @property
     def exit_code(self) -> int:

@@ -79,7 +79,7 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, capsys):
 def test_ctrl_c_and_sigterm_save_before_they_stop(tmp_path, capsys, number, code):
     run = tmp_path / "run"
     with Trainer(tmp_path / "log", *TINY, "--num-workers", "2", "--output-dir", run) as trainer:
-        trainer.wait_until(lambda: "step 2: loss" in trainer.output)
+        trainer.wait_until(lambda: "step 2/" in trainer.output)
         os.killpg(trainer.process.pid, number)  # loader processes get it too, as from a terminal
         assert trainer.finish() == code, trainer.output
         assert "continue with --resume-from latest" in trainer.output

@@ -54,7 +54,7 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path, capsys):
 def test_sigterm_to_torchrun_saves_on_all_processes(tmp_path):
     run = tmp_path / "run"
     with Command(tmp_path / "log", torchrun(2, TRAIN_DIT, *TINY, "--output-dir", run)) as trainer:
-        trainer.wait_until(lambda: "step 2: loss" in trainer.output)
+        trainer.wait_until(lambda: "step 2/" in trainer.output)
         os.kill(trainer.process.pid, signal.SIGTERM)
         assert trainer.finish() != 0
         assert "continue with --resume-from latest" in trainer.output
@@ -88,7 +88,7 @@ def test_a_loader_process_that_dies_ends_the_run_with_a_line(tmp_path, pictures,
     run = tmp_path / "run"
     arguments = on(pictures, "--num-workers", "2", "--output-dir", run, "--checkpoint-every", "2")
     with Trainer(tmp_path / "log", *arguments) as trainer:
-        trainer.wait_until(lambda: "step 2: saved" in trainer.output)
+        trainer.wait_until(lambda: f"saved {run}/checkpoint-0000002" in trainer.output)
         workers = [child for child in trainer.process.children(recursive=True) if is_worker(child, trainer.process)]
         assert workers
         workers[0].kill()
@@ -119,7 +119,7 @@ def test_a_jump_of_the_clock_changes_nothing(tmp_path, capsys, monkeypatch, jump
     assert code == 0, output
     assert losses(jumping) == losses(still)
     assert_same_bits(jumping / "checkpoint-0000004", still / "checkpoint-0000004")
-    assert all(float(line.rsplit(",", 1)[1]) > 0 for line in (jumping / "train_log.csv").read_text().splitlines()[1:])
+    assert all(float(line.rsplit(",", 2)[1]) > 0 for line in (jumping / "train_log.csv").read_text().splitlines()[1:])
 
 
 def test_a_corrupt_image_among_good_ones_stops_or_is_skipped_aloud(tmp_path, pictures, capsys):
