@@ -92,8 +92,8 @@ class CommandParser(argparse.ArgumentParser):
             head, equals, _ = argument.partition("=")
             action = self._option_string_actions.get(head)
             if action is not None:
-                most = {None: 1, "?": 1, "*": math.inf, "+": math.inf}.get(action.nargs, action.nargs)
-                room = 0 if equals else float(most or 0)
+                many = math.inf if action.nargs in ("*", "+") else 1  # None and "?" take one
+                room = 0 if equals else float(action.nargs) if isinstance(action.nargs, int) else many
             elif room:
                 room -= 1
             else:
