@@ -39,31 +39,47 @@ def read_run(folder: Path) -> RunCurves:
     """Read a run's folder.
 
     Raises:
-        ValueError: there is no log in it.
+        ValueError: there is no log in it, or it is damaged.
     """
     log = folder / "train_log.csv"
     if not log.is_file():
         raise ValueError(f"{folder}: there is no train_log.csv; name folders that a trainer wrote.")
-    with log.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_columns(log, "step", "loss", "images_per_second")
     if not rows:
         raise ValueError(f"{log} has no line yet; wait for the first, which --log-every of the trainer decides.")
     scores, score_title = read_scores(folder)
     return RunCurves(
         name=folder.name,
-        losses={int(row["step"]): float(row["loss"]) for row in rows},
+        losses={int(step): loss for step, loss, _ in rows},
         scores=scores,
         score_title=score_title,
-        images_per_second=float(rows[-1]["images_per_second"]),
+        images_per_second=rows[-1][2],
     )
+
+
+def read_columns(path: Path, *names: str) -> list[tuple[float, ...]]:
+    """The numbers of a .csv file's columns, line by line.
+
+    Raises:
+        ValueError: it is damaged; the message names file and line.
+    """
+    rows = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                rows.append(tuple(float(row[name]) for name in names))
+    except (ValueError, KeyError, TypeError, csv.Error) as error:  # also of text that is no UTF-8
+        raise ValueError(
+            f"{path}, line {len(rows) + 2} is damaged: it does not hold {', '.join(names)} as numbers."
+        ) from error
+    return rows
 
 
 def read_scores(folder: Path) -> tuple[dict[int, float], str]:
     """Scores by step, and what they are; empty where nothing was scored."""
     validation = folder / "validation.csv"
     if validation.is_file():
-        with validation.open(newline="", encoding="utf-8") as file:
-            return {int(row["step"]): 100 * float(row["top1"]) for row in csv.DictReader(file)}, "top-1 in %"
+        return {int(step): 100 * top1 for step, top1 in read_columns(validation, "step", "top1")}, "top-1 in %"
     from d_emo.eval.fid.report import load_entries
     from d_emo.eval.fid.scoring import TITLES, title
 

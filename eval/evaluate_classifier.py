@@ -14,9 +14,10 @@ import sys
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
+from d_emo.common.numbers import whole_from
 
 
-@command("evaluate_classifier", extra="eval")
+@command("evaluate_classifier", extra="eval", kept="nothing is written before the end")
 def main(arguments: list[str]) -> None:
     """Read the options, then predict, score, print, save."""
     options = parse(arguments)
@@ -37,14 +38,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what.add_argument("--label-column", default="label", help="Column that holds the classes.")
     what.add_argument("--class-names", help="Names of classes that shards give by number: a file, or 'imagenet'.")
     running = parser.add_argument_group("running and output")
-    running.add_argument("--batch-size", type=int, default=64, help="Images at once.")
-    running.add_argument("--num-workers", type=int, default=0, help="Loader processes.")
+    running.add_argument("--batch-size", type=whole_from(1), default=64, help="Images at once.")
+    running.add_argument("--num-workers", type=whole_from(0), default=0, help="Loader processes.")
     running.add_argument("--output-dir", help="Default: evaluation in the model's folder, or runs/evaluation-MODEL.")
     options = parser.parse_args(arguments)
     if options.data_dir and options.dataset:
         parser.error("--data-dir and --dataset are both given; choose one.")
-    if options.batch_size < 1 or options.num_workers < 0:
-        parser.error("--batch-size must be positive and --num-workers not negative.")
     return options
 
 

@@ -11,6 +11,7 @@ import sys
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
+from d_emo.common.numbers import finite_from, seed, whole_from
 
 
 @command("evaluate_digits", extra="train")
@@ -18,10 +19,10 @@ def main(arguments: list[str]) -> None:
     """Read the options, then sample, score, print, save."""
     parser = CommandParser("evaluate_digits", __doc__)
     parser.add_argument("--model", required=True, help="Pipeline folder that the trainer wrote.")
-    parser.add_argument("--per-class", type=int, default=20, help="Samples a class.")
-    parser.add_argument("--steps", type=int, default=50, help="Sampler steps.")
-    parser.add_argument("--guidance-scale", type=float, default=1.5, help="Guidance scale; 1.0 is off.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the first sample.")
+    parser.add_argument("--per-class", type=whole_from(1), default=20, help="Samples a class.")
+    parser.add_argument("--steps", type=whole_from(1), default=50, help="Sampler steps.")
+    parser.add_argument("--guidance-scale", type=finite_from(1), default=1.5, help="Guidance scale; 1.0 is off.")
+    parser.add_argument("--seed", type=seed, default=0, help="Seed of the first sample.")
     options = parser.parse_args(arguments)
     from d_emo.eval import digits_report  # seconds of imports, which --help does without
 

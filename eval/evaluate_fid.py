@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
+from d_emo.common.numbers import finite_from, seed, whole_from
 from d_emo.eval.fid.names import METRICS, PRESET_NOTES
 
 
@@ -43,7 +44,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         help="ADM's or pytorch-fid's .npz, a folder or .parquet of images, or 'digits'. Images are cropped and resized "
         "to the samples' size as ADM prepares ImageNet.",
     )
-    against.add_argument("--reference-images", type=int, help="Take so many images of the reference. Default: all.")
+    against.add_argument(
+        "--reference-images", type=whole_from(1), help="Take so many images of the reference. Default: all."
+    )
     against.add_argument("--image-column", default="image", help="Column of a parquet file.")
     against.add_argument(
         "--features", default="inception", help="inception, clip, dinov2, pixels, or a transformers model."
@@ -53,14 +56,14 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     against.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS, help="Default: all that apply.")
     drawing = parser.add_argument_group("how samples are drawn (each overrides the preset)")
     drawing.add_argument("--preset", help="See below. Default: dit-400k or sit-sde, as fits the model.")
-    drawing.add_argument("--num-images", type=int, help="Images to draw, or to take of --samples.")
+    drawing.add_argument("--num-images", type=whole_from(1), help="Images to draw, or to take of --samples.")
     drawing.add_argument("--sampler", choices=("ddpm", "ddim", "euler", "heun", "sde", "own", "fast"))
-    drawing.add_argument("--steps", type=int, help="Sampler steps.")
-    drawing.add_argument("--guidance-scale", type=float, help="1 is no guidance.")
-    drawing.add_argument("--guidance-channels", type=int, help="Guide the first so many channels only.")
+    drawing.add_argument("--steps", type=whole_from(1), help="Sampler steps.")
+    drawing.add_argument("--guidance-scale", type=finite_from(0), help="1 is no guidance.")
+    drawing.add_argument("--guidance-channels", type=whole_from(1), help="Guide the first so many channels only.")
     drawing.add_argument("--labels", choices=("random", "balanced"), help="Uniformly drawn classes, or in turn.")
     drawing.add_argument("--vae", help="Decoder: folder or Hub id.")
-    drawing.add_argument("--seed", type=int, help="Image i is a function of (seed, i).")
+    drawing.add_argument("--seed", type=seed, help="Image i is a function of (seed, i).")
     drawing.add_argument("--weights", choices=("averaged", "raw"), help="Raw ones are in training checkpoints only.")
     drawing.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="Type of model and decoder.")
     running = parser.add_argument_group("running and output")
@@ -68,14 +71,15 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     running.add_argument(
         "--cache-dir", help="For references' features. Default: features/ in $D_EMO_CACHE or ~/.cache/d_emo."
     )
-    running.add_argument("--batch-size", type=int, default=32, help="Images drawn at once by a process.")
-    running.add_argument("--feature-batch-size", type=int, default=50, help="Images at once in the feature network.")
-    running.add_argument("--num-workers", type=int, help="Loader processes for images. Default: 4 beside a GPU.")
+    running.add_argument("--batch-size", type=whole_from(1), default=32, help="Images drawn at once by a process.")
+    running.add_argument(
+        "--feature-batch-size", type=whole_from(1), default=50, help="Images at once in the feature network."
+    )
+    running.add_argument(
+        "--num-workers", type=whole_from(0), help="Loader processes for images. Default: 4 beside a GPU."
+    )
     running.add_argument("--export-npz", help="Also write the samples for ADM's original evaluator.")
     options = parser.parse_args(arguments)
-    for name in ("batch_size", "feature_batch_size"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
     if options.checkpoints and not options.model:
         parser.error("--checkpoints goes with --model RUN")
     if options.checkpoints and options.export_npz:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
+from d_emo.common.numbers import whole_from
 
 # Those of `d_emo.export`, which imports PyTorch.
 FORMATS = ("onnx", "torch", "coreml")
@@ -24,7 +25,9 @@ def main(arguments: list[str]) -> None:
     parser = CommandParser("export_classifier", __doc__)
     parser.add_argument("--model", required=True, help="Folder or Hub id of a classifier, or a name such as EMOv2-5M.")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"])
-    parser.add_argument("--image-size", type=int, help="Side in pixels. Default: what the model's processor makes.")
+    parser.add_argument(
+        "--image-size", type=whole_from(1), help="Side in pixels. Default: what the model's processor makes."
+    )
     parser.add_argument("--output-dir", type=Path, help="Default: exported in the model's folder, or runs/exported.")
     options = parser.parse_args(arguments)
     from d_emo.eval.classification import export_command  # seconds of imports, which --help does without

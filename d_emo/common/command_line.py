@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from d_emo.common.aliases import ABSENT, ALIASES
+from d_emo.common.messages import one_line
 from d_emo.common.versions import own_version
 
 HELP_WIDTH = 110
@@ -48,7 +49,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with one line and argparse's exit code."""
-        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
+        self.exit(2, one_line(f"{self.prog}: {message.removeprefix('argument ')}") + "\n")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's; unknown options end the program like any other mistake."""
@@ -68,6 +69,9 @@ class CommandParser(argparse.ArgumentParser):
         arguments: list[str] = []
         for argument in args or []:
             head, equals, value = argument.partition("=")
+            if not argument or (head.startswith("--") and equals and not value):  # as a shell passes an unset variable
+                named = head or (arguments[-1] if arguments and arguments[-1] in known else "an argument")
+                self.error(f"{named} is empty; name what is meant, or leave it out.")
             head = hyphenated.get(head.replace("-", "_"), head)
             if arguments and arguments[-1] in known and _is_number(argument) and argument.startswith("-"):
                 arguments[-1] += f"={argument}"  # argparse takes -1e-3 for an option
@@ -92,8 +96,8 @@ class CommandParser(argparse.ArgumentParser):
             head, equals, _ = argument.partition("=")
             action = self._option_string_actions.get(head)
             if action is not None:
-                many = math.inf if action.nargs in ("*", "+") else 1  # None and "?" take one
-                room = 0 if equals else float(action.nargs) if isinstance(action.nargs, int) else many
+                most = 1 if action.nargs in (None, "?") else action.nargs
+                room = 0 if equals else float(most) if isinstance(most, int) else math.inf
             elif room:
                 room -= 1
             else:

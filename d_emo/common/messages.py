@@ -8,6 +8,7 @@ import unicodedata
 _REMEDIES = {
     errno.ENOSPC: "make room, or write elsewhere",
     errno.EDQUOT: "make room, or write elsewhere",
+    errno.EFBIG: "the system takes no file of that size; allow it (ulimit -f), or write elsewhere",
     errno.EROFS: "choose a folder that you may write in",
     errno.EACCES: "change its rights, or choose another place",
     errno.EPERM: "change its rights, or choose another place",
@@ -18,6 +19,18 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "use shorter names",
     errno.ENOENT: "was it moved or deleted?",
 }
+
+
+# A line is at most so long; of a longer one the middle is left out, as its end says what to do.
+LONGEST_LINE = 600
+
+
+def one_line(text: str) -> str:
+    """A message as one line that a terminal shows: without line breaks and control characters, and not endless."""
+    line = printable(re.sub(r"\s+", " ", text).strip())
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
 
 
 # What libraries advise that this package does not: to let a file run code, or to go on without a check.
@@ -50,14 +63,15 @@ _LONGEST = 300
 
 def own_line(error: BaseException) -> str:
     """What an error that ends a command says, in one line: of one that this package raised all of it."""
+    if said := _said_by_loader(error):
+        return said
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     module = place.tb_frame.f_globals.get("__name__", "") if place is not None else ""
     if module.partition(".")[0] not in (__name__.partition(".")[0], "__main__"):
         return first_line(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else _kind(error)
+    return one_line(str(error)) or _kind(error)
 
 
 def first_line(error: BaseException) -> str:
@@ -68,6 +82,8 @@ def first_line(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and error.strerror is not None:
         return describe_os_error(error)
+    if said := _said_by_loader(error):
+        return said
     whole = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     for pattern, plain in _PLAIN:
         if pattern.search(whole):
@@ -82,6 +98,14 @@ def first_line(error: BaseException) -> str:
         if text:
             return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
     return _kind(error)
+
+
+def _said_by_loader(error: BaseException) -> str:
+    """What an error said in the loader's process that it comes from: PyTorch adds that process's traceback."""
+    lines = str(error).strip().splitlines()
+    if len(lines) < 2 or "DataLoader worker" not in lines[0]:
+        return ""
+    return _PREFIX.sub("", lines[-1])
 
 
 def _sentences(line: str) -> list[str]:

@@ -5,7 +5,7 @@ The command line and the YAML file are derived from frozen dataclasses. A YAML f
 command reads its options before it loads PyTorch.
 """
 
-import math
+import json
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, field, fields
@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from d_emo.common.command_line import CommandParser, flag, with_default
+from d_emo.common.numbers import finite, whole
 from d_emo.common.option_files import read_option_file
 
 # What stands for a value in --help, by the ends of options' names; others show N, X or TEXT.
@@ -119,11 +120,22 @@ def parse_options(
     if isinstance(lower, Recipe):
         values = read_option_file(lower.path, kinds)
         lower = {name: value for name, value in values.items() if name not in lower.without}
-    given = _over(given, {name: value for name, value in lower.items() if name in kinds}, entries)
+    given = _over(given, {name: _as_read(name, lower[name], kinds[name]) for name in lower if name in kinds}, entries)
     return table(**{
         title: group(**{e.name: given[e.name] for e in fields(group) if given.get(e.name) is not None})
         for title, group in groups.items()
     })  # fmt: skip
+
+
+def _as_read(name: str, value: Any, kind: Kind) -> Any:
+    """A value that a program stored, as the option takes it now: files are edited, and options change."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        return kind.convert(text)
+    except ValueError as error:
+        raise ValueError(f"{flag(name)}: the stored options say {text[:80]}: {error}; give it anew.") from error
 
 
 def _over(given: dict[str, Any], values: dict[str, Any], entries: list[Field]) -> dict[str, Any]:
@@ -178,10 +190,10 @@ def _kind(hint: Any) -> Kind:
         choices = get_args(hint)
         return Kind(lambda text: _chosen(text, choices), "{" + ",".join(choices) + "}", choices)
     return {
-        int: Kind(_whole, "N"),
-        float: Kind(_number, "X"),
+        int: Kind(whole, "N"),
+        float: Kind(finite, "X"),
         bool: Kind(_boolean, "true|false"),
-        str: Kind(str, "TEXT"),
+        str: Kind(_text, "TEXT"),
     }[hint]
 
 
@@ -191,21 +203,10 @@ def _chosen(text: str, choices: tuple[str, ...]) -> str:
     return text
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a whole number") from None
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
-    if not math.isfinite(value):
-        raise ValueError(f"{text!r} is not a finite number")
-    return value
+def _text(text: str) -> str:
+    if not text:  # as a shell passes an unset variable
+        raise ValueError("is empty; name what is meant, or leave it out")
+    return text
 
 
 def _boolean(text: str) -> bool:

@@ -4,15 +4,27 @@ import ctypes
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import sys
+import threading
+import time
+from collections.abc import Callable, Collection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list
 from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from d_emo.common.messages import describe_os_error
+
+# What a launcher's command line names.
+_LAUNCHER = re.compile(r"accelerate|torchrun|torch\.distributed|torch/distributed")
+_WATCH_SECONDS = 0.5
 
 
 class LaunchError(ValueError):
@@ -45,10 +57,32 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
             f"{launched} processes were launched, but Accelerate joined {accelerator.num_processes}; "
             "check the launch command (several CPU processes start with torchrun)."
         )
+    _end_with_launcher()
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
         torch.set_num_threads(cpu_threads or max(1, cores() // accelerator.num_processes))
     return accelerator
+
+
+def _end_with_launcher() -> None:
+    """Where a launcher started this process, be asked to stop (SIGTERM) once that is gone.
+
+    `accelerate launch` passes no signal on, and no launcher does when it is killed: its processes would go on unseen.
+    A process that something else started (a shell, nohup, tmux) outlives it.
+    """
+    parent = os.getppid()
+    try:
+        if not _LAUNCHER.search(" ".join(psutil.Process(parent).cmdline())):
+            return
+    except psutil.Error:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="launcher watch").start()
 
 
 def cores() -> int:
@@ -80,6 +114,28 @@ def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
     )
 
 
+T = TypeVar("T")
+
+
+def agreed(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What the main process decides, or its ValueError or OSError, on all of them."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = decide()
+        except (ValueError, OSError) as error:
+            answer[1] = error
+    first = answer[1]
+    if accelerator.num_processes > 1:
+        answer[1] = first and (describe_os_error(first) if isinstance(first, OSError) else str(first))
+        broadcast_object_list(answer)
+    if first is not None:
+        raise first
+    if answer[1] is not None:
+        raise ValueError(answer[1])
+    return answer[0]
+
+
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether the processes share one copy of the model."""
     return bool(accelerator.is_fsdp2)
@@ -108,14 +164,33 @@ def is_dead_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
-def end_workers() -> None:
-    """End the loader processes that are left: they ignore polite signals, and the interpreter would wait for them."""
+def end_workers(spared: Collection[BaseProcess] = ()) -> None:
+    """End the loader processes that are left: they ignore polite signals, and the interpreter would wait for them.
+
+    Args:
+        spared: children of this process that are none of ours, such as were there before.
+    """
     former = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
-    for process in multiprocessing.active_children():
+    for process in (process for process in multiprocessing.active_children() if process not in spared):
         process.kill()
         process.join()
     if former is not None:
         signal.signal(signal.SIGCHLD, former)
+
+
+def leave_interrupts(_worker: int) -> None:
+    """Start of a loader's process: Ctrl-C, which reaches the whole group, is for the process that it works for.
+
+    And where that one ends, multiprocessing's thread here, which hands tensors over, would print that nobody took them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = sys.excepthook
+
+    def quietly(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if not issubclass(kind, OSError | EOFError):
+            report(kind, error, traceback)
+
+    sys.excepthook = quietly
 
 
 def hardware(device: torch.device, count: int = 1) -> str:

@@ -22,6 +22,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
+from d_emo.common.numbers import whole_from
+
 JOBS, DTYPES = ("forward", "train"), ("float32", "bfloat16")
 LEAST_SECONDS = 0.8  # of a measurement; shorter jobs are repeated
 Case = tuple[str, str, str]  # job, dtype, model
@@ -137,14 +141,14 @@ def ratio(numerators: list[float], denominators: list[float]) -> float:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser("compare_checkouts", __doc__)
     parser.add_argument("checkouts", nargs="*", type=Path, help="Folders; the first is what others are compared with.")
     parser.add_argument("--models", nargs="+", default=["D-EMOv2-S-2", "DiT-S-2"], help="The last is the baseline.")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--latent", type=int, default=32, help="Side of the latent.")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=whole_from(1), default=8)
+    parser.add_argument("--latent", type=whole_from(1), default=32, help="Side of the latent.")
+    parser.add_argument("--rounds", type=whole_from(1), default=7)
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall",
         help="cpu: the processor's time of all threads, for a machine that does other things at the same time.",
@@ -156,6 +160,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+@command("compare_checkouts")
 def main(arguments: list[str]) -> None:
     """Measure, print the table."""
     options = parse(arguments)

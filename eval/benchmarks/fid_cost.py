@@ -6,7 +6,6 @@ Random features of Inception's size. The Frechet distance is also computed as AD
 is the process's, the features included.
 """
 
-import argparse
 import resource
 import sys
 import time
@@ -16,6 +15,9 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
+from d_emo.common.numbers import whole_from
 from d_emo.eval.fid.metrics import (
     Moments,
     frechet_distance,
@@ -42,11 +44,12 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     return time.perf_counter() - start, answer
 
 
+@command("fid_cost")
 def main(arguments: list[str]) -> None:
     """Print a row a score."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=50_000, help="Number of samples.")
-    parser.add_argument("--reference", type=int, default=10_000, help="Number of reference images.")
+    parser = CommandParser("fid_cost", __doc__)
+    parser.add_argument("--samples", type=whole_from(1), default=50_000, help="Number of samples.")
+    parser.add_argument("--reference", type=whole_from(1), default=10_000, help="Number of reference images.")
     options = parser.parse_args(arguments)
     random = np.random.default_rng(0)
     drawn = random.standard_normal((options.samples, FEATURES), dtype=np.float32)

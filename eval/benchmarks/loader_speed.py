@@ -11,7 +11,6 @@ A second table compares how pictures are stored, for training in pixels or encod
 folders, a parquet file, and WebDataset shards read by index and as a stream; each is read and decoded, in one process.
 """
 
-import argparse
 import io
 import statistics
 import sys
@@ -25,12 +24,15 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 from d_emo.common.digests import weights_digest
+from d_emo.common.numbers import whole_from
 from d_emo.images.decode import center_crop, decode, to_tensor
 from d_emo.images.digits import digits_source
 from d_emo.images.folders import folder_source
 from d_emo.images.latent_cache import CacheManifest, LatentCache, claim_latents, shard_folder, write_latents
-from d_emo.images.latents import encode_images, vae_scale_factor
+from d_emo.images.latents import encode_images, open_vae, vae_scale_factor
 from d_emo.images.shards import tar_source
 from d_emo.images.source import ImageSource
 from d_emo.images.streams import streamed_source
@@ -150,18 +152,25 @@ def print_table(medians: dict[str, float]) -> None:
         print(f"| {name} | {median:,.1f} | {median / first:.4f} |")
 
 
+@command("loader_speed")
 def main(arguments: list[str]) -> None:
     """Print a row a way."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser("loader_speed", __doc__)
     parser.add_argument("--images", help=".parquet file of images. Default: scikit-learn's digits, enlarged.")
-    parser.add_argument("--resolution", type=int, default=256)
-    parser.add_argument("--count", type=int, default=2000, help="Images in the cache.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--encoded", type=int, default=4, help="Images a round that are encoded on the fly.")
+    parser.add_argument("--resolution", type=whole_from(1), default=256)
+    parser.add_argument("--count", type=whole_from(1), default=2000, help="Images in the cache.")
+    parser.add_argument("--rounds", type=whole_from(1), default=5)
+    parser.add_argument("--encoded", type=whole_from(1), default=4, help="Images a round that are encoded on the fly.")
     parser.add_argument("--vae", help="Folder of a VAE. Default: random weights in the layout of SD's.")
     options = parser.parse_args(arguments)
-    source = datasets_source(options.images, label_column=None) if options.images else digits_source()
-    vae = AutoencoderKL.from_pretrained(options.vae) if options.vae else AutoencoderKL(**SD_VAE)
+    try:
+        source = datasets_source(options.images, label_column=None) if options.images else digits_source()
+    except ValueError as error:
+        raise ValueError(f"--images {options.images} {error}") from error
+    try:
+        vae = open_vae(options.vae) if options.vae else AutoencoderKL(**SD_VAE)
+    except ValueError as error:
+        raise ValueError(f"--vae {error}") from error
     vae.eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "latents"

@@ -8,7 +8,6 @@ rounding ours gives the published figure; the others say why they do not. Source
 to XIII.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 
 from d_emo import create_classifier
+from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 from d_emo.models.flops import count_macs_as_published, count_parameters
 
 IMAGE_SIZE = 224
@@ -120,11 +121,10 @@ def _shows(value: float, published: float) -> bool:
     return round(published) in (int(value), round(value))
 
 
+@command("classifier_table")
 def main(arguments: list[str]) -> None:
     """Print the table."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(
-        arguments
-    )
+    CommandParser("classifier_table", __doc__).parse_args(arguments)
     print("| change of EMOv2-5M, or size | parameters | published | MMACs | published | agrees | remark |")
     print("|---" * 7 + "|")
     for row in ROWS:

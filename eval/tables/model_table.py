@@ -7,12 +7,13 @@ Parameters include the fixed positions and the label table; multiply-adds (MACs)
 convolutions for one forward pass of one 32 x 32 x 4 latent, 1,000 classes, learned variance.
 """
 
-import argparse
 import sys
 
 import torch
 
 from d_emo import create_model, list_models
+from d_emo.common.command_line import CommandParser
+from d_emo.common.commands import command
 from d_emo.models.flops import count_macs, count_parameters
 from d_emo.models.variants import model_spec
 
@@ -27,13 +28,15 @@ def table_row(name: str) -> str:
     return f"| {name} | {heads} | {count_parameters(model):,} | {count_macs(model) / 1e9:.3f} | {source} |"
 
 
+@command("model_table")
 def main(arguments: list[str]) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser("model_table", __doc__)
     parser.add_argument("--pattern", default="*-2", help="Shell pattern of model names.")
-    names = list_models(parser.parse_args(arguments).pattern)
+    options = parser.parse_args(arguments)
+    names = list_models(options.pattern)
     if not names:
-        sys.exit("model_table: no model matches --pattern; see d_emo.list_models().")
+        raise ValueError(f"--pattern {options.pattern}: no model matches; see d_emo.list_models().")
     print("| model | blocks x channels | parameters | GMACs | size from |")
     print("|---|---|---|---|---|")
     for name in names:

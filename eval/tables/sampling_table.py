@@ -8,7 +8,6 @@ real images in pixel space ([-1, 1]). `change` is the root mean square differenc
 a cache. Seconds are those of the whole run, the median of `--repeats`; `speed` is relative to the first row.
 """
 
-import argparse
 import ast
 import contextlib
 import io
@@ -22,8 +21,10 @@ from typing import Any
 import numpy as np
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FirstBlockCacheConfig, MagCacheConfig
 
+from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.files import write_json
+from d_emo.common.numbers import finite_from, whole_from
 from d_emo.eval.digits_report import draw, load_digits_pipeline, real_digits, score_digits
 from d_emo.eval.fid.metrics import frechet_distance, moments_of
 from d_emo.pipelines import DEMOPipeline
@@ -73,11 +74,11 @@ def cache_configs(pipeline: DEMOPipeline, guidance_scale: float) -> Iterator[tup
 @command("sampling_table")
 def main(arguments: list[str]) -> None:
     """Draw, score and print row after row; write JSON beside the model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser("sampling_table", __doc__)
     parser.add_argument("--model", required=True, help="Pipeline folder of a digits run.")
-    parser.add_argument("--per-class", type=int, default=20, help="Samples a class.")
-    parser.add_argument("--guidance-scale", type=float, default=1.5)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--per-class", type=whole_from(1), default=20, help="Samples a class.")
+    parser.add_argument("--guidance-scale", type=finite_from(1), default=1.5)
+    parser.add_argument("--repeats", type=whole_from(1), default=3)
     options = parser.parse_args(arguments)
     pipeline = load_digits_pipeline(options.model)
     pipeline.set_progress_bar_config(disable=True)

@@ -10,6 +10,7 @@ import tarfile
 import numpy as np
 import PIL.Image
 import pytest
+from helpers.mutation import mutated
 
 from d_emo.eval.fid.image_sets import open_set
 from d_emo.images.decode import UnreadableImageError, decode
@@ -19,30 +20,6 @@ from d_emo.images.tables import datasets_source
 datasets = pytest.importorskip("datasets")
 FORMATS = ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000", "TGA", "ICO", "ICNS", "PPM", "DDS", "PCX", "SGI",
            "QOI", "AVIF", "MPO", "IM", "MSP", "BLP", "DIB", "XBM"]  # fmt: skip
-
-
-def mutated(content: bytes, random: np.random.RandomState) -> bytes:
-    """Bytes flipped, cut, repeated, filled, or two places exchanged."""
-    data = bytearray(content)
-    for _ in range(random.randint(1, 5)):
-        if not data:
-            break
-        kind, place = random.randint(6), random.randint(len(data))
-        size = random.randint(1, 1 + min(64, len(data)))
-        if kind == 0:
-            data[place] = random.randint(256)
-        elif kind == 1:
-            del data[place:]
-        elif kind == 2:
-            data[place:place] = data[place : place + size]
-        elif kind == 3:
-            data[place : place + size] = bytes(random.choice([0, 255, 127, 128]) for _ in range(size))
-        elif kind == 4:
-            del data[place : place + size]
-        else:
-            head = random.randint(min(len(data), 64))  # headers are what parsers believe
-            data[head] ^= 1 << random.randint(8)
-    return bytes(data)
 
 
 def seeds() -> list[bytes]:

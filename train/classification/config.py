@@ -145,6 +145,12 @@ class DistillationOptions:
     def __post_init__(self):
         require(self.teacher_weight >= 0, "teacher_weight", self.teacher_weight, "must not be < 0")
         require(self.teacher_tau > 0, "teacher_tau", self.teacher_tau, "must be positive")
+        require(
+            self.teacher_resolution is None or self.teacher_resolution > 0,
+            "teacher_resolution",
+            self.teacher_resolution,
+            "must be positive",
+        )
 
     def describe(self) -> str:
         """The teacher, for people."""
@@ -172,8 +178,11 @@ class ClassifierOptimizationOptions(StepOptions):
 
     def __post_init__(self):
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
-        require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "must not be < 0")
+        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
+        for name in ("warmup_epochs", "weight_decay", "adam_eps"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        require(0 < self.decay_rate <= 1, "decay_rate", self.decay_rate, "must be in (0, 1]")
         require(
             self.max_grad_norm is None or self.max_grad_norm >= 0,
             "max_grad_norm",

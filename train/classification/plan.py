@@ -248,8 +248,10 @@ def make_classifier_schedule(
             warmup_lr_rate=options.warmup_lr_ratio,
         )
     interval = max(1, round(plan.max_train_steps * options.decay_epochs / plan.config.run.epochs))
-    steps = torch.optim.lr_scheduler.StepLR(optimizer, interval, options.decay_rate)
-    if not warmup:
-        return steps
-    rise = torch.optim.lr_scheduler.LinearLR(optimizer, max(options.warmup_lr_ratio, 1e-8), total_iters=warmup)
-    return torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, steps], [warmup])
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return options.warmup_lr_ratio + (1 - options.warmup_lr_ratio) * step / warmup
+        return options.decay_rate ** ((step - warmup) // interval)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -85,9 +85,6 @@ def run(config: ClassifierConfig) -> None:
     if config.run.dry_run:
         return
     classifier = make_run(plan, accelerator)
-    start.claim_or_resume(classifier, ClassifierConfig().flat(), lambda path: load_average(classifier, path))
-    if accelerator.is_main_process:
-        truncate_log(plan.output_dir / VALIDATION_FILE, classifier.step, VALIDATION_COLUMNS)
     loop.run_to_the_end(classifier, lambda: train(classifier))
 
 
@@ -128,12 +125,15 @@ def load_average(run: ClassifierRun, path: Path) -> None:
 
 
 def train(run: ClassifierRun) -> int:
-    """Step until the end, or until the user interrupts; log, validate and save on the way.
+    """Claim the folder, step until the end or until the user interrupts; log, validate and save on the way.
 
     Returns:
         The exit code: 0, or the shell's code for the signal that stopped the run.
     """
     plan = run.plan
+    start.claim_or_resume(run, ClassifierConfig().flat(), lambda path: load_average(run, path))
+    if run.accelerator.is_main_process:
+        truncate_log(plan.output_dir / VALIDATION_FILE, run.step, VALIDATION_COLUMNS)
     run.model.train()
 
     def score() -> None:

@@ -111,7 +111,10 @@ class OptimizationOptions(StepOptions):
         require(self.logit_normal_std > 0, "logit_normal_std", self.logit_normal_std, "must be positive")
         require(0 <= self.class_dropout_prob < 1, "class_dropout_prob", self.class_dropout_prob, "must be in [0, 1)")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "must be in [0, 1)")
+        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
+        for name in ("weight_decay", "lr_warmup_steps"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
         require(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             "max_grad_norm",

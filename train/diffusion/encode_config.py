@@ -26,8 +26,9 @@ class EncodeOptions:
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output-dir is missing; name the folder of latents to write.")
-        for name in ("batch_size", "shard_size"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        for name in ("batch_size", "shard_size", "resolution"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "must be positive")
         require(self.dtype in DTYPES, "dtype", self.dtype, f"use one of {', '.join(DTYPES)}")
 
 

@@ -35,7 +35,6 @@ def run(config: TrainConfig) -> None:
     if config.run.dry_run:
         return
     diffusion = make_run(plan, accelerator)
-    start_or_resume(diffusion)
     loop.run_to_the_end(diffusion, lambda: train(diffusion))
 
 
@@ -84,12 +83,13 @@ def load_checkpoint(run: Run, path: Path) -> None:
 
 
 def train(run: Run) -> int:
-    """Step until the end, or until the user interrupts; log, sample and save on the way.
+    """Claim the folder, step until the end or until the user interrupts; log, sample and save on the way.
 
     Returns:
         The exit code: 0, or the shell's code for the signal that stopped the run.
     """
     options = run.plan.config.run
+    start_or_resume(run)
     lora.set_mode(run.model, frozen_norms=run.plan.config.model.lora_rank is not None)
 
     def show() -> None:

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from d_emo.common import averaging
 from d_emo.train.engine.plan import OptimizationOptions
+from d_emo.train.engine.sharding import shared_out, whole
 
 
 class WeightAverage(averaging.WeightAverage):
@@ -52,16 +53,14 @@ class WeightAverage(averaging.WeightAverage):
 
     def whole_state(self) -> dict[str, torch.Tensor]:
         """The module's state with every tensor whole; every process must call this."""
-        return {name: _whole(tensor) for name, tensor in self.module.state_dict().items()}
+        return {name: whole(tensor) for name, tensor in self.module.state_dict().items()}
 
     @torch.no_grad()
     def load_whole_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over whole tensors, every one of them or, with adapters, those that are trained."""
         own = self.module.state_dict()
         for name, value in state.items():
-            if isinstance(own[name], DTensor):
-                value = _sharded(value, own[name])
-            own[name].copy_(value)
+            own[name].copy_(shared_out(value, own[name]))
 
     def write_into(self, plain: torch.nn.Module) -> None:
         """Put the average into a plain model: shards gathered, adapters merged. Every process must call this."""
@@ -80,14 +79,3 @@ class WeightAverage(averaging.WeightAverage):
 def _local_tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     """Parameters and buffers, of sharded ones this process's shard."""
     return [t.to_local() if isinstance(t, DTensor) else t.detach() for t in [*module.parameters(), *module.buffers()]]
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _sharded(value: torch.Tensor, like: DTensor) -> DTensor:
-    """This process's shard of a whole tensor that every process has."""
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

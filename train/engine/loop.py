@@ -1,6 +1,7 @@
 """The loop of every trainer: steps, log lines, checkpoints, orderly stops. What is learned comes as functions."""
 
 import contextlib
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ def run_to_the_end(run: AnyRun, train: Callable[[], int]) -> None:
         UnfinishedError: the system refuses something, such as room on the disk.
         LoaderError: a process or thread that reads data failed.
     """
+    others = multiprocessing.active_children()
     try:
         code = train()
     except BrokenPipeError:
@@ -46,7 +48,9 @@ def run_to_the_end(run: AnyRun, train: Callable[[], int]) -> None:
     finally:
         with contextlib.suppress(OSError):  # a tracker's, on a full disk
             run.accelerator.end_training()
-        end_workers()
+        end_workers(others)
+        if run.lock is not None:
+            run.lock.release()
     if code:
         sys.exit(code)
 

@@ -41,6 +41,9 @@ class RunOptions:
     resume_from: str | None = option(
         None, "A checkpoint folder, or 'latest': the newest whole one in the output folder."
     )
+    allow_change: str | None = option(
+        None, "With --resume-from: options that may differ from the checkpoint's run, such as learning_rate,seed."
+    )
     cpu_threads: int | None = option(None, "Threads a process on a CPU. Default: the cores shared by the processes.")
     dry_run: bool = option(False, "Print what would run, and stop.")
 
@@ -52,6 +55,8 @@ class RunOptions:
             require(value is None or value > 0, name, value, "must be positive")
         if self.keep_every and not self.keep_checkpoints:
             raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
+        if self.allow_change is not None and self.resume_from is None:
+            raise ValueError(f"--allow-change {self.allow_change} belongs to --resume-from.")
         valid = self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license)
         require(bool(valid), "license", self.license, "the Hub spells licences like apache-2.0 or cc-by-nc-4.0")
         require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")
@@ -78,21 +83,24 @@ def options_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         given: by name. Empty is answered without --resume-from, and where the run's folder has to be guessed or has no
-            readable `run.json`; `checkpoints.check_run_folder` then compares.
+            readable `run.json`; `resume.check_same_run` then compares.
     """
     resume_from, folder = given.get("resume_from"), given.get("output_dir")
     if resume_from is None:
         return {}
-    left = {"resume_from", "output_dir", "dry_run"}
+    left = {"resume_from", "allow_change", "output_dir", "dry_run"}
     if any(given.get(source) is not None for source in DATA_SOURCES):
         left |= {*DATA_SOURCES}  # the data may have moved
     folders = [Path(folder)] if folder else []
+    own = {}
     if resume_from != "latest":
-        folders.insert(0, Path(resume_from).parent)
+        folders = [Path(resume_from), Path(resume_from).absolute().parent, *folders]
+        if not folder and Path(resume_from).name.startswith("checkpoint-"):  # the run goes on where it is
+            own = {"output_dir": str(Path(resume_from).parent)}
     for path in (parent / RUN_FILE for parent in folders):
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            return {name: value for name, value in stored.items() if name not in left}
-        except (OSError, ValueError, AttributeError):
+            return {**{name: value for name, value in stored.items() if name not in left}, **own}
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue
     return {}

@@ -10,17 +10,19 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from d_emo.common.files import remove_partial, write_json
-from d_emo.common.messages import first_line
-from d_emo.common.processes import LaunchError, keep_freed_memory, start_processes
+from d_emo.common.locks import FolderLock
+from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.processes import LaunchError, agreed, keep_freed_memory, start_processes
 from d_emo.train.data import stream_loader
 from d_emo.train.data.options import DATA_SOURCES
-from d_emo.train.engine import checkpoints, fit
+from d_emo.train.engine import checkpoints, fit, resume
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.log import LOG_FILE, seconds_so_far, truncate_log
 from d_emo.train.engine.options import RUN_FILE, RunOptions
 from d_emo.train.engine.plan import RunPlan
 from d_emo.train.engine.run import AnyRun, Parts
+from d_emo.train.engine.state import load_state
 from d_emo.train.engine.trackers import LOG_FOLDER, chosen_trackers, open_trackers
 
 
@@ -82,7 +84,6 @@ def prepare(
     if compile_model is not None:
         compile_model()
     model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(lr_schedule)
     average.shard_like(model)
     return Parts(model=model, average=average, optimizer=optimizer, statistics=statistics, lr_schedule=lr_schedule)
 
@@ -92,37 +93,81 @@ def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callabl
 
     Args:
         run: what is trained.
-        defaults: of every option; see `check_run_folder`.
+        defaults: of every option; see `read_identity`.
         load_average: reads the averaged weights of a checkpoint's folder.
 
     Raises:
-        CheckpointError: the folder holds something else, or the checkpoint is damaged.
+        ValueError: the folder is in use or holds something else, or the checkpoint is damaged or of another run.
     """
     config, accelerator = run.plan.config, run.accelerator
-    identity, resume_from = run.plan.identity(), config.run.resume_from
-    checkpoints.check_run_folder(run.output_dir, identity, resume_from is not None, defaults)
-    if resume_from:
-        path, manifest, notes = checkpoints.agreed_checkpoint(accelerator, resume_from, run.output_dir)
-        for note in notes:
+    identity = run.plan.identity()
+    path, manifest, notes = agreed(accelerator, lambda: _claim(run, identity, defaults))
+    for note in notes:
+        run.say(note)
+    if path is not None:
+        run.step = manifest["step"]
+        load_state(run, path / checkpoints.STATE_FOLDER, run.step, manifest["processes"])
+        load_average(path)
+        run.average.n_averaged.fill_(1 + run.step)
+        if run.plan.source.stream is not None:
+            run.place, note = stream_loader.load_place(path / checkpoints.STATE_FOLDER, accelerator)
             run.say(note)
-        if path is not None:
-            if manifest["step"] > run.plan.max_train_steps:
-                raise checkpoints.CheckpointError(
-                    f"{path} is at step {manifest['step']}, past the {run.plan.max_train_steps} that were asked for; "
-                    "name more steps (--max-train-steps), or use the run as it is."
-                )
-            accelerator.load_state(str(path / checkpoints.STATE_FOLDER))
-            load_average(path)
-            run.step = manifest["step"]
-            run.average.n_averaged.fill_(1 + run.step)
-            if run.plan.source.stream is not None:
-                run.place, note = stream_loader.load_place(path / checkpoints.STATE_FOLDER, accelerator)
-                run.say(note)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        run.output_dir.mkdir(parents=True, exist_ok=True)
         remove_partial(run.output_dir)
         write_json(run.output_dir / RUN_FILE, identity)
         truncate_log(run.output_dir / LOG_FILE, run.step)
         run.seconds_before = seconds_so_far(run.output_dir / LOG_FILE)
     open_trackers(run, config.flat())
+
+
+def _claim(
+    run: AnyRun, identity: dict[str, Any], defaults: dict[str, Any]
+) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """Lock the output folder, and find what to continue from; the main process does.
+
+    Returns:
+        The checkpoint, None for a fresh start; its manifest; lines to tell the user.
+    """
+    options, folder = run.plan.config.run, run.output_dir
+    if options.resume_from is not None:
+        resume.check_named(options.resume_from)
+    if not (folder / RUN_FILE).is_file():
+        resume.check_run_folder(folder, options.resume_from is not None)  # before a lock is left among others' files
+    try:
+        run.lock = FolderLock(folder, "--output-dir")
+    except OSError as error:
+        raise ValueError(f"--output-dir {describe_os_error(error)}.") from error
+    resume.check_run_folder(folder, options.resume_from is not None)
+    if options.resume_from is None:
+        return None, {}, []
+    path, manifest, notes = resume.find_checkpoint(options.resume_from, folder)
+    if path is None:
+        return None, {}, notes
+    if manifest.get("sharded"):
+        raise checkpoints.CheckpointError(
+            f"{path}: an older version saved its state in shards that only unsafe code can read; start a new run from "
+            f"its averaged weights: --init-from {path}, another --output-dir."
+        )
+    if manifest["step"] > run.plan.max_train_steps:
+        raise checkpoints.CheckpointError(
+            f"{path} is at step {manifest['step']}, past the {run.plan.max_train_steps} that were asked for; "
+            "name more steps (--max-train-steps), or use the run as it is."
+        )
+    own = resume.read_identity(path / RUN_FILE, defaults) or resume.read_identity(path.parent / RUN_FILE, defaults)
+    changes = []
+    if own is None:
+        notes.append(f"{path} does not say of which run it is ({RUN_FILE} is missing): its options are not compared.")
+    else:
+        changes = resume.check_same_run(f"--resume-from {path}", own, identity, options.allow_change, path)
+    if changes:
+        notes.append(f"from here on: {'; '.join(changes)}.")
+    newest = (checkpoints.list_checkpoints(folder) or [path])[-1]
+    elsewhere = path.resolve().parent != folder.resolve()
+    if (newest != path and elsewhere) or (changes and newest.resolve() != path.resolve()):
+        other = resume.read_identity(folder / RUN_FILE, defaults)
+        if changes or (other is not None and other != {**defaults, **identity}):
+            raise checkpoints.CheckpointError(
+                f"--output-dir {folder} holds other checkpoints, up to {newest.name}; choose another folder."
+            )
+    return path, manifest, notes

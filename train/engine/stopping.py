@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's SIGTERM: save after the step in progress, then stop."""
+"""Ctrl-C, a scheduler's SIGTERM and a lost terminal: save after the step in progress, then stop."""
 
 import signal
 import sys
@@ -9,13 +9,15 @@ from accelerate import Accelerator
 
 from d_emo.common.output import say
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C, a scheduler's or launcher's wish, a terminal that is closed. Those that are ignored (nohup) stay ignored.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into "save and stop after this step"; a second one stops at once.
+    """Turns Ctrl-C, SIGTERM and SIGHUP into "save and stop after this step"; a second Ctrl-C stops at once.
 
-    A context manager: the signals' former handlers are put back at its end.
+    Other signals may come twice for one wish: of a scheduler, and of a launcher that passes it on. A context manager:
+    the signals' former handlers are put back at its end.
     """
 
     def __init__(self) -> None:
@@ -23,7 +25,8 @@ class StopRequest:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._former = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._former = {number: signal.signal(number, self._receive) for number in wanted}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -32,10 +35,12 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: Any) -> None:
         if self.received is not None:
+            if number != signal.SIGINT:
+                return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
-        say("stopping: saving a checkpoint after this step (again to stop at once)")
+        say("stopping: saving a checkpoint after this step (Ctrl-C again: at once, without it)")
 
     def because_nobody_reads(self) -> None:
         """Stop like that, too, when what is printed goes into a pipe that was closed."""

@@ -102,7 +102,10 @@ def test_images_by_others_are_scored(capsys, tmp_path):
         (["--model", "{model}", "--reference", "digits", "--preset", "dit-400k"], "--sampler ddpm: the model predicts"),
         (["--model", "{model}", "--reference", "digits", "--guidance-scale", "0"], "0 would draw without class"),
         (["--model", "{model}", "--reference", "digits", "--checkpoints", "all"], "has checkpoints of steps none"),
-        (["--model", "{model}", "--reference", "digits", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (
+            ["--model", "{model}", "--reference", "digits", "--batch-size", "0"],
+            "--batch-size: must be at least 1, not 0",
+        ),
         (["--samples", "{tmp}", "--reference", "digits"], "there are no images in this folder"),
         (["--reference", "digits"], "one of the arguments --model --samples is required"),
     ],

@@ -1,6 +1,7 @@
 """Checkpoints: whole or refused by name."""
 
 import json
+import shutil
 
 import pytest
 from helpers.pipelines import tiny_pipeline
@@ -9,15 +10,14 @@ from d_emo import DEMOPipeline
 from d_emo.common.files import partial_path, remove_partial, replace_folder, write_json, written_whole
 from d_emo.train.engine.checkpoints import (
     CheckpointError,
-    check_run_folder,
     checkpoint_path,
-    find_checkpoint,
     list_checkpoints,
     prune_checkpoints,
     publish_pipeline,
     verify_checkpoint,
     write_manifest,
 )
+from d_emo.train.engine.resume import check_run_folder, check_same_run, find_checkpoint
 
 
 def fake_checkpoint(output_dir, step, content=b"weights" * 100):
@@ -56,12 +56,51 @@ def damage_the_manifest(path):
     (path / "manifest.json").write_text('{"step": 10, "fil')
 
 
+def empty_the_manifest(path):
+    (path / "manifest.json").write_text('{"step": 10, "files": {}}')
+
+
+def list_in_the_manifest(path):
+    (path / "manifest.json").write_text("[1, 2]")
+
+
+def nest_the_manifest(path):
+    (path / "manifest.json").write_text("[" * 100_000)
+
+
+def list_a_file_elsewhere(path):
+    content = json.loads((path / "manifest.json").read_text())
+    content["files"]["../other"] = {"bytes": 0, "sha256": ""}
+    write_json(path / "manifest.json", content)
+
+
+def add_a_file(path):
+    (path / "training_state" / "custom_checkpoint_0.pkl").write_bytes(b"")
+
+
+def exchange_a_file(path):
+    other = fake_checkpoint(path.parent / "other", 10, b"WEIGHTS" * 100)
+    (other / "training_state" / "model.safetensors").replace(path / "training_state" / "model.safetensors")
+
+
+def rename_another(path):
+    shutil.rmtree(path)
+    fake_checkpoint(path.parent / "other", 9).rename(path)
+
+
 DAMAGES = {
     cut_in_half: "model.safetensors has 350 bytes, not 700",
     change_a_byte: "the content of .*model.safetensors changed",
     remove_a_file: "model.safetensors is missing",
     remove_the_manifest: "not written to its end",
     damage_the_manifest: "manifest.json is damaged",
+    empty_the_manifest: "manifest.json is damaged",
+    list_in_the_manifest: "manifest.json is damaged",
+    nest_the_manifest: "manifest.json is damaged",
+    list_a_file_elsewhere: "manifest.json is damaged",
+    add_a_file: "custom_checkpoint_0.pkl was not written with it",
+    exchange_a_file: "the content of .*model.safetensors changed",
+    rename_another: "it was renamed, it is of step 9",
 }
 
 
@@ -115,23 +154,64 @@ def test_partial_folders_are_no_checkpoints(tmp_path):
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(CheckpointError, match="not empty and holds no run"):
-        check_run_folder(tmp_path, {}, resuming=False)
+        check_run_folder(tmp_path, resuming=False)
+    with pytest.raises(CheckpointError, match=r"thesis\.txt is a file; name a folder"):
+        check_run_folder(tmp_path / "thesis.txt", resuming=False)
 
 
-def test_another_runs_folder_is_refused(tmp_path):
-    write_json(tmp_path / "run.json", {"model": "D-EMOv2-S-2", "seed": 0, "log_every": 5})
-    fake_checkpoint(tmp_path, 5)
-    same = {"model": "D-EMOv2-S-2", "seed": 0, "log_every": 9}
-    with pytest.raises(CheckpointError, match="holds a run up to checkpoint-0000005; continue it with --resume-from"):
-        check_run_folder(tmp_path, same, resuming=False)
-    check_run_folder(tmp_path, same, resuming=True)
-    with pytest.raises(CheckpointError, match=r"another run: model 'D-EMOv2-S-2' -> 'DiT-S-2'; seed 0 -> 1\. Use"):
-        check_run_folder(tmp_path, {"model": "DiT-S-2", "seed": 1}, resuming=True)
-
-
-def test_a_run_killed_before_its_first_checkpoint_can_start_again(tmp_path):
+def test_a_run_with_checkpoints_is_continued_only_where_that_is_asked_for(tmp_path):
     write_json(tmp_path / "run.json", {"seed": 0})
-    check_run_folder(tmp_path, {"seed": 1}, resuming=False)
+    check_run_folder(tmp_path, resuming=False)  # killed before it had anything to lose
+    fake_checkpoint(tmp_path, 5)
+    with pytest.raises(CheckpointError, match="holds a run up to checkpoint-0000005; continue it with --resume-from"):
+        check_run_folder(tmp_path, resuming=False)
+    check_run_folder(tmp_path, resuming=True)
+
+
+RUN = {"model": "D-EMOv2-S-2", "seed": 0, "learning_rate": 1e-4, "lr_schedule_steps": 100, "data_size": 9, "data": "a",
+       "log_every": 5, "objective": "dit"}  # fmt: skip
+
+
+def compared(tmp_path, allowed=None, **changes):
+    return check_same_run("--resume-from X", RUN, {**RUN, **changes}, allowed, tmp_path)
+
+
+def test_what_does_not_change_the_result_may_differ(tmp_path):
+    assert compared(tmp_path, log_every=7, data="moved") == []
+
+
+def test_what_changes_the_result_is_named_with_the_ways_on(tmp_path):
+    with pytest.raises(CheckpointError) as refusal:
+        compared(tmp_path, seed=1, learning_rate=1e-3)
+    message = str(refusal.value)
+    assert "learning_rate 0.0001 -> 0.001; seed 0 -> 1" in message
+    assert "--allow-change learning_rate,seed" in message and f"--init-from {tmp_path}" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"seed": 1}, "seed"), ({"learning_rate": 1e-3}, "learning-rate"), ({"lr_schedule_steps": 200}, "max_train_steps"),
+     ({"data_size": 10}, "data")],
+)  # fmt: skip
+def test_a_permission_names_the_option_that_a_person_knows(tmp_path, change, name):
+    with pytest.raises(CheckpointError, match=f"--allow-change {name.replace('-', '_')}"):
+        compared(tmp_path, **change)
+    assert len(compared(tmp_path, name, **change)) == 1
+    with pytest.raises(CheckpointError, match="--allow-change"):
+        compared(tmp_path, "log_every", **change)
+
+
+@pytest.mark.parametrize("change", [{"model": "DiT-S-2"}, {"objective": "sit"}])
+def test_no_permission_makes_another_network_of_the_weights(tmp_path, change):
+    (name,) = change
+    with pytest.raises(CheckpointError, match=f"{name} .* -> .*--init-from") as refusal:
+        compared(tmp_path, name, **change)
+    assert "--allow-change" not in str(refusal.value)
+
+
+def test_permission_for_an_option_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"--allow-change learning_rat: .*did you mean learning_rate"):
+        compared(tmp_path, "learning_rat")
 
 
 def test_publishing_replaces_an_older_pipeline_and_keeps_the_run(tmp_path):

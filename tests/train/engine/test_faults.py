@@ -72,12 +72,12 @@ def test_a_missing_file_of_one_process_is_named_and_latest_goes_back(tmp_path):
     with Trainer(tmp_path / "log", *arguments, "4", processes=2) as trainer:
         assert trainer.finish() == 0, trainer.output
     before = losses(run)
-    (run / "checkpoint-0000004" / "training_state" / "random_states_1.pkl").unlink()
+    (run / "checkpoint-0000004" / "training_state" / "random-1.json").unlink()
     with Trainer(
         tmp_path / "log", *arguments, "6", "--resume-from", run / "checkpoint-0000004", processes=2
     ) as trainer:
         assert trainer.finish() != 0
-        assert "checkpoint-0000004: training_state/random_states_1.pkl is missing" in trainer.output
+        assert "checkpoint-0000004: training_state/random-1.json is missing" in trainer.output
     with Trainer(tmp_path / "log", *arguments, "6", "--resume-from", "latest", processes=2) as trainer:
         assert trainer.finish() == 0, trainer.output
         assert "skipped: checkpoint" in trainer.output and "checkpoint-0000002, the newest whole" in trainer.output

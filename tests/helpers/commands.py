@@ -1,0 +1,250 @@
+"""Every command of the package: what begins it, a command line that works, and the options that its parser knows."""
+
+import argparse
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from d_emo.common.command_line import CommandParser
+from d_emo.common.files import LOCK_FILE
+from d_emo.common.options import TRUE
+from d_emo.kernels import use_backend
+from d_emo.kernels.dispatch import chosen_backend
+from helpers.classifiers import TINY as TINY_CLASSIFIER
+from helpers.training import TINY
+
+# Characters of a line that still helps.
+LONGEST = 700
+# Lines on stderr, with those that libraries print and what a command says before it fails.
+LINES = 3
+
+
+class Reached(BaseException):
+    """A command came to its work: its options were accepted. No error that a command would catch."""
+
+
+@dataclass(frozen=True)
+class SweptCommand:
+    """A command.
+
+    Attributes:
+        name: of it.
+        module: that has its `main`.
+        base: a command line that works; "@NAME" stands for what `made` has of that name, "@out" for a new folder.
+        parsed: what is called first with options that the parser accepted.
+        quick: whether the base command line takes seconds.
+    """
+
+    name: str
+    module: str
+    base: tuple[str, ...]
+    parsed: str
+    quick: bool = True
+
+    @property
+    def main(self) -> Callable[[list[str]], None]:
+        """The command's function."""
+        return importlib.import_module(self.module).main
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        SweptCommand(
+            "train_dit",
+            "d_emo.train.train_dit",
+            (*TINY, "--max-train-steps", "1", "--output-dir", "@out"),
+            "d_emo.train.diffusion.trainer.run",
+        ),
+        SweptCommand(
+            "train_classifier",
+            "d_emo.train.train_classifier",
+            (*TINY_CLASSIFIER, "--max-train-steps", "1", "--output-dir", "@out"),
+            "d_emo.train.classification.trainer.run",
+        ),
+        SweptCommand(
+            "encode_latents",
+            "d_emo.train.encode_latents",
+            ("--train-data-dir", "@pictures", "--vae", "@vae", "--resolution", "16", "--output-dir", "@out"),
+            "d_emo.train.diffusion.encoding.run",
+        ),
+        SweptCommand(
+            "convert_dit",
+            "d_emo.train.convert_dit",
+            ("@dit.pt", "--objective", "dit", "--vae", "none", "--num-heads", "2", "--output-dir", "@out"),
+            "d_emo.train.diffusion.convert.import_checkpoint",
+        ),
+        SweptCommand(
+            "convert_emov2",
+            "d_emo.train.convert_emov2",
+            ("@emov2.pth", "--output-dir", "@out"),
+            "d_emo.train.classification.convert.convert",
+        ),
+        SweptCommand(
+            "evaluate_fid",
+            "d_emo.eval.evaluate_fid",
+            ("--samples", "@samples.npz", "--reference", "digits", "--features", "pixels", "--output-dir", "@out",
+             "--cache-dir", "@cache"),
+            "d_emo.eval.fid.command.run",
+        ),
+        SweptCommand(
+            "evaluate_classifier",
+            "d_emo.eval.evaluate_classifier",
+            ("--model", "@classifier", "--data-dir", "@pictures", "--output-dir", "@out"),
+            "d_emo.eval.classification.command.run",
+        ),
+        SweptCommand(
+            "evaluate_digits",
+            "d_emo.eval.evaluate_digits",
+            ("--model", "@pipeline"),
+            "d_emo.eval.digits_report.load_digits_pipeline",
+        ),
+        SweptCommand(
+            "export_classifier",
+            "d_emo.eval.export_classifier",
+            ("--model", "@classifier", "--formats", "torch", "--output-dir", "@out"),
+            "d_emo.eval.classification.export_command.run",
+        ),
+        SweptCommand("compare_runs", "d_emo.eval.compare_runs", ("@run",), "d_emo.eval.compare_runs.read_run"),
+        SweptCommand(
+            "throughput",
+            "d_emo.eval.throughput",
+            ("--models", "D-EMOv2-N-8", "--latent", "8", "--batch", "1", "--jobs", "forward", "--dtypes", "float32",
+             "--repeats", "2"),
+            "d_emo.eval.throughput.keep_freed_memory",
+        ),
+        SweptCommand(
+            "sampling_table",
+            "d_emo.eval.tables.sampling_table",
+            ("--model", "@pipeline"),
+            "d_emo.eval.tables.sampling_table.load_digits_pipeline",
+            quick=False,
+        ),
+        SweptCommand(
+            "model_table",
+            "d_emo.eval.tables.model_table",
+            ("--pattern", "D-EMOv2-N-8"),
+            "d_emo.eval.tables.model_table.list_models",
+        ),
+        SweptCommand(
+            "loader_speed",
+            "d_emo.eval.benchmarks.loader_speed",
+            (),
+            "d_emo.eval.benchmarks.loader_speed.weights_digest",
+            quick=False,
+        ),
+        SweptCommand(
+            "fid_cost",
+            "d_emo.eval.benchmarks.fid_cost",
+            ("--samples", "4", "--reference", "4"),
+            "d_emo.eval.benchmarks.fid_cost.moments_of",
+            quick=False,
+        ),
+        SweptCommand(
+            "compare_checkouts",
+            "d_emo.eval.benchmarks.compare_checkouts",
+            (".", "--rounds", "1"),
+            "d_emo.eval.benchmarks.compare_checkouts.started",
+            quick=False,
+        ),
+    )
+}  # fmt: skip
+
+
+def parser_of(command: SweptCommand) -> argparse.ArgumentParser:
+    """The parser that a command makes, before it reads anything."""
+    caught: list[argparse.ArgumentParser] = []
+
+    def catch(parser: argparse.ArgumentParser, *_: Any) -> None:
+        caught.append(parser)
+        raise Reached
+
+    with mock.patch.object(CommandParser, "parse_known_args", catch):
+        try:
+            command.main([])
+        except Reached:
+            return caught[0]
+    raise AssertionError(f"{command.name} has no CommandParser")
+
+
+def options_of(command: SweptCommand) -> list[argparse.Action]:
+    """Every option and argument of a command that takes a value or is a switch; --help and --no-X aside."""
+    return [
+        action
+        for action in parser_of(command)._actions
+        if not isinstance(action, argparse._HelpAction | argparse._VersionAction) and action.help != argparse.SUPPRESS
+    ]
+
+
+def with_option(base: list[str], action: argparse.Action, value: str) -> list[str]:
+    """A command line in which an option has another value; a switch has none."""
+    if not action.option_strings:  # the only argument without a name comes first
+        return [value, *base[1:]]
+    name = max(action.option_strings, key=len)
+    rest: list[str] = []
+    words = iter(base)
+    skipping = False
+    for word in words:
+        if word.startswith("--"):
+            skipping = word == name
+        if not skipping:
+            rest.append(word)
+    if action.nargs == 0:
+        return [*rest, name] if value.lower() in TRUE else rest
+    return [*rest, f"{name}={value}"] if action.nargs not in ("+", "*") else [*rest, name, value]
+
+
+def filled(base: tuple[str, ...], made: dict[str, Path], out: Path) -> list[str]:
+    """A command line with the paths of what was made."""
+    return [str(out if word == "@out" else made[word[1:]]) if word.startswith("@") else word for word in base]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended.
+
+    Attributes:
+        kind: "done", "reached" (its work), "refused", or "broken": an error that is not one line, or no error code.
+        message: the line, or what is wrong with it.
+    """
+
+    kind: str
+    message: str = ""
+
+
+def outcome(main: Callable[[list[str]], None], arguments: list[str], capsys: pytest.CaptureFixture) -> Outcome:
+    """Run a command in this process; a refusal has to be one line of reasonable length, with an exit code."""
+    AcceleratorState._reset_state(True)
+    capsys.readouterr()
+    try:
+        with use_backend(chosen_backend()):  # undoes --kernels
+            main(arguments)
+    except Reached:
+        return Outcome("reached")
+    except SystemExit as stop:
+        printed = capsys.readouterr().err
+        line = stop.code if isinstance(stop.code, str) else (printed.strip().splitlines() or [""])[-1]
+        if stop.code in (0, None):
+            return Outcome("broken", f"ended with success and: {line}")
+        lines = printed.count("\n") + isinstance(stop.code, str)
+        if "\n" in line.strip() or len(line) > LONGEST or "Traceback" in printed or lines > LINES:
+            return Outcome("broken", f"no single short line: {line[:200]!r}, {printed[-200:]!r}")
+        return Outcome("refused", line)
+    except BaseException as error:
+        return Outcome("broken", f"raised {type(error).__name__}: {str(error)[:200]}")
+    finally:
+        AcceleratorState._reset_state(True)
+    return Outcome("done")
+
+
+def left_behind(out: Path) -> list[str]:
+    """What a refused command left in its output folder or where its output file would be."""
+    if not out.is_dir():
+        return []
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.name != LOCK_FILE)

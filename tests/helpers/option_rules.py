@@ -1,0 +1,154 @@
+"""What every option of every command does with every kind of value: the table that the sweep holds the commands to.
+
+An option has a kind; a kind says which values it accepts. Everything else is refused, in one line that names the option
+or the value. What a kind calls `later` is for the run itself to judge: the parser may take it.
+"""
+
+from typing import NamedTuple
+
+# Every value that every option is given, by name.
+VALUES = {
+    "a word": "word",
+    "empty": "",
+    "zero": "0",
+    "minus one": "-1",
+    "one": "1",
+    "a fraction": "0.5",
+    "more than one": "1.5",
+    "not a number": "nan",
+    "infinity": "inf",
+    "minus infinity": "-inf",
+    "1e30": "1e30",
+    "10^30": "1" + "0" * 30,
+    "10,000 digits": "9" * 10_000,
+    "10,000 letters": "x" * 10_000,
+    "two lines": "a\nb",
+    "a list": "[1, 2]",
+    "a mapping": '{"a": 1}',
+}
+_EVERYTHING = frozenset(VALUES) - {"empty"}
+
+
+class Rule(NamedTuple):
+    """What becomes of a value.
+
+    Attributes:
+        accepted: values with which the command comes to its work.
+        later: values that the work itself refuses, or not: a name of something that is not there, for example.
+    """
+
+    accepted: frozenset[str]
+    later: frozenset[str] = frozenset()
+
+
+def _rule(*accepted: str, later: frozenset[str] = frozenset()) -> Rule:
+    return Rule(frozenset(accepted), later)
+
+
+RULES = {
+    # whole numbers
+    "count": _rule("one"),
+    "count or zero": _rule("zero", "one"),
+    "side of 32 or more": _rule(),
+    "two or more": _rule(),
+    # numbers
+    "number": _rule("zero", "minus one", "one", "a fraction", "more than one", "1e30", "10^30"),
+    "positive": _rule("one", "a fraction", "more than one", "1e30", "10^30"),
+    "positive or zero": _rule("zero", "one", "a fraction", "more than one", "1e30", "10^30"),
+    "one or more": _rule("one", "more than one", "1e30", "10^30"),
+    "share below one": _rule("zero", "a fraction"),
+    "share": _rule("zero", "one", "a fraction"),
+    "share above zero": _rule("one", "a fraction"),
+    # words
+    "boolean": _rule("zero", "one"),
+    "boolean that needs another": _rule("zero"),  # true goes with an option that the base line does not have
+    "switch": _rule(*VALUES),  # takes no value: is given or not
+    "choice": _rule(),
+    "text": _rule(later=_EVERYTHING),
+    "JSON": _rule(later=_EVERYTHING),
+    # places; their own sweep looks at what is there
+    "file to read": _rule(later=_EVERYTHING),
+    "folder to read": _rule(later=_EVERYTHING),
+    "file to write": _rule(later=_EVERYTHING),
+    "folder to write": _rule(later=_EVERYTHING),
+    # beside the base command line it is refused whatever it says
+    "excluded": _rule(),
+}
+
+# The kind of every option, by its name and, where commands differ, by "command name".
+KINDS = {
+    "count": (
+        "lora_alpha", "resolution", "stream_buffer", "global_batch_size", "micro_batch_size", "log_every",
+        "checkpoint_every", "keep_checkpoints", "cpu_threads", "max_train_steps", "sample_steps", "samples_per_class",
+        "fid_images", "teacher_resolution", "validate_every", "batch_size", "shard_size", "num_heads", "image_size",
+        "reference_images", "num_images", "steps", "guidance_channels", "feature_batch_size", "per_class", "batch",
+        "latent", "image", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
+        "fid_cost samples", "fid_cost reference",
+    ),
+    "count or zero": ("num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every"),
+    "side of 32 or more": ("train_classifier resolution",),
+    "two or more": ("throughput repeats",),
+    "number": ("logit_normal_mean",),
+    "positive": (
+        "min_snr_gamma", "logit_normal_std", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
+    ),
+    "positive or zero": (
+        "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
+        "train_classifier max_grad_norm", "evaluate_fid guidance_scale",
+    ),
+    "one or more": ("guidance_scale", "sample_guidance_scale"),
+    "share below one": (
+        "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
+        "label_smoothing",
+    ),
+    "share": ("warmup_lr_ratio", "min_lr_ratio"),
+    "share above zero": ("crop_scale_min", "crop_ratio", "decay_rate"),
+    "boolean": (
+        "gradient_checkpointing", "compile", "unconditional", "random_flip", "ema_warmup", "dry_run", "push_to_hub",
+    ),
+    "boolean that needs another": ("streaming", "train_classifier unconditional"),
+    "switch": ("unverified_inception",),
+    "choice": (
+        "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "lr_decay", "dtype", "flow_path",
+        "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes", "throughput compile",
+        "throughput models", "clock", "time_sampling",
+    ),
+    "text": (
+        "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
+        "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
+        "reference", "pattern", "models", "license", "allow_change",
+    ),
+    "JSON": ("model_config",),
+    "file to read": ("config", "checkpoint", "inception_weights", "fid_inception_weights", "samples", "images"),
+    "folder to read": (
+        "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
+        "data_dir", "export", "runs", "checkouts",
+    ),
+    "file to write": ("export_npz", "output"),
+    "folder to write": ("output_dir", "cache_dir", "throughput output"),
+    # because of what else is given, or is not
+    "excluded": (
+        "lora_rank",  # without --init-from
+        "latents",  # to classifiers; beside --train-data-dir
+        "train_classifier init_from",  # beside --model-config
+        "keep_every",  # without --keep-checkpoints
+        "num_epochs",  # beside --max-train-steps
+        "hub_model_id",  # without --push-to-hub
+        "hub_private",
+        "validation_split",  # without --dataset
+        "loss_weighting",  # of the objective's default
+        "encode_latents dataset",  # beside --train-data-dir
+        "evaluate_classifier dataset",  # beside --data-dir
+        "evaluate_fid model",  # beside --samples
+        "checkpoints",  # without --model
+    ),
+}  # fmt: skip
+
+
+def kind_of(command: str, option: str) -> str | None:
+    """The kind of an option; None if the table has none."""
+    for name in (f"{command} {option}", option):
+        for kind, options in KINDS.items():
+            if name in options:
+                return kind
+    return None

@@ -1,0 +1,236 @@
+"""A valid call of every public function and class, and what becomes of it when one argument is another."""
+
+import contextlib
+import inspect
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+# What every argument is given in turn, by name; made anew for each call.
+VALUES: dict[str, Callable[[], Any]] = {
+    "a word": lambda: "word",
+    "an empty text": lambda: "",
+    "zero": lambda: 0,
+    "minus one": lambda: -1,
+    "a fraction": lambda: 0.5,
+    "NaN": lambda: float("nan"),
+    "infinity": lambda: float("inf"),
+    "1e30": lambda: 1e30,
+    "10^30": lambda: 10**30,
+    "an empty list": list,
+    "a list of words": lambda: ["a", "b"],
+    "a mapping": lambda: {"a": 1},
+    "an object": object,
+    "none": lambda: None,
+    "a tensor of no elements": lambda: torch.empty(0),
+    "a tensor of NaN": lambda: torch.full((2, 3), float("nan")),
+}
+# Seconds in which a call has to answer.
+PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class PublicCall:
+    """A valid call.
+
+    Attributes:
+        function: what is called.
+        arguments: by name; made anew for each call, for a call may change them.
+        left: arguments that are not swept, with the reason.
+    """
+
+    function: Callable[[], Callable[..., Any]]
+    arguments: Callable[[], dict[str, Any]]
+    left: dict[str, str] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Every argument that the signature has, but for *args and **kwargs."""
+        parameters = inspect.signature(self.function()).parameters.values()
+        plain = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return [name for name in plain if name not in self.left]
+
+
+class NoAnswer(Exception):
+    """A call did not end in time."""
+
+
+@contextlib.contextmanager
+def patience(seconds: int) -> Iterator[None]:
+    """Raise `NoAnswer` in what takes longer."""
+
+    def stop(*_: object) -> None:
+        raise NoAnswer
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def answer(call: PublicCall, name: str, value: Any) -> tuple[str, str]:
+    """What a call does with one argument replaced: "accepted", "refused" or "broken", and the message."""
+    arguments = {**call.arguments(), name: value}
+    try:
+        with patience(PATIENCE):
+            call.function()(**arguments)
+    except NoAnswer:
+        return "broken", "no answer"
+    except (ValueError, TypeError) as error:
+        text = str(error)
+        if "\n" in text.strip():
+            return "broken", f"more than a line: {text[:150]!r}"
+        if name not in text and not _quotes(text, value):
+            return "broken", f"{type(error).__name__} does not name it: {text[:150]!r}"
+        return "refused", text
+    except Exception as error:
+        return "broken", f"raised {type(error).__name__}: {str(error)[:150]!r}"
+    return "accepted", ""
+
+
+def _quotes(text: str, value: Any) -> bool:
+    """Whether a message quotes a value that nobody could mistake: a word or a number that was passed."""
+    shown = repr(value) if isinstance(value, str | int | float) else ""
+    return (len(shown) > 1 and shown in text) or (isinstance(value, str) and len(value) > 2 and value in text)
+
+
+def _model(family: str = "D-EMOv2", **more: Any) -> torch.nn.Module:
+    from helpers.models import tiny_model
+
+    return tiny_model(family, num_layers=1, **more)
+
+
+def _network(name: str) -> Callable[[], Callable[..., Any]]:
+    import d_emo
+
+    return lambda: getattr(d_emo, name)
+
+
+def _public(module: str, name: str) -> Callable[[], Callable[..., Any]]:
+    import importlib
+
+    return lambda: getattr(importlib.import_module(module), name)
+
+
+TINY = {"sample_size": 8, "in_channels": 4, "patch_size": 2, "hidden_size": 32, "num_layers": 1,
+        "num_attention_heads": 2, "num_classes": 3}  # fmt: skip
+CLASSIFIER = {"depths": [1, 1, 1, 1], "widths": [8, 8, 16, 16], "head_dims": [8, 8, 8, 8]}
+
+
+def _pipeline() -> Callable[..., Any]:
+    from helpers.pipelines import tiny_pipeline
+
+    return tiny_pipeline(num_layers=1).__call__
+
+
+def _parts() -> dict[str, Any]:
+    from helpers.pipelines import dit_scheduler
+
+    return {"transformer": _model(in_channels=3, num_classes=3), "scheduler": dit_scheduler(), "vae": None,
+            "id2label": {0: "a", 1: "b", 2: "c"}, "default_num_inference_steps": 2}  # fmt: skip
+
+
+def _scheduler(name: str, method: str) -> Callable[[], Callable[..., Any]]:
+    def bound() -> Callable[..., Any]:
+        scheduler = _network(name)()()
+        if method == "step":
+            scheduler.set_timesteps(4)
+        return getattr(scheduler, method)
+
+    return bound
+
+
+def _sample() -> dict[str, Any]:
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return {"model_output": noise, "timestep": torch.tensor(1000.0), "sample": noise}
+
+
+def _picture() -> PIL.Image.Image:
+    return PIL.Image.new("RGB", (20, 16))
+
+
+CALLS: dict[str, PublicCall] = {
+    "create_model": PublicCall(_network("create_model"), lambda: {"name": "D-EMOv2-S-2"}),
+    "create_classifier": PublicCall(_network("create_classifier"), lambda: {"name": "EMOv2-1M"}),
+    "list_models": PublicCall(_network("list_models"), dict),
+    "list_classifiers": PublicCall(_network("list_classifiers"), dict),
+    "DEMOTransformer2DModel": PublicCall(_network("DEMOTransformer2DModel"), lambda: dict(TINY)),
+    "DiTBaselineTransformer2DModel": PublicCall(_network("DiTBaselineTransformer2DModel"), lambda: dict(TINY)),
+    "DEMOTransformer2DModel.forward": PublicCall(
+        lambda: _model().forward,
+        lambda: {"hidden_states": torch.zeros(1, 4, 16, 16), "timestep": torch.tensor([5]),
+                 "class_labels": torch.tensor([1])},
+    ),
+    "DEMOPipeline": PublicCall(_network("DEMOPipeline"), _parts),
+    "DEMOPipeline.__call__": PublicCall(_pipeline, lambda: {"class_labels": [1], "num_inference_steps": 2}),
+    "WeightAverage": PublicCall(
+        _network("WeightAverage"), lambda: {"model": torch.nn.Linear(2, 2)},
+    ),
+    "FlowMatchEulerMaruyamaScheduler": PublicCall(_network("FlowMatchEulerMaruyamaScheduler"), dict),
+    "FlowMatchEulerMaruyamaScheduler.set_timesteps": PublicCall(
+        _scheduler("FlowMatchEulerMaruyamaScheduler", "set_timesteps"), lambda: {"num_inference_steps": 4}
+    ),
+    "FlowMatchEulerMaruyamaScheduler.step": PublicCall(_scheduler("FlowMatchEulerMaruyamaScheduler", "step"), _sample),
+    "FlowMatchODESolverScheduler": PublicCall(_network("FlowMatchODESolverScheduler"), dict),
+    "EMOv2Config": PublicCall(
+        _network("EMOv2Config"), lambda: dict(CLASSIFIER),
+        left={"out_features": "transformers' own check", "out_indices": "transformers' own check"},
+    ),
+    "I2RMB": PublicCall(_public("d_emo.models", "I2RMB"), lambda: {"dim": 16, "num_heads": 2}),
+    "window_attention": PublicCall(
+        _public("d_emo.kernels", "window_attention"),
+        lambda: {"qkv": torch.randn(1, 4, 4, 24), "attention_type": "spanning", "dim": 8, "num_heads": 2,
+                 "window": (2, 2)},
+    ),
+    "set_backend": PublicCall(_public("d_emo.kernels", "set_backend"), lambda: {"name": "auto"}),
+    "backend_report": PublicCall(_public("d_emo.kernels", "backend_report"), lambda: {"device": "cpu"}),
+    "default_steps": PublicCall(
+        _public("d_emo.pipelines", "default_steps"), lambda: {"scheduler": _parts()["scheduler"]}
+    ),
+    "open_pipeline": PublicCall(_public("d_emo.pipelines", "open_pipeline"), lambda: {"name": "nowhere"}),
+    "frechet_distance": PublicCall(
+        _public("d_emo.eval.fid.metrics", "frechet_distance"),
+        lambda: dict.fromkeys(("first", "second"), _moments()),
+    ),
+    "inception_score": PublicCall(
+        _public("d_emo.eval.fid.metrics", "inception_score"), lambda: {"logits": np.eye(4)}
+    ),
+    "precision_recall": PublicCall(
+        _public("d_emo.eval.fid.metrics", "precision_recall"),
+        lambda: {"reference": np.eye(8), "samples": np.eye(8)[::-1] + 0.5},
+    ),
+    "kernel_distance": PublicCall(
+        _public("d_emo.eval.fid.metrics", "kernel_distance"), lambda: {"reference": np.eye(8), "samples": np.eye(8)}
+    ),
+    "open_set": PublicCall(_public("d_emo.eval.fid.image_sets", "open_set"), lambda: {"source": "digits"}),
+    "center_crop": PublicCall(
+        _public("d_emo.images.decode", "center_crop"), lambda: {"image": _picture(), "width": 8}
+    ),
+    "to_tensor": PublicCall(
+        _public("d_emo.images.decode", "to_tensor"), lambda: {"image": _picture(), "channels": 3, "side": 8}
+    ),
+    "read_class_names": PublicCall(_public("d_emo.images.labels", "read_class_names"), lambda: {"source": "imagenet"}),
+    "folder_source": PublicCall(
+        _public("d_emo.images.folders", "folder_source"), lambda: {"root": Path("nowhere"), "unconditional": False}
+    ),
+    "latents_source": PublicCall(
+        _public("d_emo.images.latent_cache", "latents_source"), lambda: {"folder": Path("nowhere")}
+    ),
+    "make_image_processor": PublicCall(
+        _public("d_emo.classification.transformers_models", "make_image_processor"), lambda: {"image_size": 32}
+    ),
+}  # fmt: skip
+
+
+def _moments() -> Any:
+    from d_emo.eval.fid.metrics import moments_of
+
+    return moments_of(np.random.RandomState(0).randn(8, 3))
