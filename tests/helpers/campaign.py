@@ -168,6 +168,7 @@ class Struck:
     scratch: Path
     undo: list[Callable[[], None]] = field(default_factory=list)
     checks: list[Callable[[], None]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def _signal_all(number: int) -> Callable[[Struck], None]:
@@ -242,7 +243,9 @@ def _damage(struck: Struck) -> None:
         path = found[struck.random.randint(len(found))]
         names = [name for name in DAMAGES if name not in ("not readable", "a pipe")]
         if path.is_file() and path.stat().st_size:
-            DAMAGES[names[struck.random.randint(len(names))]](path)
+            name = names[struck.random.randint(len(names))]
+            DAMAGES[name](path)
+            struck.notes.append(f"{path.relative_to(struck.out)}: {name}")
 
 
 def _exchange(struck: Struck) -> None:
@@ -336,7 +339,7 @@ def strike(
         for check in struck.checks:
             check()
     assert code == 0, f"not done after {TRIES} runs: {said[-3000:]}"
-    assert job.result(out) == expected, f"other results after {fault} (seed {seed})"
+    assert job.result(out) == expected, f"other results after {fault} (seed {seed}; {'; '.join(struck.notes)})"
     return runs
 
 
