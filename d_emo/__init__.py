@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from d_emo import export as export
     from d_emo import kernels as kernels
     from d_emo import timm_models as timm_models
-    from d_emo.classification.transformers_models import EMOv2Backbone, EMOv2Config, EMOv2ForImageClassification
+    from d_emo.classification.transformers_models import (
+        EMOv2Backbone,
+        EMOv2Config,
+        EMOv2ForImageClassification,
+        EMOv2Model,
+        make_image_processor,
+    )
     from d_emo.classification.variants import create_classifier, list_classifiers
     from d_emo.common.averaging import WeightAverage
     from d_emo.models import DEMOTransformer2DModel, DiTBaselineTransformer2DModel, create_model, list_models
@@ -31,6 +37,7 @@ __all__ = [
     "EMOv2Backbone",
     "EMOv2Config",
     "EMOv2ForImageClassification",
+    "EMOv2Model",
     "FlowMatchEulerMaruyamaScheduler",
     "FlowMatchODESolverScheduler",
     "WeightAverage",
@@ -38,6 +45,7 @@ __all__ = [
     "create_model",
     "list_classifiers",
     "list_models",
+    "make_image_processor",
 ]
 
 # Where the names of `__all__` live.
@@ -48,6 +56,7 @@ _HOMES = {
     "EMOv2Backbone": "d_emo.classification.transformers_models",
     "EMOv2Config": "d_emo.classification.transformers_models",
     "EMOv2ForImageClassification": "d_emo.classification.transformers_models",
+    "EMOv2Model": "d_emo.classification.transformers_models",
     "FlowMatchEulerMaruyamaScheduler": "d_emo.schedulers",
     "FlowMatchODESolverScheduler": "d_emo.schedulers",
     "WeightAverage": "d_emo.common.averaging",
@@ -55,6 +64,7 @@ _HOMES = {
     "create_model": "d_emo.models",
     "list_classifiers": "d_emo.classification.variants",
     "list_models": "d_emo.models",
+    "make_image_processor": "d_emo.classification.transformers_models",
 }
 # Modules that are there as attributes without an import of their own.
 _MODULES = (

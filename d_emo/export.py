@@ -4,10 +4,22 @@ from d_emo.classification.export import (
     FORMATS,
     Logits,
     OnnxModel,
+    as_in_file,
+    example_images,
     export_program,
     save_coreml,
     save_onnx,
     save_program,
 )
 
-__all__ = ["FORMATS", "Logits", "OnnxModel", "export_program", "save_coreml", "save_onnx", "save_program"]
+__all__ = [
+    "FORMATS",
+    "Logits",
+    "OnnxModel",
+    "as_in_file",
+    "example_images",
+    "export_program",
+    "save_coreml",
+    "save_onnx",
+    "save_program",
+]

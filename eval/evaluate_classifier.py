@@ -17,7 +17,7 @@ from d_emo.common.commands import command
 from d_emo.common.numbers import whole_from
 
 
-@command("evaluate_classifier", extra="eval")
+@command("evaluate_classifier", extra="eval", kept="nothing is written before the end")
 def main(arguments: list[str]) -> None:
     """Read the options, then predict, score, print, save."""
     options = parse(arguments)

@@ -3,7 +3,7 @@
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,18 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from d_emo.common.choices import one_of, real, whole
 from d_emo.common.messages import first_line
+from d_emo.common.ranges import Flag, take
 from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler
-from d_emo.schedulers.flow_paths import path_of
+from d_emo.schedulers.flow_paths import MAX_STEPS, path_of
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Beyond these a number is a mistake: images of a label in one call, values of their latents, guidance.
+MAX_IMAGES, MAX_VALUES, MAX_GUIDANCE = 1_000_000, 2**31, 1000
 LEARNED_VARIANCE = ("learned", "learned_range")
 # Schedulers that only follow velocities, and so fit every path.
 PATH_AGNOSTIC = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchODESolverScheduler")
 # The time of pure noise of flow models, whatever the scheduler.
 FLOW_TIMESTEPS = 1000
-# A flow can be cut as finely as one likes; beyond this it is a mistake.
-MAX_FLOW_STEPS = 10_000
 # How much of a picture (a factor of it) may be left in what a scheduler takes for pure noise. DiT's schedule leaves
 # 0.006 at its end, Diffusers' "leading" spacing 0.06 with four steps, 0.28 with two, and 1 with one.
 MAX_LEFTOVER = 0.1
@@ -48,6 +49,8 @@ def check_guidance(scale: Any, interval: Any, guided_channels: Any, channels: in
     turn_off = "1.0 turns guidance off, larger values follow the label more closely"
     if real("guidance_scale", scale, turn_off) < 1.0:
         raise ValueError(f"guidance_scale={scale} is below 1; 1.0 turns guidance off. (0 would draw without a class.)")
+    if scale > MAX_GUIDANCE:
+        raise ValueError(f"guidance_scale={scale} is above {MAX_GUIDANCE}; values from 1 to 10 are usual.")
     rule = "(start, stop) with 0 <= start < stop <= 1"
     if isinstance(interval, str) or not isinstance(interval, Sequence) or len(interval) != 2:
         raise ValueError(f"guidance_interval={interval!r} is not {rule}; (0.0, 1.0) guides all steps.")
@@ -62,11 +65,44 @@ def check_guidance(scale: Any, interval: Any, guided_channels: Any, channels: in
         )
 
 
-def check_output(output_type: Any, eta: Any) -> None:
-    """Refuse an unknown output, or a share of noise that DDIM does not have."""
+def check_output(output_type: Any, return_dict: Any) -> None:
+    """Refuse an unknown output."""
     one_of("output_type", output_type, OUTPUT_TYPES)
+    take("DEMOPipeline", {"return_dict": return_dict}, {"return_dict": Flag()})
+
+
+def check_eta(eta: Any, scheduler: Any) -> None:
+    """Refuse a share of noise that DDIM does not have, and any that a scheduler would leave out without a word."""
     if not 0.0 <= real("eta", eta, "pass a number from 0 (DDIM) to 1 (DDPM's noise)") <= 1.0:
         raise ValueError(f"eta={eta} is not between 0 (DDIM) and 1 (DDPM's noise).")
+    if eta and not (hasattr(scheduler, "step") and _accepts(scheduler.step, "eta")):
+        raise ValueError(
+            f"eta={eta}: {_name(scheduler)} has no share of noise to set; use DDIMScheduler, or leave it out."
+        )
+
+
+def check_flat(labels: Sequence[Any]) -> None:
+    """Refuse lists in a list of labels."""
+    for item in labels:
+        if isinstance(item, Mapping | Set | Iterator | list | tuple):
+            kind = type(item).__name__
+            raise TypeError(f"class_labels holds a {kind}; pass a class name or id, or one flat list of them.")
+
+
+def check_count(images: Any) -> None:
+    """Refuse a number of images a label that is none, or more than any machine draws at once."""
+    if whole("num_images_per_label", images, 1, "ask for at least one image") > MAX_IMAGES:
+        raise ValueError(f"num_images_per_label={images} is above {MAX_IMAGES}; draw them in several calls.")
+
+
+def check_size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Refuse pictures that no machine has room for."""
+    if math.prod(shape) > MAX_VALUES:
+        raise ValueError(
+            f"height, width and the number of images ask for latents of {shape}, more than {MAX_VALUES} values; draw "
+            "smaller pictures, or fewer at once."
+        )
+    return shape
 
 
 def check_callback(callback: Any, wanted: Any, known: Sequence[str]) -> list[str]:
@@ -133,6 +169,8 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"latents are a {kind}; {remedy} of shape {shape}.")
     if latents.shape != shape:
         raise ValueError(f"latents have the shape {tuple(latents.shape)}; these arguments need {shape}.")
+    if latents.layout != torch.strided or latents.is_meta:
+        raise ValueError(f"latents are {latents.layout} on {latents.device}; pass a plain tensor of numbers.")
     if not latents.is_floating_point():
         raise ValueError(f"latents are {latents.dtype}; pass standard-normal noise, torch.randn({shape}).")
     if not torch.isfinite(latents).all():
@@ -142,7 +180,7 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
 def check_steps(steps: Any, scheduler: Any) -> int:
     """A number of steps that a scheduler can take."""
     steps = whole("num_inference_steps", steps, 1, "leave it out for the model's own number")
-    limit = MAX_FLOW_STEPS if is_flow(scheduler) else scheduler.config.num_train_timesteps
+    limit = MAX_STEPS if is_flow(scheduler) else scheduler.config.num_train_timesteps
     if steps > limit:
         raise ValueError(f"num_inference_steps={steps} is above {limit}, the most that {_name(scheduler)} takes.")
     return steps
@@ -167,8 +205,8 @@ def check_transformer(transformer: Any) -> None:
     kind = type(transformer).__name__
     if isinstance(transformer, DiTTransformer2DModel):
         remedy = (
-            "it is Diffusers' own DiT, with a label table a block. Published weights (the authors' .pt file) become a "
-            "pipeline of this package by train/convert_dit.py; to draw with it as it is, use diffusers.DiTPipeline"
+            "it is Diffusers' own DiT: DEMOPipeline.from_pretrained and DiTBaselineTransformer2DModel.from_pretrained "
+            "convert its folders, as train/convert_dit.py does; to draw with it as it is, use diffusers.DiTPipeline"
         )
     elif isinstance(getattr(transformer, "module", None), torch.nn.Module):
         remedy = "pass the model itself: transformer.module, or accelerator.unwrap_model(transformer)"

@@ -20,15 +20,14 @@ def open_pipeline(name: str, dtype: torch.dtype | None = None) -> DEMOPipeline:
         ValueError: it does not load; the message begins with the name and gives the remedy.
     """
     path = Path(name).expanduser()
-    if path.exists() and not (path / "model_index.json").is_file():
-        raise ValueError(f"{name}: there is no pipeline in it (no model_index.json).")
     options = {} if dtype is None else {"dtype": dtype}
     try:
         return DEMOPipeline.from_pretrained(path if path.exists() else name, **options)
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = first_line(error)
         if path.exists():
+            reason = first_line(error).removeprefix(f"{path}: ")
             raise ValueError(f"{name}: this pipeline does not load: {reason}") from error
+        reason = first_line(error.__cause__ or error)
         raise ValueError(
             f"{name}: neither a pipeline folder (there is no such folder) nor reachable on the Hub ({reason}); fetch "
             f"it where there is a network (hf download {name}) and pass its folder."

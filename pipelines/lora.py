@@ -6,6 +6,7 @@ grid, and the base's last layer, to know the base by.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from d_emo.common.messages import first_line
+from d_emo.common.ranges import take
+from d_emo.models.checks import some
+from d_emo.models.ranges import TRANSFORMER
+
 FOLDER, ADAPTERS, BESIDE = "lora", "pytorch_lora_weights.safetensors", "trained_beside.safetensors"
 PREFIX = "transformer"
 LABELS, POSITIONS, LAST = "label_embed.weight", "pos_embed", "proj_out.weight"
 # A base in half precision differs from the one in float32 by its rounding.
 SAME_BASE = 1e-2
+ABOUT = {name: TRANSFORMER[name] for name in ("num_classes", "sample_size")}
 
 
 def write_adapters(folder: Path, transformer: Any, id2label: Mapping[int, str], base: str | None) -> None:
@@ -77,6 +84,8 @@ class LoraMixin:
         if self._without_lora is not None:
             raise ValueError(f"{folder}: the pipeline carries adapters already; call unload_lora_weights() first.")
         _check_base(folder, self.transformer, adapters, beside[LAST], about.get("base"))
+        _check_beside(folder, self.transformer, beside, about)
+        _check_whole(place, self.transformer, adapters)
         config = self.transformer.config
         kept = {name: self.transformer.get_parameter(name).detach().clone() for name in (LABELS, POSITIONS)}
         before = {"num_classes": config.num_classes, "sample_size": config.sample_size}
@@ -126,9 +135,43 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
         with safe_open(folder / BESIDE, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("about", "null"))
         adapters, beside = load_file(folder / ADAPTERS), load_file(folder / BESIDE)
-        return adapters, {name: beside[name] for name in (LABELS, POSITIONS, LAST)}, dict(about)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: its files are damaged ({error}); copy them again.") from error
+        if set(beside) != {LABELS, POSITIONS, LAST}:
+            raise ValueError(f"{BESIDE} holds {', '.join(sorted(beside))}")
+        about = take(BESIDE, dict(about), ABOUT)
+        if not set(ABOUT) <= set(about) or not isinstance(about.get("id2label"), Mapping):
+            raise ValueError(f"{BESIDE} says {sorted(about)} of itself")
+        return adapters, beside, about
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: its files are damaged ({first_line(error)}); copy them again.") from error
+
+
+def _check_beside(folder: Any, transformer: Any, beside: Mapping[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """Refuse a label table or positions of other shapes than what is said of them."""
+    config, size = transformer.config, about["sample_size"]
+    height, width = size if isinstance(size, tuple) else (size, size)
+    grid = (height // config.patch_size, width // config.patch_size)
+    shapes = {LABELS: (about["num_classes"] + 1, config.hidden_size), POSITIONS: (*grid, config.hidden_size)}
+    for name, shape in shapes.items():
+        if tuple(beside[name].shape) != shape:
+            raise ValueError(
+                f"{folder}: {name} has the shape {tuple(beside[name].shape)}, not {shape}; its files are of two runs: "
+                "copy them again."
+            )
+
+
+def _check_whole(folder: Path, transformer: Any, adapters: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a file that lacks adapters of layers that its own description names."""
+    about = _adapter_metadata(folder) or {}
+    described, rank = about.get(f"{PREFIX}.target_modules"), about.get(f"{PREFIX}.r")
+    for key, tensor in adapters.items():
+        if about and key.endswith(".lora_A.weight") and tensor.shape[0] != rank:
+            raise ValueError(f"{folder}: {ADAPTERS} says r={rank!r}, and {key} is of {tensor.shape[0]}; copy it again.")
+    if not isinstance(described, str):
+        return
+    layers = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+    held = {key.removeprefix(f"{PREFIX}.").rpartition(".lora_")[0] for key in adapters}
+    if missing := [name for name in layers if re.fullmatch(described, name) and name not in held]:
+        raise ValueError(f"{folder}: the adapters of {some(missing)} are missing in {ADAPTERS}; copy it again.")
 
 
 def _adapter_metadata(folder: Path) -> dict[str, Any] | None:

@@ -20,13 +20,16 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from d_emo.common.choices import whole
+from d_emo.common.ranges import Maybe, checked
 from d_emo.images.labels import LabelLike, LabelResolver, normalize_id2label
 from d_emo.images.latents import decode_latents, vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.schedulers import FlowMatchODESolverScheduler
-from d_emo.schedulers.flow_paths import path_numbers, path_of, sample_interval
+from d_emo.schedulers.flow_paths import STEPS, path_numbers, path_of, sample_interval
 
 from . import checks
+from .folders import FolderMixin
+from .habits import DecoderSwitches, names_arguments
 from .lora import LoraMixin
 
 # Where a transformer remembers the class names of its last pipeline, so that they survive Diffusers' ways of making a
@@ -57,7 +60,7 @@ class DEMOPipelineOutput(BaseOutput):
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class DEMOPipeline(LoraMixin, DiffusionPipeline):
+class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
     """Class-conditional image generation with D-EMOv2, or with the DiT baseline.
 
     Args:
@@ -83,6 +86,7 @@ class DEMOPipeline(LoraMixin, DiffusionPipeline):
     _guidance_scale = 1.0
     _num_timesteps = 0
 
+    @checked({"default_num_inference_steps": Maybe(STEPS)})
     def __init__(
         self,
         transformer: ClassConditionalTransformer2DModel,
@@ -93,8 +97,6 @@ class DEMOPipeline(LoraMixin, DiffusionPipeline):
     ):
         super().__init__()
         checks.check_transformer(transformer)
-        if default_num_inference_steps is not None:
-            whole("default_num_inference_steps", default_num_inference_steps, 1, "None suits the scheduler")
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(default_num_inference_steps=default_num_inference_steps)
         # Schedulers that are assigned later have to share it: their defaults differ.
@@ -174,11 +176,13 @@ class DEMOPipeline(LoraMixin, DiffusionPipeline):
         if isinstance(label, torch.Tensor | np.ndarray):
             label = label.tolist()
         labels: Any = label if isinstance(label, list | tuple | range) else [label]
+        checks.check_flat(labels)
         plain: list[Any] = [
             item.tolist() if isinstance(item, torch.Tensor | np.ndarray | np.generic) else item for item in labels
         ]
         return [self.label_resolver.resolve(item) for item in plain]
 
+    @names_arguments
     @torch.no_grad()
     def __call__(
         self,
@@ -212,7 +216,7 @@ class DEMOPipeline(LoraMixin, DiffusionPipeline):
             height, width: image size in pixels; by default the size that the model was configured for.
             generator: one generator, or a list of one an image; with a list an image does not depend on its batch.
             latents: (N, C, H, W) standard-normal noise to start from, instead of drawing it.
-            eta: DDIM's noise fraction; ignored by schedulers without it.
+            eta: DDIM's noise fraction; other schedulers have none, and take 0 only.
             output_type: "pil", "np", "pt" (both in [0, 1]) or "latent".
             return_dict: return a `DEMOPipelineOutput` instead of a tuple of the images.
             callback_on_step_end: called after each step as f(pipeline, step index, timestep, tensors); may return
@@ -232,14 +236,15 @@ class DEMOPipeline(LoraMixin, DiffusionPipeline):
         labels = self._labels(class_labels, num_images_per_label)
         batch = len(labels) if conditional else num_images_per_label
         checks.check_guidance(guidance_scale, guidance_interval, guidance_channels, config.in_channels)
-        checks.check_output(output_type, eta)
+        checks.check_output(output_type, return_dict)
+        checks.check_eta(eta, self.scheduler)
         tensors = checks.check_callback(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
         checks.check_scheduler(self.scheduler, config, self.trained_schedule)
         steps = checks.check_steps(self._steps(num_inference_steps), self.scheduler)
         device = self._execution_device
-        shape = (batch, config.in_channels, *self._latent_size(height, width))
+        shape = checks.check_size((batch, config.in_channels, *self._latent_size(height, width)))
         generator = checks.check_generator(generator, batch, device)
         if latents is not None:
             checks.check_latents(latents, shape)
@@ -351,7 +356,7 @@ class DEMOPipeline(LoraMixin, DiffusionPipeline):
         return {"scheduler": type(self.scheduler).__name__, "scheduler_config": config, "dtype": dtype}
 
     def _labels(self, class_labels: Any, num_images_per_label: int) -> list[int]:
-        whole("num_images_per_label", num_images_per_label, 1, "ask for at least one image")
+        checks.check_count(num_images_per_label)
         if class_labels is None:
             if self.transformer.config.num_classes:
                 raise ValueError(

@@ -1,11 +1,14 @@
-"""Published DiT and SiT checkpoints to pipelines of this package, and its DiT models to the authors' format.
+"""DiT and SiT checkpoints, the authors' and Diffusers', to pipelines of this package, and its DiT models to theirs.
 
     python train/convert_dit.py DiT-XL-2-256x256.pt --objective dit --output-dir DiT-XL-2-256
     python train/convert_dit.py SiT-XL-2-256.pt --objective sit --output-dir SiT-XL-2-256
+    python train/convert_dit.py DiT-XL-2-256-of-diffusers --output-dir DiT-XL-2-256
     python train/convert_dit.py --export runs/DiT-B-2 dit_b_2.pt
+    python train/convert_dit.py --export runs/DiT-B-2 dit-b-2-of-diffusers --layout diffusers
 
-Reads bare state dictionaries and the trainers' full checkpoints (`ema` or `model` inside), without running any code
-that a file may hold.
+Reads bare state dictionaries and the trainers' full checkpoints (`ema` or `model` inside; .pt, .bin, .safetensors),
+whatever the network was wrapped in, and folders of Diffusers' DiTPipeline and DiTTransformer2DModel, without running
+any code that a file may hold.
 """
 
 import sys
@@ -24,9 +27,11 @@ def main(arguments: Sequence[str]) -> None:
     """Convert one checkpoint; mistakes end with one line."""
     kinds = kinds_of(OptimizationOptions)
     parser = CommandParser("convert_dit", __doc__)
-    parser.add_argument("checkpoint", help="The .pt file to read, or with --export to write.")
+    parser.add_argument("checkpoint", help="The file or folder to read, or with --export to write.")
     parser.add_argument(
-        "--objective", choices=kinds["objective"].choices, help="What it was trained for; the file does not tell."
+        "--objective",
+        choices=kinds["objective"].choices,
+        help="What it was trained for; a file does not tell.",
     )
     parser.add_argument(
         "--flow-path", choices=kinds["flow_path"].choices, default="linear", help="sit: the path it was trained on."
@@ -38,13 +43,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="Which ones of a full checkpoint.")
     parser.add_argument("--vae", default=AUTO_VAE, help="Decoder to save with it: folder, Hub id, or none.")
     parser.add_argument("--num-heads", type=whole_from(1), help="Attention heads, for sizes that were not published.")
-    parser.add_argument("--export", metavar="PIPELINE", help="Write the DiT model of this pipeline as a .pt file.")
+    parser.add_argument("--export", metavar="PIPELINE", help="Write the DiT model of this pipeline.")
+    parser.add_argument(
+        "--layout", choices=("published", "diffusers"), default="published",
+        help="--export: the authors' .pt file, or a folder of Diffusers' DiTPipeline.",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    if not options.export and not (options.objective and options.output_dir):
-        parser.error("--objective and --output-dir are needed to import")
+    if not options.export and not options.output_dir:
+        parser.error("--output-dir is needed to import")
     from d_emo.train.diffusion import convert  # seconds of imports, which --help does without
 
-    if options.export:
+    if options.export and options.layout == "diffusers":
+        convert.export_folder(options.export, Path(options.checkpoint))
+    elif options.export:
         convert.export_checkpoint(options.export, Path(options.checkpoint))
     else:
         convert.import_checkpoint(options)

@@ -2,9 +2,11 @@
 
     python train/convert_emov2.py EMOv2_5M.pth --output-dir EMOv2-5M
     python train/convert_emov2.py EMOv2_5M_256.pth --image-size 256 --output-dir EMOv2-5M-256
+    python train/convert_emov2.py output/train/NAME/model_best.pth.tar --class-names names.txt --output-dir mine
 
-Reads bare state dictionaries and the authors' full checkpoints (`net` and `net_E`, the averaged weights), without
-running any code that a file may hold. The size is told by the tensors.
+Reads bare state dictionaries, the authors' full checkpoints (`net` and `net_E`, the averaged weights) and those of
+timm's train.py (`state_dict` and `state_dict_ema`), whatever wrappers' prefixes the names have, without running any
+code that a file may hold. The size is told by the tensors.
 """
 
 import sys
@@ -19,7 +21,7 @@ from d_emo.common.numbers import whole_from
 def main(arguments: Sequence[str]) -> None:
     """Convert one checkpoint; mistakes end with one line."""
     parser = CommandParser("convert_emov2", __doc__)
-    parser.add_argument("checkpoint", help="The .pth file.")
+    parser.add_argument("checkpoint", help="The .pth, .pth.tar, .bin or .safetensors file.")
     parser.add_argument("--output-dir", required=True, help="Folder to write.")
     parser.add_argument(
         "--weights", choices=("averaged", "raw"), default="averaged", help="Which ones of a full checkpoint."

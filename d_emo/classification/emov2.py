@@ -13,13 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from d_emo.classification.checks import check_features, check_pixels, refuse_single_values
 from d_emo.classification.irmb import make_block
-from d_emo.common.choices import one_of
+from d_emo.classification.ranges import CLASSIFIER, stages_agree
+from d_emo.common.ranges import checked
+from d_emo.models.checkpointing import checkpoint_block
 from d_emo.models.i2rmb import BATCH_NORM_EPS
 
 LAYER_NORM_EPS = 1e-6
-NORMS = ("batch", "layer")
-OUTPUT_STRIDES = (8, 16, 32)
 # Which of the four stages attend.
 ATTENDING_STAGES = (3, 4)
 
@@ -79,7 +80,6 @@ class EMOBlock(nn.Module):
         drop_path: float,
     ):
         super().__init__()
-        one_of("norm", norm, NORMS)
         self.has_skip = skip
         self.norm_kind = norm
         self.norm = (
@@ -120,17 +120,25 @@ class EMOBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution; the first one makes it."""
+    """Blocks of one resolution; the first one makes it.
+
+    Attributes:
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them; BatchNorm's
+            running statistics stay exact.
+    """
 
     def __init__(self, blocks: Sequence[nn.Module]):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self.gradient_checkpointing = False
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, O, H / 2, W / 2), or the grid as it was where the first block does not halve it."""
         hidden_states = hidden_states.permute(0, 2, 3, 1)  # (B, H, W, C)
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            hidden_states = block(hidden_states)  # (B, H / 2, W / 2, O)
+            # (B, H / 2, W / 2, O)
+            hidden_states = checkpoint_block(block, hidden_states) if again else block(hidden_states)
         return hidden_states.permute(0, 3, 1, 2)  # (B, O, H / 2, W / 2)
 
 
@@ -146,6 +154,11 @@ class StemV2(nn.Sequential):
         self.depthwise_norm = nn.BatchNorm2d(dim, eps=BATCH_NORM_EPS)
         self.depthwise_act = nn.SiLU()
         self.pointwise = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, O, H / 2, W / 2)."""
+        check_pixels(pixels, self.conv)
+        return super().forward(pixels)
 
 
 class StemV1(nn.Module):
@@ -164,6 +177,7 @@ class StemV1(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, O, H / 2, W / 2)."""
+        check_pixels(pixels, self.conv)
         hidden_states = self.conv_norm(self.conv(pixels))  # (B, O, H / 2, W / 2)
         hidden_states = self.act(self.depthwise_norm(self.depthwise(hidden_states)))
         gate = self.excite(self.act(self.squeeze(hidden_states.mean((2, 3), keepdim=True))))  # (B, O, 1, 1)
@@ -192,6 +206,7 @@ class EMOv2(nn.Module):
         output_stride: how much the grid shrinks in all; below 32 the last stages keep it and dilate, for segmentation.
     """
 
+    @checked(CLASSIFIER, stages_agree)
     def __init__(
         self,
         version: int = 2,
@@ -217,16 +232,9 @@ class EMOv2(nn.Module):
         output_stride: int = 32,
     ):
         super().__init__()
-        if output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride={output_stride} is not one of {', '.join(map(str, OUTPUT_STRIDES))}.")
-        if version not in (1, 2):
-            raise ValueError(f"version={version} is unknown; 2 is EMOv2, 1 is EMOv1.")
-        per_stage = {"depths": depths, "widths": widths, "expansions": expansions, "head_dims": head_dims,
-                     "kernel_sizes": kernel_sizes, "norms": norms, "activations": activations}  # fmt: skip
-        for name, values in per_stage.items():
-            if len(values) != len(depths) or not values:
-                raise ValueError(f"{name}={tuple(values)} has {len(values)} entries, depths has {len(depths)}.")
         self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.output_stride = output_stride
         self.widths = tuple(widths)
         stem_dim = stem_dim or (widths[0] // 2 if version == 2 else 24)
         self.stem_dim = stem_dim
@@ -268,11 +276,12 @@ class EMOv2(nn.Module):
             stages.append(Stage(blocks))
         self.stages = nn.Sequential(*stages)  # timm's feature extractor looks into these only
         self.norm: nn.Module = nn.LayerNorm(in_dim, eps=LAYER_NORM_EPS)
-        self.head = nn.Linear(in_dim, num_classes) if num_classes else nn.Identity()
+        self.head: nn.Module = nn.Linear(in_dim, num_classes) if num_classes else nn.Identity()
         self.apply(initialize)
 
     def forward_stages(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, H, W) -> the stem's and every stage's output, (B, C, H / 2^i, W / 2^i) with i = 1 to 5."""
+        refuse_single_values(self, pixels, self.output_stride)
         outputs = [self.stem(pixels)]
         for stage in self.stages:
             outputs.append(stage(outputs[-1]))
@@ -280,11 +289,15 @@ class EMOv2(nn.Module):
 
     def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> the last stage's output, normalised over channels, (B, C, H / 32, W / 32)."""
-        hidden_states = self.forward_stages(pixels)[-1].permute(0, 2, 3, 1)  # (B, h, w, C)
-        return self.norm(hidden_states).permute(0, 3, 1, 2)  # (B, C, h, w)
+        return self.normed(self.forward_stages(pixels)[-1])
+
+    def normed(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The last stage's output through the norm before the head, (B, C, h, w) -> (B, C, h, w)."""
+        return self.norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(B, C, h, w) -> logits (B, num_classes); or the pooled features (B, C)."""
+        check_features(features, self.widths[-1])
         pooled = features.mean((2, 3))  # (B, C)
         return pooled if pre_logits else self.head(pooled)
 
@@ -292,15 +305,37 @@ class EMOv2(nn.Module):
         """(B, 3, H, W) -> logits (B, num_classes)."""
         return self.forward_head(self.forward_features(pixels))
 
+    def __prepare_scriptable__(self) -> "EMOv2":
+        raise RuntimeError(
+            "EMOv2 cannot be scripted (torch.jit.script); use torch.compile, or d_emo.export for a file without Python."
+        )
+
     def drop_final_norm(self) -> None:
         """Leave out the norm before the head, which backbones do not use."""
         self.norm = nn.Identity()
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the stages' activations again in the backward pass: less memory, about a third more time."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.gradient_checkpointing = enable
+
+    @checked(CLASSIFIER)
     def reset_classifier(self, num_classes: int) -> None:
-        """A fresh head for other classes; 0 for none."""
+        """A fresh head for other classes, on the network's device and in its type; 0 for none.
+
+        Raises:
+            ValueError: a number of classes that is none.
+        """
         self.num_classes = num_classes
-        self.head = nn.Linear(self.widths[-1], num_classes) if num_classes else nn.Identity()
-        initialize(self.head)
+        self.head = self.make_head(self.widths[-1], num_classes)
+
+    def make_head(self, features: int, num_classes: int) -> nn.Module:
+        """An initialised layer from so many features to the classes; for 0 classes it does nothing."""
+        like = next(self.parameters())
+        head = nn.Linear(features, num_classes, device=like.device, dtype=like.dtype) if num_classes else nn.Identity()
+        initialize(head)
+        return head.train(self.training)
 
 
 @torch.no_grad()

@@ -13,17 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..common.choices import one_of
+from ..common.block_ranges import BLOCK, expands
+from ..common.ranges import checked
 from ..kernels import local_branch, window_attention
 from ..kernels.reference import merge_windows, split_windows
 from ..models.i2rmb import BATCH_NORM_EPS, I2RMB, SpanningWindowAttention, check_heads
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gelu": F.gelu, "silu": F.silu}
-LOCAL_KINDS = ("conv", "deformable", "none")
-ATTENDED = ("values", "inputs")
-ARRANGEMENTS = ("cascaded", "parallel")
 
 
+@checked(BLOCK, expands)
 def make_block(
     dim: int,
     num_heads: int,
@@ -56,10 +55,6 @@ def make_block(
         arrangement: "cascaded" (the convolution sees what was attended) or "parallel" (it sees the values before, and
             both are added; EMOv1's attention then mixes values as EMOv2's does, which one projection serves).
     """
-    one_of("activation", activation, ACTIVATIONS)
-    one_of("local", local, LOCAL_KINDS)
-    one_of("attend", attend, ATTENDED)
-    one_of("arrangement", arrangement, ARRANGEMENTS)
     parallel = arrangement == "parallel" and attention_type != "none"
     plain = attend == "values" and attention_type != "none" and not parallel
     if plain and local == "conv" and local_skip and stride == dilation == 1:
@@ -192,6 +187,7 @@ class IRMB(nn.Module):
         local_skip: add the convolution's branch to its input.
     """
 
+    @checked(BLOCK)
     def __init__(
         self,
         attn: SpanningWindowAttention,
@@ -204,8 +200,6 @@ class IRMB(nn.Module):
         local_skip: bool = True,
     ):
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is even, which shifts the grid; use {kernel_size + 1}.")
         self.attn = attn
         inner_dim, padding = attn.inner_dim, dilation * (kernel_size // 2)
         self.local_skip = local_skip

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 import torch
 
+from d_emo.classification.checks import check_tensors
 from d_emo.classification.emov2 import EMOv2
-from d_emo.models.published import load_strictly
+from d_emo.models.checks import load_strictly
 
 # Published part of a block -> ours; attention's parts are joined below.
 BLOCK = {
@@ -35,6 +36,7 @@ def published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     Raises:
         ValueError: a tensor has a name that no published model has.
     """
+    check_tensors(state)
     ours: dict[str, torch.Tensor] = {}
     is_v1 = "stage0.0.convs.0.0.weight" in state
     for name, tensor in state.items():
@@ -71,8 +73,10 @@ def _add_block_tensor(
         ours[f"{prefix}.{BLOCK[module]}.{part}"] = tensor.flatten(1) if matrix else tensor
     elif module in ("eops.0.net.conv", "eops.0.qk.conv"):
         names = VALUES_V2[0] if module.endswith("net.conv") else VALUES_V2[1]
-        parts = [state[f"{published}.{name}.{part}"] for name in names]
-        joined = torch.cat(parts)
+        parts = [f"{published}.{name}.{part}" for name in names]
+        if absent := [name for name in parts if name not in state]:
+            raise ValueError(f"no EMOv1 or EMOv2 weights: {absent[0]} is missing among {len(state)} tensors.")
+        joined = torch.cat([state[name] for name in parts])
         ours[f"{prefix}.i2rmb.attn.to_qkv.{part}"] = joined.flatten(1) if part == "weight" else joined
     elif module in ("qk.conv", "v.conv"):
         target = "to_qk" if module == "qk.conv" else "to_v"
@@ -81,10 +85,25 @@ def _add_block_tensor(
         raise ValueError(f"no EMOv1 or EMOv2 weights: unknown tensor {published}.{module}.{part}.")
 
 
+def checkpoint_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A classifier's tensors under this package's names: its own, those of a transformers folder, or published ones.
+
+    Args:
+        state: without wrappers' prefixes (`strip_wrappers`).
+
+    Raises:
+        ValueError: a tensor has a name that no classifier has.
+    """
+    check_tensors(state)
+    prefix = "emov2." if all(name.startswith("emov2.") for name in state) else ""
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return own if "stem.conv.weight" in own else published_state(state)
+
+
 def import_classifier(state: Mapping[str, torch.Tensor], model: EMOv2) -> None:
-    """Load published tensors into a model, every one of them.
+    """Load a checkpoint's tensors (see `checkpoint_state`) into a model, every one of them.
 
     Raises:
         ValueError: a tensor is missing, left over, or of another shape; the message names some.
     """
-    load_strictly(published_state(state), model)
+    load_strictly(checkpoint_state(state), model)

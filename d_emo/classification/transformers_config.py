@@ -3,12 +3,18 @@
 It imports no network and no model class: `d_emo.registration` has it imported while transformers is importing itself.
 """
 
+import difflib
+import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.models.auto.configuration_auto import AutoConfig
+
+from d_emo.classification.ranges import CLASSIFIER, stages_agree
+from d_emo.common.ranges import Maybe, Table, checked, take
 
 if TYPE_CHECKING:
     from d_emo.classification.emov2 import EMOv2
@@ -21,6 +27,11 @@ NETWORK_ARGUMENTS = (
 )  # fmt: skip
 
 
+LABELS: Table = {"num_labels": Maybe(CLASSIFIER["num_classes"])}
+# What the network calls otherwise than configurations of transformers do.
+RENAMED = {"num_classes": "num_labels", "in_channels": "num_channels", "in_chans": "num_channels"}
+
+
 class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of an EMOv1 or EMOv2 network; `EMOv2Config.of("EMOv2-5M")` gives the published sizes.
 
@@ -28,13 +39,18 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         image_size: side of the images that it is for, in pixels.
         num_channels: of the images.
         out_features, out_indices: stages that `EMOv2Backbone` returns, of "stem", "stage1" to "stage4".
-        **more: transformers' own, `num_labels` and `id2label` among them.
+        **more: transformers' own, `num_labels` and `id2label` among them; the latter may be a list of names, and
+            `label2id` follows from it.
 
     The others are those of `EMOv2`.
+
+    Raises:
+        ValueError: names of classes that are no list, or whose numbers are not 0, 1, 2 and so on.
     """
 
     model_type = "emov2"
 
+    @checked(CLASSIFIER, stages_agree)
     def __init__(
         self,
         version: int = 2,
@@ -65,6 +81,9 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         # The Auto classes find a model by its configuration, so that the models are registered before there is one.
         # Not before: this module is imported in the middle of transformers' own import.
         import_module("d_emo.classification.transformers_models")
+        if more.get("id2label") is not None:
+            more["id2label"] = names_by_number(more["id2label"])
+            more["label2id"] = more.get("label2id") or numbers_by_name(more["id2label"])
         super().__init__(**more)
         self.version = version
         self.depths = list(depths)
@@ -90,6 +109,14 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `from_pretrained(folder, id2label=...)` sets them on a configuration that is there.
+        value = take(type(self).__name__, {name: value}, LABELS)[name]
+        if name == "id2label" and value is not None:
+            value = names_by_number(value)
+            super().__setattr__("label2id", numbers_by_name(value))
+        super().__setattr__(name, value)
+
     @classmethod
     def of(cls, name: str, image_size: int = 224, **overrides: Any) -> "EMOv2Config":
         """The configuration of a published size.
@@ -100,8 +127,14 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
             **overrides: any argument of the configuration.
 
         Raises:
-            ValueError: the name is unknown.
+            ValueError: the name is unknown, or an override that neither the configuration nor transformers has.
         """
+        known = inspect.signature(cls).parameters
+        for override in overrides:
+            if override not in known and not hasattr(PreTrainedConfig(), override):
+                near = [RENAMED[override]] if override in RENAMED else difflib.get_close_matches(override, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else "see EMOv2Config for what it has."
+                raise ValueError(f"EMOv2Config has no {override}; {hint}")
         from d_emo.classification.variants import classifier_config
 
         return cls(**{**classifier_config(name, image_size), "image_size": image_size, **overrides})
@@ -115,6 +148,32 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
             num_classes=num_classes,
             in_channels=self.num_channels,
         )
+
+
+def names_by_number(names: Any) -> dict[int, str]:
+    """`id2label` as transformers has it.
+
+    Args:
+        names: a list of names, or names by the numbers 0, 1, 2 and so on, which may be strings (as in JSON).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    rule = "pass a list of names, or a dictionary from 0, 1, 2 and so on to names"
+    if isinstance(names, list | tuple):
+        names = dict(enumerate(names))
+    if not isinstance(names, Mapping):
+        raise ValueError(f"id2label is a {type(names).__name__}; {rule}.")
+    whole = all(isinstance(number, int) or str(number).isdecimal() for number in names)
+    numbered = {int(number): str(name) for number, name in names.items()} if whole else {}
+    if sorted(numbered) != list(range(len(names))):
+        raise ValueError(f"id2label has the numbers {', '.join(map(str, list(names)[:4]))}; {rule}.")
+    return dict(sorted(numbered.items()))
+
+
+def numbers_by_name(names: Mapping[int, str]) -> dict[str, int]:
+    """`label2id` of an `id2label`."""
+    return {name: number for number, name in names.items()}
 
 
 # exist_ok: a reload makes a new class.

@@ -1,10 +1,13 @@
-"""EMOv2 in the classes of transformers: classifier, backbone, image processor.
+"""EMOv2 in the classes of transformers: classifier, features, backbone, image processor.
 
 Importing this module registers them, and the first `EMOv2Config` imports it, so that `AutoModelForImageClassification`,
 `AutoBackbone`, `AutoImageProcessor` and `pipeline("image-classification")` find them after `import d_emo`. The network
 itself is plain PyTorch (`emov2.py`).
 """
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from torch import nn
 from transformers import (
     AutoBackbone,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     BitImageProcessor,
     BitImageProcessorPil,
@@ -20,17 +24,30 @@ from transformers import (
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.image_utils import PILImageResampling
-from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutputWithNoAttention
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPoolingAndNoAttention,
+    ImageClassifierOutputWithNoAttention,
+)
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
+from d_emo.classification.checks import check_labels
 from d_emo.classification.emov2 import EMOBlock
+from d_emo.classification.loading import StrictLoading
+from d_emo.classification.preprocessing import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
+from d_emo.common.block_ranges import SIDE
+from d_emo.common.ranges import Real, Table, checked
 
-# The published evaluation: resize so that the crop is this share of the short side, bicubic.
-CROP_RATIO = 0.875
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PROCESSOR: Table = {"image_size": SIDE, "crop_ratio": Real(0, 1, positive=True)}
 
 
-class EMOv2PreTrainedModel(PreTrainedModel):
+def _resized_fits(values: Mapping[str, Any]) -> str:
+    resized = round(values["image_size"] / values["crop_ratio"])
+    return f"crop_ratio={values['crop_ratio']} resizes images to {resized} pixels" if resized > SIDE.high else ""
+
+
+class EMOv2PreTrainedModel(StrictLoading, PreTrainedModel):
     """What both models share: names and initialisation."""
 
     config_class = EMOv2Config
@@ -38,7 +55,13 @@ class EMOv2PreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     _no_split_modules = ["EMOBlock", "StemV1", "StemV2"]
-    supports_gradient_checkpointing = False
+    # Each stage checks for itself, in a way that leaves BatchNorm's statistics exact; options of PyTorch's own
+    # function (`gradient_checkpointing_kwargs`) change nothing.
+    supports_gradient_checkpointing = True
+
+    def wants(self, chosen: bool | None, name: str) -> bool:
+        """A choice of `forward`, or the configuration's where there is none."""
+        return bool(getattr(self.config, name, False) if chosen is None else chosen)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -61,8 +84,45 @@ class EMOv2PreTrainedModel(PreTrainedModel):
             init.constant_(module.layer_scale, self.config.layer_scale)
 
 
+class EMOv2Model(EMOv2PreTrainedModel):
+    """EMOv1 or EMOv2 without its classifier: features of images. A classifier's folder loads; its head is left out."""
+
+    _keys_to_ignore_on_load_unexpected = [r"emov2\.head\..*"]
+
+    def __init__(self, config: EMOv2Config):
+        super().__init__(config)
+        self.emov2 = config.build(0)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPoolingAndNoAttention | tuple:
+        """(B, 3, H, W), normalised -> the last stage's output, normalised, (B, C, H / 32, W / 32), and its mean (B, C).
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+            output_hidden_states: return the outputs of stem and stages, (B, C, H / 2^i, W / 2^i).
+            return_dict: False for a plain tuple.
+        """
+        stages = self.emov2.forward_stages(pixel_values)
+        features = self.emov2.normed(stages[-1])  # (B, C, h, w)
+        output = BaseModelOutputWithPoolingAndNoAttention(
+            last_hidden_state=features,
+            pooler_output=self.emov2.forward_head(features, pre_logits=True),  # (B, C)
+            hidden_states=tuple(stages) if self.wants(output_hidden_states, "output_hidden_states") else None,
+        )
+        return output if self.wants(return_dict, "return_dict") else output.to_tuple()
+
+
 class EMOv2ForImageClassification(EMOv2PreTrainedModel):
     """EMOv1 or EMOv2 with its classifier."""
+
+    # The loss is a mean over the batch: transformers' Trainer divides it by the number of accumulated batches.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: EMOv2Config):
         super().__init__(config)
@@ -84,18 +144,44 @@ class EMOv2ForImageClassification(EMOv2PreTrainedModel):
             labels: (B,) class ids, or (B, num_labels) for several labels an image; see `config.problem_type`.
             output_hidden_states: return the outputs of stem and stages, (B, C, H / 2^i, W / 2^i).
             return_dict: False for a plain tuple.
+
+        Raises:
+            ValueError: images of another shape or type, or labels that are no classes of this model.
         """
         stages = self.emov2.forward_stages(pixel_values)
-        normed = self.emov2.norm(stages[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, C, h, w)
-        logits = self.emov2.forward_head(normed)  # (B, num_labels)
+        logits = self.emov2.forward_head(self.emov2.normed(stages[-1]))  # (B, num_labels)
         loss = None
         if labels is not None:
+            check_labels(labels, len(logits), self.config.num_labels or 0, self.config.problem_type)
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output = ImageClassifierOutputWithNoAttention(
-            loss=loss, logits=logits, hidden_states=tuple(stages) if wanted else None
+            loss=loss,
+            logits=logits,
+            hidden_states=tuple(stages) if self.wants(output_hidden_states, "output_hidden_states") else None,
         )
-        return output if return_dict is not False else output.to_tuple()
+        return output if self.wants(return_dict, "return_dict") else output.to_tuple()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> None:
+        """Save the model; and an image processor for its images, unless the folder has one.
+
+        Without it `pipeline("image-classification", folder)` would not know how to prepare a picture. That of
+        `make_image_processor` is for images of three channels; models of others are saved without one.
+
+        Args:
+            save_directory: folder.
+            *args, **options: see transformers.
+        """
+        if not isinstance(save_directory, str | os.PathLike) or not str(save_directory):
+            raise ValueError(f"save_directory={save_directory!r} is no path of a folder.")
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"save_directory={str(folder)!r} is a file; pass a folder.")
+        writes = options.get("is_main_process", args[0] if args else True)
+        if writes and self.config.num_channels == 3 and not (folder / IMAGE_PROCESSOR_NAME).exists():
+            # Before the model, which may be uploaded with all that is in the folder.
+            folder.mkdir(parents=True, exist_ok=True)
+            make_image_processor(self.config.image_size).save_pretrained(folder)
+        super().save_pretrained(save_directory, *args, **options)
 
 
 class EMOv2Backbone(BackboneMixin, EMOv2PreTrainedModel):
@@ -128,16 +214,21 @@ class EMOv2Backbone(BackboneMixin, EMOv2PreTrainedModel):
         maps: Any = tuple(
             stage for name, stage in zip(self.stage_names, stages, strict=True) if name in self.out_features
         )
-        output = BackboneOutput(feature_maps=maps, hidden_states=tuple(stages) if output_hidden_states else None)
-        return output if return_dict is not False else output.to_tuple()
+        wanted = self.wants(output_hidden_states, "output_hidden_states")
+        output = BackboneOutput(feature_maps=maps, hidden_states=tuple(stages) if wanted else None)
+        return output if self.wants(return_dict, "return_dict") else output.to_tuple()
 
 
+@checked(PROCESSOR, _resized_fits)
 def make_image_processor(image_size: int = 224, crop_ratio: float = CROP_RATIO) -> BitImageProcessorPil:
     """The published evaluation's preprocessing: bicubic resize, centre crop of 0.875, ImageNet's mean and deviation.
 
     Args:
         image_size: side of what the model sees.
-        crop_ratio: it is this share of the resized image's short side.
+        crop_ratio: it is this share of the resized image's short side, above 0 and up to 1.
+
+    Raises:
+        ValueError: a value out of range.
     """
     return BitImageProcessorPil(
         size={"shortest_edge": round(image_size / crop_ratio)},
@@ -150,6 +241,7 @@ def make_image_processor(image_size: int = 224, crop_ratio: float = CROP_RATIO) 
 
 
 # exist_ok: a reload makes new classes.
+AutoModel.register(EMOv2Config, EMOv2Model, exist_ok=True)
 AutoModelForImageClassification.register(EMOv2Config, EMOv2ForImageClassification, exist_ok=True)
 AutoBackbone.register(EMOv2Config, EMOv2Backbone, exist_ok=True)
 AutoImageProcessor.register(
@@ -162,6 +254,7 @@ __all__ = [
     "EMOv2Backbone",
     "EMOv2Config",
     "EMOv2ForImageClassification",
+    "EMOv2Model",
     "EMOv2PreTrainedModel",
     "make_image_processor",
 ]

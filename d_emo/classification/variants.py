@@ -8,6 +8,8 @@ import fnmatch
 from typing import Any
 
 from d_emo.classification.emov2 import EMOv2
+from d_emo.common.block_ranges import SIDE
+from d_emo.common.ranges import checked
 
 # EMOv1: remote windows of the input, no layer scale, kernels of 3 in the first two stages.
 _V1 = {"version": 1, "attention_type": "remote", "kernel_sizes": (3, 3, 5, 5), "layer_scale": None}
@@ -33,9 +35,12 @@ WINDOW_SIZES = {224: 7, 256: 8, 512: 8}
 
 def list_classifiers(pattern: str = "*") -> list[str]:
     """Names that `create_classifier` takes, optionally those matching a shell pattern such as `"EMOv2-*"`."""
+    if not isinstance(pattern, str):
+        raise ValueError(f"pattern={pattern!r} is a {type(pattern).__name__}; pass a string such as 'EMOv2-*'.")
     return fnmatch.filter(CLASSIFIERS, pattern)
 
 
+@checked({"image_size": SIDE})
 def classifier_config(name: str, image_size: int = 224, **overrides: Any) -> dict[str, Any]:
     """Constructor arguments of a published size.
 
@@ -46,10 +51,12 @@ def classifier_config(name: str, image_size: int = 224, **overrides: Any) -> dic
         **overrides: other arguments of `EMOv2`.
 
     Raises:
-        ValueError: the name is unknown; the message offers the nearest ones.
+        ValueError: the name is unknown, the message offers the nearest ones; or no image has such a side.
     """
-    if name not in CLASSIFIERS:
-        close = difflib.get_close_matches(name, CLASSIFIERS, n=3)
+    if not isinstance(name, str) or name not in CLASSIFIERS:
+        # Whatever the case: timm writes the names in small letters with underscores.
+        spelled = {known.lower(): known for known in CLASSIFIERS}
+        close = [spelled[near] for near in difflib.get_close_matches(str(name).lower().replace("_", "-"), spelled, n=3)]
         hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(CLASSIFIERS)}."
         raise ValueError(f"classifier {name!r} is unknown; {hint}")
     window = WINDOW_SIZES.get(image_size, 7 if image_size % 224 == 0 else 8)

@@ -46,7 +46,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "sample_dir": ("samples", "output_dir"),
     "sample_every": ("sample_every",),
     "model_type": ("model",),
-    "num_classes": ("unconditional (classes are counted in the data)",),
     "ema": _EMA,
     "loss_type": ("loss_weighting",),
     "pred": ("prediction",),
@@ -207,6 +206,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "max_steps": ("max_train_steps",),
     "num_steps": ("max_train_steps", *_STEPS),
     "train_steps": ("max_train_steps",),
+    "steps": ("max_train_steps",),
     "warmup_steps": ("lr_warmup_steps", "warmup_epochs"),
     "warmup_ratio": ("lr_warmup_steps (steps, not a share)", "warmup_epochs (epochs, not a share)"),
     "lr_scheduler_type": ("lr_scheduler", "lr_decay"),
@@ -281,6 +281,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 
 # Why there is no counterpart, and the options of other projects, as one line of names, that this is said of.
 _REASONS = {
+    "classes are counted in the data; --unconditional ignores them": "num_classes",
     "the accelerator is used where there is one; CUDA_VISIBLE_DEVICES chooses among several": (
         "device gpu gpus num_gpu cpu no_cuda use_cpu"
     ),

@@ -26,6 +26,10 @@ def real(name: str, value: Any, remedy: str) -> float:
     """A finite number, Python's or NumPy's; or a ValueError that ends with a remedy."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name}={value!r} is a {type(value).__name__}, no plain number; {remedy}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}={value} is not finite; {remedy}.")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond every float
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name}={number} is not finite; {remedy}.")
+    return number

@@ -96,8 +96,8 @@ class CommandParser(argparse.ArgumentParser):
             head, equals, _ = argument.partition("=")
             action = self._option_string_actions.get(head)
             if action is not None:
-                most = {None: 1, "?": 1, "*": math.inf, "+": math.inf}.get(action.nargs, action.nargs)
-                room = 0 if equals else float(most or 0)
+                most = 1 if action.nargs in (None, "?") else action.nargs
+                room = 0 if equals else float(most) if isinstance(most, int) else math.inf
             elif room:
                 room -= 1
             else:
@@ -151,9 +151,9 @@ def hint(name: str, names: Iterable[str]) -> str:
     return f"did you mean {', '.join(close)}?" if close else "see --help for the options."
 
 
-def _explain(head: str, names: Sequence[str]) -> str:
-    """One unknown option, and what to write in its place."""
-    name = head.lstrip("-").replace("-", "_")
+def _explain(head: str, names: Sequence[str], name: str = "") -> str:
+    """One unknown option as it was written, and what to write in its place; `name` is its name where that is more."""
+    name = name or head.lstrip("-").replace("-", "_")
     if attached := re.fullmatch(r"([a-z])\d+", name):  # -b64, -j8
         name = attached[1]
     if alias := alias_of(name, names):
@@ -174,7 +174,7 @@ def _explain_word(word: str, names: Sequence[str]) -> str:
         name = key.lstrip("+~").rpartition(".")[2].replace("-", "_")
         if name in names:
             return f"{word} is {flag(name)} {value} here."
-        return _explain(name, names)
+        return _explain(word, names, name)
     images = [flag(name) for name in PATHS if name in names]
     if images:
         return f"{word}: no option takes this; values follow their option, and images are named with " + (

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import os
 import signal
 import sys
@@ -37,6 +38,7 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             quiet_libraries()
+            print_any_name()
             with _remembered_ctrl_c() as interrupted:
                 try:
                     try:
@@ -53,6 +55,8 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
                     reason = explanation(error)
                     if isinstance(error, ModuleNotFoundError) and extra:
                         reason = f"{error.name} is not installed: pip install 'd-emo[{extra}]'"
+                    elif kept and isinstance(error, OSError):
+                        reason = f"{reason}; {kept}"
                     if reason is None or os.environ.get(TRACEBACK):
                         raise
                     sys.exit(one_line(f"{name}: {reason}"))
@@ -60,6 +64,13 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
         return run
 
     return decorate
+
+
+def print_any_name() -> None:
+    """Let file names be printed that are not UTF-8, or not what the terminal can show, in place of an error there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -95,6 +106,8 @@ def explanation(error: BaseException) -> str | None:
     # torch.OutOfMemoryError, and what PyTorch says on a CPU; it need not be imported for that.
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "not enough memory" in str(error):
         return f"the memory does not suffice ({first_line(error)}); use smaller batches or pictures, or fewer processes"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return f"a loader's process died ({first_line(error)}); use fewer --num-workers if memory ran out"
     if isinstance(error, ValueError | CommandError) or type(error) is ImportError:
         return own_line(error)
     return None

@@ -5,6 +5,7 @@ guess, and nothing is written through a link that lies at either name: a link at
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from d_emo.common.messages import first_line
 
 PARTIAL_PREFIX = ".partial-"
 # Of a folder that is in use; see `locks`.
@@ -72,7 +75,9 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or (error.filename and PARTIAL_PREFIX not in str(error.filename)):
+        if error.errno is None:  # as NumPy says that a disk takes no more
+            raise OSError(f"{path} cannot be written ({error})") from error
+        if error.filename and PARTIAL_PREFIX not in str(error.filename):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -101,6 +106,57 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole."""
     with written_whole(path) as partial:
         partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The table that a JSON file holds.
+
+    Raises:
+        ValueError: it holds something else; `remedy` says what to do.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__} instead of a table")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}); {remedy}.") from error
+    return content
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder within one of ours, if it is not there.
+
+    Raises:
+        OSError: a file, or a link, lies in its place: nothing is written through links.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
+    """Find out before the work, not after it, that its result could not be written.
+
+    Args:
+        path: what will be written.
+        option: how the user named it: "--output-dir".
+        folder: whether it is a folder.
+
+    Raises:
+        ValueError: something else lies there, or the place may not be written in.
+    """
+    if folder and os.path.lexists(path) and not path.is_dir():
+        raise ValueError(f"{option} {path} is no folder; name another.")
+    if not folder and path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; name a file in it.")
+    place = path if folder else path.parent
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"{option} {path}: {place} is no folder; name another place.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {path}: nothing may be written in {place}; name another place.")
 
 
 def replace_folder(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from d_emo.common.files import LOCK_FILE
+from d_emo.common.files import LOCK_FILE, check_writable, holds_something, remove, remove_partial
 
 # Seconds between two attempts of those who wait.
 _PAUSE = 0.2
@@ -111,6 +111,29 @@ def _lock(descriptor: int) -> bool:
     except OSError:  # a file system without locks
         return True
     return True
+
+
+@contextlib.contextmanager
+def output_folder(folder: Path, option: str = "--output-dir") -> Iterator[None]:
+    """Make a folder of results and keep others out of it; one that was not there and stays empty is removed again.
+
+    Args:
+        folder: what the user named.
+        option: how, for messages.
+
+    Raises:
+        LockedError: another process works in it.
+        ValueError: a file lies there, or nothing may be written there.
+    """
+    check_writable(folder, option, folder=True)
+    new = not folder.exists()
+    with FolderLock(folder, option, "name another"):
+        remove_partial(folder)
+        try:
+            yield
+        finally:
+            if new and not holds_something(folder):
+                remove(folder)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import unicodedata
 _REMEDIES = {
     errno.ENOSPC: "make room, or write elsewhere",
     errno.EDQUOT: "make room, or write elsewhere",
+    errno.EFBIG: "the system takes no file of that size; allow it (ulimit -f), or write elsewhere",
     errno.EROFS: "choose a folder that you may write in",
     errno.EACCES: "change its rights, or choose another place",
     errno.EPERM: "change its rights, or choose another place",
@@ -51,6 +52,7 @@ _ADDRESS = re.compile(r"""['"(<\[]?\b(?:https?|file)://([^\s/)>\]'"]*)[^\s)>\]'"
 _ELSEWHERE = re.compile(
     r"\b(see|check|visit|refer to|read|report|open|file|submit) .{0,40}"
     r"(documentation|docs|issue|here|link|page|guide|error report)|"
+    r"^(see|visit|read|check|more at|documentation)\b.{0,20}\w\.\w|"
     r"\bfor more (information|details)|\bread more\b|stack ?trace|check the parameter",
     re.IGNORECASE,
 )
@@ -61,6 +63,8 @@ _LONGEST = 300
 
 def own_line(error: BaseException) -> str:
     """What an error that ends a command says, in one line: of one that this package raised all of it."""
+    if said := _said_by_loader(error):
+        return said
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -78,6 +82,8 @@ def first_line(error: BaseException) -> str:
     """
     if isinstance(error, OSError) and error.strerror is not None:
         return describe_os_error(error)
+    if said := _said_by_loader(error):
+        return said
     whole = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     for pattern, plain in _PLAIN:
         if pattern.search(whole):
@@ -92,6 +98,14 @@ def first_line(error: BaseException) -> str:
         if text:
             return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
     return _kind(error)
+
+
+def _said_by_loader(error: BaseException) -> str:
+    """What an error said in the loader's process that it comes from: PyTorch adds that process's traceback."""
+    lines = str(error).strip().splitlines()
+    if len(lines) < 2 or "DataLoader worker" not in lines[0]:
+        return ""
+    return _PREFIX.sub("", lines[-1])
 
 
 def _sentences(line: str) -> list[str]:

@@ -3,13 +3,13 @@
 Everything that shows progress comes through here, so that a log file holds lines and no bars, whoever draws them.
 """
 
+import contextlib
 import errno
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +17,11 @@ from typing import Any, TextIO
 # passed since: some lines in an hour, and not thousands in a week.
 FIRST_LINE, PACE = 20.0, 0.1
 # Warnings of libraries that a user can do nothing more about, each by how it begins.
-NOISE = (r"This DataLoader will create \d+ worker",)  # the default is at most the cores: more were asked for
+NOISE = (
+    r"This DataLoader will create \d+ worker",  # the default is at most the cores: more were asked for
+    r"`broadcast_buffers` is deprecated",  # Accelerate has no name for what PyTorch takes instead, nor old PyTorch
+    r"The `local_dir_use_symlinks` argument is deprecated",  # Diffusers passes it to the Hub's client
+)
 
 # What to do when nobody reads any more, the innermost last; see `reader_gone`.
 _when_gone: list[Callable[[], None]] = []
@@ -39,6 +43,12 @@ def say(message: str, file: TextIO | None = None) -> None:
     try:
         tqdm.write(message, file=file)
         file.flush()
+    except RuntimeError as error:
+        # A signal's handler speaks in the middle of another line, where Python's buffers take nothing.
+        if "reentrant" not in str(error):
+            raise
+        with contextlib.suppress(OSError):
+            os.write(file.fileno(), f"\n{message}\n".encode())
     except BrokenPipeError:
         if not _when_gone:
             raise
@@ -50,7 +60,7 @@ def say(message: str, file: TextIO | None = None) -> None:
         discard(file)
 
 
-@contextmanager
+@contextlib.contextmanager
 def reader_gone(action: Callable[[], None]) -> Iterator[None]:
     """Within it, a closed pipe (`COMMAND | head`) raises nothing: the action is called, what is said goes nowhere."""
     _when_gone.append(action)

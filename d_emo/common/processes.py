@@ -178,6 +178,21 @@ def end_workers(spared: Collection[BaseProcess] = ()) -> None:
         signal.signal(signal.SIGCHLD, former)
 
 
+def leave_interrupts(_worker: int) -> None:
+    """Start of a loader's process: Ctrl-C, which reaches the whole group, is for the process that it works for.
+
+    And where that one ends, multiprocessing's thread here, which hands tensors over, would print that nobody took them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = sys.excepthook
+
+    def quietly(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if not issubclass(kind, OSError | EOFError):
+            report(kind, error, traceback)
+
+    sys.excepthook = quietly
+
+
 def hardware(device: torch.device, count: int = 1) -> str:
     """What is computed on, for people: the accelerator's or the CPU's name, and how many.
 

@@ -5,15 +5,18 @@ with the files that are missing, and a folder of something else is refused.
 """
 
 import json
-from collections.abc import Collection
+import os
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d_emo.common.files import write_json
-from d_emo.common.messages import first_line
+from d_emo.common.files import read_json, remove, write_json
+from d_emo.common.output import Progress
 
 MANIFEST = "manifest.json"
+# From this size on, checking files shows its progress.
+SLOW_CHECK_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,33 @@ class ShardFolder:
         """Ranges whose files are not there."""
         return [shard for shard in self.ranges if not self.path(shard).is_file()]
 
+    def discard_damaged(self, check: Callable[[range], object], rank: int = 0, world_size: int = 1) -> list[str]:
+        """Delete what cannot be used, so that it is made again; for who holds the folder's lock.
+
+        Args:
+            check: reads a file and raises ValueError where it is not what it should be.
+            rank, world_size: this process takes every `world_size`-th file from `rank` on.
+
+        Returns:
+            Why, a line for each.
+        """
+        shards = [shard for shard in self.ranges[rank::world_size] if os.path.lexists(self.path(shard))]
+        slow = sum(self.path(shard).lstat().st_size for shard in shards) > SLOW_CHECK_BYTES
+        reasons = []
+        with Progress(len(shards), "file", f"checking {self.folder}", shown=slow, leave=False) as progress:
+            for shard in shards:
+                try:
+                    if not self.path(shard).is_file():
+                        raise ValueError(f"{self.path(shard)} is no file")
+                    check(shard)
+                except ValueError as error:
+                    if isinstance(error.__cause__, MemoryError):
+                        raise
+                    remove(self.path(shard))
+                    reasons.append(str(error))
+                progress.update()
+        return reasons
+
 
 def read_manifest(folder: Path, remedy: str) -> dict[str, Any] | None:
     """What a folder says that it holds; None where nothing is said.
@@ -52,16 +82,10 @@ def read_manifest(folder: Path, remedy: str) -> dict[str, Any] | None:
     Raises:
         ValueError: the file is no table in JSON; `remedy` says what to do.
     """
-    path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"a {type(content).__name__} instead of a table")
+        return read_json(folder / MANIFEST, remedy)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({first_line(error)}); {remedy}.") from error
-    return content
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:

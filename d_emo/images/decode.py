@@ -14,6 +14,7 @@ import PIL.Image
 import PIL.ImageCms
 import torch
 
+from d_emo.common import checks
 from d_emo.common.messages import first_line, printable
 
 # How a file's pixels are read; part of the key of everything that is made of them and kept. 2: orientation, 16 bits,
@@ -25,6 +26,8 @@ BACKGROUND = (255, 255, 255)
 MAX_PIXELS = 2**27
 # So many pixels at most are made of a picture that is enlarged before it is cut; more are cut first.
 MAX_ENLARGED_PIXELS = 2**24
+# Of a result; Pillow's own limit for many formats.
+MAX_SIDE = 2**16 - 1
 LONGEST_STRIP = 64
 FILTER_SUPPORT = 4
 # Rows that are converted at once, so that wide types need memory for a few of them only.
@@ -78,6 +81,18 @@ def decode(file: Any, name: str) -> PIL.Image.Image:
         raise
     except Exception as error:  # decoders fail in any way: struct.error, IndexError, MemoryError, zlib.error, ...
         raise UnreadableImageError(f"{printable(name)} cannot be read ({printable(first_line(error))})") from error
+
+
+def refusal(path: Any) -> str | None:
+    """Why a file will not be decoded, as far as its header says so; None if nothing speaks against it."""
+    try:
+        with _open(path) as image:
+            _check_size(image)
+            if image.mode == "I" or image.mode.startswith("I;16"):
+                _white(image)
+    except Exception as error:  # as in `decode`
+        return f"{printable(str(path))} cannot be read ({printable(first_line(error))})"
+    return None
 
 
 def readable_formats() -> list[str]:
@@ -191,8 +206,14 @@ def center_crop(image: PIL.Image.Image, width: int, height: int | None = None) -
     Args:
         image: any size. What would be enlarged beyond `MAX_ENLARGED_PIXELS` (strips) is cut before, not after.
         width, height: of the result; a square without the latter.
+
+    Raises:
+        ValueError: no picture, or no such size.
     """
-    height = height or width
+    if not isinstance(image, PIL.Image.Image):
+        raise ValueError(f"image is {checks.shown(image)}; a picture of Pillow is wanted.")
+    width = checks.whole(width, "width", most=MAX_SIDE)
+    height = width if height is None else checks.whole(height, "height", most=MAX_SIDE)
     while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
     scale = max(width / image.width, height / image.height)
@@ -225,13 +246,15 @@ def trim_strip(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def to_pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:
-    """An image as (H, W, channels) uint8, grey or colour."""
+    """An image as (H, W, channels) uint8, grey (1) or colour (3)."""
+    checks.one_of(channels, "channels", (1, 3))
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def to_tensor(image: PIL.Image.Image, channels: int, side: int) -> torch.Tensor:
     """An image as (channels, side, side) float32 in [-1, 1]."""
+    checks.one_of(channels, "channels", (1, 3))
     image = center_crop(image.convert("L" if channels == 1 else "RGB"), side)
     pixels = to_pixels(image, channels).astype(np.float32)
     return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()

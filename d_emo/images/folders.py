@@ -1,13 +1,22 @@
 """Pictures in folders: a sub-folder a class, or, where classes are not wanted, in any way."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from d_emo.images.decode import decode
+from d_emo.common import checks
+from d_emo.common.output import Progress
+from d_emo.images.decode import decode, refusal
 from d_emo.images.labels import class_name, english_names
 from d_emo.images.listing import list_all, list_classes
 from d_emo.images.source import ImageSource
+
+# Files of many kinds, some of which have no defined white. Their headers are read when a folder is opened.
+TIFF_SUFFIXES = (".tif", ".tiff")
+# From so many on, that shows its progress.
+SLOW_HEADERS = 5000
 
 
 def folder_source(root: Path, unconditional: bool) -> ImageSource:
@@ -19,6 +28,7 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
     Raises:
         ValueError: there are no pictures, or classes without any; the message says what was left out.
     """
+    root = checks.path_named(root, "root")
     if not root.is_dir():
         raise ValueError("there is no such folder.")
     listing = list_all(root) if unconditional else list_classes(root)
@@ -44,4 +54,16 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
         id2label=dict(enumerate(english_names(names))) if not unconditional else {},
         files=paths,
         note=listing.note,
+        unreadable=_unreadable(paths),
     )
+
+
+def _unreadable(paths: Sequence[Path]) -> list[str]:
+    """What is known to be unreadable before it is read."""
+    tiffs = [path for path in paths if os.path.splitext(path.name)[1].lower() in TIFF_SUFFIXES]  # noqa: PTH122
+    reasons = []
+    with Progress(len(tiffs), "header", "reading", shown=len(tiffs) > SLOW_HEADERS, leave=False) as progress:
+        for path in tiffs:
+            reasons.append(refusal(path))
+            progress.update()
+    return [reason for reason in reasons if reason]

@@ -13,7 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from d_emo.common.messages import first_line, printable
+from d_emo.common import checks
+from d_emo.common.messages import describe_os_error, first_line, printable
 
 LabelLike = str | int
 
@@ -51,25 +52,49 @@ def read_class_names(source: str) -> list[str]:
     Raises:
         ValueError: there is no such file, or ids are missing or names repeated in it.
     """
+    source = checks.text(source, "--class-names")
     if source == "imagenet":
         return list(imagenet_wnid_to_name())
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"--class-names {source}: there is no such file ('imagenet' stands for ImageNet's).")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix == ".json" else text.rstrip().splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"--class-names {source}: no list of names (line {line} is not in UTF-8); save the file as UTF-8."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"--class-names {describe_os_error(error)}.") from error
+    names = _names_of_json(source, text) if path.suffix == ".json" else text.rstrip().splitlines()
+    names = [class_name(name) for name in names]
+    unit, offset = ("id", 0) if path.suffix == ".json" else ("line", 1)
+    wrong = "" if names else "there is nothing in it"
+    for place, name in enumerate(names):
+        if not name or (before := names.index(name)) < place:
+            what = f"repeats {name!r} of {unit} {before + offset}" if name else "is empty"
+            wrong = f"{unit} {place + offset} {what}"
+            break
+    if wrong:
+        raise ValueError(
+            f"--class-names {source}: empty, or with empty or repeated names ({wrong}); give every class a name of its "
+            "own, in the order of the ids."
+        )
+    return names
+
+
+def _names_of_json(source: str, text: str) -> list[str]:
+    try:
+        content = json.loads(text)
         names = [content[str(i)] for i in range(len(content))] if isinstance(content, dict) else content
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("something else than words")
-    except (OSError, ValueError, KeyError, RecursionError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else first_line(error)
         raise ValueError(
-            f"--class-names {source}: no list of names, and no table by the ids 0 to N - 1 ({first_line(error)})."
+            f"--class-names {source}: no list of names, and no table by the ids 0 to N - 1 ({reason})."
         ) from error
-    names = [class_name(name) for name in names]
-    repeated = [name for name, count in collections.Counter(names).items() if count > 1 or not name]
-    if repeated or not names:
-        raise ValueError(f"--class-names {source}: empty, or with empty or repeated names {repeated[:3]}.")
     return names
 
 
@@ -80,7 +105,7 @@ def normalize_id2label(id2label: Mapping[Any, str], num_classes: int) -> dict[in
         ValueError: an id is not an integer in [0, num_classes).
     """
     table = {}
-    for key, name in id2label.items():
+    for key, name in _table_of_names(id2label, checks.whole(num_classes, "num_classes", least=0)).items():
         try:
             label_id = int(key)
         except (TypeError, ValueError):
@@ -100,7 +125,7 @@ class LabelResolver:
     """
 
     def __init__(self, id2label: Mapping[int, str], num_classes: int):
-        self.id2label = dict(id2label)
+        self.id2label = dict(_table_of_names(id2label, num_classes))
         self.num_classes = num_classes
         self._by_exact_name: dict[str, set[int]] = {}
         self._by_full_name: dict[str, set[int]] = {}
@@ -151,6 +176,14 @@ class LabelResolver:
             f"label {name!r} is unknown among {len(self.id2label)} names such as {examples}; "
             "the pipeline's id2label lists all of them."
         )
+
+
+def _table_of_names(id2label: Any, num_classes: int) -> Mapping[Any, str]:
+    if not isinstance(id2label, Mapping):
+        raise ValueError(
+            f"id2label is {checks.shown(id2label)}; a table of names by class id, 0 to {num_classes - 1}, is wanted."
+        )
+    return id2label
 
 
 def class_name(name: str) -> str:

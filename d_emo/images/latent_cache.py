@@ -2,24 +2,45 @@
 
 A folder holds `manifest.json` (what was encoded, with which VAE), `labels.npy`, and `latents-FIRST.npy` files of
 `shard_size` images each: (n, flips, 2, C, h, w), mean and standard deviation, as the VAE gives them, neither scaled
-nor shifted. Files appear whole or not at all and are mapped into memory, so that reading an image costs its bytes.
+nor shifted. Files appear whole or not at all; an image is read by its place, so that it costs its bytes.
+
+Every file has a SHA-256: the manifest has its own and that of the labels, `checksums-FIRST.json` those of a file of
+latents and of what belongs to it. Small files are checked whenever a folder is opened. Files of latents are checked
+then, too, up to `FULL_CHECK_BYTES` in all; of larger folders each is when its first image is read. So a flipped bit
+is refused before anything is learned from it. Folders of before there were checksums are read, and say so.
 """
 
+import collections
+import hashlib
+import io
 import json
-from dataclasses import asdict, dataclass
+import math
+import os
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from d_emo.common.files import write_json, written_whole
-from d_emo.common.messages import first_line
-from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
+from d_emo.common import checks
+from d_emo.common.files import file_digest, holds_something, remove, write_json, written_whole
+from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.output import Progress
+from d_emo.common.shards import MANIFEST, SLOW_CHECK_BYTES, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.images.decode import DECODE_VERSION
 from d_emo.images.source import ImageSource, no_image
 
-LABELS, REPLACED_PATTERN = "labels.npy", "replaced-*.json"
+LABELS = "labels.npy"
 DTYPES = ("float32", "float16")
+# Folders up to this size are checked whole when they are opened, which takes some seconds.
+FULL_CHECK_BYTES = 2**32
+# Files of latents that are kept open; systems allow a thousand or so in all.
+OPEN_FILES = 64
+MANIFEST_DIGEST = "sha256"
+UNCHECKED = "encoded before there were checksums, so that damage goes unseen; encode again to have them"
+AGAIN = "run train/encode_latents.py again, which makes damaged files anew"
+ELSEWHERE = "encode again into another folder"
 
 
 class LatentCacheError(ValueError):
@@ -43,6 +64,10 @@ class CacheManifest:
         scaling_factor, shift_factor: of the VAE's configuration.
         shard_size: images a file.
         decode_version: of the rule by which the pictures were read, `d_emo.images.decode.DECODE_VERSION`.
+        labels_digest: SHA-256 of `labels.npy`; empty in folders of before there were checksums.
+
+    Raises:
+        ValueError: a value that no folder has.
     """
 
     source: str
@@ -59,10 +84,34 @@ class CacheManifest:
     shift_factor: float
     shard_size: int
     decode_version: int = DECODE_VERSION
+    labels_digest: str = ""
+
+    def __post_init__(self):
+        numbers = {name: getattr(self, name) for name in ("count", "resolution", "shard_size", "decode_version")}
+        numbers |= {f"shape[{place}]": side for place, side in enumerate(self.shape)}
+        factors = {name: getattr(self, name) for name in ("scaling_factor", "shift_factor")}
+        wrong = {name: value for name, value in numbers.items() if type(value) is not int or value < 1}
+        wrong |= {
+            name: value
+            for name, value in factors.items()
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+        }
+        wrong |= {name: getattr(self, name) for name, choices in (("flips", (1, 2)), ("dtype", DTYPES))
+                  if getattr(self, name) not in choices}  # fmt: skip
+        if not isinstance(self.id2label, dict) or list(self.id2label) != [str(i) for i in range(len(self.id2label))]:
+            wrong["id2label"] = self.id2label
+        if len(self.shape) != 3 or wrong:
+            name, value = next(iter(wrong.items()), ("shape", self.shape))
+            raise ValueError(f"{name} is {str(value)[:60]}")
 
     def file_shape(self, shard: range) -> tuple[int, ...]:
         """Shape of a file's array."""
         return (len(shard), self.flips, 2, *self.shape)
+
+    @property
+    def image_bytes(self) -> int:
+        """What an image's latents take on the disk, of both views."""
+        return self.flips * 2 * math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 def shard_folder(folder: Path, manifest: CacheManifest) -> ShardFolder:
@@ -70,32 +119,73 @@ def shard_folder(folder: Path, manifest: CacheManifest) -> ShardFolder:
     return ShardFolder(folder, "latents-{:09d}.npy", manifest.count, manifest.shard_size)
 
 
+def _beside(path: Path, kind: str) -> Path:
+    """The file `KIND-FIRST.json` of a file of latents."""
+    return path.with_name(path.name.replace("latents-", f"{kind}-")).with_suffix(".json")
+
+
 def write_latents(path: Path, moments: np.ndarray, replaced: dict[int, int]) -> None:
-    """Write a file of (n, flips, 2, C, h, w), whole; `replaced` has unreadable images and those that stand for them."""
+    """Write a file of (n, flips, 2, C, h, w), whole, and the checksums of it and of what belongs to it.
+
+    Args:
+        path: the file.
+        moments: its array, finite.
+        replaced: unreadable images, and those that stand for them.
+
+    Raises:
+        OSError: the system refuses; the file is not there then, or counts as damaged.
+    """
+    beside = _beside(path, "replaced")
+    remove(beside)
     if replaced:
-        beside = path.with_name(path.name.replace("latents-", "replaced-")).with_suffix(".json")
         write_json(beside, {str(index): used for index, used in replaced.items()})
     with written_whole(path) as partial, partial.open("wb") as file:
-        np.save(file, moments)
+        # NumPy's own `save` does not say why a disk takes no more.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(moments))
+        file.write(np.ascontiguousarray(moments).data)
+        file.flush()
+        sums = {part.name: file_digest(part) for part in (partial, beside) if part.is_file()}
+        write_json(_beside(path, "checksums"), sums)  # before the file itself, which then never lacks its own
 
 
 def claim_latents(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> None:
-    """Start a folder of latents, or check that one that was begun holds the same.
+    """Start a folder of latents, or check that one that was begun holds the same; its labels are mended.
 
     Raises:
         LatentCacheError: it holds something else; the message says what differs.
     """
+    stored = io.BytesIO()
+    np.save(stored, labels)
+    digest = hashlib.sha256(stored.getbuffer()).hexdigest()
+    refuse_other_content(folder)
     if (folder / MANIFEST).is_file():
-        changed = differences(asdict(read_cache_manifest(folder)), asdict(manifest), free=("vae", "source"))
+        begun = read_cache_manifest(folder)
+        changed = differences(asdict(begun), asdict(manifest), free=("vae", "source", "labels_digest"))
         if changed:
             raise LatentCacheError(f"{folder} holds other latents: {'; '.join(changed)}. Choose another folder.")
-        return
-    if folder.is_dir() and any(folder.iterdir()):
+        digest = begun.labels_digest or digest
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = asdict(replace(manifest, labels_digest=digest))
+        write_manifest(folder, {**content, MANIFEST_DIGEST: _digest_of(content)})
+    path = folder / LABELS
+    if not path.is_file() or file_digest(path) != digest:
+        with written_whole(path) as partial:
+            partial.write_bytes(stored.getbuffer())
+
+
+def refuse_other_content(folder: Path) -> None:
+    """Refuse a folder that is neither empty nor one of latents.
+
+    Raises:
+        LatentCacheError: it is one.
+    """
+    if holds_something(folder) and not (folder / MANIFEST).is_file():
         raise LatentCacheError(f"{folder} is not empty and holds no latents; choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / LABELS) as partial, partial.open("wb") as file:
-        np.save(file, labels)
-    write_manifest(folder, asdict(manifest))
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_cache_manifest(folder: Path) -> CacheManifest:
@@ -104,20 +194,22 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
     Raises:
         LatentCacheError: there is no manifest, or it is damaged.
     """
-    remedy = "encode again into another folder"
     try:
-        content = read_manifest(folder, remedy)
+        content = read_manifest(folder, ELSEWHERE)
     except ValueError as error:
         raise LatentCacheError(str(error)) from error
+    except OSError as error:
+        raise LatentCacheError(f"{describe_os_error(error)}; {ELSEWHERE}.") from error
     if content is None:
         raise LatentCacheError(
             f"{folder}: there are no latents (no {MANIFEST}); write some with train/encode_latents.py."
         )
+    digest = content.pop(MANIFEST_DIGEST, None)
+    written = {"decode_version": 1, **content}  # older folders do not say it
     try:
-        content = {"decode_version": 1, **content}  # older folders do not say it
-        manifest = CacheManifest(**{**content, "shape": tuple(content["shape"])})
+        manifest = CacheManifest(**{**written, "shape": tuple(written["shape"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise LatentCacheError(f"{folder / MANIFEST} is damaged ({error}); {remedy}.") from error
+        raise LatentCacheError(f"{folder / MANIFEST} is damaged ({first_line(error)}); {ELSEWHERE}.") from error
     if manifest.decode_version != DECODE_VERSION:
         raise LatentCacheError(
             f"{folder}: its pictures were read by rule {manifest.decode_version}, now there is rule {DECODE_VERSION} "
@@ -125,7 +217,98 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
             f"--vae {manifest.vae} --resolution {manifest.resolution} --output-dir {folder}-{DECODE_VERSION}, and the "
             "options that name it."
         )
+    if (digest or manifest.labels_digest) and digest != _digest_of(content):
+        raise LatentCacheError(
+            f"{folder / MANIFEST} is damaged (it is not as it was written, by its SHA-256); {ELSEWHERE}."
+        )
     return manifest
+
+
+def check_latents(folder: Path, manifest: CacheManifest, shard: range) -> None:
+    """Read a file of latents whole.
+
+    Raises:
+        LatentCacheError: it is not as it was written.
+    """
+    path = shard_folder(folder, manifest).path(shard)
+    _check_layout(path, manifest, shard)
+    _check_content(path, manifest)
+
+
+def _check_layout(path: Path, manifest: CacheManifest, shard: range) -> int:
+    """Check type, shape and length of a file; where its numbers begin, in bytes."""
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"version {version} of NumPy's format")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+            length = file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise LatentCacheError(f"{describe_os_error(error)}; {AGAIN}.") from error
+    except Exception as error:  # damaged headers fail in any way
+        raise LatentCacheError(f"{path} is damaged ({first_line(error)}); {AGAIN}.") from error
+    expected = manifest.file_shape(shard)
+    if shape != expected or dtype != np.dtype(manifest.dtype) or fortran:
+        raise LatentCacheError(f"{path} holds {dtype} {shape}, not {manifest.dtype} {expected}; {AGAIN}.")
+    if length != start + len(shard) * manifest.image_bytes:
+        raise LatentCacheError(f"{path} is damaged ({length:,} bytes are too few or too many); {AGAIN}.")
+    return start
+
+
+def _checksums(path: Path, manifest: CacheManifest) -> dict[str, str]:
+    """The checksums of a file of latents and what belongs to it, by name; nothing in older folders."""
+    record = _beside(path, "checksums")
+    if not manifest.labels_digest and not record.is_file():
+        return {}
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if path.name not in found:
+            raise ValueError(f"nothing of {path.name}")
+    except OSError as error:
+        raise LatentCacheError(f"{path} has no checksum ({describe_os_error(error)}); {AGAIN}.") from error
+    except (ValueError, TypeError) as error:
+        raise LatentCacheError(f"{record} is damaged ({first_line(error)}); {AGAIN}.") from error
+    return found
+
+
+def _check_content(path: Path, manifest: CacheManifest) -> None:
+    """Read a file of latents whole and compare it, and what belongs to it, with the checksums."""
+    sums = _checksums(path, manifest)
+    if sums:
+        _check_digest(path, sums[path.name])
+    _replaced_images(path, manifest)
+
+
+def _check_digest(path: Path, expected: str | None) -> None:
+    try:
+        matches = file_digest(path) == expected
+    except OSError as error:
+        raise LatentCacheError(f"{describe_os_error(error)}; {AGAIN}.") from error
+    if not matches:
+        raise LatentCacheError(f"{path} is damaged (it is not as it was written, by its SHA-256); {AGAIN}.")
+
+
+def _replaced_images(path: Path, manifest: CacheManifest) -> dict[int, int]:
+    """Images of a file whose place another one took."""
+    beside, sums = _beside(path, "replaced"), _checksums(path, manifest)
+    if sums and beside.name not in sums:
+        if beside.exists():
+            raise LatentCacheError(f"{beside} does not belong to {path.name}; {AGAIN}.")
+        return {}
+    if not sums and not beside.is_file():
+        return {}
+    if sums:
+        _check_digest(beside, sums[beside.name])
+    try:
+        found = {int(index): used for index, used in json.loads(beside.read_text(encoding="utf-8")).items()}
+        if not all(type(used) is int and min(i, used) >= 0 and max(i, used) < manifest.count
+                   for i, used in found.items()):  # fmt: skip
+            raise ValueError("no table of images")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise LatentCacheError(f"{beside} is damaged ({first_line(error)}); {AGAIN}.") from error
+    return found
 
 
 class LatentCache:
@@ -133,23 +316,17 @@ class LatentCache:
 
     Attributes:
         manifest: what it holds.
-        labels: (count,) class ids.
+        labels: (count,) int64 class ids.
 
     Raises:
-        LatentCacheError: a file is missing or cut short; the message counts and names.
+        LatentCacheError: a file is missing, cut short or not as it was written; the message counts and names. Also
+            from `read`, in folders of more than `FULL_CHECK_BYTES`.
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = folder = checks.path_named(folder, "the folder of latents")
         self.manifest = read_cache_manifest(folder)
-        try:
-            self.labels = np.load(folder / LABELS, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise LatentCacheError(
-                f"{folder / LABELS} is damaged ({first_line(error)}); encode again into another folder."
-            ) from error
-        if len(self.labels) != self.manifest.count:
-            raise LatentCacheError(f"{folder / LABELS} holds {len(self.labels)} labels of {self.manifest.count}.")
+        self.labels = _read_labels(folder, self.manifest)
         self.files = shard_folder(folder, self.manifest)
         missing = self.files.missing()
         if missing:
@@ -157,34 +334,93 @@ class LatentCache:
                 f"{folder}: {sum(map(len, missing)):,} of {self.manifest.count:,} images are not encoded yet "
                 f"(first missing file {self.files.path(missing[0]).name}); run train/encode_latents.py again."
             )
-        self._maps = [self._open(shard) for shard in self.files.ranges]
-        for path in sorted(folder.glob(REPLACED_PATTERN)):
-            try:
-                for index, used in json.loads(path.read_text(encoding="utf-8")).items():
-                    self.labels[int(index)] = self.labels[used]
-            except (ValueError, AttributeError, IndexError, TypeError) as error:
-                raise LatentCacheError(
-                    f"{path} is damaged ({first_line(error)}); delete the file of latents beside it and encode again."
-                ) from error
+        self._paths = [self.files.path(shard) for shard in self.files.ranges]
+        self._starts = [_check_layout(self.files.path(shard), self.manifest, shard) for shard in self.files.ranges]
+        self._open: collections.OrderedDict[int, io.FileIO] = collections.OrderedDict()
+        for path in self._paths:
+            for index, used in _replaced_images(path, self.manifest).items():
+                self.labels[index] = self.labels[used]
+        self._unchecked = set(range(len(self._paths))) if self.checksums else set()
+        size = self.manifest.count * self.manifest.image_bytes
+        if size <= FULL_CHECK_BYTES:
+            slow = size > SLOW_CHECK_BYTES
+            with Progress(len(self._unchecked), "file", "checking latents", shown=slow, leave=False) as progress:
+                for number in sorted(self._unchecked):
+                    self._check(number)
+                    progress.update()
 
-    def _open(self, shard: range) -> np.ndarray:
-        path = self.files.path(shard)
-        try:
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise LatentCacheError(f"{path} is damaged ({error}); delete it and encode again.") from error
-        expected = self.manifest.file_shape(shard)
-        if mapped.shape != expected or mapped.dtype != np.dtype(self.manifest.dtype):
-            raise LatentCacheError(
-                f"{path} holds {mapped.dtype} {mapped.shape}, not {self.manifest.dtype} {expected}; delete it and "
-                "encode again."
-            )
-        return mapped
+    @property
+    def checksums(self) -> bool:
+        """Whether there are checksums; older folders have none."""
+        return bool(self.manifest.labels_digest)
+
+    def _check(self, number: int) -> None:
+        if number in self._unchecked:
+            _check_content(self._paths[number], self.manifest)
+            self._unchecked.discard(number)
 
     def read(self, index: int, flipped: bool) -> torch.Tensor:
-        """Mean and standard deviation of an image or its mirror image, (2, C, h, w) float32."""
-        shard, row = divmod(index, self.manifest.shard_size)
-        return torch.from_numpy(np.array(self._maps[shard][row, int(flipped)], dtype=np.float32))
+        """Mean and standard deviation of an image or its mirror image, (2, C, h, w) float32.
+
+        Raises:
+            LatentCacheError: there is no such image or view, or its file is damaged.
+        """
+        manifest = self.manifest
+        if not 0 <= index < manifest.count:
+            raise LatentCacheError(f"{self.folder} holds images 0 to {manifest.count - 1}; there is no image {index}.")
+        if flipped and manifest.flips < 2:
+            raise LatentCacheError(f"{self.folder} holds no mirror images; encode again with --random-flip true.")
+        shard, row = divmod(index, manifest.shard_size)
+        self._check(shard)
+        length = manifest.image_bytes // manifest.flips
+        content = self._bytes(shard, self._starts[shard] + row * manifest.image_bytes + int(flipped) * length, length)
+        values = np.frombuffer(content, dtype=manifest.dtype).reshape(2, *manifest.shape)
+        if not self.checksums and not np.isfinite(values).all():
+            raise LatentCacheError(f"{self._paths[shard]}: the latents of image {index} are NaN or infinite; {AGAIN}.")
+        return torch.from_numpy(values).float()
+
+    def _bytes(self, shard: int, start: int, length: int) -> bytearray:
+        """Bytes of a file. Files are read, not mapped: a disk's error is then an error here, not the system's end."""
+        content = bytearray(length)
+        try:
+            file = self._open.pop(shard, None) or self._paths[shard].open("rb", buffering=0)
+            self._open[shard] = file  # the last one used is the last one
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            if hasattr(os, "preadv"):  # processes that were forked share a file's place
+                found = os.preadv(file.fileno(), [content], start)
+            else:
+                file.seek(start)
+                found = file.readinto(content)
+        except OSError as error:
+            raise LatentCacheError(f"{self._paths[shard]} cannot be read ({error.strerror}); {AGAIN}.") from error
+        if found != length:
+            raise LatentCacheError(f"{self._paths[shard]} was cut short; {AGAIN}.")
+        return content
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": collections.OrderedDict()}  # for loader processes that are not forked
+
+
+def _read_labels(folder: Path, manifest: CacheManifest) -> np.ndarray:
+    path = folder / LABELS
+    if manifest.labels_digest:
+        _check_digest(path, manifest.labels_digest)
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except Exception as error:  # damaged headers fail in any way
+        raise LatentCacheError(f"{path} is damaged ({first_line(error)}); {AGAIN}.") from error
+    if labels.shape != (manifest.count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise LatentCacheError(
+            f"{path} holds {labels.dtype} {labels.shape}, not whole numbers of shape {(manifest.count,)}; {AGAIN}."
+        )
+    last = max(0, len(manifest.id2label) - 1)
+    wrong = np.flatnonzero((labels < 0) | (labels > last))
+    if len(wrong):
+        raise LatentCacheError(
+            f"{path}: image {wrong[0]} has label {labels[wrong[0]]}, the classes are 0 to {last}; {AGAIN}."
+        )
+    return labels.astype(np.int64)
 
 
 def latents_source(folder: Path) -> ImageSource:
@@ -205,4 +441,5 @@ def latents_source(folder: Path) -> ImageSource:
         resolution=manifest.resolution,
         num_workers=0,
         latents=cache,
+        note="" if cache.checksums else UNCHECKED,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from d_emo.common import checks
 from d_emo.common.messages import first_line
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> "AutoencoderKL":
     """
     from diffusers import AutoencoderKL
 
+    name = checks.text(name, "the name of the VAE")
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if (Path(name) / "vae" / "config.json").is_file():
         options["subfolder"] = "vae"

@@ -1,7 +1,8 @@
 """The one listing: which files of a folder are pictures, in which order, and which of its folders are classes.
 
 - Hidden files and folders (a dot in front) and those of operating systems and shared disks are not seen.
-- Links are followed, but no folder is entered twice below the same class. Pipes, sockets and devices are never opened.
+- Links are followed, but no folder is entered twice below the same class, and a folder around the classes is none of
+  them. Pipes, sockets and devices are never opened.
 - Pictures are told by their suffix: every one of a format that Pillow decodes by itself.
 - Classes are in the order of their numbers where all of them are whole numbers, else in that of their names.
 - What is left out is counted, for one line that people see.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import PIL.Image
 
+from d_emo.common import checks
 from d_emo.common.messages import first_line, printable
 from d_emo.images.decode import readable_formats
 from d_emo.images.labels import class_name
@@ -100,13 +102,19 @@ def list_classes(root: Path) -> Listing:
         ValueError: a folder cannot be listed; two are the same class but for the writing; they are parts of a data set
             (train and val), not classes.
     """
+    root = checks.path_named(root, "root")
     listing = Listing(root)
     folders = []
-    for entry in _entries(root):
+    entries = _entries(root)
+    around = {_identity(folder) for folder in (root, *root.resolve().parents)}
+    for entry in entries:
         if is_hidden(entry.name):
             listing.left_out[HIDDEN] += 1
         elif _is(entry.is_dir):
-            folders.append(root / entry.name)
+            if _identity(root / entry.name) in around:
+                listing.left_out["links to a folder around them"] += 1
+            else:
+                folders.append(root / entry.name)
         elif _is(entry.is_file):
             listing.left_out["beside the class folders"] += 1
         else:
@@ -120,6 +128,7 @@ def list_classes(root: Path) -> Listing:
 
 def list_all(root: Path) -> Listing:
     """All pictures of `root` at any depth, in the order of their paths."""
+    root = checks.path_named(root, "root")
     listing = Listing(root)
     listing.pictures[root] = _sorted(_walk(root, set(), listing, below_root=True))
     parts = sorted({path.relative_to(root).parts[0] for path in listing.pictures[root]} & _part_names(root))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from d_emo.common import checks
 from d_emo.images.digits import digits_source
 from d_emo.images.folders import folder_source
 from d_emo.images.labels import read_class_names
@@ -34,10 +35,11 @@ def open_source(
     Raises:
         ValueError: no images, no such folder, dataset or column; the message gives the remedy.
     """
-    if folder:
-        return folder_source(Path(folder), unconditional)
-    if not dataset:
+    if folder is not None:
+        return folder_source(Path(checks.text(folder, "the name of the folder")), unconditional)
+    if dataset is None:
         return digits_source()
+    dataset = checks.text(dataset, "the name of the data set")
     column = None if unconditional else label_column
     names = read_class_names(class_names) if class_names else None
     if dataset.endswith(".tar"):

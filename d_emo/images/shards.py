@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from d_emo.common.files import cache_folder, written_whole
+from d_emo.common import checks
+from d_emo.common.files import cache_folder, remove, written_whole
 from d_emo.common.messages import first_line, printable
 from d_emo.images.decode import decode
 from d_emo.images.labels import english_names
@@ -33,6 +34,7 @@ from d_emo.images.stored_labels import class_ids, describe_gaps, no_classes
 LABEL_SUFFIXES = (".cls", ".json")
 DEFAULT_LABEL_COLUMNS = ("cls", "label")
 MAX_LABEL_BYTES = 2**24
+MAX_SHARDS = 10**6
 # Changes when the cached list does.
 INDEX_FORMAT = 3
 
@@ -60,12 +62,15 @@ def expand_braces(pattern: str) -> list[str]:
     """WebDataset's numbered braces: `train-{0000..0127}.tar` as 128 names; others stay one.
 
     Raises:
-        ValueError: the range is empty.
+        ValueError: the range is empty, or longer than any data set.
     """
+    pattern = checks.text(pattern, "the name of the files")
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if braces is None:
         return [pattern]
     first, last = braces.groups()
+    if int(last) - int(first) >= MAX_SHARDS:
+        raise ValueError(f"{braces.group()} stands for more than {MAX_SHARDS:,} files; name those that there are.")
     numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     if not numbers:
         raise ValueError(f"{braces.group()} is empty; write the lower number first.")
@@ -131,11 +136,30 @@ def read_index(paths: Sequence[Path], label_column: str | None, class_names: Seq
     cached = cache_folder() / "tar-index" / f"{digest.hexdigest()[:32]}.npz"
     if cached.is_file():
         with contextlib.suppress(Exception), np.load(cached, allow_pickle=False) as stored:  # made again if damaged
-            return TarIndex(**{part.name: stored[part.name] for part in fields(TarIndex)})
+            return _checked(TarIndex(**{part.name: stored[part.name] for part in fields(TarIndex)}), len(paths))
     index = _list_shards(paths, label_column, class_names)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(cached) as partial, partial.open("wb") as file:
-        np.savez(file, **vars(index))
+    with contextlib.suppress(OSError):  # what cannot be kept is made again
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        if cached.is_dir():
+            remove(cached)
+        with written_whole(cached) as partial, partial.open("wb") as file:
+            np.savez(file, **vars(index))
+    return index
+
+
+def _checked(index: TarIndex, shards: int) -> TarIndex:
+    """A list that was kept.
+
+    Raises:
+        ValueError: it is none of so many shards.
+    """
+    rows = [index.shards, index.offsets, index.lengths, index.labels]
+    if not all(part.dtype == np.int64 and part.shape == rows[0].shape and part.ndim == 1 for part in rows):
+        raise ValueError("no columns of one length")
+    last_label = max(0, len(index.names) - 1)
+    if not (len(rows[0]) and min(map(np.min, rows)) >= 0 and index.shards.max() < shards
+            and index.labels.max() <= last_label and index.names.dtype.kind == "U"):  # fmt: skip
+        raise ValueError("places or classes that are not there")
     return index
 
 
@@ -224,7 +248,10 @@ def _note_label(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: _Shard
     key, _, suffix = _split_name(member.name)
     if member.size > MAX_LABEL_BYTES:
         raise ValueError(f"{member.name} has {member.size:,} bytes, too many for a label")
-    text = archive.extractfile(member).read().decode("utf-8-sig").strip()  # type: ignore[union-attr]
+    try:
+        text = archive.extractfile(member).read().decode("utf-8-sig").strip()  # type: ignore[union-attr]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{member.name} is no text in UTF-8: byte {error.start + 1} is none; write it anew") from error
     if suffix == "cls":
         label, wins = text, label_column in DEFAULT_LABEL_COLUMNS
     else:

@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from d_emo.common import checks
 from d_emo.images.decode import UnreadableImageError
 
 # Of a source that is split into images to train on and images to validate on.
@@ -67,6 +68,7 @@ class ImageSource:
         stream: what is read instead of `read`, which then raises, and `labels`, which are empty.
         files: what the images lie in, where that is a list of files.
         note: what was left out of them, for people.
+        unreadable: messages of images of which it is known already that they cannot be decoded.
     """
 
     name: str
@@ -82,6 +84,17 @@ class ImageSource:
     stream: ImageStream | None = None
     files: Sequence[Path] = ()
     note: str = ""
+    unreadable: Sequence[str] = ()
+
+    def refuse_unreadable(self, remedy: str = "Repair or remove them.") -> None:
+        """Stop before any work where it is known that an image cannot be decoded.
+
+        Raises:
+            UnreadableImageError: there are such images; the first is named, the others are counted.
+        """
+        if self.unreadable:
+            more = f", and {len(self.unreadable) - 1:,} more" if len(self.unreadable) > 1 else ""
+            raise UnreadableImageError(f"{self.unreadable[0]}{more}. {remedy}")
 
     def describe_size(self) -> str:
         """How many images, for people."""
@@ -110,6 +123,7 @@ def held_out(source: ImageSource, share: float = HELD_OUT_SHARE) -> tuple[ImageS
     """
     from sklearn.model_selection import train_test_split
 
+    checks.number(share, "share", 0.01, 0.99)
     if source.stream is not None:
         raise ValueError("a stream has no index and cannot be split; name other images to validate on.")
     parts = train_test_split(np.arange(source.size), test_size=share, random_state=0, stratify=source.labels)
@@ -118,13 +132,20 @@ def held_out(source: ImageSource, share: float = HELD_OUT_SHARE) -> tuple[ImageS
 
 
 def subset(source: ImageSource, indices: np.ndarray) -> ImageSource:
-    """Some images of a source."""
+    """Some images of a source, by their indices (N,), whole numbers."""
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+        raise ValueError(f"indices are {checks.shown(indices)}; whole numbers, one an image, are wanted.")
+    indices = indices.astype(np.int64)
+    if indices.size and not 0 <= indices.min() <= indices.max() < source.size:
+        raise ValueError(f"indices go from {indices.min()} to {indices.max()}; {source.name} has {source.size} images.")
     return replace(
         source,
         size=len(indices),
         read=lambda index: source.read(int(indices[index])),
         labels=source.labels[indices],
         files=(),
+        unreadable=(),
     )
 
 
@@ -138,13 +159,18 @@ def no_image(reason: str) -> Callable[[int], PIL.Image.Image]:
 
 
 def default_resolution(read: Callable[[int], PIL.Image.Image], size: int) -> int:
-    """The largest power of two within the first readable image, from 16 to 256."""
+    """The largest power of two within the first readable image, from 16 to 256.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    first: UnreadableImageError | None = None
     for index in range(size):
         try:
             return power_of_two_side(read(index))
-        except UnreadableImageError:
-            continue  # reported when training comes to it, as --on-bad-image says
-    raise UnreadableImageError("no image of the data set can be read")
+        except UnreadableImageError as error:
+            first = first or error  # reported when training comes to it, as --on-bad-image says
+    raise ValueError(f"no image of the data set can be read; the first of {size:,}: {first}.")
 
 
 def power_of_two_side(image: PIL.Image.Image) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from d_emo.common import checks
 from d_emo.images.labels import class_name
 
 Kind = Literal["number", "word", "truth value"]
@@ -34,6 +35,10 @@ class ClassNames:
     """
 
     def __init__(self, names: Sequence[str]):
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise ValueError(f"class names are {checks.shown(names)}; a list of words, by class id, is wanted.")
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(f"class names are words; {checks.shown(wrong[0])} is none.")
         self.names = [class_name(name) for name in names]
         self._ids = {name: number for number, name in enumerate(self.names)}
         if len(self._ids) < len(self.names):
@@ -72,6 +77,8 @@ def class_ids(
     Raises:
         ValueError: labels that are no classes, with their places.
     """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ValueError(f"labels are {checks.shown(values)}; a list of them is wanted.")
     numbers: dict[Any, int] = {}  # of each different value; 1, 1.0 and True are three
     different: list[_Label] = []
     found: list[int] = []

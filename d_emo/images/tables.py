@@ -7,6 +7,7 @@ from typing import Any
 
 import PIL.Image
 
+from d_emo.common import checks
 from d_emo.common.messages import first_line
 from d_emo.images.decode import decode
 from d_emo.images.labels import english_names
@@ -30,6 +31,7 @@ def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> 
         import datasets
     except ImportError as error:
         raise ValueError("data sets need the datasets package; pip install 'd-emo[train]'.") from error
+    name = checks.text(name, "the name of the data set")
     try:
         builder = BUILDERS.get(Path(name).suffix)
         if builder is not None:

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import reference
 from .dispatch import operator, takes
+from .inputs import check_attention, check_grid, check_tensors, check_windows, same_device
 from .reference import Windows
 
 
@@ -25,7 +26,11 @@ def window_attention(
 
     Returns:
         (B, H, W, E).
+
+    Raises:
+        ValueError: no floating-point (B, H, W, ...), an unknown type, or windows or heads that do not divide.
     """
+    check_attention(qkv, attention_type, dim, num_heads, window)
     windows = Windows.of(attention_type, dim, num_heads, window, qkv.shape[1:3])
     if takes("window_attention", qkv, windows):
         return attention_operator(qkv, windows)
@@ -36,9 +41,20 @@ def window_attention(
 
 
 # `reference.window_attention`, of `Windows`, and the gradient of qkv.
-attention_operator = operator("window_attention", "(Tensor qkv, SymInt[] windows) -> Tensor")
+def _check(qkv, windows):
+    check_grid("window_attention", qkv)
+    check_windows("window_attention", qkv.shape[:3], qkv.shape[-1], windows)
+
+
+def _check_backward(grad, qkv, windows):
+    _check(qkv, windows)
+    shape = (*qkv.shape[:3], qkv.shape[-1] - 2 * windows[0])
+    check_tensors("window_attention_backward", qkv, grad=(grad, shape))
+
+
+attention_operator = operator("window_attention", "(Tensor qkv, SymInt[] windows) -> Tensor", _check)
 attention_backward_operator = operator(
-    "window_attention_backward", "(Tensor grad, Tensor qkv, SymInt[] windows) -> Tensor"
+    "window_attention_backward", "(Tensor grad, Tensor qkv, SymInt[] windows) -> Tensor", _check_backward
 )
 
 
@@ -49,6 +65,7 @@ def _(qkv, windows):
 
 @attention_backward_operator.register_fake
 def _(grad, qkv, windows):
+    same_device("window_attention_backward", grad, qkv)
     return qkv.new_empty(qkv.shape)
 
 

@@ -50,6 +50,11 @@ OPERATORS = (
     *("window_attention", "window_attention_backward", "local_branch", "local_branch_backward"),
     *("linear", "linear_backward", "infer_block"),
 )
+# PyTorch's hooks of all modules (`torch.nn.modules.module.register_module_forward_hook` and its like).
+_GLOBAL_HOOKS = (
+    *("_global_forward_hooks", "_global_forward_pre_hooks"),
+    *("_global_backward_hooks", "_global_backward_pre_hooks"),
+)
 _table: dict[str, Backend] = {}
 _choice: str | None = None
 
@@ -65,13 +70,34 @@ def register(device: str, backend: Backend) -> None:
     _table[device] = backend
 
 
-def operator(name: str, schema: str) -> torch.library.CustomOpDef:
-    """PyTorch's operator `d_emo::name`: runs what the table has for the device of its first tensor."""
+def operator(name: str, schema: str, check: Callable[..., None]) -> torch.library.CustomOpDef:
+    """PyTorch's operator `d_emo::name`: runs what the table has for the device of its first tensor.
+
+    Args:
+        name: of `OPERATORS`.
+        schema: its arguments and results.
+        check: called with the arguments before a backend is; raises ValueError where one would read past an end.
+    """
 
     def run(*arguments: Any) -> Any:
-        return _table[arguments[0].device.type].operators[name](*arguments)
+        first = arguments[0]
+        backend = _table.get(first.device.type)
+        if backend is None or name not in backend.operators or first.dtype not in backend.dtypes:
+            raise ValueError(f"d_emo::{name} has no backend for {first.dtype} on {first.device}; use plain PyTorch.")
+        check(*arguments)
+        return backend.operators[name](*arguments)
 
-    return torch.library.custom_op(f"d_emo::{name}", run, mutates_args=(), schema=schema)
+    made = torch.library.custom_op(f"d_emo::{name}", run, mutates_args=(), schema=schema)
+    if name.endswith("_backward"):
+        made.register_autograd(_no_second_derivative)
+    return made
+
+
+def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(
+        "the kernels have first derivatives only; for second ones run the model's forward pass under "
+        'd_emo.kernels.use_backend("reference").'
+    )
 
 
 def set_backend(name: str) -> None:
@@ -117,9 +143,13 @@ def takes(name: str, tensor: torch.Tensor, windows: Windows | None = None) -> bo
     # Meta tensors only have shapes; exported graphs should hold operators that other programs know.
     if choice == "reference" or tensor.is_meta or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return False
+    if torch.jit.is_tracing():  # a trace is a file for other programs, too
+        return False
     if forward_ad._current_level >= 0:  # no backend has tangents, and autograd would drop them without a word
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:  # torch.func: no backend's gradient takes part
+        return False
+    if 0 in tensor.shape:  # no samples: nothing to be fast at
         return False
     device = tensor.device.type
     obstacle = _obstacle(device, tensor.dtype)
@@ -176,7 +206,20 @@ def arithmetic(dtype: torch.dtype) -> torch.dtype:
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling `module` does no more than `kind` does, so that its parameters may be used directly.
 
-    False for adapters, quantised and synchronised layers, and for modules with hooks (offloading, pruning).
+    False for adapters, quantised and synchronised layers, for modules with hooks (offloading, pruning), and where
+    somebody watches every module or has replaced what the whole class does.
     """
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) is kind and not hooks and "forward" not in module.__dict__
+    if type(module) is not kind or hooks or "forward" in module.__dict__ or kind.forward is not _forwards[kind]:
+        return False
+    return not any(getattr(nn.modules.module, name) for name in _GLOBAL_HOOKS)
+
+
+def remember(kind: type[nn.Module]) -> None:
+    """Take down what a class does, so that `is_plain` sees when that has been replaced."""
+    _forwards[kind] = kind.forward
+
+
+_forwards: dict[type[nn.Module], Any] = {}
+for _kind in (nn.Linear, nn.Conv2d, nn.BatchNorm2d):
+    remember(_kind)

@@ -5,6 +5,7 @@ the cache, and so do the projections. Shapes: B batch, H x W token grid, C chann
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
 from .attention import attention_flops, window_attention
-from .dispatch import arithmetic, is_plain, operator, takes
+from .dispatch import arithmetic, is_plain, operator, remember, takes
+from .inputs import check_grid, check_tensors, check_windows, same_device
 from .linear import linear, linear_flops
-from .local import convolution_flops, fusible, local_branch
+from .local import KERNEL_SIZES, convolution_flops, fusible, local_branch
 from .reference import Windows
 
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -33,6 +35,8 @@ def use_fused_forward(attn: type[nn.Module]) -> Callable[[Forward], Forward]:
             `num_heads`, `window(height, width)` and `padding(height, width)`.
     """
 
+    remember(attn)
+
     def decorate(forward: Forward) -> Forward:
         @functools.wraps(forward)
         def fused_or_forward(block: Any, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -48,12 +52,14 @@ def use_fused_forward(attn: type[nn.Module]) -> Callable[[Forward], Forward]:
 def _is_usual(block: Any, attn: type[nn.Module], hidden_states: torch.Tensor) -> bool:
     """Whether the block's modules do what their names say, and the grid needs no padding."""
     return (
-        is_plain(block.attn, attn)
+        hidden_states.dim() == 4
+        and is_plain(block.attn, attn)
         and block.attn.attention_type != "none"
         and is_plain(block.attn.to_qkv, nn.Linear)
         and is_plain(block.proj_out, nn.Linear)
         and block.proj_out.bias is None
-        and fusible(block.conv, block.conv_norm, hidden_states)
+        and hidden_states.shape[-1] == block.attn.dim
+        and fusible(block.conv, block.conv_norm, hidden_states, block.attn.inner_dim)
         and not any(block.attn.padding(*hidden_states.shape[1:3]))
     )
 
@@ -87,17 +93,38 @@ def _threads() -> int:
 # ---- registration with PyTorch -------------------------------------------------------------------------------------
 
 
+def _check(x, expansion, bias, projection, windows, taps, summand):
+    check_grid("infer_block", x)
+    side = math.isqrt(len(taps)) if taps.dim() else 0
+    if expansion.dim() != 2 or projection.dim() != 2 or side not in KERNEL_SIZES:
+        raise ValueError("infer_block: the projections are no matrices, or there is no kernel for the convolution.")
+    wide, outputs = len(expansion), len(projection)
+    check_windows("infer_block", x.shape[:3], wide, windows)
+    inner = wide - 2 * windows[0]
+    for name, tensor in (("expansion", expansion), ("projection", projection)):
+        if tensor.dtype != x.dtype:
+            raise ValueError(f"infer_block: {name} is {tensor.dtype}, the input {x.dtype}; pass one type.")
+    check_tensors(
+        "infer_block", x,
+        expansion=(expansion, (wide, x.shape[-1])), bias=(bias, (wide,)), projection=(projection, (outputs, inner)),
+        taps=(taps, (side * side, inner)), summand=(summand, (inner,)),
+        x=(x, (*x.shape[:3], windows[0])),
+    )  # fmt: skip
+
+
 # The block without a gradient, (B, H, W, C) -> (B, H, W, O). `taps` (K * K, E) and `summand` (E,), in arithmetic types,
 # are the convolution and the normalisation after it.
 infer_operator = operator(
     "infer_block",
     "(Tensor x, Tensor expansion, Tensor? bias, Tensor projection, SymInt[] windows, Tensor taps, Tensor summand)"
     " -> Tensor",
+    _check,
 )
 
 
 @infer_operator.register_fake
 def _(hidden_states, expansion, bias, projection, windows, taps, summand):
+    same_device("infer_block", hidden_states, expansion, bias, projection, taps, summand)
     return hidden_states.new_empty(*hidden_states.shape[:3], projection.shape[0])
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from .dispatch import arithmetic, operator, takes
+from .inputs import check_tensors, same_device
 
 LEAST_ROWS = 64  # fewer do not repay the packing of the weight
 
@@ -35,25 +36,43 @@ def multiplies(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         takes("linear", inputs)  # before sizes, which an exported graph leaves open
         and inputs.dtype == weight.dtype
+        and inputs.device == weight.device
+        and inputs.shape[-1] == weight.shape[1]
         and inputs.numel() >= LEAST_ROWS * inputs.shape[-1]
         and weight.shape[0] % 2 == weight.shape[1] % 2 == 0  # rows of whole pairs of bfloat16
     )
 
 
 # `F.linear`, whose bias may be of another type; gradients of x, weight and, in the arithmetic type, of the bias.
-linear_operator = operator("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+def _check(x, weight, bias, **others):
+    if not x.dim() or weight.dim() != 2 or weight.dtype != x.dtype:
+        raise ValueError(
+            f"linear: inputs {tuple(x.shape)} in {x.dtype} and a weight {tuple(weight.shape)} in {weight.dtype} make "
+            "no product; pass (..., I) and (O, I) of one type."
+        )
+    outputs = weight.shape[0]
+    check_tensors("linear", x, weight=(weight, (outputs, x.shape[-1])), bias=(bias, (outputs,)), **others)
+
+
+def _check_backward(grad, x, weight):
+    _check(x, weight, None, grad=(grad, (*x.shape[:-1], *weight.shape[:1])))
+
+
+linear_operator = operator("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _check)
 linear_backward_operator = operator(
-    "linear_backward", "(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)"
+    "linear_backward", "(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)", _check_backward
 )
 
 
 @linear_operator.register_fake
 def _(inputs, weight, bias):
+    same_device("linear", inputs, weight, bias)
     return inputs.new_empty(*inputs.shape[:-1], weight.shape[0])
 
 
 @linear_backward_operator.register_fake
 def _(grad, inputs, weight):
+    same_device("linear_backward", grad, inputs, weight)
     grad_bias = weight.new_empty(weight.shape[0], dtype=arithmetic(weight.dtype))
     return inputs.new_empty(inputs.shape), weight.new_empty(weight.shape), grad_bias
 

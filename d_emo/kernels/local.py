@@ -9,6 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import reference
 from .dispatch import arithmetic, is_plain, operator, takes
+from .inputs import check_grid, check_tensors, same_device
 
 KERNEL_SIZES = (1, 3, 5, 7)  # that the backends have
 
@@ -25,8 +26,12 @@ def local_branch(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) 
 
     Returns:
         (B, H, W, E).
+
+    Raises:
+        ValueError: the input is no floating-point (B, H, W, E).
     """
-    if not (fusible(conv, norm, hidden_states) and takes("local_branch", hidden_states)):
+    check_grid("local_branch", hidden_states)
+    if not (fusible(conv, norm, hidden_states, hidden_states.shape[-1]) and takes("local_branch", hidden_states)):
         return reference.local_branch(hidden_states, conv, norm)
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
@@ -50,21 +55,22 @@ def _update_statistics(norm: nn.BatchNorm2d, mean: torch.Tensor, variance: torch
     norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), momentum)
 
 
-def fusible(conv: nn.Module, norm: nn.Module, hidden_states: torch.Tensor) -> bool:
-    """Whether the operator can stand for `norm` after `conv`."""
+def fusible(conv: nn.Module, norm: nn.Module, grid: torch.Tensor, channels: int) -> bool:
+    """Whether the operator can stand for `norm` after `conv` on a grid (B, H, W, any) of so many channels."""
     return (
-        _is_depthwise(conv)
+        _is_depthwise(conv, channels)
         and isinstance(norm, nn.BatchNorm2d)
         and is_plain(norm, nn.BatchNorm2d)
+        and norm.num_features == channels
         and norm.affine
         and norm.track_running_stats
         # One pixel a channel has no variance: BatchNorm itself says so.
-        and not (norm.training and hidden_states.numel() == hidden_states.shape[-1])
+        and not (norm.training and grid.numel() == grid.shape[-1])
     )
 
 
-def _is_depthwise(conv: nn.Module) -> bool:
-    """A depthwise convolution that keeps the grid, of a size that there are kernels for."""
+def _is_depthwise(conv: nn.Module, channels: int) -> bool:
+    """A depthwise convolution of so many channels that keeps the grid, of a size that there are kernels for."""
     if not isinstance(conv, nn.Conv2d) or not is_plain(conv, nn.Conv2d):
         return False
     side = conv.kernel_size[0]
@@ -74,7 +80,7 @@ def _is_depthwise(conv: nn.Module) -> bool:
         and conv.stride == conv.dilation == (1, 1)
         and conv.padding == (side // 2, side // 2)
         and conv.padding_mode == "zeros"
-        and conv.groups == conv.in_channels == conv.out_channels
+        and conv.groups == conv.in_channels == conv.out_channels == channels
         and conv.bias is None
     )
 
@@ -82,17 +88,32 @@ def _is_depthwise(conv: nn.Module) -> bool:
 # ---- registration with PyTorch -------------------------------------------------------------------------------------
 
 
+def _check(x, weight, gamma, beta, mean, variance, batch_statistics, eps, **others):
+    check_grid("local_branch", x)
+    channels, side = x.shape[-1], weight.shape[-1] if weight.dim() else 0
+    per_channel = {"gamma": gamma, "beta": beta, "mean": mean, "variance": variance}
+    shapes = {name: (tensor, (channels,)) for name, tensor in per_channel.items()}
+    check_tensors("local_branch", x, weight=(weight, (channels, 1, side, side)), **shapes, **others)
+    if side not in KERNEL_SIZES:
+        raise ValueError(
+            f"local_branch: there is no kernel of side {side}, only of {', '.join(map(str, KERNEL_SIZES))}."
+        )
+
+
 _PARAMETERS = "Tensor weight, Tensor gamma, Tensor beta, Tensor mean, Tensor variance, bool batch_statistics, float eps"
 # The result and the statistics that normalised it; `mean` and `variance` are read without batch statistics.
-local_operator = operator("local_branch", f"(Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)")
+local_operator = operator("local_branch", f"(Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)", _check)
 # Gradients of x, weight, gamma and beta, given the statistics that normalised.
 local_backward_operator = operator(
-    "local_branch_backward", f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor)"
+    "local_branch_backward",
+    f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad, x, *parameters: _check(x, *parameters, grad=(grad, x.shape)),
 )
 
 
 @local_operator.register_fake
 def _(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+    same_device("local_branch", hidden_states, weight, gamma, beta, mean, variance)
     kind = arithmetic(hidden_states.dtype)
     statistics = (mean.new_empty(mean.shape, dtype=kind), mean.new_empty(mean.shape, dtype=kind))
     return hidden_states.new_empty(hidden_states.shape), *statistics
@@ -100,6 +121,7 @@ def _(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps)
 
 @local_backward_operator.register_fake
 def _(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+    same_device("local_branch_backward", grad, hidden_states, weight, gamma, beta, mean, variance)
     return tuple(tensor.new_empty(tensor.shape) for tensor in (hidden_states, weight, gamma, beta))
 
 

@@ -69,15 +69,15 @@ def split_windows(tokens: torch.Tensor, window: tuple[int, int], num_heads: int,
     Returns:
         (B * windows * heads, window[0] * window[1], D / heads).
     """
-    batch, height, width, _ = tokens.shape
-    rows, columns = height // window[0], width // window[1]
+    batch, height, width, channels = tokens.shape
+    rows, columns, dim = height // window[0], width // window[1], channels // num_heads
     if remote:
-        tokens = tokens.view(batch, window[0], rows, window[1], columns, num_heads, -1)
+        tokens = tokens.view(batch, window[0], rows, window[1], columns, num_heads, dim)
         tokens = tokens.permute(0, 2, 4, 5, 1, 3, 6)                         # (B, n, n, h, w, w, d)
     else:
-        tokens = tokens.view(batch, rows, window[0], columns, window[1], num_heads, -1)
+        tokens = tokens.view(batch, rows, window[0], columns, window[1], num_heads, dim)
         tokens = tokens.permute(0, 1, 3, 5, 2, 4, 6)                         # (B, n, n, h, w, w, d)
-    return tokens.reshape(batch * rows * columns * num_heads, window[0] * window[1], -1)
+    return tokens.reshape(batch * rows * columns * num_heads, window[0] * window[1], dim)
 
 
 def merge_windows(
@@ -86,9 +86,10 @@ def merge_windows(
     """Undo `split_windows` for a grid of (B, H, W) tokens: (B * windows * heads, w * w, D / heads) -> (B, H, W, D)."""
     batch, height, width = grid
     rows, columns = height // window[0], width // window[1]
-    tokens = windows.view(batch, rows, columns, num_heads, window[0], window[1], -1)
+    dim = windows.shape[-1]
+    tokens = windows.view(batch, rows, columns, num_heads, window[0], window[1], dim)
     order = (0, 4, 1, 5, 2, 3, 6) if remote else (0, 1, 4, 2, 5, 3, 6)
-    return tokens.permute(order).reshape(batch, height, width, -1)
+    return tokens.permute(order).reshape(batch, height, width, num_heads * dim)
 
 
 Layer = Callable[[torch.Tensor], torch.Tensor]

@@ -1,15 +1,23 @@
 """What the diffusion transformers refuse: inputs of other shapes, folders of other networks or of half a network."""
 
+import difflib
+import inspect
 import numbers
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from d_emo.common.saved_folders import held_in, kind_of, not_found, read_object
+
 # What tells Diffusers where a folder lies.
-_PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+RESTORE = "Restore the config.json that was saved with the weights."
+# What Diffusers writes beside a model's own fields.
+NOTES = ("quantization_config", "dtype", "torch_dtype")
 # How many names a message lists.
 _SHOWN = 4
 
@@ -84,27 +92,83 @@ def _is_recorded(tensor: torch.Tensor) -> bool:
     )
 
 
-def check_kind(wanted: type, name: Any, options: Mapping[str, Any]) -> None:
-    """Refuse a folder that says it holds another kind of network; where that cannot be told, loading will tell.
+def stored_config(wanted: Any, name: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a folder or Hub id holds.
 
     Args:
         wanted: the class that is to be loaded.
         name: folder or Hub id.
         options: of `from_pretrained`.
+
+    Raises:
+        ValueError: a local folder without one; the message says what it holds instead.
+        OSError: there is no such folder or model.
     """
-    loader: Any = wanted
+    local = Path(name)
+    folder = local / (options.get("subfolder") or "")
+    if local.is_file():
+        raise ValueError(f"{name} is a file; pass the folder that {wanted.__name__}.save_pretrained wrote.")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        remedy = "pass subfolder='transformer'" if (folder / "model_index.json").is_file() else "pass a model's folder"
+        raise ValueError(f"{folder} holds {held_in(folder)}, not a {wanted.__name__} (no config.json); {remedy}.")
+    if folder.is_dir():
+        read_object(folder / "config.json")
     try:
-        config = loader.load_config(name, **{key: options[key] for key in _PLACE if key in options})
-    except OSError:
-        return  # Diffusers says so itself
+        return dict(wanted.load_config(name, **{key: options[key] for key in PLACE if key in options}))
+    except OSError as error:
+        if local.exists():
+            return {}
+        raise not_found(name, error) from error
+
+
+def check_kind(wanted: type, name: Any, config: Mapping[str, Any], converted_by: str | None = None) -> None:
+    """Refuse a folder that says it holds another kind of network; where that cannot be told, loading will tell.
+
+    Args:
+        wanted: the class that is to be loaded.
+        name: folder or Hub id.
+        config: what it holds.
+        converted_by: the class that loads it all the same.
+    """
     stored = config.get("_class_name")
-    if stored is None or stored in {kind.__name__ for kind in wanted.__mro__}:
+    if stored in {kind.__name__ for kind in wanted.__mro__} or (stored is None and "model_type" not in config):
+        _check_fields(wanted, name, config)
         return
-    if stored == "DiTTransformer2DModel":
-        remedy = "published weights (the authors' .pt file) are converted by train/convert_dit.py"
+    if converted_by is not None:
+        remedy = f"load it with {converted_by}.from_pretrained, which converts it"
+    elif stored is None:
+        remedy = "load it with transformers"
     else:
         remedy = f"load it with {stored}.from_pretrained"
-    raise ValueError(f"{name}: its config.json is of a {stored}, not of a {wanted.__name__}; {remedy}.")
+    raise ValueError(f"{name}: its config.json is of {kind_of(dict(config))}, not of a {wanted.__name__}; {remedy}.")
+
+
+def _check_fields(wanted: type, name: Any, config: Mapping[str, Any]) -> None:
+    """Refuse fields that the class does not have: Diffusers would leave them out, and take the default's meaning."""
+    fields = list(inspect.signature(wanted).parameters)
+    unknown = [key for key in config if not key.startswith("_") and key not in (*fields, *NOTES)]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], fields, 1)
+        remedy = f"is it {close[0]}?" if close else "was it written by a newer version?"
+        raise ValueError(f"{name}: its config.json has {unknown[0]!r}, which no {wanted.__name__} has; {remedy}")
+
+
+def load_strictly(state: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
+    """Load tensors under a model's own names, every one of them.
+
+    Raises:
+        ValueError: a tensor is missing, left over, or of another shape; the message names some.
+    """
+    expected = model.state_dict()
+    wrong = [
+        f"{name} {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
+        for name, tensor in state.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if wrong or missing or unknown:
+        raise ValueError(f"weights do not fit: missing {missing[:5]}, unknown {unknown[:5]}, other shapes {wrong[:5]}.")
+    model.load_state_dict(state, strict=True)
 
 
 def check_loading(name: str, model: nn.Module, information: Mapping[str, Any]) -> None:
@@ -126,13 +190,22 @@ def check_loading(name: str, model: nn.Module, information: Mapping[str, Any]) -
     cause = f"config.json says num_layers={config.num_layers}"
     if stored and not missing:
         cause += f", the weights have {layers} blocks"
-    raise ValueError(
-        f"{name}: config.json and weights are of different models (missing in the file: {_some(missing)}; not in the "
-        f"model: {_some(unknown)}). {cause}. Restore the config.json that was saved with the weights."
+    raise ValueError(f"{name}: {different(missing, unknown)} {cause}. {RESTORE}")
+
+
+def different(missing: Iterable[str], unknown: Iterable[str]) -> str:
+    """A sentence about weights and a configuration that are of two models, empty if they are of one."""
+    missing, unknown = sorted(missing), sorted(unknown)
+    if not missing and not unknown:
+        return ""
+    return (
+        f"config.json and weights are of different models (missing in the file: {some(missing)}; not in the model: "
+        f"{some(unknown)})."
     )
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """A few of these names, and how many there are beside; "nothing" if there are none."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (", ".join(names[:_SHOWN]) or "nothing") + more
 

@@ -12,22 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d_emo.common.choices import one_of
+from d_emo.common.block_ranges import ATTENTION_TYPES as ATTENTION_TYPES
+from d_emo.common.block_ranges import BLOCK, expands, heads_divide_block, undivided
+from d_emo.common.ranges import checked
 
 from ..kernels import local_branch, use_fused_forward, window_attention
 
 # BatchNorm's epsilon in the published EMOv2 backbones; that D-EMOv2 has the same one is inferred.
 BATCH_NORM_EPS = 1e-6
-ATTENTION_TYPES = ("none", "neighborhood", "remote", "spanning")
 
 
 def check_heads(num_heads: int, *channels: int) -> None:
     """Refuse a number of heads that does not divide each of these numbers of channels."""
-    if any(number % num_heads for number in channels):
-        raise ValueError(
-            f"num_heads={num_heads} does not divide {' and '.join(map(str, channels))} channels; choose a number of "
-            "heads that does."
-        )
+    if wrong := undivided(num_heads, *channels):
+        raise ValueError(f"{wrong}.")
 
 
 class SpanningWindowAttention(nn.Module):
@@ -47,6 +45,7 @@ class SpanningWindowAttention(nn.Module):
             one window, as the published classifiers do.
     """
 
+    @checked(BLOCK, expands)
     def __init__(
         self,
         dim: int,
@@ -57,7 +56,6 @@ class SpanningWindowAttention(nn.Module):
         clip_window: bool = True,
     ):
         super().__init__()
-        one_of("attention_type", attention_type, ATTENTION_TYPES)
         self.dim = dim
         self.inner_dim = int(dim * expansion)
         self.num_heads = num_heads
@@ -124,6 +122,7 @@ class I2RMB(nn.Module):
         out_dim: channels of the result; None for `dim`.
     """
 
+    @checked(BLOCK, expands, heads_divide_block)
     def __init__(
         self,
         dim: int,
@@ -137,8 +136,6 @@ class I2RMB(nn.Module):
         out_dim: int | None = None,
     ):
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is even, which shifts the grid; use {kernel_size + 1}.")
         self.attn = SpanningWindowAttention(dim, num_heads, expansion, window_size, attention_type, clip_window)
         inner_dim = self.attn.inner_dim
         self.conv = nn.Conv2d(

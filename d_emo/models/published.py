@@ -15,8 +15,9 @@ import torch
 
 from d_emo.schedulers.flow_paths import path_of
 
+from .checks import load_strictly
 from .transformer_dit import DiTBaselineTransformer2DModel
-from .variants import SIZES
+from .variants import heads_of
 
 # Published name -> ours; "N" stands for a block's number.
 NAMES = {
@@ -67,9 +68,7 @@ def published_config(
     except KeyError as error:
         raise ValueError(f"no DiT or SiT weights: {error} is missing among {len(state)} tensors.") from None
     layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    heads = {(size.num_layers, size.hidden_size): size.num_attention_heads for size in SIZES.values()}
-    if num_heads is None and (layers, hidden_size) not in heads:
-        raise ValueError(f"{layers} blocks of {hidden_size} channels are no published size; say how many heads it has.")
+    heads = heads_of(layers, hidden_size) if num_heads is None else num_heads
     flow = objective == "sit"
     return {
         "sample_size": math.isqrt(tokens) * patch,  # published grids are square
@@ -77,7 +76,7 @@ def published_config(
         "in_channels": in_channels,
         "hidden_size": hidden_size,
         "num_layers": layers,
-        "num_attention_heads": num_heads or heads[layers, hidden_size],
+        "num_attention_heads": heads,
         "mlp_ratio": mlp_ratio,
         "num_classes": classes,
         "learn_sigma": not flow and out_channels == 2 * in_channels,
@@ -107,24 +106,6 @@ def import_state(state: Mapping[str, torch.Tensor], model: DiTBaselineTransforme
             rows = _sit_output(ours[f"proj_out.{part}"], config.patch_size, config.in_channels)
             ours[f"proj_out.{part}"] = sign * rows
     load_strictly(ours, model)
-
-
-def load_strictly(state: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
-    """Load tensors under a model's own names, every one of them.
-
-    Raises:
-        ValueError: a tensor is missing, left over, or of another shape; the message names some.
-    """
-    expected = model.state_dict()
-    wrong = [
-        f"{name} {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-        for name, tensor in state.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if wrong or missing or unknown:
-        raise ValueError(f"weights do not fit: missing {missing[:5]}, unknown {unknown[:5]}, other shapes {wrong[:5]}.")
-    model.load_state_dict(state, strict=True)
 
 
 def _sit_output(tensor: torch.Tensor, patch: int, channels: int) -> torch.Tensor:

@@ -11,17 +11,24 @@ from typing import Any
 
 import torch
 from accelerate.utils import OffloadedWeightsLoader
-from diffusers import CacheMixin, ConfigMixin, ModelMixin
+from diffusers import CacheMixin, ConfigMixin, DiTTransformer2DModel, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
-from d_emo.common.choices import one_of
-from d_emo.schedulers.flow_paths import FLOW_PREDICTIONS, PATHS, path_of
+from d_emo.common.messages import first_line
 
+from .adapter_files import check_adapters, names_in
 from .checkpointing import checkpoint_block
-from .checks import check_input, check_kind, check_loading, warn_of_untouched_statistics
+from .checks import check_input, check_kind, check_loading, stored_config, warn_of_untouched_statistics
+from .diffusers_dit import (
+    config_from_diffusers,
+    import_diffusers_state,
+    is_diffusers_dit,
+    load_diffusers_dit,
+    to_diffusers,
+)
 from .layers import AdaLayerNormOut, sincos_positions
 
 # Channels of the sinusoidal timestep encoding, as in DiT.
@@ -36,44 +43,21 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     """
 
     _supports_gradient_checkpointing = True
+    # Whether it is the network of Diffusers' `DiTTransformer2DModel`, too.
+    _is_dit = False
     _skip_layerwise_casting_patterns = ["pos_embed", "norm", "label_embed"]
     _keep_in_fp32_modules = ["pos_embed", "conv_norm"]
 
     def build(self, make_block: Callable[[], nn.Module], output_norm_affine: bool) -> None:
-        """Create every submodule from `self.config` and initialise it as DiT does.
-
-        Raises:
-            ValueError: a configuration value is out of range; the message states the rule.
-        """
+        """Create every submodule from `self.config`, which the constructor checked, and initialise it as DiT does."""
         config = self.config
         height, width = self.sample_shape
-        if height % config.patch_size or width % config.patch_size:
-            fitting = [max(config.patch_size, side - side % config.patch_size) for side in (height, width)]
-            raise ValueError(
-                f"sample_size={config.sample_size} is not a multiple of patch_size={config.patch_size}; "
-                f"use {fitting[0]} x {fitting[1]}, or another patch."
-            )
-        one_of("prediction_type", config.prediction_type, FLOW_PREDICTIONS)
-        if config.flow_path is not None:
-            one_of("flow_path", config.flow_path, PATHS)
-        path = path_of(config)
-        if path is None and config.prediction_type != "epsilon":
-            raise ValueError(
-                f"prediction_type={config.prediction_type!r} needs a flow_path ({', '.join(PATHS)}); without one only "
-                "epsilon is known."
-            )
-        if config.learn_sigma and path is not None:
-            raise ValueError(
-                "learn_sigma=True belongs to prediction_type='epsilon' without a flow_path; set learn_sigma=False."
-            )
-        if config.num_classes < 0:
-            raise ValueError(f"num_classes={config.num_classes} is negative; use 0 for an unconditional model.")
-
         dim, patch = config.hidden_size, config.patch_size
         self.patch_embed = nn.Conv2d(config.in_channels, dim, kernel_size=patch, stride=patch)
         # Not trained, yet a parameter: the published counts include it, and it travels with the weights.
         self.pos_embed = nn.Parameter(sincos_positions(height // patch, width // patch, dim), requires_grad=False)
-        self.time_proj = Timesteps(TIMESTEP_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
+        shift = config.get("timestep_freq_shift", 0)
+        self.time_proj = Timesteps(TIMESTEP_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=shift)
         self.time_embed = TimestepEmbedding(TIMESTEP_CHANNELS, dim)
         self.label_embed = nn.Embedding(config.num_classes + 1, dim)
         self.blocks = nn.ModuleList(make_block() for _ in range(config.num_layers))
@@ -86,12 +70,18 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Diffusers' `from_pretrained`, strict: a folder whose configuration and weights differ is no model.
 
-        BatchNorm statistics survive a device map that puts blocks on disk.
+        BatchNorm statistics survive a device map that puts blocks on disk. The DiT baseline converts folders of
+        Diffusers' `DiTTransformer2DModel`.
 
         Raises:
             ValueError: the folder holds another kind of network, or weights are missing or left over.
         """
-        check_kind(cls, pretrained_model_name_or_path, kwargs)
+        config = stored_config(cls, pretrained_model_name_or_path, kwargs)
+        if is_diffusers_dit(config):
+            if cls._is_dit:
+                return cls._converted(pretrained_model_name_or_path, config, kwargs)
+            check_kind(cls, pretrained_model_name_or_path, config, "DiTBaselineTransformer2DModel")
+        check_kind(cls, pretrained_model_name_or_path, config)
         wants_information = kwargs.pop("output_loading_info", False)
         loaded = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         model, information = loaded if isinstance(loaded, tuple) else (loaded, {})
@@ -105,6 +95,31 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         warn_of_untouched_statistics(model, f"{pretrained_model_name_or_path} was saved")
         return (model, information) if wants_information else model
 
+    @classmethod
+    def _converted(cls, name: Any, config: dict[str, Any], options: dict[str, Any]) -> Any:
+        """Diffusers' DiT as this class, in eval mode; options as of `from_pretrained`."""
+        wants_information = options.pop("output_loading_info", False)
+        dtypes = [options.pop(key, None) for key in ("dtype", "torch_dtype")]
+        model = cls(**config_from_diffusers(config)).eval()
+        try:
+            import_diffusers_state(load_diffusers_dit(name, options), model)
+        except ValueError as error:
+            raise ValueError(f"{name} of Diffusers' DiT: {error}") from error
+        if (dtype := dtypes[0] or dtypes[1]) is not None:
+            positions = model.pos_embed.detach().clone()
+            nn.Module.to(model, dtype)
+            model.pos_embed.data = positions  # stays float32, as in other ways of loading
+        model.register_to_config(_name_or_path=str(name))
+        return (model, {"missing_keys": [], "unexpected_keys": []}) if wants_information else model
+
+    def to_diffusers(self) -> DiTTransformer2DModel:
+        """This network as Diffusers' own DiT, where that gives the same outputs; see `diffusers_dit.to_diffusers`.
+
+        Raises:
+            ValueError: it is no DiT, a flow model, or has what Diffusers' class lacks.
+        """
+        return to_diffusers(self)
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Diffusers' `save_pretrained`; says where BatchNorm's statistics were forgotten."""
         warn_of_untouched_statistics(self, f"{save_directory} is being saved")
@@ -113,17 +128,27 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     def load_lora_adapter(
         self, pretrained_model_name_or_path_or_dict: Any, prefix: str | None = "transformer", **kwargs: Any
     ) -> None:
-        """Diffusers' `load_lora_adapter`; a file without a fitting adapter is an error.
+        """Diffusers' `load_lora_adapter`, strict: a file that does not fit the model wholly is an error.
 
         Raises:
-            ValueError: no key begins with the prefix.
+            ValueError: no key begins with the prefix, adapters are missing or left over, or have other shapes.
         """
+        source = pretrained_model_name_or_path_or_dict
+        said = "the adapter" if isinstance(source, dict) else str(source)
         before = set(getattr(self, "peft_config", None) or {})
-        super().load_lora_adapter(pretrained_model_name_or_path_or_dict, prefix=prefix, **kwargs)
-        if not kwargs.get("hotswap") and set(getattr(self, "peft_config", None) or {}) == before:
-            name = pretrained_model_name_or_path_or_dict
+        given = names_in(source, prefix, kwargs.get("weight_name"))
+        try:
+            super().load_lora_adapter(source, prefix=prefix, **kwargs)
+            new = set(getattr(self, "peft_config", None) or {}) - before
+            for adapter in new:
+                check_adapters(self, adapter, given)
+        except (RuntimeError, ValueError) as error:
+            for adapter in set(getattr(self, "peft_config", None) or {}) - before:
+                self.delete_adapters(adapter)
+            raise ValueError(f"{said}: {first_line(error)}") from error
+        if not kwargs.get("hotswap") and not new:
             raise ValueError(
-                f"{'the adapter' if isinstance(name, dict) else name}: no key begins with {prefix!r} and a dot, so "
+                f"{said}: no key begins with {prefix!r} and a dot, so "
                 "nothing would be loaded; pass prefix=None for a file of this model alone, or the prefix that its keys "
                 "have."
             )

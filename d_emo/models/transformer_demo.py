@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from d_emo.common.ranges import checked
+
 from .i2rmb import I2RMB
+from .ranges import DEMO, RULES, heads_divide_demo
 from .transformer_base import ClassConditionalTransformer2DModel
 
 
@@ -68,11 +71,15 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         norm_eps: epsilon of the LayerNorms.
         flow_path: the path that a flow model was trained on, "linear", "gvp" or "vp" (`d_emo.schedulers.flow_paths`).
             None: linear for "flow_prediction", DiT's discrete diffusion for "epsilon".
+
+    Raises:
+        ValueError: a value is out of its range (`d_emo/models/ranges.py`), or values do not belong together.
     """
 
     _no_split_modules = ["DEMOBlock"]
     _repeated_blocks = ["DEMOBlock"]
 
+    @checked(DEMO, *RULES, heads_divide_demo)
     @register_to_config
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """The DiT network, the baseline of the same trainer (SiT is this network with the flow objective).
 
 Source: "Scalable Diffusion Models with Transformers", arXiv 2212.09748, and its definition of the adaLN-Zero block.
-Diffusers' own `DiTTransformer2DModel` differs: one label embedder a block, each dropping labels on its own.
+Diffusers' own `DiTTransformer2DModel` has a label embedder in every block, each dropping labels on its own;
+`from_pretrained` converts its folders, and `to_diffusers` makes one.
 
 Shapes: B batch, h x w token grid, L = h w tokens, D hidden size, n heads, d = D / n.
 """
@@ -11,21 +12,26 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from d_emo.common.block_ranges import BLOCK, expands, undivided
+from d_emo.common.ranges import checked
+
+from .ranges import DIT, RULES, heads_divide_dit, time_passes
 from .transformer_base import ClassConditionalTransformer2DModel
 
 
 class DiTBlock(nn.Module):
     """Self-attention and MLP, each modulated and gated by the conditioning (adaLN-Zero)."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_eps: float):
+    @checked(BLOCK, expands, lambda values: undivided(values["num_heads"], values["dim"]))
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, norm_eps: float = 1e-6, mlp_norm_eps: float | None = None
+    ):
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"num_attention_heads={num_heads} does not divide hidden_size={dim}.")
         self.num_heads = num_heads
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps, elementwise_affine=False)
         self.to_qkv = nn.Linear(dim, 3 * dim)
         self.to_out = nn.Linear(dim, dim)
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(dim, eps=mlp_norm_eps or norm_eps, elementwise_affine=False)
         self.mlp_in = nn.Linear(dim, int(dim * mlp_ratio))
         self.mlp_out = nn.Linear(int(dim * mlp_ratio), dim)
         self.modulation = nn.Linear(dim, 6 * dim)
@@ -58,11 +64,19 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
         mlp_ratio: hidden channels of the MLP over D.
         timestep_offset, timestep_factor: the network sees offset + factor * timestep; (1, -0.001) for imported SiT
             weights, whose time is 1 at the data and 0 at the noise.
+        timestep_freq_shift: the sinusoids' frequencies are 10000^(-i / (128 - shift)), i from 0 to 127. 0 is DiT's and
+            SiT's; 1 is that of Diffusers' `DiTTransformer2DModel`, for weights from there or on the way there.
+        mlp_norm_eps: epsilon of the norm before the MLP, None for `norm_eps`; Diffusers' DiT has two.
+
+    Raises:
+        ValueError: a value is out of its range (`d_emo/models/ranges.py`), or values do not belong together.
     """
 
+    _is_dit = True
     _no_split_modules = ["DiTBlock"]
     _repeated_blocks = ["DiTBlock"]
 
+    @checked(DIT, *RULES, heads_divide_dit, time_passes)
     @register_to_config
     def __init__(
         self,
@@ -80,11 +94,13 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
         timestep_offset: float = 0.0,
         timestep_factor: float = 1.0,
         flow_path: str | None = None,
+        timestep_freq_shift: int = 0,
+        mlp_norm_eps: float | None = None,
     ):
         super().__init__()
 
         def make_block() -> DiTBlock:
-            return DiTBlock(hidden_size, num_attention_heads, mlp_ratio, norm_eps)
+            return DiTBlock(hidden_size, num_attention_heads, mlp_ratio, norm_eps, mlp_norm_eps)
 
         self.build(make_block, output_norm_affine=False)
 

@@ -62,6 +62,21 @@ def model_spec(name: str) -> tuple[type[ClassConditionalTransformer2DModel], Siz
     return MODELS[name]
 
 
+def heads_of(num_layers: int, hidden_size: int) -> int:
+    """Attention heads of a published size, which its tensors do not tell.
+
+    Raises:
+        ValueError: it is none.
+    """
+    heads = {(size.num_layers, size.hidden_size): size.num_attention_heads for size in SIZES.values()}
+    if (num_layers, hidden_size) not in heads:
+        raise ValueError(
+            f"{num_layers} blocks of {hidden_size} channels are no published size; say how many heads it has "
+            "(--num-heads)."
+        )
+    return heads[num_layers, hidden_size]
+
+
 def create_model(name: str, **config_overrides: Any) -> ClassConditionalTransformer2DModel:
     """Build a model with fresh weights.
 

@@ -10,10 +10,18 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
-from d_emo.common.choices import one_of, real, whole
+from d_emo.common.ranges import OneOf, Real, Table, checked
+from d_emo.schedulers.flow_paths import STEPS, TRAIN_TIMESTEPS
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
+RANGES: Table = {
+    "num_train_timesteps": TRAIN_TIMESTEPS,
+    "method": OneOf(ADAPTIVE + FIXED),
+    "atol": Real(0, 1, "SiT uses 1e-6", positive=True),
+    "rtol": Real(0, 1, "SiT uses 1e-3", positive=True),
+}
+WAY: Table = {"start": Real(0, 1), "end": Real(0, 1), "num_inference_steps": STEPS}
 
 
 class FlowMatchODESolverScheduler(SchedulerMixin, ConfigMixin):
@@ -29,25 +37,23 @@ class FlowMatchODESolverScheduler(SchedulerMixin, ConfigMixin):
         atol, rtol: absolute and relative tolerance of adaptive methods.
 
     Raises:
-        ValueError: unknown method, or a tolerance that is not positive.
+        ValueError: unknown method, or a number out of its range.
         ImportError: torchdiffeq is not installed; it comes with the extra `ode`.
     """
 
     order = 1
     init_noise_sigma = 1.0
 
+    @checked(RANGES)
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, method: str = "dopri5", atol: float = 1e-6, rtol: float = 1e-3):
-        one_of("method", method, ADAPTIVE + FIXED)
-        whole("num_train_timesteps", num_train_timesteps, 1, "models of this package have 1000")
-        if min(real("atol", atol, "SiT uses 1e-6"), real("rtol", rtol, "SiT uses 1e-3")) <= 0:
-            raise ValueError(f"atol={atol} and rtol={rtol} must be positive; SiT uses 1e-6 and 1e-3.")
         try:
             import torchdiffeq  # noqa: F401
         except ImportError as error:
             raise ImportError(f"method={method!r} needs torchdiffeq; pip install 'd-emo[ode]'.") from error
         self.evaluations = 0
 
+    @checked(WAY)
     def integrate(
         self,
         velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],

@@ -16,12 +16,17 @@ from typing import Any
 import torch
 
 from d_emo.common.choices import one_of
+from d_emo.common.ranges import Whole
 
 PATHS = ("linear", "gvp", "vp")
 # What a network may predict: noise, dx/ds, or the gradient of the log-density.
 FLOW_PREDICTIONS = ("epsilon", "flow_prediction", "score")
 # Rates of the variance-preserving path at the data and at the noise (SiT's sigma_min and sigma_max).
 VP_RATES = (0.1, 20.0)
+# A flow can be cut as finely as one likes; beyond this it is a mistake.
+MAX_STEPS = 10_000
+STEPS = Whole(1, MAX_STEPS)
+TRAIN_TIMESTEPS = Whole(1, 1_000_000, "models of this package have 1000")
 # How near to an end times may come where a formula has a pole there (SiT's train_eps and sample_eps).
 TRAIN_MARGIN, VP_TRAIN_MARGIN, SAMPLE_MARGIN = 1e-3, 1e-5, 1e-3
 

@@ -16,11 +16,23 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from d_emo.common.choices import one_of, real, whole
-from d_emo.schedulers.flow_paths import PATHS, SAMPLE_MARGIN, PathPoint, path_numbers
+from d_emo.common.ranges import OneOf, Real, Table, Whole, checked
+from d_emo.schedulers.flow_paths import MAX_STEPS, PATHS, SAMPLE_MARGIN, TRAIN_TIMESTEPS, PathPoint, path_numbers
 
 DIFFUSIONS = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing-decreasing")
 LAST_STEPS = ("mean", "tweedie", "euler")
+RANGES: Table = {
+    "num_train_timesteps": TRAIN_TIMESTEPS,
+    "last_step_size": Real(0, 1, "SiT uses 0.04", positive=True, below=True),
+    "flow_path": OneOf(PATHS),
+    "diffusion": OneOf(DIFFUSIONS),
+    "diffusion_norm": Real(0, 1e3, "SiT uses 1.0"),
+    "last_step": OneOf(LAST_STEPS),
+}
+STEPPING: Table = {
+    "num_inference_steps": Whole(2, MAX_STEPS, "this sampler takes at least 2 steps, SiT 250"),
+    "start": Real(0, 1, positive=True),
+}
 
 
 @dataclass
@@ -41,11 +53,15 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
             SDE), "constant", "linear" (s), "decreasing" or "increasing-decreasing" (SiT's cosine and sine forms).
         diffusion_norm: factor of w; 0 makes the sampler deterministic for all forms but "decreasing".
         last_step: "mean" (the SDE without its noise), "tweedie" (the data's posterior mean) or "euler" (the ODE).
+
+    Raises:
+        ValueError: an unknown word, or a number out of its range.
     """
 
     order = 1
     init_noise_sigma = 1.0
 
+    @checked(RANGES)
     @register_to_config
     def __init__(
         self,
@@ -56,18 +72,11 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         diffusion_norm: float = 1.0,
         last_step: str = "mean",
     ):
-        one_of("flow_path", flow_path, PATHS)
-        one_of("diffusion", diffusion, DIFFUSIONS)
-        one_of("last_step", last_step, LAST_STEPS)
-        whole("num_train_timesteps", num_train_timesteps, 1, "models of this package have 1000")
-        if not 0 < real("last_step_size", last_step_size, "SiT uses 0.04") < 1:
-            raise ValueError(f"last_step_size={last_step_size} is not between 0 and 1; SiT uses 0.04.")
-        if real("diffusion_norm", diffusion_norm, "SiT uses 1.0") < 0:
-            raise ValueError(f"diffusion_norm={diffusion_norm} is negative; use 0 or more.")
         self.sigmas = torch.empty(0)
         self.timesteps = torch.empty(0)
         self._step_index = 0
 
+    @checked(STEPPING)
     def set_timesteps(
         self, num_inference_steps: int, device: torch.device | str | None = None, start: float = 1.0
     ) -> None:
@@ -79,10 +88,13 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
             start: time of the noise; below 1 for models that cannot be asked there.
 
         Raises:
-            ValueError: fewer than two steps.
+            ValueError: fewer than two steps, or a start that leaves no room for them.
         """
-        if whole("num_inference_steps", num_inference_steps, 1, "SiT takes 250") < 2:
-            raise ValueError(f"num_inference_steps={num_inference_steps}: this sampler takes at least 2 steps.")
+        if start <= self.config.last_step_size:
+            raise ValueError(
+                f"{type(self).__name__}: start={start} is not above last_step_size={self.config.last_step_size}, where "
+                "the last step begins."
+            )
         if self.config.diffusion == "sbdm" and self.config.flow_path != "vp":
             start = min(start, 1.0 - SAMPLE_MARGIN)  # w is infinite at s = 1
         sigmas = torch.linspace(start, self.config.last_step_size, num_inference_steps, dtype=torch.float64)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from d_emo.common.output import Progress
+from d_emo.common.processes import leave_interrupts
 from d_emo.images.decode import UnreadableImageError, trim_strip
 from d_emo.images.source import ImageSource
 
@@ -116,6 +117,7 @@ def predict(
         batch_size,
         num_workers=num_workers,
         collate_fn=_collate,
+        worker_init_fn=leave_interrupts,
         generator=torch.Generator(),  # a run that is validated must not draw otherwise than one that is not
     )
     parts = []

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import d_emo  # noqa: F401  makes transformers know EMOv2
-from d_emo.common.files import write_json, written_whole
+from d_emo.common.files import check_writable, write_json, written_whole
+from d_emo.common.locks import output_folder
 from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
 from d_emo.eval.classification.accuracy import Predictions, predict
@@ -40,9 +42,20 @@ class ClassScore:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Predict, score, print, save."""
+    """Predict, score, print, save; what is quickly found to be wrong comes first."""
+    folder = Path(options.output_dir or default_folder(options.model))
+    check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
+    images = chosen_images(options)
     model, processor = open_classifier(options.model)
-    source, note = align_labels(chosen_images(options), model.config.id2label)
+    source, note = align_labels(images, model.config.id2label)
+    with output_folder(folder):
+        evaluate(options, folder, model, processor, source, note)
+
+
+def evaluate(
+    options: argparse.Namespace, folder: Path, model: Any, processor: Any, source: ImageSource, note: str
+) -> None:
+    """Predict on images whose classes are the model's, and write the report; `note` is a remark on the classes."""
     device = default_device()
     print(f"{options.model} on {source.name}: {source.describe_size()}, {len(np.unique(source.labels))} classes{note}")
     predictions = predict(
@@ -54,7 +67,6 @@ def run(options: argparse.Namespace) -> None:
         device=device,
         progress=True,
     )
-    folder = Path(options.output_dir or default_folder(options.model))
     report(predictions, model.config.id2label, folder, {**vars(options), "images": source.name})
 
 
@@ -66,7 +78,7 @@ def open_classifier(name: str) -> tuple[Any, Any]:
     """
     try:
         return AutoModelForImageClassification.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"--model {name} does not load as an image classifier ({first_line(error)}).") from error
 
 
@@ -82,7 +94,7 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
     if not options.data_dir and not options.dataset:
         return held_out(digits_source())[1]
     try:
-        return open_source(
+        source = open_source(
             options.data_dir,
             options.dataset,
             split=options.dataset_split,
@@ -90,6 +102,8 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
             label_column=options.label_column,
             class_names=options.class_names,
         )
+        source.refuse_unreadable()
+        return source
     except ValueError as error:
         flag = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
         raise ValueError(f"{flag}: {error}") from error
@@ -169,7 +183,6 @@ def report(predictions: Predictions, names: Mapping[int, str], folder: Path, abo
     for number, entry in enumerate(sorted(classes, key=lambda entry: entry.recall)[:5]):
         print(f"{'hardest' if number == 0 else '':<8} {entry.name}: {entry.recall:.1%} of {entry.images} found"
               + (f", often taken for {entry.confused_with}" if entry.confused_with else ""))  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", {**scores, "top1_standard_error": error, "options": about})
     with written_whole(folder / "classes.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

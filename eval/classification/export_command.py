@@ -11,12 +11,14 @@ import torch
 from d_emo import export
 from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification, make_image_processor
 from d_emo.classification.variants import CLASSIFIERS
+from d_emo.common.block_ranges import SIDE
 from d_emo.common.files import written_whole
+from d_emo.common.ranges import take
 from d_emo.eval.classification.command import open_classifier
 from d_emo.models.flops import count_parameters
 
-# Largest difference of a logit, relative to the largest logit: float32 sums in another order.
-TOLERANCE = 1e-4
+# Largest difference of a logit, relative to the largest logit: sums in another order, in the file's type of numbers.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 5e-2}
 BATCHES = (1, 3)
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "coreml": ".mlpackage"}
 Answer = Callable[[torch.Tensor], torch.Tensor]
@@ -24,8 +26,10 @@ Answer = Callable[[torch.Tensor], torch.Tensor]
 
 def run(options: argparse.Namespace) -> None:
     """Export, compare, print."""
+    if options.image_size is not None:
+        take("", {"--image-size": options.image_size}, {"--image-size": SIDE})
     model, processor = open_model(options.model, options.image_size or 224)
-    size = options.image_size or processor.crop_size["height"]
+    size = options.image_size or side_of(processor, options.model)
     folder = options.output_dir or default_folder(options.model)
     folder.mkdir(parents=True, exist_ok=True)
     name = Path(options.model).name
@@ -51,6 +55,18 @@ def open_model(name: str, image_size: int) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
+def side_of(processor: Any, name: str) -> int:
+    """Side of the images that a processor makes.
+
+    Raises:
+        ValueError: it makes images of no single size.
+    """
+    for size in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
+        if size and size.get("height") and size.get("height") == size.get("width"):
+            return int(size["height"])
+    raise ValueError(f"--model {name}: its image processor makes images of no single size; pass --image-size.")
+
+
 def default_folder(model: str) -> Path:
     """Where the files go."""
     return Path(model) / "exported" if Path(model).is_dir() else Path("runs") / "exported"
@@ -71,11 +87,12 @@ def export_and_check(model: torch.nn.Module, size: int, kind: str, path: Path) -
         note = "converted" if platform.system() == "Darwin" else "converted; runs on Apple's systems only, not here"
         return f"  {kind:<7} {path}, {_size(path)}: {note}"
     save = export.save_onnx if kind == "onnx" else export.save_program
+    model = export.as_in_file(model, kind)
     with written_whole(path) as unchecked:
         save(model, size, unchecked)
         answer: Answer = export.OnnxModel(unchecked) if kind == "onnx" else torch.export.load(str(unchecked)).module()
         worst = max(difference(model, answer, size, batch) for batch in BATCHES)
-        if not worst <= TOLERANCE:
+        if not worst <= TOLERANCES[next(model.parameters()).dtype]:
             raise ValueError(f"{path} answers otherwise than the model, by {worst:.1e} of the largest logit; deleted.")
     return f"  {kind:<7} {path}, {_size(path)}: largest difference {worst:.1e} of the largest logit, batches of 1 and 3"
 
@@ -83,9 +100,9 @@ def export_and_check(model: torch.nn.Module, size: int, kind: str, path: Path) -
 @torch.no_grad()
 def difference(model: torch.nn.Module, answer: Answer, size: int, batch: int) -> float:
     """Largest difference of a logit on random images, relative to the largest logit."""
-    pixels = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
-    expected = export.Logits(model)(pixels)
-    return float((answer(pixels) - expected).abs().max() / expected.abs().max())
+    pixels = export.example_images(model, size, batch, seed=batch)
+    expected = export.Logits(model)(pixels).float()
+    return float((answer(pixels).float() - expected).abs().max() / expected.abs().max())
 
 
 def _size(path: Path) -> str:

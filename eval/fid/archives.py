@@ -7,12 +7,13 @@ hold `mu, sigma`. Both are plain zip files of .npy files.
 import ast
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from d_emo.common import checks
 from d_emo.common.files import written_whole
 from d_emo.common.messages import first_line
 
@@ -29,6 +30,7 @@ def archive_keys(path: Path) -> set[str]:
     Raises:
         ValueError: it is no .npz file.
     """
+    path = checks.path_named(path, "the name of the file")
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
@@ -42,6 +44,7 @@ def read_array(path: Path, key: str) -> np.ndarray:
     Raises:
         ValueError: the array is missing, damaged, or holds Python objects.
     """
+    path = checks.path_named(path, "the name of the file")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return archive[key]
@@ -50,9 +53,11 @@ def read_array(path: Path, key: str) -> np.ndarray:
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write an .npz file, whole or not at all."""
-    with written_whole(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
+    """Write an .npz file, whole or not at all. Every array has a CRC-32, which is checked when it is read."""
+    with written_whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def map_images(path: Path) -> np.ndarray:
@@ -117,7 +122,15 @@ def write_images(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int
         path: the .npz file.
         blocks: (n, H, W, 1 or 3) uint8, N images in all.
         shape: (N, H, W, 3).
+
+    Raises:
+        ValueError: the images are not of that shape, type or number.
     """
+    if not isinstance(shape, Sequence) or len(shape) != 4:
+        raise ValueError(f"shape is {checks.shown(shape)}; (N, H, W, 3) is wanted.")
+    if not isinstance(blocks, Iterable):
+        raise ValueError(f"blocks are {checks.shown(blocks)}; arrays of images are wanted.")
+    shape = tuple(checks.whole(side, f"shape[{place}]") for place, side in enumerate(shape))  # type: ignore[assignment]
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     count = 0
@@ -128,7 +141,12 @@ def write_images(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int
     ):
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
+            if not isinstance(block, np.ndarray) or block.dtype != np.uint8 or block.ndim != 4:
+                raise ValueError(f"a block is {checks.shown(block)}; uint8 of shape (n, H, W, 1 or 3) is wanted.")
             rgb = np.repeat(block, 3, axis=3) if block.shape[3] == 1 else block
+            if rgb.shape[1:] != tuple(shape[1:]):
+                raise ValueError(f"a block has images of shape {rgb.shape[1:]}, not {tuple(shape[1:])}.")
             file.write(np.ascontiguousarray(rgb).tobytes())
             count += len(rgb)
-    assert count == shape[0], f"{count} images were written, {shape[0]} announced"
+        if count != shape[0]:
+            raise ValueError(f"{count} images were given, {shape[0]} announced.")

@@ -1,7 +1,7 @@
 """What `evaluate_fid` does after it has read its options: score images or models, print, write the report."""
 
 import argparse
-import json
+import contextlib
 import re
 from dataclasses import fields, replace
 from datetime import timedelta
@@ -11,6 +11,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from d_emo.common.files import check_writable, read_json
+from d_emo.common.locks import output_folder
 from d_emo.common.processes import keep_freed_memory, loader_processes, start_processes
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.evaluation import Evaluator
@@ -22,9 +24,9 @@ from d_emo.eval.fid.protocol import (
     describe_settings,
     with_settings,
 )
-from d_emo.eval.fid.references import default_cache, load_reference
+from d_emo.eval.fid.references import check_reference, default_cache, load_reference
 from d_emo.eval.fid.report import Entry, plot_curve, write_report
-from d_emo.eval.fid.sampling import apply_settings, load_pipeline
+from d_emo.eval.fid.sampling import apply_settings, image_shape, load_pipeline
 from d_emo.eval.fid.scoring import format_scores, show
 from d_emo.pipelines import DEMOPipeline
 from d_emo.schedulers.flow_paths import path_of
@@ -51,21 +53,70 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
     if on_cpu:
         keep_freed_memory()
     options.num_workers = loader_processes(options.num_workers, 0 if on_cpu else 4)
+    check_options(options)
     with accelerator.local_main_process_first():  # one download
         extractor = make_extractor(options.features, options.inception_weights, not options.unverified_inception)
     extractor.to(accelerator.device)
-    if options.samples:
-        images = open_set(options.samples, image_column=options.image_column).first(options.num_images)
-        folder = Path(options.output_dir or f"evaluation/{images.name}")
-        evaluator = make_evaluator(options, accelerator, extractor, images.shape[1:3], images.shape[3])
-        scores = evaluator.score_images(images, folder)
-        entries = [Entry(images.name, None, scores, folder)]
-        if options.export_npz:
-            export(options, accelerator, images)
-    else:
-        entries, folder = evaluate_models(options, accelerator, extractor)
+    score = score_images if options.samples else score_models
+    with contextlib.ExitStack() as locks:
+        entries, folder = score(options, accelerator, extractor, locks)
+        if accelerator.is_main_process:
+            finish(options, entries, folder)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Find out before hours of work what would end them.
+
+    Raises:
+        ValueError: there is no such reference, or what is made could not be written.
+    """
+    check_reference(options.reference)
+    if options.inception_weights and not Path(options.inception_weights).is_file():
+        raise ValueError(f"--inception-weights {options.inception_weights}: there is no such file.")
+    check_writable(cache_dir(options), "--cache-dir", folder=True)
+    if options.output_dir:
+        check_writable(Path(options.output_dir), "--output-dir", folder=True)
+    if options.export_npz:
+        target = Path(options.export_npz)
+        check_writable(target, "--export-npz")
+        for name in ("samples", "reference"):
+            source = Path(getattr(options, name) or "")
+            if target.exists() and source.exists() and target.samefile(source):
+                raise ValueError(f"--export-npz {target} is --{name}, which it would overwrite; name another file.")
+
+
+def cache_dir(options: argparse.Namespace) -> Path:
+    """Where features of references are kept."""
+    return Path(options.cache_dir) if options.cache_dir else default_cache()
+
+
+def lock_folder(folder: Path, accelerator: Accelerator, locks: contextlib.ExitStack) -> None:
+    """Make the folder of the report and keep other evaluations out of it.
+
+    Raises:
+        LockedError: one is in it.
+        ValueError: a file lies there, or nothing may be written there.
+    """
     if accelerator.is_main_process:
-        finish(options, entries, folder)
+        locks.enter_context(output_folder(folder))
+    accelerator.wait_for_everyone()
+
+
+def score_images(
+    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor, locks: contextlib.ExitStack
+) -> tuple[list[Entry], Path]:
+    """Score images that exist; the entry, and the folder of the report."""
+    try:
+        images = open_set(options.samples, image_column=options.image_column).first(options.num_images)
+    except ValueError as error:
+        raise ValueError(f"--samples {error}") from error
+    folder = Path(options.output_dir or f"evaluation/{images.name}")
+    lock_folder(folder, accelerator, locks)
+    evaluator = make_evaluator(options, accelerator, extractor, images.shape[1:3], images.shape[3])
+    entries = [Entry(images.name, None, evaluator.score_images(images, folder), folder)]
+    if options.export_npz:
+        export(options, accelerator, images)
+    return entries, folder
 
 
 def make_evaluator(
@@ -79,7 +130,7 @@ def make_evaluator(
     reference = load_reference(
         options.reference,
         extractor,
-        Path(options.cache_dir) if options.cache_dir else default_cache(),
+        cache_dir(options),
         accelerator,
         size=size,
         channels=channels,
@@ -99,8 +150,8 @@ def make_evaluator(
     )
 
 
-def evaluate_models(
-    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor
+def score_models(
+    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor, locks: contextlib.ExitStack
 ) -> tuple[list[Entry], Path]:
     """Draw from each model and score it; the entries, and the folder of the report."""
     models = find_models(options.model, options.checkpoints)
@@ -109,13 +160,14 @@ def evaluate_models(
     folder = Path()
     for model, step in models:
         preset, settings, pipeline = prepare(model, options)
-        folder = output_dir(options, preset)
+        if evaluator is None:
+            folder = output_dir(options, preset)
+            lock_folder(folder, accelerator, locks)
         target = folder if step is None else folder / f"step-{step:07d}"
         if accelerator.is_main_process:
             print(f"{model}, preset {preset}: {describe_settings(settings)}", flush=True)
-        height, width = (side * pipeline.vae_scale_factor for side in pipeline.transformer.sample_shape)
-        channels = pipeline.transformer.config.in_channels if pipeline.vae is None else pipeline.vae.config.out_channels
-        evaluator = evaluator or make_evaluator(options, accelerator, extractor, (height, width), channels)
+        *size, channels = image_shape(pipeline)
+        evaluator = evaluator or make_evaluator(options, accelerator, extractor, (size[0], size[1]), channels)
         pipeline.to(accelerator.device)
         pipeline.set_progress_bar_config(disable=True)
         scores = evaluator.score_pipeline(pipeline, settings, preset, target)
@@ -202,7 +254,7 @@ def finish(options: argparse.Namespace, entries: list[Entry], folder: Path) -> N
 def published_figure(run: str, entry: Entry) -> tuple[str, float | None]:
     """The run's model name, and the FID published for it at 400K steps where the reference is ADM's ImageNet."""
     path = Path(run) / "run.json"
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings: dict[str, Any] = read_json(path, "it is the run's; restore it") if path.is_file() else {}
     if settings.get("init_from") or any(settings.get(key, value) != value for key, value in SIT_PUBLISHED.items()):
         return Path(run).name, None
     name = settings.get("model", Path(run).name)

@@ -1,6 +1,5 @@
 """One evaluation from end to end: draw, compute features, score, report. The command and the trainer both run this."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from d_emo.common.figures import caption_grid, save_image
-from d_emo.common.files import write_json
-from d_emo.common.shards import MANIFEST
+from d_emo.common.files import make_folder, write_json
+from d_emo.common.shards import read_manifest
 from d_emo.eval.fid.extractors import FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore, compute_features
 from d_emo.eval.fid.image_sets import ImageSet
@@ -80,6 +79,8 @@ class Evaluator:
             folder: gets `features/`, `scores.json`, `samples.png` and `neighbours.png`.
             pipeline, settings, preset: how they were drawn, where that is known.
         """
+        if self.accelerator.is_main_process:
+            make_folder(folder / FEATURES_FOLDER)
         store = compute_features(
             images,
             self.extractor,
@@ -90,8 +91,7 @@ class Evaluator:
         )
         scores = compute_scores(store, self.reference, self.extractor, tuple(self.metrics), self.accelerator)
         num_classes = pipeline.transformer.config.num_classes if pipeline else None
-        manifest = folder / MANIFEST
-        drawn = json.loads(manifest.read_text(encoding="utf-8")) if settings else None
+        drawn = read_manifest(folder, "sample again") if settings else None
         scores.conditions = describe_conditions(store, self.reference, self.extractor, drawn, settings, preset)
         scores.not_comparable = why_not_comparable(store, self.reference, self.extractor, settings, preset, num_classes)
         if settings is None:

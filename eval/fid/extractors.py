@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
+from d_emo.common import checks
 from d_emo.common.digests import weights_digest
-from d_emo.common.files import file_digest
+from d_emo.common.files import file_digest, remove
 from d_emo.common.messages import first_line
 
 INCEPTION, PIXELS = "inception", "pixels"
@@ -190,6 +191,7 @@ def make_extractor(name: str, inception_weights: str | None = None, verify: bool
     Raises:
         ValueError: unknown, its package or weights are missing, or the weights are not those of the literature.
     """
+    name = checks.text(name, "--features")
     if name == PIXELS:
         return PixelExtractor()
     try:
@@ -215,22 +217,24 @@ def inception_hash() -> str:
 
 
 def inception_path() -> Path:
-    """The weights in torch's cache, downloaded if they are not there.
+    """The weights in torch's cache, downloaded if they are not there, or are damaged.
 
     Raises:
         ValueError: no network; the message says what to fetch and where to put it.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / inception_url().rsplit("/", 1)[1]
-    if path.is_file():
+    if path.is_file() and file_digest(path).startswith(inception_hash()):
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            remove(path)
         torch.hub.download_url_to_file(inception_url(), str(path), hash_prefix=inception_hash())
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"the Inception weights are not on this machine and cannot be downloaded ({first_line(error)}). Fetch "
-            f"{inception_url()} (its SHA-256 begins with {inception_hash()}), then pass --inception-weights FILE or "
-            f"put it at {path}. --features pixels needs no weights."
+            f"the Inception weights are not on this machine, or damaged, and cannot be fetched ({first_line(error)}). "
+            f"Fetch {inception_url()} (its SHA-256 begins with {inception_hash()}), then pass --inception-weights FILE "
+            f"or put it at {path}. --features pixels needs no weights."
         ) from error
     return path
 
@@ -247,8 +251,7 @@ def checked_digest(path: Path, prefix: str | None) -> str:
     if prefix and not digest.startswith(prefix):
         raise ValueError(
             f"--inception-weights {path}: its SHA-256 begins with {digest[:8]}, not {prefix}: it is another or a "
-            f"damaged file. Fetch {inception_url()} again; --unverified-inception uses it all the same, for scores "
-            "that compare with nothing published."
+            f"damaged file. Fetch {inception_url()} again."
         )
     if not prefix:
         try:

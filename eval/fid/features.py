@@ -1,9 +1,11 @@
 """Features of a set of images: computed once by all processes, kept on the disk, read again in seconds.
 
 A store is a folder named by a hash of images and extractor, with files of `SHARD_SIZE` images' features that appear
-whole or not at all; a killed run goes on where it stopped.
+whole or not at all; a killed run goes on where it stopped. Files have checksums (a zip archive's CRC-32), and damaged
+ones are made again. One run at a time works on a store; another one waits, and finds it made.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
@@ -14,8 +16,11 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from d_emo.common.files import remove_partial
+from d_emo.common import checks
+from d_emo.common.files import make_folder, remove, remove_partial
+from d_emo.common.locks import FolderLock
 from d_emo.common.output import Progress, say
+from d_emo.common.processes import leave_interrupts
 from d_emo.common.shards import ShardFolder
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import FeatureExtractor
@@ -49,8 +54,11 @@ class FeatureStore:
         """
         path = self.files.path(shard)
         features = archives.read_array(path, layer)
-        if len(features) != len(shard):
-            raise ValueError(f"{path} holds {len(features)} rows, not {len(shard)}; delete it and run again.")
+        if features.ndim != 2 or len(features) != len(shard) or features.dtype != np.float32:
+            raise ValueError(
+                f"{path} holds {features.dtype} {features.shape} as {layer!r}, not {len(shard)} rows of float32; "
+                "run again, which makes it anew."
+            )
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
             raise ValueError(
@@ -58,6 +66,15 @@ class FeatureStore:
                 f"{len(bad) - 1} more of its {len(shard)} neighbours; check the image, or the extractor's weights."
             )
         return features
+
+    def check(self, shard: range) -> None:
+        """Read a shard whole.
+
+        Raises:
+            ValueError: its file is not as it was written, or holds NaN.
+        """
+        for layer in self.layers:
+            self.read(shard, layer)
 
     def load(self, layer: str, indices: np.ndarray | None = None) -> np.ndarray:
         """Features (N, D) float32 of all images, or of some in the order given."""
@@ -75,12 +92,8 @@ class FeatureStore:
     def moments(self, layer: str, accelerator: Accelerator) -> Moments:
         """Mean and covariance of a layer: each process sums its share in float64, the sums are added once."""
         path = self.folder / f"moments-{layer}.npz"
-        if path.is_file():
-            return Moments(
-                int(archives.read_array(path, "count")),
-                archives.read_array(path, "mean"),
-                archives.read_array(path, "covariance"),
-            )
+        with contextlib.suppress(ValueError):  # not there, or damaged
+            return _read_moments(path, len(self.images))
         accelerator.wait_for_everyone()
         sums: MomentSums | None = None
         for shard in self.shards[accelerator.process_index :: accelerator.num_processes]:
@@ -89,9 +102,17 @@ class FeatureStore:
             sums.add(features)
         moments = _all_sums(sums, self, layer, accelerator).moments()
         if accelerator.is_main_process:
+            remove(path)
             archives.write_arrays(path, count=moments.count, mean=moments.mean, covariance=moments.covariance)
         accelerator.wait_for_everyone()
         return moments
+
+
+def _read_moments(path: Path, images: int) -> Moments:
+    count, mean, covariance = (archives.read_array(path, name) for name in ("count", "mean", "covariance"))
+    if count != images or mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise ValueError(f"{path} holds no moments of {images:,} images.")
+    return Moments(int(count), mean, covariance)
 
 
 def _all_sums(sums: MomentSums | None, store: FeatureStore, layer: str, accelerator: Accelerator) -> MomentSums:
@@ -141,14 +162,32 @@ def compute_features(
         batch_size: images at once; it does not change the features, arithmetic noise aside.
         num_workers: loader processes.
     """
+    checks.whole(batch_size, "batch_size")
+    checks.whole(num_workers, "num_workers", least=0)
     key = hashlib.sha256(f"{images.fingerprint} {extractor.identity}".encode()).hexdigest()[:24]
     store = FeatureStore(root / key, images, extractor.layers)
-    if accelerator.is_main_process:
-        store.folder.mkdir(parents=True, exist_ok=True)
-        remove_partial(store.folder)
-    accelerator.wait_for_everyone()
-    missing = store.files.missing()
-    accelerator.wait_for_everyone()
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            root.mkdir(parents=True, exist_ok=True)
+            if not store.folder.is_dir() or store.folder.is_symlink():
+                remove(store.folder)
+            make_folder(store.folder)
+            stack.enter_context(FolderLock(store.folder, wait=True))
+            remove_partial(store.folder)
+        accelerator.wait_for_everyone()
+        for reason in store.files.discard_damaged(store.check, accelerator.process_index, accelerator.num_processes):
+            say(f"computed again: {reason}")
+        accelerator.wait_for_everyone()
+        _compute_missing(store, extractor, accelerator, batch_size, num_workers)
+        accelerator.wait_for_everyone()
+    return store
+
+
+def _compute_missing(
+    store: FeatureStore, extractor: FeatureExtractor, accelerator: Accelerator, batch_size: int, num_workers: int
+) -> None:
+    images, missing = store.images, store.files.missing()
+    accelerator.wait_for_everyone()  # everyone has seen what is missing before anyone adds to it
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     started = time.perf_counter()
     done = len(images) - sum(map(len, missing))
@@ -164,11 +203,9 @@ def compute_features(
                 progress.update(len(parts[-1]["pool"]) * accelerator.num_processes)
             arrays = {layer: torch.cat([part[layer] for part in parts]).numpy() for layer in extractor.layers}
             archives.write_arrays(store.files.path(shard), **arrays)
-    accelerator.wait_for_everyone()
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))
         say(f"{description}: {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
-    return store
 
 
 def _feature_batches(
@@ -180,5 +217,7 @@ def _feature_batches(
         for shard in shards
         for start in range(shard.start, shard.stop, batch_size)
     ]
-    for batch in DataLoader(_Batches(images, batches), batch_size=None, num_workers=num_workers):
+    for batch in DataLoader(
+        _Batches(images, batches), batch_size=None, num_workers=num_workers, worker_init_fn=leave_interrupts
+    ):
         yield extractor(batch)

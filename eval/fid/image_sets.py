@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from d_emo.common import checks
 from d_emo.common.files import file_digest
 from d_emo.common.output import Progress
 from d_emo.common.shards import MANIFEST, read_manifest
@@ -62,9 +63,9 @@ class ImageSet:
         Raises:
             ValueError: there are not so many.
         """
-        if count is None or count == len(self):
+        if count is None or checks.whole(count, "the number of images") == len(self):
             return self
-        if not 1 <= count < len(self):
+        if count > len(self):
             raise ValueError(f"{self.name} has {len(self):,} images; {count:,} of them cannot be taken.")
         return replace(
             self,
@@ -76,7 +77,7 @@ class ImageSet:
 
     def with_channels(self, channels: int) -> "ImageSet":
         """Grey images as colour ones for 3, colour ones as grey for 1 (as training makes them); else as they are."""
-        if self.shape[3] == channels or channels not in (1, 3):
+        if self.shape[3] == checks.whole(channels, "channels") or channels not in (1, 3):
             return self
 
         def read(start: int, stop: int) -> np.ndarray:
@@ -87,6 +88,21 @@ class ImageSet:
 
         kind = "rgb" if channels == 3 else "grey"
         return replace(self, shape=(*self.shape[:3], channels), read=read, fingerprint=f"{self.fingerprint}-{kind}")
+
+
+def check_name(source: str) -> None:
+    """Whether there is something that `open_set` could open.
+
+    Raises:
+        ValueError: there is not; the message begins with the name.
+    """
+    source = checks.text(source, "the name of the images")
+    path = Path(source)
+    if source.endswith((".npz", ".parquet")):
+        if not path.is_file():
+            raise ValueError(f"{source}: there is no such file.")
+    elif source != DIGITS and not source.endswith(".tar") and not path.is_dir():
+        raise ValueError(f"{source}: there is no such folder, .npz or .parquet file.")
 
 
 def open_set(source: str, size: Size | None = None, image_column: str = "image") -> ImageSet:
@@ -101,17 +117,18 @@ def open_set(source: str, size: Size | None = None, image_column: str = "image")
     Raises:
         ValueError: there are no images, they differ in size, or cannot be read; the message says which.
     """
-    path = Path(source)
-    if not source:
-        raise ValueError("the name of the images is empty; name a folder, an .npz or a .parquet file.")
+    check_name(source)
+    source, path = str(source), Path(source)
+    if size is not None:
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise ValueError(f"size is {checks.shown(size)}; height and width are wanted.")
+        size = checks.whole(size[0], "height"), checks.whole(size[1], "width")
     if source == DIGITS:
         digits = digits_source()
         return view(digits, size or (digits.resolution, digits.resolution), f"scikit-learn's digits, {digits.size}")
     if source.endswith(".npz"):
         return _from_archive(path)
     if source.endswith(".parquet"):
-        if not path.is_file():
-            raise ValueError(f"{source}: there is no such file.")
         try:
             table = datasets_source(source, image_column=image_column, label_column=None)
         except ValueError as error:
@@ -123,8 +140,6 @@ def open_set(source: str, size: Size | None = None, image_column: str = "image")
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
         return view(shards, size, content_hash(shards.files))
-    if not path.is_dir():
-        raise ValueError(f"{source}: there is no such folder, .npz or .parquet file.")
     for folder in (path, path / "samples"):
         if any(folder.glob(SHARD_PATTERN)):
             return from_shards(folder)
@@ -143,6 +158,7 @@ def view(source: ImageSource, size: Size | None, content: str) -> ImageSet:
         size: (height, width) to crop and resize to, as ADM prepares ImageNet; without it all images must have one size.
         content: stands for what the images hold; their number, classes and size are added.
     """
+    source.refuse_unreadable()
     order = np.random.RandomState(0).permutation(source.size)
     height, width = size or _read(source, order[0]).size[::-1]
 
@@ -187,8 +203,6 @@ def _lossy_note(files: Sequence[Path], size: Size | None) -> list[str]:
 
 
 def _from_archive(path: Path) -> ImageSet:
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file.")
     archives.archive_keys(path)
     images = archives.map_images(path)
     if not len(images):
@@ -213,19 +227,29 @@ def from_shards(folder: Path) -> ImageSet:
         raise ValueError(f"{folder}: its {MANIFEST} is missing or damaged ({error}); sample again.") from error
     paths = sorted(folder.glob(SHARD_PATTERN))
     labels = [archives.read_array(path, "labels") for path in paths]
+    if wrong := [path for path, found in zip(paths, labels, strict=True) if found.ndim != 1]:
+        raise ValueError(f"{wrong[0]} holds no samples of this package; sample again.")
     starts = np.cumsum([0, *map(len, labels)])
     if starts[-1] != count:
         raise ValueError(
             f"{folder} holds {starts[-1]} of {count} images: the sampling run did not end; run it again to go on."
         )
-    height, width, channels = archives.read_array(paths[0], archives.IMAGES_KEY).shape[1:]
+
+    def images(number: int) -> np.ndarray:
+        found = archives.read_array(paths[number], archives.IMAGES_KEY)
+        if found.dtype != np.uint8 or found.ndim != 4 or len(found) != len(labels[number]):
+            raise ValueError(f"{paths[number]} holds {found.dtype} {found.shape} as images; sample again.")
+        return found
+
+    shape = (int(starts[-1]), *images(0).shape[1:])
 
     def read(start: int, stop: int) -> np.ndarray:
         first, last = np.searchsorted(starts, [start, stop - 1], side="right") - 1
-        parts = [archives.read_array(paths[shard], archives.IMAGES_KEY) for shard in range(first, last + 1)]
+        parts = [images(number) for number in range(first, last + 1)]
+        if wrong := [first + place for place, part in enumerate(parts) if part.shape[1:] != shape[1:]]:
+            raise ValueError(f"{paths[wrong[0]]} holds images of another size than {paths[0].name}; sample again.")
         return np.concatenate(parts)[start - starts[first] : stop - starts[first]]
 
-    shape = (int(starts[-1]), height, width, channels)
     return ImageSet(folder.parent.name, shape, read, content_hash(paths), labels=np.concatenate(labels))
 
 

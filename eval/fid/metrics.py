@@ -8,9 +8,12 @@ Shapes: N samples, M reference images, D features.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+
+from d_emo.common import checks
 
 # ADM's chunk of samples for one Inception Score, and its neighbourhood for precision and recall.
 IS_CHUNK = 5000
@@ -68,8 +71,29 @@ class MomentSums:
         return Moments(int(self.count), mean, covariance)
 
 
+def check_features(features: Any, name: str, least: int = 1, width: int | None = None) -> np.ndarray:
+    """Features (N, D) at hand.
+
+    Raises:
+        ValueError: they are no finite numbers of that shape, fewer than `least`, or of another number than `width`.
+    """
+    found = np.asarray(features)
+    if found.ndim != 2 or found.dtype.kind not in "fiu" or len(found) < least or not found.shape[1]:
+        raise ValueError(f"{name}: {found.dtype} of shape {found.shape}; at least {least} rows of numbers are needed.")
+    if width is not None and found.shape[1] != width:
+        raise ValueError(f"{name}: {found.shape[1]} features a row, the other side has {width}.")
+    if not np.isfinite(found.sum(dtype=np.float64)):
+        raise ValueError(f"{name}: they hold NaN or infinite values; check the images and the network they come from.")
+    return found
+
+
 def moments_of(features: np.ndarray) -> Moments:
-    """Moments of features (N, D) at hand."""
+    """Moments of features (N, D) at hand.
+
+    Raises:
+        ValueError: they are fewer than two, or no finite numbers.
+    """
+    features = check_features(features, "features")
     sums = MomentSums(features.shape[1])
     sums.add(features)
     return sums.moments()
@@ -85,6 +109,10 @@ def frechet_distance(first: Moments, second: Moments) -> float:
         ValueError: the two have different numbers of features, or values that are not finite.
     """
     for side in (first, second):
+        if not isinstance(side, Moments):
+            raise ValueError(f"a side of the distance is a {type(side).__name__}; moments are wanted.")
+        if side.mean.ndim != 1 or side.covariance.shape != 2 * side.mean.shape:
+            raise ValueError(f"mean and covariance have shapes {side.mean.shape} and {side.covariance.shape}.")
         if not (np.isfinite(side.mean).all() and np.isfinite(side.covariance).all()):
             raise ValueError("mean or covariance holds NaN or infinite values; check the features they come from.")
     if first.mean.shape != second.mean.shape:
@@ -111,7 +139,11 @@ def inception_score(logits: np.ndarray, chunk: int = IS_CHUNK) -> tuple[float, f
     Args:
         logits: (N, 1008) from the pooled features without the bias, as ADM's graph gives them.
         chunk: samples of one score. The order matters: samples sorted by class score far too low.
+
+    Raises:
+        ValueError: there are no logits, or not finite ones.
     """
+    logits, chunk = check_features(logits, "logits"), checks.whole(chunk, "chunk")
     scores = []
     for start in range(0, len(logits), chunk):
         part = logits[start : start + chunk].astype(np.float64)
@@ -136,10 +168,12 @@ def precision_recall(
         device: where the distances are computed; memory is N times `DISTANCE_ROWS` distances.
 
     Raises:
-        ValueError: fewer than four images on a side.
+        ValueError: fewer than four images on a side, features that do not fit each other or are not finite.
     """
     from torch_fidelity.metric_prc import calculate_precision_recall_part
 
+    reference = check_features(reference, "reference features")
+    samples = check_features(samples, "sample features", width=reference.shape[1])
     if min(len(reference), len(samples)) <= NEIGHBOURS:
         raise ValueError(
             f"precision and recall compare third neighbours: {len(samples)} samples and {len(reference)} reference "
@@ -158,9 +192,14 @@ def kernel_distance(reference: np.ndarray, samples: np.ndarray, seed: int = 0) -
 
     Returns:
         Mean and standard deviation over 100 subsets, and the subsets' size: 1,000, or all images where there are fewer.
+
+    Raises:
+        ValueError: fewer than two images on a side, features that do not fit each other or are not finite.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
+    reference = check_features(reference, "reference features")
+    samples = check_features(samples, "sample features", width=reference.shape[1])
     size = min(KID_SUBSET_SIZE, len(reference), len(samples))
     if size < 2:
         raise ValueError(f"KID needs at least 2 images a side, not {size}.")

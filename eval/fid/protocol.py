@@ -7,11 +7,13 @@ Sources: DiT arXiv 2212.09748 (section 5; its sampling script's defaults for `di
 samplers with about 250 evaluations), EMOv2 arXiv 2412.06674 (Table XIV: 250 ancestral steps, no guidance).
 """
 
+import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
+from d_emo.common import checks
 from d_emo.pipelines import DEMOPipeline
 from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_ode import ADAPTIVE
@@ -24,6 +26,9 @@ PUBLISHED_COUNT = 50_000
 DIT_BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
 
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "own", "fast"]
+LabelRule = Literal["random", "balanced"]
+Weights = Literal["averaged", "raw"]
+Type = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +54,24 @@ class SamplingSettings:
     steps: int = 250
     guidance_scale: float = 1.0
     guidance_channels: int | None = None
-    labels: Literal["random", "balanced"] = "random"
+    labels: LabelRule = "random"
     vae: str | None = None
     seed: int = 0
-    weights: Literal["averaged", "raw"] = "averaged"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    weights: Weights = "averaged"
+    dtype: Type = "float32"
 
     def __post_init__(self):
-        for name in ("num_images", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
-        if not self.guidance_scale >= 1:
+        for name in ("num_images", "steps", "guidance_channels"):
+            value = getattr(self, name)
+            if not (name == "guidance_channels" and value is None) and (type(value) is not int or value < 1):
+                raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1, a whole number.")
+        for name, kind in (("sampler", SamplerName), ("labels", LabelRule), ("weights", Weights), ("dtype", Type)):
+            checks.one_of(getattr(self, name), f"--{name}", get_args(kind))
+        if type(self.guidance_scale) not in (int, float) or not 1 <= self.guidance_scale < math.inf:
             raise ValueError(
                 f"--guidance-scale {self.guidance_scale}: must be 1 (no guidance) or more; 0 would draw without class."
             )
-        if not 0 <= self.seed < 2**32:
+        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed {self.seed}: must be in [0, 2^32).")
 
 
@@ -107,7 +115,7 @@ def preset_changes(settings: SamplingSettings, preset: str) -> list[str]:
 
 def with_settings(preset: str, changes: dict[str, Any]) -> SamplingSettings:
     """A preset with changes; those that are None are left out."""
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"--preset {preset}: unknown; choose one of {', '.join(PRESETS)}.")
     return replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
 

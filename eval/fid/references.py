@@ -10,7 +10,7 @@ from d_emo.common.files import cache_folder, file_digest
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import INCEPTION, FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore, compute_features
-from d_emo.eval.fid.image_sets import ImageSet, open_set
+from d_emo.eval.fid.image_sets import ImageSet, check_name, open_set
 from d_emo.eval.fid.metrics import Moments
 
 # ADM's reference images for precision and recall.
@@ -51,6 +51,18 @@ class Reference:
         return np.arange(count) if count <= MANIFOLD_IMAGES else np.sort(order)
 
 
+def check_reference(source: str) -> None:
+    """Find out at once whether there is a reference at all.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    try:
+        check_name(source)
+    except ValueError as error:
+        raise ValueError(f"--reference {error}") from error
+
+
 def default_cache() -> Path:
     """Where features of references are kept."""
     return cache_folder() / "features"
@@ -89,12 +101,12 @@ def load_reference(
     statistics: dict[str, Moments] = {}
     notes: list[str] = []
     images: ImageSet | None
+    if not isinstance(source, ImageSet):
+        check_reference(source)
     if isinstance(source, ImageSet):
         images, fingerprint = source, source.fingerprint
     elif source.endswith(".npz"):
         path = Path(source)
-        if not path.is_file():
-            raise ValueError(f"--reference {source}: there is no such file.")
         fingerprint = file_digest(path)
         keys = archives.archive_keys(path)
         statistics = _file_statistics(path, keys, extractor, notes)
@@ -141,7 +153,10 @@ def _file_statistics(path: Path, keys: set[str], extractor: FeatureExtractor, no
 
 
 def _moments(path: Path, keys: tuple[str, str]) -> Moments:
-    mean, covariance = (archives.read_array(path, key).astype(np.float64) for key in keys)
+    stored = [archives.read_array(path, key) for key in keys]
+    if not all(np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all() for array in stored):
+        raise ValueError(f"{path}: {keys[0]} and {keys[1]} are no finite floating-point numbers; fetch it again.")
+    mean, covariance = (array.astype(np.float64) for array in stored)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(
             f"{path}: {keys[0]} of shape {mean.shape} and {keys[1]} of shape {covariance.shape} are no mean and "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d_emo.common.files import written_whole
+from d_emo.common.output import say
 from d_emo.eval.fid.evaluation import GRID_FILE, NEIGHBOURS_FILE, SCORES_FILE
 from d_emo.eval.fid.protocol import PUBLISHED_STEPS
 from d_emo.eval.fid.scoring import TITLES, Scores, load_scores, show, title
@@ -53,9 +54,16 @@ class Entry:
 
 
 def load_entries(folder: Path, name: str) -> list[Entry]:
-    """The evaluations in `folder/step-STEP`, by step."""
-    paths = sorted(folder.glob(f"step-*/{SCORES_FILE}"))
-    return [Entry(name, int(path.parent.name.split("-")[1]), load_scores(path), path.parent) for path in paths]
+    """The evaluations in `folder/step-STEP`, by step; damaged ones are left out, aloud."""
+    entries = []
+    for path in sorted(folder.glob(f"step-*/{SCORES_FILE}")):
+        step = path.parent.name.removeprefix("step-")
+        try:
+            if step.isdecimal():
+                entries.append(Entry(name, int(step), load_scores(path), path.parent))
+        except ValueError as error:
+            say(f"left out: {error}")
+    return sorted(entries, key=lambda entry: entry.step or 0)
 
 
 def write_report(path: Path, heading: str, entries: Sequence[Entry], curve: Path | None = None) -> None:
@@ -85,7 +93,7 @@ def write_report(path: Path, heading: str, entries: Sequence[Entry], curve: Path
         f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
     with written_whole(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _verdict(scores: Scores) -> str:

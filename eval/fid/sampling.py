@@ -1,9 +1,11 @@
 """Sampling at scale: image i of a seed is the same on any number of processes, at any batch size, after any kill.
 
 A folder of samples holds `manifest.json` (what was drawn, with everything that moves it) and `samples/`, files of
-`SHARD_SIZE` images each, which appear whole or not at all. A second run of the same command draws what is missing.
+`SHARD_SIZE` images each, which appear whole or not at all. A second run of the same command draws what is missing, and
+what is not as it was written.
 """
 
+import functools
 import platform
 import time
 from dataclasses import asdict
@@ -14,10 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from d_emo.common import checks
 from d_emo.common.digests import weights_digest
-from d_emo.common.files import remove_partial
+from d_emo.common.files import make_folder, remove_partial
+from d_emo.common.messages import first_line
 from d_emo.common.output import Progress, say
 from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.eval.fid import archives
@@ -67,7 +72,12 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
             raise ValueError(
                 f"--weights raw: {state} does not exist; raw weights are in a run's checkpoint-STEP folders."
             )
-        pipeline.transformer.load_state_dict(load_file(state), strict=True)
+        try:
+            pipeline.transformer.load_state_dict(load_file(state), strict=True)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"--weights raw: {state} is damaged or of another model ({first_line(error)}); name another checkpoint."
+            ) from error
     if settings.vae is not None and pipeline.vae is not None:
         try:
             vae = open_vae(settings.vae, _type(settings.dtype))
@@ -113,8 +123,17 @@ def claim_samples(folder: Path, manifest: dict[str, Any]) -> None:
     write_manifest(folder, manifest)
 
 
+def image_shape(pipeline: DEMOPipeline) -> tuple[int, int, int]:
+    """(H, W, channels) of what a pipeline draws."""
+    height, width = (side * pipeline.vae_scale_factor for side in pipeline.transformer.sample_shape)
+    if pipeline.vae is None:
+        return height, width, pipeline.transformer.config.in_channels
+    return height, width, pipeline.vae.config.out_channels
+
+
 def sample_labels(settings: SamplingSettings, num_classes: int) -> np.ndarray:
     """Class ids of all images, (num_images,); image i's does not depend on how many there are."""
+    checks.whole(num_classes, "num_classes", least=0)
     if not num_classes:
         return np.zeros(settings.num_images, dtype=np.int64)
     if settings.labels == "balanced":
@@ -166,10 +185,11 @@ def sample_images(
         ManifestError: the folder holds other samples.
         ValueError: sampler and model do not fit.
     """
+    checks.whole(batch_size, "batch_size")
     manifest = make_manifest(pipeline, settings)
     if accelerator.is_main_process:
         claim_samples(folder, manifest)
-        (folder / "samples").mkdir(exist_ok=True)
+        make_folder(folder / "samples")
         remove_partial(folder / "samples")
     accelerator.wait_for_everyone()
     former, pipeline.scheduler = pipeline.scheduler, make_sampler(settings.sampler, pipeline)
@@ -181,11 +201,35 @@ def sample_images(
     return from_shards(folder / "samples")
 
 
+def check_shard(files: ShardFolder, labels: np.ndarray, shape: tuple[int, int, int], shard: range) -> None:
+    """Read a file of samples whole.
+
+    Args:
+        files: its folder.
+        labels: class ids of all images.
+        shape: (H, W, channels) of an image.
+        shard: the file's images.
+
+    Raises:
+        ValueError: it is not as it was written, or holds other images.
+    """
+    path = files.path(shard)
+    images, stored = (archives.read_array(path, name) for name in (archives.IMAGES_KEY, "labels"))
+    if images.shape != (len(shard), *shape) or images.dtype != np.uint8:
+        raise ValueError(f"{path} holds {images.dtype} {images.shape}, not uint8 {(len(shard), *shape)}")
+    if not np.array_equal(stored, labels[shard.start : shard.stop]):
+        raise ValueError(f"{path} holds images of other classes")
+
+
 def _draw_missing(
     pipeline: DEMOPipeline, settings: SamplingSettings, folder: Path, accelerator: Accelerator, batch_size: int
 ) -> None:
     labels = sample_labels(settings, pipeline.transformer.config.num_classes)
     files = ShardFolder(folder, SHARD_NAME, len(labels), SHARD_SIZE)
+    check = functools.partial(check_shard, files, labels, image_shape(pipeline))
+    for reason in files.discard_damaged(check, accelerator.process_index, accelerator.num_processes):
+        say(f"drawn again: {reason}")
+    accelerator.wait_for_everyone()
     missing = files.missing()
     done = len(labels) - sum(map(len, missing))
     # Everyone has seen what is missing before anyone adds to it.

@@ -1,6 +1,5 @@
 """From features to scores with their conditions: what was computed, what was left out, what it compares with."""
 
-import json
 from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from d_emo.common import checks
+from d_emo.common.files import read_json
 from d_emo.eval.fid import metrics
 from d_emo.eval.fid.extractors import INCEPTION, FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore
@@ -236,15 +237,18 @@ def summary(scores: Scores) -> str:
 
 
 def load_scores(path: Path) -> Scores:
-    """Scores as `as_json` wrote them."""
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return Scores(
-        values=stored["scores"],
-        left_out=stored["left_out"],
-        not_comparable=stored["not_comparable_because"],
-        notes=stored["notes"],
-        conditions=stored["conditions"],
-    )
+    """Scores as `as_json` wrote them.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    remedy = "delete it and score again"
+    stored = read_json(checks.path_named(path, "the name of the file"), remedy)
+    kinds = {"scores": dict, "left_out": dict, "not_comparable_because": list, "notes": list, "conditions": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(stored.get(name), kind)]:
+        raise ValueError(f"{path} is damaged (there is no {wrong[0]!r}); {remedy}.")
+    values, left_out, reasons, notes, conditions = (stored[name] for name in kinds)
+    return Scores(values, left_out, reasons, notes, conditions)
 
 
 def as_json(scores: Scores) -> dict[str, Any]:

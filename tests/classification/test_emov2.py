@@ -147,12 +147,12 @@ def test_unknown_names_and_values_are_refused():
     with pytest.raises(ValueError, match=r"classifier 'EMOv2-6M' is unknown; did you mean EMOv2-5M"):
         create_classifier("EMOv2-6M")
     for overrides, message in (
-        ({"version": 3}, "version=3 is unknown"),
-        ({"attention_type": "global"}, "attention_type='global' is unknown; use one of none"),
-        ({"widths": (32, 48)}, r"widths=\(32, 48\) has 2 entries, depths has 4"),
-        ({"local": "dense"}, "local='dense' is unknown"),
-        ({"kernel_sizes": (5, 4, 5, 5)}, "kernel_size=4 is even"),
-        ({"activations": ("relu",) * 4}, "activation='relu' is unknown"),
+        ({"version": 3}, "EMOv2: version=3 is not one of 1, 2"),
+        ({"attention_type": "global"}, "attention_type='global' is not one of none"),
+        ({"widths": (32, 48)}, r"widths=\[32, 48\] has 2 entries, depths has 4"),
+        ({"local": "dense"}, "local='dense' is not one of"),
+        ({"kernel_sizes": (5, 4, 5, 5)}, r"kernel_sizes=\(5, 4, 5, 5\) is not a list of 1 to 8 values, each an odd"),
+        ({"activations": ("relu",) * 4}, r"activations=\('relu', .* each one of gelu, silu"),
     ):
         with pytest.raises(ValueError, match=message):
             create_classifier("EMOv2-5M", **overrides)
@@ -282,6 +282,15 @@ def test_full_checkpoints_become_folders_that_load(published, tmp_path, capsys):
     assert AutoImageProcessor.from_pretrained(tmp_path / "bare").crop_size["height"] == 256
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.module.", "emov2.", ""])
+def test_names_may_have_any_wrappers_prefix(published, tmp_path, prefix):
+    own = published[1].state_dict() if prefix == "emov2." else published[0]
+    torch.save({"epoch": 3, "state_dict": {prefix + name: tensor for name, tensor in own.items()}}, tmp_path / "w.pth")
+    convert(tmp_path / "w.pth", "--output-dir", tmp_path / "out")
+    loaded = EMOv2ForImageClassification.from_pretrained(tmp_path / "out").emov2.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in published[1].state_dict().items())
+
+
 def test_emov1_is_told_by_its_tensors(tmp_path, capsys):
     torch.save(seeded_state(golden("emov1_1m_224")["shapes"]), tmp_path / "v1.pth")
     convert(tmp_path / "v1.pth", "--output-dir", tmp_path / "v1")
@@ -302,6 +311,8 @@ def test_weights_that_do_not_fit_are_refused(published, tmp_path):
         import_classifier(short, create_classifier("EMOv2-1M"))
     torch.save(short, tmp_path / "short.pth")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    part = {name: tensor for name, tensor in state.items() if name != "stage3.1.eops.0.v.conv.weight"}
+    torch.save(part, tmp_path / "part.pth")
     names = tmp_path / "names.txt"
     names.write_text("a\nb")
     torch.save(state, tmp_path / "good.pth")
@@ -310,6 +321,8 @@ def test_weights_that_do_not_fit_are_refused(published, tmp_path):
         (("other.pth",), "unknown tensor weight"),
         (("absent.pth",), "there is no such file"),
         (("good.pth", "--class-names", names), "2 names for 1000 classes"),
+        (("good.pth", "--image-size", 0), "--image-size=0 is not a whole number from 1 to 65536"),
+        (("part.pth",), r"stage3.1.eops.0.v.conv.weight is missing among"),
     ):
         with pytest.raises(SystemExit, match=message):
             convert(tmp_path / arguments[0], *arguments[1:], "--output-dir", tmp_path / "out")

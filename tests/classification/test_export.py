@@ -1,15 +1,17 @@
 """Exported classifiers answer as the model does."""
 
+import sys
+
 import pytest
 import torch
 from helpers.classifiers import TINY
 from helpers.models import randomize
 from helpers.training import run_here
 
-from d_emo import create_classifier
+from d_emo import EMOv2Backbone, EMOv2Config, EMOv2ForImageClassification, create_classifier
 from d_emo.eval import export_classifier
 from d_emo.eval.classification import export_command
-from d_emo.export import OnnxModel, save_coreml, save_onnx, save_program
+from d_emo.export import OnnxModel, export_program, save_coreml, save_onnx, save_program
 from d_emo.train import train_classifier
 
 
@@ -81,8 +83,159 @@ def test_a_file_that_answers_otherwise_is_not_kept(capsys, tmp_path, monkeypatch
 
 
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
-    import sys
-
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"pip install 'd-emo\[export\]'"):
         save_onnx(network(), 64, tmp_path / "model.onnx")
+
+
+# ---- what a model takes ----------------------------------------------------------------------------------------------
+
+
+SMALLEST = {"depths": (1, 1, 2, 1), "widths": (8, 8, 16, 16)}
+
+
+@pytest.fixture(scope="module")
+def half_file(tmp_path_factory):
+    """A float16 network for grey images of 48 x 96, and its ONNX file."""
+    model = network(in_channels=1, **SMALLEST).half()
+    path = tmp_path_factory.mktemp("half") / "model.onnx"
+    save_onnx(model, (48, 96), path)
+    return model, path
+
+
+def test_onnx_files_take_the_models_channels_sizes_and_type_of_numbers(half_file):
+    model, path = half_file
+    pixels = torch.randn(3, 1, 48, 96, generator=torch.Generator().manual_seed(0))
+    answer = OnnxModel(path)(pixels)
+    with torch.no_grad():
+        own = model(pixels.half())
+    assert answer.dtype == torch.float16 and own.abs().max() > 0.1
+    torch.testing.assert_close(answer, own, atol=5e-3 * own.abs().max().item(), rtol=0)
+
+
+def test_bfloat16_becomes_float32_in_onnx_and_stays_in_programs(tmp_path):
+    """onnxruntime has no bfloat16; the widened weights are the same numbers."""
+    model = network(**SMALLEST).bfloat16()
+    save_onnx(model, 64, tmp_path / "model.onnx")
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        answer, program = OnnxModel(tmp_path / "model.onnx")(pixels), export_program(model, 64).module()
+        torch.testing.assert_close(program(pixels.bfloat16()), model(pixels.bfloat16()), atol=0.02, rtol=0.02)
+        assert next(model.parameters()).dtype == torch.bfloat16
+        torch.testing.assert_close(answer, model.float()(pixels), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels"),
+    [
+        (torch.bfloat16, 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((torch.float16, 3), (torch.float32, 1))),
+    ],
+)
+def test_the_command_exports_saved_models_of_every_kind(capsys, tmp_path, dtype, channels):
+    config = EMOv2Config(depths=[1, 1, 2, 1], widths=[8, 8, 16, 16], head_dims=[8] * 4, num_labels=3, image_size=32,
+                         num_channels=channels, clip_window=True, layer_scale=1.0)  # fmt: skip
+    randomize(EMOv2ForImageClassification(config)).to(dtype).save_pretrained(tmp_path / "m")
+    if channels != 3:
+        from d_emo import make_image_processor
+
+        make_image_processor(32).save_pretrained(tmp_path / "m")
+    code, output = run_here(capsys, "--model", tmp_path / "m", "--formats", "torch", main=export_classifier.main)
+    assert code == 0 and output.count("largest difference") == 1, output
+
+
+def test_a_model_stays_in_the_mode_that_it_is_in():
+    model = network(**SMALLEST).train()
+    model.stem.conv_norm.eval()
+    export_program(model, 64)
+    assert model.training and model.stem.depthwise_norm.training and not model.stem.conv_norm.training
+    with pytest.raises(ValueError, match="no logits"):
+        export_program(EMOv2Backbone(EMOv2Config.of("EMOv2-1M")).train(), 64)
+
+
+# ---- bad arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "64", None, True, (64,), (64, 0), (64, 64, 3), 10**9, float("nan")])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(ValueError, match="image_size="):
+        export_program(network(), size)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, "2", True])
+def test_a_batch_size_that_is_none_is_refused(batch):
+    with pytest.raises(ValueError, match="batch_size="):
+        export_program(network(), 64, batch)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "model is a NoneType; pass a classifier"),
+        ("EMOv2-1M", "model is a str"),
+        (torch.nn.Identity(), "Identity without parameters"),
+        (torch.nn.Linear(2, 2), "Linear without a convolution"),
+    ],
+)
+def test_other_models_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        export_program(model, 64)
+
+
+def test_onnx_files_and_images_that_do_not_fit_are_refused(half_file, tmp_path):
+    (tmp_path / "text.onnx").write_text("no graph")
+    run = OnnxModel(half_file[1], threads=1)
+    for call, message in (
+        (lambda: OnnxModel(tmp_path / "absent.onnx"), "absent.onnx: there is no such file"),
+        (lambda: OnnxModel(tmp_path / "text.onnx"), "text.onnx: not an ONNX file that runs here"),
+        (lambda: OnnxModel(half_file[1], threads=0), "threads=0 is not None or a whole number from 1 to 1024"),
+        (lambda: run(torch.zeros(2, 3, 48, 96)), r"the shape \(2, 3, 48, 96\), the file takes \(B, 1, 48, 96\)"),
+        (lambda: run(torch.zeros(0, 1, 48, 96)), "the file takes"),
+        (lambda: run(torch.zeros(1, 48, 96)), "the file takes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("path", [None, 3, ""])
+def test_a_path_that_is_none_is_refused(path):
+    for call in (save_program, save_onnx):
+        with pytest.raises(ValueError, match=r"path=.* is no path of a file"):
+            call(network(**SMALLEST), 64, path)
+    with pytest.raises(ValueError, match=r"path=.* is no path of a file"):
+        OnnxModel(path)
+
+
+def test_core_ml_folders_end_as_such(tmp_path):
+    pytest.importorskip("coremltools", reason="needs the extra coreml")
+    with pytest.raises(ValueError, match=r"is no \.mlpackage"):
+        save_coreml(network(), 64, tmp_path / "model.onnx")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a file's size are POSIX's")
+@pytest.mark.parametrize(
+    ("save", "name"), [(save_program, "model.pt2"), pytest.param(save_onnx, "model.onnx", marks=pytest.mark.slow)]
+)
+def test_a_disk_that_fills_up_leaves_the_earlier_file_and_nothing_else(tmp_path, save, name):
+    """Writing stops at 4 kB, as at the end of a disk."""
+    import resource
+
+    path = tmp_path / name
+    path.write_text("an earlier export")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, former[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            save(network(**SMALLEST), 64, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "an earlier export" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_size_that_the_command_cannot_use_is_refused(capsys, tmp_path):
+    for size in ("0", "-5"):
+        code, output = run_here(capsys, "--model", "EMOv2-1M", "--image-size", size, "--output-dir", tmp_path / "out",
+                                main=export_classifier.main)  # fmt: skip
+        assert code != 0 and f"--image-size={size} is not a whole number from 1 to 65536" in output
+    assert not (tmp_path / "out").exists()

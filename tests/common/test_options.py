@@ -14,6 +14,7 @@ from helpers.processes import offline_environment
 from d_emo.common.aliases import ALIASES
 from d_emo.common.command_line import CommandParser
 from d_emo.common.options import OptionTable, kinds_of, option, parse_options
+from d_emo.eval import evaluate_classifier, evaluate_fid
 from d_emo.train.classification.config import ClassifierConfig, parse_classifier_config
 from d_emo.train.diffusion.config import TrainConfig, parse_config
 
@@ -187,6 +188,113 @@ def test_people_of_other_projects_are_answered(arguments, answers):
         parse_config(arguments.split())
     for answer in answers:
         assert f"is {answer}" in str(failure.value)
+
+
+# What people type who come from other projects, by the command that they type it after.
+OTHERS = {
+    "DiT, SiT": (parse_config, """--data-path --results-dir --num-classes --image-size --epochs --global-seed --ckpt
+        --ckpt-every --cfg-scale --num-sampling-steps --path-type --loss-weight --sample-eps --train-eps --wandb --tf32
+        --per-proc-batch-size --num-fid-samples --sample-dir --atol --rtol --sampling-method --diffusion-form
+        --last-step --last-step-size --diffusion-norm --reverse --likelihood"""),
+    "guided-diffusion": (parse_config, """--data_dir --lr --lr_anneal_steps --batch_size --microbatch --ema_rate
+        --log_interval --save_interval --resume_checkpoint --use_fp16 --fp16_scale_growth --num_channels --num_heads
+        --num_res_blocks --num_heads_upsample --num_head_channels --attention_resolutions --channel_mult --class_cond
+        --use_checkpoint --use_scale_shift_norm --resblock_updown --use_new_attention_order --learn_sigma
+        --diffusion_steps --noise_schedule --timestep_respacing --use_kl --predict_xstart --rescale_timesteps
+        --rescale_learned_sigmas --clip_denoised --model_path --classifier_path --classifier_scale"""),
+    "EDM": (parse_config, """--outdir --data --cond --arch --precond --duration --batch --batch-gpu --cbase --cres --lr
+        --ema --augment --xflip --fp16 --ls --bench --workers --desc --nosubdir --tick --snap --dump --transfer
+        --resume --network --sigma_min --sigma_max --rho --S_churn --status --snapshot --P_mean --P_std --guidance"""),
+    "Diffusers": (parse_config, """--pretrained_model_name_or_path --revision --variant --dataset_name
+        --dataset_config_name --caption_column --max_train_samples --validation_prompts --cache_dir --center_crop
+        --train_batch_size --num_train_epochs --gradient_accumulation_steps --scale_lr --snr_gamma --dream_training
+        --use_8bit_adam --allow_tf32 --use_ema --offload_ema --foreach_ema --dataloader_num_workers
+        --adam_weight_decay --adam_epsilon --hub_token --prediction_type --logging_dir --local_rank
+        --checkpointing_steps --checkpoints_total_limit --resume_from_checkpoint --noise_offset --validation_epochs
+        --enable_xformers_memory_efficient_attention --tracker_project_name --instance_data_dir --class_data_dir
+        --instance_prompt --class_prompt --with_prior_preservation --prior_loss_weight --train_text_encoder
+        --num_validation_images --validation_prompt --set_grads_to_none --overwrite_output_dir --eval_batch_size
+        --save_images_epochs --save_model_epochs --ema_inv_gamma --ema_power --ema_max_decay --logger
+        --ddpm_num_steps --ddpm_num_inference_steps --ddpm_beta_schedule --hub_private_repo --rank"""),
+    "timm": (parse_classifier_config, """--data-dir --train-split --val-split --class-map --pretrained --resume
+        --initial-checkpoint --num-classes --gp --img-size --input-size --crop-pct --mean --std --interpolation -b -vb
+        --channels-last --grad-accum-steps --model-kwargs --torchscript --torchcompile --device --amp --amp-dtype
+        --local_rank --opt --opt-eps --opt-betas --momentum --clip-grad --clip-mode --layer-decay --sched --lr
+        --lr-base --warmup-lr --min-lr --epoch-repeats --start-epoch --cooldown-epochs --patience-epochs --no-aug
+        --train-crop-mode --scale --ratio --hflip --vflip --aa --aug-repeats --jsd-loss --bce-loss --reprob --remode
+        --mixup-prob --mixup-off-epoch --smoothing --drop --drop-path --sync-bn --dist-bn --model-ema
+        --model-ema-decay --model-ema-warmup --worker-seeding --log-interval --recovery-interval --checkpoint-hist
+        -j --workers --pin-mem --output --experiment --eval-metric --tta --log-wandb --wandb-project"""),
+    "torchvision": (parse_classifier_config, """--data-path -b -j --opt --lr --momentum --wd --norm-weight-decay
+        --mixup-alpha --cutmix-alpha --lr-scheduler --lr-warmup-epochs --lr-warmup-method --lr-step-size --lr-gamma
+        --lr-min --print-freq --resume --start-epoch --cache-dataset --sync-bn --test-only --ra-magnitude
+        --random-erase --amp --world-size --dist-url --model-ema --model-ema-steps --val-resize-size
+        --train-crop-size --clip-grad-norm --ra-sampler --weights --backend --use-deterministic-algorithms"""),
+    "transformers": (parse_classifier_config, """--do_train --do_eval --fp16 --eval_strategy --save_strategy
+        --per_device_train_batch_size --load_best_model_at_end --train_val_split --max_train_samples --token
+        --max_eval_samples --trust_remote_code --warmup_ratio --lr_scheduler_type --metric_for_best_model"""),
+    "FID tools": (evaluate_fid.main, """--input1 --input2 --isc --fid --kid --prc --gpu --device --dims --save-stats
+        --feature-extractor --num-fid-samples --cfg-scale --num-sampling-steps --ckpt --data-path --global-seed
+        --per-proc-batch-size --num_samples --use_ddim --timestep_respacing --model_path --images --ref --num --network
+        --solver --class --guidance --ema"""),
+    "timm's validate": (evaluate_classifier.main, """--checkpoint --workers -j -b --pretrained --class-map --device
+        --val-dir --data-path --num-gpu --tta --channels-last"""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("project", OTHERS)
+def test_every_option_of_another_project_gets_ours_or_a_reason(capsys, project):
+    parser, typed = OTHERS[project]
+    unanswered = []
+    for name in typed.split():
+        with pytest.raises((ValueError, SystemExit)) as failure:
+            parser([name, "1"])
+        said = capsys.readouterr().err + str(failure.value)
+        if not re.search(f"{re.escape(name)} (is --[a-z]|has no counterpart here: .+)", said):
+            unanswered.append(said)
+    assert not unanswered
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ("-b64 -j8",
+         "-b64 is --global-batch-size (images a step, over all processes) here. -j8 is --num-workers here."),
+        ("model=DiT-B-2 optimizer.lr=1 +seed=3",
+         "model=DiT-B-2 is --model DiT-B-2 here. optimizer.lr=1 is --learning-rate here. +seed=3 is --seed 3 here."),
+        ("imagenet/train --seed 3",
+         "imagenet/train: no option takes this; values follow their option, and images are named with "
+         "--train-data-dir."),
+    ],
+)  # fmt: skip
+def test_other_ways_to_write_options_are_answered(arguments, answer):
+    with pytest.raises(ValueError) as failure:
+        parse_config(arguments.split())
+    assert str(failure.value).startswith(answer)
+
+
+def test_words_before_evaluators_options_are_answered_before_what_is_missing(capsys):
+    with pytest.raises(SystemExit):
+        evaluate_fid.main(["reference.npz", "samples.npz"])
+    said = capsys.readouterr().err
+    assert "samples.npz: no option takes this" in said and "--samples and --reference" in said
+
+
+def test_the_version_is_told(capsys):
+    import d_emo
+
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--version"])
+    assert not stop.value.code and capsys.readouterr().out == f"train_dit (d_emo {d_emo.__version__})\n"
+
+
+def test_units_stand_for_values_in_help(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    printed = capsys.readouterr().out
+    for line in ("--sample-every STEPS", "--num-epochs EPOCHS", "--train-data-dir FOLDER", "--resolution PIXELS",
+                 "--fid-images IMAGES", "--learning-rate X", "--num-workers PROCESSES"):  # fmt: skip
+        assert f"  {line} " in printed, line
 
 
 def test_aliases_name_options_that_exist():

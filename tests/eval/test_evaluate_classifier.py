@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +12,13 @@ import pytest
 import torch
 from helpers.data import source
 from helpers.models import randomize
+from helpers.processes import Script
 from helpers.training import run_here
 from sklearn.metrics import top_k_accuracy_score
 
 from d_emo import EMOv2Config, EMOv2ForImageClassification
 from d_emo.classification.transformers_models import make_image_processor
+from d_emo.common.locks import FolderLock
 from d_emo.eval import evaluate_classifier
 from d_emo.eval.classification.accuracy import Predictions, PreparedImages, predict
 from d_emo.eval.classification.command import align_labels, open_classifier
@@ -172,3 +176,72 @@ def test_every_image_counts_once():
     predictions = predict(EMOv2ForImageClassification(config).eval(), whole, make_image_processor(32), batch_size=2,
                           num_workers=0, device=torch.device("cpu"))  # fmt: skip
     assert predictions.labels.tolist() == [0, 1, 1] and predictions.accuracy(5) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-dir", "{tmp}/none"], "--data-dir {tmp}/none: there is no such folder"),
+        (["--dataset", "{tmp}/none.tar"], "--dataset {tmp}/none.tar: 1 of 1 shards are missing"),
+        (["--output-dir", "{tmp}/file"], "--output-dir {tmp}/file is no folder"),
+        (["--output-dir", "{tmp}/file/out"], "{tmp}/file is no folder; name another place"),
+        (["--dataset", "{tmp}/none.tar", "--class-names", "{tmp}/file"], "--class-names {tmp}/file: empty"),
+    ],
+)
+def test_what_can_be_found_at_once_is_found_before_the_model_is_loaded(
+    capsys, tmp_path, monkeypatch, arguments, message
+):
+    from d_emo.eval.classification import command
+
+    monkeypatch.setattr(command, "open_classifier", lambda _: pytest.fail("the model was loaded"))
+    (tmp_path / "file").write_text("")
+    filled = [text.format(tmp=tmp_path) for text in arguments]
+    code, printed = run(capsys, "--model", "some/model", "--output-dir", tmp_path / "out", *filled)
+    assert code != 0 and message.format(tmp=tmp_path) in printed and not (tmp_path / "out").exists()
+
+
+def test_two_that_write_one_report_are_kept_apart_and_links_are_not_followed(capsys, tmp_path, folder):
+    photos = write_photos(tmp_path / "trees", ["yew"], count=2)
+    arguments = ("--model", folder, "--data-dir", photos, "--output-dir", tmp_path / "out")
+    with FolderLock(tmp_path / "out"):
+        code, printed = run(capsys, *arguments)
+    assert code != 0 and "out is in use by" in printed and "or name another" in printed
+    (tmp_path / "target").write_text("precious")
+    for name in ("report.json", "classes.csv", "confusion.png"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "target")
+    code, printed = run(capsys, *arguments)
+    assert code == 0 and (tmp_path / "target").read_text() == "precious", printed
+
+
+INTERRUPTED = """
+import time
+from d_emo.images import folders
+original = folders.decode
+folders.decode = lambda *a: time.sleep(0.3) or original(*a)
+from d_emo.{module} import {name}
+{name}.main({arguments!r})
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "arguments", "kept"),
+    [
+        ("eval", "evaluate_classifier", ["--model", "{model}", "--data-dir", "{photos}"], "nothing is written before"),
+        pytest.param(
+            "eval", "evaluate_fid",
+            ["--samples", "{photos}", "--reference", "{photos}", "--features", "pixels", "--cache-dir", "{tmp}/cache"],
+            "goes on from here", marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_ctrl_c_ends_readers_and_their_processes_with_one_line(tmp_path, folder, module, name, arguments, kept):
+    photos = write_photos(tmp_path / "trees", ["yew"], count=40)
+    filled = [text.format(model=folder, photos=photos, tmp=tmp_path) for text in arguments]
+    filled += ["--num-workers", "2", "--output-dir", str(tmp_path / "out")]
+    with Script(tmp_path / "log", "-c", INTERRUPTED.format(module=module, name=name, arguments=filled)) as running:
+        running.wait_until(lambda: "1/" in running.output or "/40 [00:0" in running.output)
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.finish() == 130
+        lines = [line for line in running.output.splitlines() if line.strip() and "it/s" not in line]
+        assert lines[-1].startswith(f"{name}: interrupted; ") and kept in lines[-1]
+        assert "Traceback" not in running.output and "KeyboardInterrupt" not in running.output

@@ -1,6 +1,8 @@
 """The benchmark's own arithmetic and messages."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,6 +54,9 @@ def test_flops_are_those_of_the_model():
         (["--models", "DiT-S-2@fast"], "'fast' is unknown; use reference or checkpointed"),
         (["--repeats", "1"], "at least 2"),
         (["--batch", "0"], "must be positive"),
+        (["--depth", "-1"], "must be positive"),
+        (["--threads", "0"], "must be positive"),
+        (["--output", "/dev/null"], "--output /dev/null is no folder"),
         (["--models", "timm:resnet18", "--jobs", "sample"], "models of this package only"),
         (["--models", "EMOv2-1M@onnx"], "add --jobs forward --dtypes float32"),
         (["--models", "EMOv2-1M", "DiT-S-2"], "cannot be measured side by side"),
@@ -61,6 +66,15 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         throughput.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_pytorch():
+    code = (
+        "import sys\nfrom d_emo.eval import throughput\ntry: throughput.main(['--help'])\n"
+        "finally: print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 0 and "--repeats" in answer.stdout and answer.stderr.strip() == "[]"
 
 
 def test_peak_memory_sees_what_is_held_for_a_moment():

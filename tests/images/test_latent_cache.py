@@ -1,16 +1,19 @@
 """Latents encoded beforehand: the same training as encoding on the fly, and folders that are whole or refused."""
 
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from helpers.damage import DAMAGES
 from helpers.paths import ROOT
 from helpers.processes import kill_when, run_script
 from helpers.training import run_here
 
+from d_emo.common.locks import FolderLock
 from d_emo.images.decode import DECODE_VERSION
 from d_emo.images.latent_cache import LatentCache, LatentCacheError
 from d_emo.images.latents import encode_images, sample_latents
@@ -243,3 +246,63 @@ def test_mistakes_of_the_command_end_with_one_line(tmp_path):
     ):
         with pytest.raises(SystemExit, match=message):
             encode_latents.main(arguments)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".npy", ".json")}
+
+
+def test_a_second_run_makes_damaged_files_again_and_no_others(pictures, vae_folder, tmp_path, capsys):
+    folder = tmp_path / "latents"
+    arguments = (pictures, vae_folder, folder, "--batch-size", 1)  # or a batch of another size would round otherwise
+    encode(*arguments)
+    whole = contents(folder)
+    for damages in (
+        {"latents-000000000.npy": "flipped bit", "latents-000000008.npy": "folder", "labels.npy": "flipped bit"},
+        {"latents-000000000.npy": "cut short", "checksums-000000008.json": "deleted", "labels.npy": "deleted"},
+    ):
+        kept = (folder / "latents-000000004.npy").stat().st_mtime_ns
+        for name, damage in damages.items():
+            DAMAGES[damage](folder / name)
+        with pytest.raises(LatentCacheError):
+            LatentCache(folder)
+        capsys.readouterr()
+        encode(*arguments)
+        assert contents(folder) == whole
+        printed = capsys.readouterr().out
+        assert printed.count("encoded again: ") == 2 and "run train/encode_latents.py again" not in printed
+        assert (folder / "latents-000000004.npy").stat().st_mtime_ns == kept
+
+
+def test_training_on_damaged_latents_ends_with_one_line(capsys, pictures, vae_folder, tmp_path):
+    encode(pictures, vae_folder, tmp_path / "latents")
+    DAMAGES["flipped bit"](tmp_path / "latents" / "latents-000000004.npy")
+    code, printed = run_here(capsys, "--latents", tmp_path / "latents", "--output-dir", tmp_path / "run")
+    assert code != 0 and "latents-000000004.npy is damaged" in printed and "--latents" in printed
+    assert "Traceback" not in printed and not (tmp_path / "run").exists()
+
+
+def test_two_that_encode_into_one_folder_are_kept_apart(pictures, vae_folder, tmp_path):
+    with (
+        FolderLock(tmp_path / "latents"),
+        pytest.raises(SystemExit, match=r"--output-dir .*latents is in use by .* or name another"),
+    ):
+        encode(pictures, vae_folder, tmp_path / "latents")
+    encode(pictures, vae_folder, tmp_path / "latents")
+
+
+def test_latents_that_are_not_finite_are_not_written(pictures, vae_folder, tmp_path):
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    vae.quant_conv.bias.data.fill_(float("nan"))
+    vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(SystemExit, match=r"--vae .*: its latents of image 0 are NaN or infinite"):
+        encode(pictures, tmp_path / "vae", tmp_path / "latents")
+    assert not list((tmp_path / "latents").glob("latents-*"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_named_wherever_it_is_read(pictures, vae_folder, tmp_path, workers):
+    shutil.copytree(pictures, tmp_path / "broken")
+    (tmp_path / "broken" / "cat" / "04.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match=r"04\.png cannot be read .*--on-bad-image skip"):
+        encode(tmp_path / "broken", vae_folder, tmp_path / "latents", "--num-workers", workers)

@@ -320,8 +320,8 @@ def test_another_norm_in_place_of_batch_norm_is_used():
 def test_other_convolutions_are_left_to_pytorch(options):
     hidden, _, norm = local_case((1, 8, 8, 4), 3, torch.float32)
     usual = {"kernel_size": 3, "padding": 1, "groups": 4, "bias": False}
-    assert fusible(nn.Conv2d(4, 4, **usual), norm, hidden)
-    assert not fusible(nn.Conv2d(4, 4, **{**usual, **options}), norm, hidden)
+    assert fusible(nn.Conv2d(4, 4, **usual), norm, hidden, 4)
+    assert not fusible(nn.Conv2d(4, 4, **{**usual, **options}), norm, hidden, 4)
 
 
 def test_one_pixel_a_channel_has_no_variance():

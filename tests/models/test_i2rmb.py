@@ -113,8 +113,11 @@ def test_block_equals_its_formula():
     ("arguments", "message"),
     [
         ({"dim": 16, "num_heads": 3}, "num_heads=3 does not divide 16"),
-        ({"dim": 16, "num_heads": 2, "attention_type": "global"}, "'global' is unknown; use one of none"),
-        ({"dim": 16, "num_heads": 2, "kernel_size": 4}, "kernel_size=4 is even.*use 5"),
+        (
+            {"dim": 16, "num_heads": 2, "attention_type": "global"},
+            "attention_type='global' is not one of none, neigh",
+        ),
+        ({"dim": 16, "num_heads": 2, "kernel_size": 4}, "kernel_size=4 is not an odd whole number from 1 to 63"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -194,6 +194,30 @@ NAN = float("nan")
         ({"latents": torch.zeros(3, 16, 16)}, "latents have the shape"),
         ({"callback_on_step_end_tensor_inputs": "latents"}, "is no list of names"),
         ({"callback_on_step_end_tensor_inputs": None}, "is no list of names"),
+        ({"guidance_scale": 10**400}, "guidance_scale=inf is not finite"),
+        ({"guidance_scale": 1e300}, r"guidance_scale=1e\+300 is above 1000"),
+        ({"num_images_per_label": 10**9}, "num_images_per_label=1000000000 is above 1000000"),
+        ({"num_images_per_label": 0}, "num_images_per_label=0 is below 1"),
+        ({"height": 10**9, "width": 10**9}, "height, width and the number of images ask for latents"),
+        ({"height": NAN}, "height=nan is a float"),
+        ({"height": 0}, "height=0 is below 1"),
+        ({"eta": 0.5}, "eta=0.5: DDPMScheduler has no share of noise to set; use DDIMScheduler"),
+        ({"eta": torch.tensor(0.5)}, "eta=tensor"),
+        ({"return_dict": None}, "return_dict=None is not True or False"),
+        ({"return_dict": "no"}, "return_dict='no' is not"),
+        ({"latents": torch.zeros(1, 3, 16, 16, device="meta")}, "latents are torch.strided on meta"),
+        ({"latents": torch.zeros(1, 3, 16, 16).to_sparse()}, "latents are torch.sparse_coo"),
+        ({"latents": torch.zeros(1, 3, 16, 16, dtype=torch.complex64)}, "latents are torch.complex64"),
+        ({"latents": [[0.0]]}, "latents are a list"),
+        ({"generator": True}, "generator=True is a bool"),
+        ({"guidance_channels": 10**9}, "guidance_channels=1000000000 is not between"),
+        ({"guidance_channels": True}, "guidance_channels=True is a bool"),
+        ({"guidance_interval": (1.0, 0.0)}, r"guidance_interval=\(1.0, 0.0\) is not"),
+        ({"guidance_interval": ()}, r"guidance_interval=\(\) is not"),
+        ({"output_type": 3}, "output_type=3 is unknown"),
+        ({"callback_on_step_end_tensor_inputs": [1]}, "has \\['1'\\]"),
+        ({"class_labels": []}, "class_labels is empty"),
+        ({"class_labels": ""}, "label ''"),
         ({"class_labels": 3}, "label 3 is out of range; this model has classes 0 to 2"),
         ({"class_labels": -1}, "label -1 is out of range"),
         ({"class_labels": torch.tensor([0, 9])}, "label 9 is out of range"),
@@ -213,6 +237,42 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is(arguments, message):
 def test_labels_of_other_kinds_are_named(label):
     with pytest.raises((TypeError, ValueError), match="label"):
         tiny_pipeline()(label, num_inference_steps=2)
+
+
+@pytest.mark.parametrize("label", [[[0] * 1000], [(0, 1)], [{0}], [{"a": 1}], (0, [1]), torch.zeros(2, 1).long()])
+def test_nested_labels_are_named_in_a_short_line(label):
+    with pytest.raises(TypeError, match=r"class_labels holds a (list|tuple|set|dict); .*one flat list") as refusal:
+        tiny_pipeline()(label, num_inference_steps=2)
+    assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("num_images_per_prompt", "takes no num_images_per_prompt; here it is num_images_per_label"),
+        ("prompt", "here it is class_labels"),
+        ("seed", r"here it is generator \(torch.Generator"),
+        ("guidance", "here it is guidance_scale or"),
+        ("num_inference_step", "here it is num_inference_steps"),
+        ("strength", "its arguments are class_labels, num_inference_steps"),
+    ],
+)
+def test_arguments_of_other_pipelines_are_named_with_ours(name, message):
+    with pytest.raises(TypeError, match=message):
+        tiny_pipeline()(0, **{name: 1})
+
+
+def test_the_decoders_switches_are_where_other_pipelines_have_them():
+    pipeline = DEMOPipeline(tiny_model(num_classes=3), dit_scheduler(), vae=tiny_vae())
+    whole = images(pipeline, output_type="pt")
+    for part in ("slicing", "tiling"):
+        getattr(pipeline, f"enable_vae_{part}")()
+        assert getattr(pipeline.vae, f"use_{part}")
+        torch.testing.assert_close(images(pipeline, output_type="pt"), whole, atol=1e-5, rtol=1e-5)
+        getattr(pipeline, f"disable_vae_{part}")()
+        assert not getattr(pipeline.vae, f"use_{part}")
+    with pytest.raises(ValueError, match="enable_vae_slicing: this pipeline draws pixels"):
+        tiny_pipeline().enable_vae_slicing()
 
 
 def test_numbers_of_numpy_and_torch_are_numbers():

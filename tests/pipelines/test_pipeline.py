@@ -94,7 +94,7 @@ def test_stochastic_sampler_is_saved_with_its_pipeline_and_refuses_misuse(tmp_pa
     assert (images(again, seed=5) - images(pipeline)).abs().max() > 1e-2
     with pytest.raises(ValueError, match="at least 2 steps"):
         images(again, num_inference_steps=1)
-    with pytest.raises(ValueError, match="last_step_size=0 is not between"):
+    with pytest.raises(ValueError, match="last_step_size=0 is not a number above 0 and below 1"):
         FlowMatchEulerMaruyamaScheduler(last_step_size=0)
 
 

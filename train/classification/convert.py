@@ -1,26 +1,34 @@
-"""Reading the published EMOv2 checkpoints; the command is `train/convert_emov2.py`."""
+"""Reading the published EMOv2 checkpoints, and what timm's trainer saved; the command is `train/convert_emov2.py`."""
 
 import argparse
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from d_emo.classification.published import import_classifier, published_state
-from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification, make_image_processor
+from d_emo.classification.published import checkpoint_state, import_classifier
+from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification
 from d_emo.classification.variants import CLASSIFIERS, create_classifier
-from d_emo.common.files import partial_path, replace_folder
-from d_emo.common.tensor_files import read_state
+from d_emo.common.block_ranges import SIDE
+from d_emo.common.files import written_folder
+from d_emo.common.ranges import take
+from d_emo.common.tensor_files import read_state, read_tensors
 from d_emo.images.labels import english_names, imagenet_wnid_to_name, read_class_names
 
-WEIGHTS = {"averaged": "net_E", "raw": "net"}
+# Where full checkpoints hold the two kinds of weights: the authors', and those of timm's trainer.
+WEIGHTS = ({"averaged": "net_E", "raw": "net"}, {"averaged": "state_dict_ema", "raw": "state_dict"})
 IMAGENET_CLASSES = 1000
 
 
 def convert(options: argparse.Namespace) -> None:
     """Write a folder with model, configuration and image processor, whole or not at all."""
-    state = read_state(Path(options.checkpoint), tuple(WEIGHTS.values()), WEIGHTS[options.weights])
+    take("", {"--image-size": options.image_size}, {"--image-size": SIDE})
+    path = Path(options.checkpoint)
+    content = read_tensors(path)
+    layout = next(
+        (parts for parts in WEIGHTS if isinstance(content, dict) and parts["averaged"] in content), WEIGHTS[0]
+    )
+    state = checkpoint_state(read_state(path, tuple(layout.values()), layout[options.weights]))
     name, num_classes = size_of(state)
     target = Path(options.output_dir)
     if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
@@ -34,21 +42,18 @@ def convert(options: argparse.Namespace) -> None:
     )
     model = EMOv2ForImageClassification(config)
     import_classifier(state, model.emov2)
-    partial = partial_path(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    make_image_processor(options.image_size).save_pretrained(partial)
-    replace_folder(partial, target)
+    with written_folder(target) as partial:
+        model.save_pretrained(partial)  # and an image processor
     print(f"{options.checkpoint}: {name}, {num_classes} classes, {options.weights} weights; model in {target}")
 
 
 def size_of(state: Mapping[str, torch.Tensor]) -> tuple[str, int]:
-    """The size and number of classes that a published state dictionary is of.
+    """The size and number of classes that a state dictionary under this package's names is of.
 
     Raises:
         ValueError: it is none of the published sizes.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in published_state(state).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if "head.weight" not in shapes:
         raise ValueError(f"no EMOv1 or EMOv2 weights: head.weight is missing among {len(shapes)} tensors.")
     num_classes = shapes["head.weight"][0]

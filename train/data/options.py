@@ -1,7 +1,7 @@
 """The options that name a source of images, for every trainer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,9 +52,6 @@ class DataOptions:
     )
 
     def __post_init__(self):
-        for part in fields(self):
-            if getattr(self, part.name) == "":  # as a shell passes an unset variable
-                raise ValueError(f"--{part.name.replace('_', '-')} is empty; name what is meant, or leave it out.")
         named = [f"--{name.replace('_', '-')}" for name in DATA_SOURCES if getattr(self, name)]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are both given; choose one source.")

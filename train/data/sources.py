@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from d_emo.images.decode import UnreadableImageError
 from d_emo.images.labels import read_class_names
 from d_emo.images.latent_cache import latents_source
 from d_emo.images.open_source import open_source
@@ -34,8 +33,8 @@ def load_source(options: DataOptions, named: str | None = None) -> ImageSource:
         flag = "no data was named"
     try:
         source = _open_source(options)
-    except UnreadableImageError:
-        raise
+        if options.on_bad_image == "stop":
+            source.refuse_unreadable("Repair or remove them, or go on: --on-bad-image skip.")
     except ValueError as error:
         raise ValueError(f"{named or flag}: {error}") from error
     if options.unconditional:

@@ -1,47 +1,86 @@
-"""Reading and writing DiT's and SiT's own checkpoints, whole or not at all; the command is `train/convert_dit.py`."""
+"""Reading and writing DiT's and SiT's own checkpoints, and Diffusers' DiT; the command is `train/convert_dit.py`."""
 
 import argparse
-import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from d_emo.common.files import partial_path, replace_folder, written_whole
+from d_emo.common.files import written_folder, written_whole
 from d_emo.common.tensor_files import read_state
 from d_emo.images.labels import english_names, imagenet_wnid_to_name
+from d_emo.models import ClassConditionalTransformer2DModel, DiTBaselineTransformer2DModel
+from d_emo.models.diffusers_dit import config_of_state, import_diffusers_state, is_diffusers_state
 from d_emo.models.published import export_state, import_state, published_config
-from d_emo.models.transformer_dit import DiTBaselineTransformer2DModel
+from d_emo.models.variants import heads_of
 from d_emo.pipelines import DEMOPipeline, open_pipeline
-from d_emo.train.diffusion.config import OptimizationOptions
+from d_emo.train.diffusion.config import AUTO_VAE, OptimizationOptions
 from d_emo.train.diffusion.objectives import PREDICTIONS, make_objective
 from d_emo.train.diffusion.plan import load_vae
 
 IMAGENET_CLASSES = 1000
+# The side of latents of the published models of Diffusers, whose tensors do not tell it.
+DIFFUSERS_SIDE = 32
 
 
 def import_checkpoint(options: argparse.Namespace) -> None:
     """Write a pipeline folder, whole or not at all."""
-    state = read_state(Path(options.checkpoint), ("ema", "model"), options.weights)
-    flow = (options.flow_path, PREDICTIONS[options.prediction])
-    config = published_config(state, options.objective, options.num_heads, *flow)
-    target = Path(options.output_dir)
+    source, target = Path(options.checkpoint), Path(options.output_dir)
     if target.exists() and not (target / "model_index.json").is_file() and any(target.iterdir()):
         raise ValueError(f"--output-dir {target} is not empty and holds no pipeline; choose another.")
-    vae = load_vae(options.vae)
-    model = DiTBaselineTransformer2DModel(**config)
-    objective = OptimizationOptions(objective=options.objective)
-    import_state(state, model)
-    named = config["num_classes"] == IMAGENET_CLASSES
-    names = dict(enumerate(english_names(imagenet_wnid_to_name()))) if named else None
-    pipeline = DEMOPipeline(model.eval(), make_objective(objective).make_scheduler(), vae=vae, id2label=names)
-    partial = partial_path(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    pipeline.save_pretrained(partial)
-    replace_folder(partial, target)
+    if source.is_dir() and (source / "model_index.json").is_file():
+        _check_objective(options)
+        pipeline = open_pipeline(str(source))
+        if options.vae != AUTO_VAE:
+            pipeline = DEMOPipeline.from_pipe(pipeline, vae=load_vae(options.vae))
+    else:
+        pipeline = _pipeline_around(_network(source, options), options)
+    with written_folder(target) as partial:
+        pipeline.save_pretrained(partial)
+    config = pipeline.transformer.config
     print(
         f"{options.checkpoint}: {config['num_layers']} blocks of {config['hidden_size']} channels, patch "
-        f"{config['patch_size']}, {config['num_classes']} classes, {model.config.prediction_type}; pipeline in {target}"
+        f"{config['patch_size']}, {config['num_classes']} classes, {config.prediction_type}; pipeline in {target}"
     )
+
+
+def _network(source: Path, options: argparse.Namespace) -> Any:
+    """The network of a checkpoint, or of a folder of Diffusers' class."""
+    if source.is_dir():
+        _check_objective(options)
+        return DiTBaselineTransformer2DModel.from_pretrained(source)
+    state = read_state(source, ("ema", "model"), options.weights)
+    load: Callable[[Any, Any], None] = import_state
+    if is_diffusers_state(state):
+        _check_objective(options)
+        given = options.num_heads
+        config = config_of_state(state, lambda *size: heads_of(*size) if given is None else given, DIFFUSERS_SIDE)
+        load = import_diffusers_state
+    elif options.objective is None:
+        raise ValueError(f"{source}: the file does not tell what it was trained for; pass --objective dit or sit.")
+    else:
+        flow = (options.flow_path, PREDICTIONS[options.prediction])
+        config = published_config(state, options.objective, options.num_heads, *flow)
+    model = DiTBaselineTransformer2DModel(**config)
+    load(state, model)
+    return model.eval()
+
+
+def _check_objective(options: argparse.Namespace) -> None:
+    if options.objective not in (None, "dit"):
+        raise ValueError(
+            f"--objective {options.objective}: {options.checkpoint} is of Diffusers' DiT, which is for DiT's objective "
+            "alone; leave the option out."
+        )
+
+
+def _pipeline_around(model: ClassConditionalTransformer2DModel, options: argparse.Namespace) -> DEMOPipeline:
+    objective = OptimizationOptions(objective=options.objective or "dit")
+    named = model.config.num_classes == IMAGENET_CLASSES
+    names = dict(enumerate(english_names(imagenet_wnid_to_name()))) if named else None
+    scheduler = make_objective(objective).make_scheduler()
+    return DEMOPipeline(model, scheduler, vae=load_vae(options.vae), id2label=names)
 
 
 def export_checkpoint(pipeline: str, path: Path) -> None:
@@ -54,3 +93,17 @@ def export_checkpoint(pipeline: str, path: Path) -> None:
     with written_whole(path) as partial:
         torch.save(state, partial)
     print(f"{len(state)} tensors in {path}")
+
+
+def export_folder(pipeline: str, target: Path) -> None:
+    """Write a pipeline as a folder of Diffusers' `DiTPipeline`; without a VAE, its `DiTTransformer2DModel` alone."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is there already; choose another folder.")
+    try:
+        opened = open_pipeline(pipeline)
+        saved = opened.transformer.to_diffusers() if opened.vae is None else opened.to_dit_pipeline()
+    except ValueError as error:
+        raise ValueError(f"--export {pipeline}: {error}") from error
+    with written_folder(target) as partial:
+        saved.save_pretrained(partial)
+    print(f"{type(saved).__name__} of Diffusers in {target}")

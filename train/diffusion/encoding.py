@@ -1,5 +1,7 @@
 """Encoding a data set with a VAE: what `train/encode_latents.py` does after it has read its options."""
 
+import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from d_emo.common.digests import weights_digest
-from d_emo.common.files import remove_partial
+from d_emo.common.files import check_writable
+from d_emo.common.locks import output_folder
 from d_emo.common.output import Progress, say
-from d_emo.common.processes import keep_freed_memory, loader_processes, start_processes
+from d_emo.common.processes import keep_freed_memory, leave_interrupts, loader_processes, start_processes
 from d_emo.images import latent_cache
 from d_emo.images.decode import UnreadableImageError
 from d_emo.images.latents import encode_moments, vae_scale_factor
@@ -48,6 +51,9 @@ def run(config: EncodeConfig) -> None:
 
 def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) -> None:
     """Write the folder of latents, each process its share of the files."""
+    folder = Path(str(options.output_dir))
+    check_writable(folder, "--output-dir", folder=True)
+    latent_cache.refuse_other_content(folder)
     source = load_source(data)
     if source.stream is not None:
         raise ValueError("--streaming: encoding takes images by index; fetch the files and name them without it.")
@@ -75,20 +81,31 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         shift_factor=getattr(vae.config, "shift_factor", None) or 0.0,
         shard_size=options.shard_size,
     )
-    folder = Path(str(options.output_dir))
-    if accelerator.is_main_process:
-        latent_cache.claim_latents(folder, manifest, source.labels)
-        remove_partial(folder)
-    accelerator.wait_for_everyone()
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     images = _Images(TrainingImages(source, Pixels(source.channels, resolution, flip=False, seed=0)), data.on_bad_image)
     workers = loader_processes(data.num_workers, source.num_workers)
-    write_missing(manifest, folder, images, vae.to(accelerator.device), accelerator, options.batch_size, workers)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        latent_cache.LatentCache(folder)  # complete, and every file of its size
-        say(f"{manifest.count:,} images in {folder}; train with --latents {folder}")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(output_folder(folder))
+            latent_cache.claim_latents(folder, manifest, source.labels)
+        accelerator.wait_for_everyone()
+        discard_damaged(folder, accelerator)
+        accelerator.wait_for_everyone()
+        write_missing(manifest, folder, images, vae.to(accelerator.device), accelerator, options.batch_size, workers)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            latent_cache.LatentCache(folder)  # complete, and every file as it was written
+            say(f"{manifest.count:,} images in {folder}; train with --latents {folder}")
+
+
+def discard_damaged(folder: Path, accelerator: Accelerator) -> None:
+    """Delete files that are not as they were written, each process its share, so that they are encoded again."""
+    manifest = latent_cache.read_cache_manifest(folder)
+    check = functools.partial(latent_cache.check_latents, folder, manifest)
+    files = latent_cache.shard_folder(folder, manifest)
+    for reason in files.discard_damaged(check, accelerator.process_index, accelerator.num_processes):
+        say(f"encoded again: {reason.removesuffix(latent_cache.AGAIN + '.').rstrip('; ')}")
 
 
 def write_missing(
@@ -100,13 +117,24 @@ def write_missing(
     batch_size: int,
     num_workers: int,
 ) -> None:
-    """Encode the files that are not there."""
+    """Encode the files that are not there.
+
+    Raises:
+        ValueError: the VAE makes NaN or infinite latents of an image.
+    """
     files = latent_cache.shard_folder(folder, manifest)
     missing = files.missing()
     accelerator.wait_for_everyone()  # everyone has seen what is missing before anyone adds to it
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     indices = [index for shard in mine for index in shard]
-    loader = DataLoader(images, batch_size=batch_size, sampler=indices, num_workers=num_workers, collate_fn=list)
+    loader = DataLoader(
+        images,
+        batch_size=batch_size,
+        sampler=indices,
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=leave_interrupts,
+    )
     rows = _encoded_rows(loader, vae, manifest, accelerator.device)
     started, done = time.perf_counter(), manifest.count - sum(map(len, missing))
     with Progress(manifest.count, "image", "encoding", done=done, shown=accelerator.is_main_process) as progress:
@@ -114,6 +142,11 @@ def write_missing(
             moments, replaced = np.empty(manifest.file_shape(shard), dtype=manifest.dtype), {}
             for row, index in enumerate(shard):
                 moments[row], used = next(rows)
+                if not np.isfinite(moments[row]).all():
+                    raise ValueError(
+                        f"--vae {manifest.vae}: its latents of image {used} are NaN or infinite; use a VAE whose "
+                        "weights are whole and whose range suffices."
+                    )
                 if used != index:
                     replaced[index] = used
                 progress.update(accelerator.num_processes)  # the others are about as far

@@ -57,8 +57,6 @@ class RunOptions:
             raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
         if self.allow_change is not None and self.resume_from is None:
             raise ValueError(f"--allow-change {self.allow_change} belongs to --resume-from.")
-        for name in ("resume_from", "output_dir", "report_to", "allow_change"):
-            require(getattr(self, name) != "", name, "''", "is empty; name what is meant, or leave it out")
         valid = self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license)
         require(bool(valid), "license", self.license, "the Hub spells licences like apache-2.0 or cc-by-nc-4.0")
         require(0 <= self.seed < 2**64, "seed", self.seed, "must be in [0, 2^64)")

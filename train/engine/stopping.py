@@ -16,8 +16,8 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SI
 class StopRequest:
     """Turns Ctrl-C, SIGTERM and SIGHUP into "save and stop after this step"; a second Ctrl-C stops at once.
 
-    Other signals may come twice for one wish: of a scheduler, and of a launcher that passes it on. A context
-    manager: the signals' former handlers are put back at its end.
+    Other signals may come twice for one wish: of a scheduler, and of a launcher that passes it on. A context manager:
+    the signals' former handlers are put back at its end.
     """
 
     def __init__(self) -> None:

@@ -8,7 +8,6 @@ import torch
 
 from ..dispatch import arithmetic
 from ..local import gradients, kernel_parameters
-from ..reference import Windows
 from . import build
 
 
@@ -40,11 +39,8 @@ def call(function: str, dtype: torch.dtype, shape: ctypes.Structure, *arguments:
 
 
 def _attention_shape(grid: torch.Size, channels: int, windows: Sequence[int]) -> ctypes.Structure:
-    """Refuses what the kernels would divide by or read past the end for."""
     dim, heads, height, width, neighborhood, remote = windows
     values = channels - 2 * dim
-    if min(*grid, *windows[:4], values) < 1 or dim % heads or values % heads or grid[1] % height or grid[2] % width:
-        raise ValueError(f"{Windows(*windows)} do not divide a grid of {tuple(grid)} with {channels} channels.")
     weight = max(neighborhood, remote)
     sizes = (*grid, heads, dim // heads, values // heads, height, width, neighborhood > 0, remote > 0)
     return AttentionShape(*sizes, weight)

@@ -53,6 +53,9 @@ def test_the_pipeline_its_card_and_pictures_are_sent_and_checkpoints_are_not(tmp
     assert {"README.md", "model_index.json", "loss.png", "samples/step-0000002.png"} <= sent
     assert "transformer/diffusion_pytorch_model.safetensors" in sent
     assert not any("checkpoint" in name or name in ("run.json", "train_log.csv") for name in sent)
+    assert 'from_pretrained("me/digits")' in (hub.root / "me/digits/README.md").read_text()  # of whoever reads it
+    assert "# digits: D-EMOv2-N-8" in (hub.root / "me/digits/README.md").read_text()
+    assert {"picture.png"} <= sent
     assert DEMOPipeline.from_pretrained(hub.root / "me/digits").id2label[3] == "three"
 
 

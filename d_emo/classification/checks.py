@@ -1,0 +1,146 @@
+"""What the classification backbones refuse: images and labels that they cannot work on, in one line each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+# A label that the loss leaves out (`torch.nn.functional.cross_entropy`).
+IGNORED_LABEL = -100
+
+
+def check_pixels(pixels: Any, conv: nn.Module) -> None:
+    """Refuse images that the first layer cannot take.
+
+    Args:
+        pixels: (B, C, H, W), normalised.
+        conv: the first layer, whose parameters say how many channels and which type of numbers it takes.
+
+    Raises:
+        ValueError: it is no such tensor.
+    """
+    if torch.jit.is_tracing():  # every comparison would be warned of
+        return
+    channels = getattr(conv, "in_channels", None)
+    shape = f"(B, {channels or 'C'}, H, W)"
+    if isinstance(pixels, torch.fx.Proxy):
+        raise ValueError("EMOv2 cannot be traced by torch.fx, its windows depend on the grid; use torch.export.")
+    if not isinstance(pixels, torch.Tensor):
+        given = type(pixels).__name__
+        raise ValueError(f"pixel_values is a {given}; pass a tensor {shape}, as the image processor makes it.")
+    if pixels.dim() != 4:
+        remedy = "; for one image pass pixel_values[None]" if pixels.dim() == 3 else ""
+        raise ValueError(f"pixel_values have the shape {tuple(pixels.shape)}, not {shape}{remedy}.")
+    if channels and pixels.shape[1] != channels:
+        remedy = " (channels come second: permute(0, 3, 1, 2))" if pixels.shape[3] == channels else ""
+        raise ValueError(f"pixel_values have {pixels.shape[1]} channels, the model takes {channels}{remedy}.")
+    if 0 in (pixels.shape[0], pixels.shape[2], pixels.shape[3]):
+        raise ValueError(f"pixel_values have the shape {tuple(pixels.shape)}: no pixel; leave out empty batches.")
+    if not pixels.is_floating_point():
+        raise ValueError(f"pixel_values are {pixels.dtype}; pass normalised floating-point numbers (image processor).")
+    weight = getattr(conv, "weight", None)
+    if (
+        isinstance(weight, torch.Tensor)
+        and weight.is_floating_point()
+        and weight.dtype != pixels.dtype
+        and not torch.is_autocast_enabled(pixels.device.type)
+    ):
+        name = str(weight.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"pixel_values are {pixels.dtype}, the model is {weight.dtype}; pass pixel_values.to(torch.{name})."
+        )
+
+
+def check_features(features: Any, channels: int) -> None:
+    """Refuse what a head cannot work on.
+
+    Args:
+        features: (B, C, h, w).
+        channels: C.
+
+    Raises:
+        ValueError: it is no such tensor.
+    """
+    if not isinstance(features, torch.Tensor) or features.dim() != 4 or features.shape[1] != channels:
+        given = tuple(features.shape) if isinstance(features, torch.Tensor) else f"a {type(features).__name__}"
+        raise ValueError(f"features are {given}; pass what forward_features returns, (B, {channels}, h, w).")
+
+
+def check_tensors(state: Any) -> None:
+    """Refuse what is no state dictionary.
+
+    Raises:
+        ValueError: it is no dictionary of tensors by name.
+    """
+    if not isinstance(state, Mapping) or not state:
+        given = "empty" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise ValueError(f"the state is {given}; pass a dictionary of tensors by name.")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            given = type(tensor).__name__
+            raise ValueError(f"the state has a {given} by the name {name!r}; pass a dictionary of tensors by name.")
+
+
+def refuse_single_values(network: nn.Module, pixels: Any, reduction: int) -> None:
+    """Refuse to train BatchNorm on one value a channel, which has no deviation.
+
+    Args:
+        network: with the norms.
+        pixels: (B, C, H, W).
+        reduction: so many times smaller is the smallest grid.
+
+    Raises:
+        ValueError: the batch is one image that ends as a single pixel.
+    """
+    if not network.training or torch.jit.is_tracing() or not isinstance(pixels, torch.Tensor) or pixels.dim() != 4:
+        return
+    if pixels.shape[0] != 1 or max(pixels.shape[2:]) > reduction:
+        return
+    if any(isinstance(norm, nn.BatchNorm2d) and norm.training for norm in network.modules()):
+        height, width = pixels.shape[2:]
+        raise ValueError(
+            f"one image of {height} x {width} leaves BatchNorm a single value to train on; pass 2 images or more, "
+            "larger ones, or call eval()."
+        )
+
+
+def check_labels(labels: Any, batch: int, classes: int, problem: str | None) -> None:
+    """Refuse labels that the loss cannot work on.
+
+    Args:
+        labels: (B,) class ids, or (B, K) numbers.
+        batch: B.
+        classes: K.
+        problem: transformers' `problem_type`, None where the labels decide.
+
+    Raises:
+        ValueError: labels of another shape, type or range, or an unknown problem.
+    """
+    if problem not in (None, "regression", "single_label_classification", "multi_label_classification"):
+        raise ValueError(
+            f"problem_type={problem!r} is unknown; use regression, single_label_classification or "
+            "multi_label_classification."
+        )
+    if not classes:
+        raise ValueError("labels were given and the model has no classes (num_labels=0).")
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"labels is a {type(labels).__name__}; pass a tensor ({batch},) of class ids.")
+    ids = problem == "single_label_classification" or (problem is None and classes > 1 and labels.dim() < 2)
+    if not ids:
+        shapes = ((batch, classes),) if classes > 1 else ((batch,), (batch, 1))
+        if tuple(labels.shape) not in shapes:
+            wanted = " or ".join(map(str, shapes))
+            raise ValueError(f"labels have the shape {tuple(labels.shape)}; {problem or 'this model'} takes {wanted}.")
+        return
+    rule = f"pass a tensor ({batch},) of ids from 0 to {classes - 1}, as integers (labels.long())"
+    if labels.dtype not in (torch.int64, torch.uint8):
+        raise ValueError(f"labels are {labels.dtype}; {rule}.")
+    if tuple(labels.shape) not in ((batch,), (batch, 1)):
+        raise ValueError(f"labels have the shape {tuple(labels.shape)}; {rule}.")
+    # On a GPU a look at the values would wait for it; while a graph is recorded there are none.
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
+    if wrong.numel():
+        raise ValueError(f"labels have {wrong[0].item()}, the model has {classes} classes; {rule}.")

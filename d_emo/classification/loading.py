@@ -1,0 +1,83 @@
+"""Strict loading for the classes of transformers, whose own only logs what a folder lacks."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from d_emo.common.saved_folders import held_in, kind_of, read_object
+from d_emo.models.checks import RESTORE, different
+
+# Of `from_pretrained`, what says where a folder lies.
+PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# What a network has for its task alone; folders of features and of other tasks lack it.
+TASK = re.compile(r"emov2\.(head|norm)\.")
+
+
+class StrictLoading:
+    """`from_pretrained` that refuses other models' folders, and half a network."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `from_pretrained`, strict.
+
+        What is new is named in a warning: with `ignore_mismatched_sizes=True` the head where the number of classes
+        differs, and the head and the last norm of a folder that was saved without them.
+
+        Raises:
+            ValueError: the folder holds another model, or weights are missing, left over or of other shapes.
+        """
+        name, wanted = pretrained_model_name_or_path, cls.__name__
+        stored = _stored_config(name, wanted, kwargs)
+        tells, may_differ = (kwargs.pop(key, False) for key in ("output_loading_info", "ignore_mismatched_sizes"))
+        mixed: Any = super()
+        # Mismatches are looked at here: transformers' message would not name them.
+        model, information = mixed.from_pretrained(
+            name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        if getattr(model, "hf_quantizer", None) is None:  # quantized weights have other names
+            without_task = wanted not in (stored.get("architectures") or [wanted])
+            _check(name, information, without_task, may_differ)
+        return (model, information) if tells else model
+
+
+def _stored_config(name: Any, wanted: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder's config.json says; empty where there is none to look at."""
+    if name is None:
+        return {}
+    folder = Path(name) / (options.get("subfolder") or "")
+    if Path(name).is_file():
+        raise ValueError(f"{name} is a file; pass the folder that {wanted}.save_pretrained wrote.")
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"{folder} holds {held_in(folder)}, not a {wanted} (no config.json); pass a model's folder."
+            )
+        config = read_object(folder / "config.json")
+    else:
+        config, _ = PreTrainedConfig.get_config_dict(name, **{key: options[key] for key in PLACE if key in options})
+    if "_class_name" in config or config.get("model_type") not in ("emov2", None):
+        library = "Diffusers" if "_class_name" in config else "transformers"
+        raise ValueError(
+            f"{name}: its config.json is of {kind_of(config)}, not of a {wanted}; load it with {library}' own class."
+        )
+    return config
+
+
+def _check(name: Any, information: Mapping[str, Any], without_task: bool, may_differ: bool) -> None:
+    missing, unknown = set(information["missing_keys"]), set(information["unexpected_keys"])
+    mismatched = {key: shapes for key, *shapes in information.get("mismatched_keys") or ()}
+    fresh = {key for key in missing if without_task and TASK.match(key)} - set(mismatched)
+    if wrong := different(missing - fresh - set(mismatched), unknown):
+        raise ValueError(f"{name}: {wrong} {RESTORE}")
+    if mismatched and not may_differ:
+        listed = "; ".join(f"{key} {tuple(a)}, not {tuple(b)}" for key, (a, b) in sorted(mismatched.items())[:3])
+        remedy = RESTORE
+        if all(TASK.match(key) for key in mismatched):
+            remedy = "For other classes pass ignore_mismatched_sizes=True, which makes a new head."
+        raise ValueError(f"{name}: weights have other shapes than config.json says ({listed}). {remedy}")
+    if new := sorted(fresh | set(mismatched)):
+        warnings.warn(f"{name}: {', '.join(new)} are newly initialised, and have to be trained.", stacklevel=4)

@@ -1,0 +1,70 @@
+"""What a folder holds that a library of the field saved, told by its small files: for messages about the wrong one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from d_emo.common.messages import first_line
+
+# The file that says what a folder is, in the order in which they are looked for.
+MARKS = ("model_index.json", "config.json", "scheduler_config.json", "adapter_config.json", "preprocessor_config.json")
+ADAPTERS = "pytorch_lora_weights.safetensors"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises:
+        ValueError: it is no JSON, or holds something else; the message begins with its name.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON file; restore it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object; restore it.")
+    return content
+
+
+def not_found(name: Any, error: OSError) -> OSError:
+    """The error for a name that is neither a folder nor on the Hub, in one line; raise it from the original."""
+    return OSError(
+        f"{name}: there is no such folder, and on the Hub it was not found ({first_line(error)}); check the name, or "
+        f"fetch it where there is a network (hf download {name})."
+    )
+
+
+def held_in(folder: Path) -> str:
+    """What a folder holds, as the end of a sentence: "a pipeline (DiTPipeline)", "nothing that a library saved"."""
+    for mark in MARKS:
+        if (folder / mark).is_file():
+            try:
+                return _kind(mark, read_object(folder / mark))
+            except ValueError:
+                return f"a damaged {mark}"
+    if (folder / ADAPTERS).is_file():
+        return "LoRA adapters"
+    inside = sorted(path.parent.name for path in folder.glob("*/model_index.json"))
+    return f"folders of pipelines ({', '.join(inside[:3])})" if inside else "nothing that a library saved"
+
+
+def _kind(mark: str, content: dict[str, Any]) -> str:
+    name = content.get("_class_name")
+    if mark == "model_index.json":
+        return f"a pipeline ({name})"
+    if mark == "config.json":
+        return kind_of(content)
+    if mark == "scheduler_config.json":
+        return f"a scheduler ({name})"
+    return "LoRA adapters" if mark == "adapter_config.json" else "an image processor"
+
+
+def kind_of(config: dict[str, Any]) -> str:
+    """Which model a config.json is of, Diffusers' or transformers'."""
+    if isinstance(name := config.get("_class_name"), str):
+        return f"a {name}"
+    if isinstance(kind := config.get("model_type"), str):
+        named = config.get("architectures")
+        first = named[0] if isinstance(named, list) and named else kind
+        return f"a {first} of transformers (model_type {kind!r})"
+    return "a model of no name"

@@ -1,0 +1,127 @@
+"""What a configuration of each diffusion transformer may say: its fields' ranges, and the rules between fields."""
+
+from d_emo.common.block_ranges import (
+    ATTENTION_TYPES,
+    CHANNELS,
+    EPSILON,
+    EXPANSION,
+    HEADS,
+    KERNEL,
+    LAYERS,
+    MAX_PARAMETERS,
+    SIDE,
+    WINDOW,
+    Values,
+    expands,
+    undivided,
+)  # fmt: skip
+from d_emo.common.ranges import Flag, Maybe, OneOf, OneOrPair, Real, Table, Whole
+from d_emo.schedulers.flow_paths import FLOW_PREDICTIONS, PATHS, path_of
+
+# Of Diffusers' DiTTransformer2DModel; its other fields are compared with DiT's (`diffusers_dit.py`).
+DIFFUSERS_DIT: Table = {
+    "num_attention_heads": HEADS,
+    "attention_head_dim": CHANNELS,
+    "in_channels": Whole(1, 4096),
+    "out_channels": Maybe(Whole(1, 8192)),
+    "num_layers": LAYERS,
+    "sample_size": SIDE,
+    "patch_size": Whole(1, 1024),
+    "num_embeds_ada_norm": Whole(0, 10_000_000),
+    "norm_eps": EPSILON,
+}
+
+# What both diffusion transformers have.
+TRANSFORMER: Table = {
+    "sample_size": OneOrPair(SIDE),
+    "patch_size": Whole(1, 1024),
+    "in_channels": Whole(1, 4096),
+    "hidden_size": CHANNELS,
+    "num_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_classes": Whole(0, 10_000_000, "0 makes an unconditional model"),
+    "learn_sigma": Flag(),
+    "prediction_type": OneOf(FLOW_PREDICTIONS),
+    "norm_eps": EPSILON,
+    "flow_path": Maybe(OneOf(PATHS)),
+}
+DEMO: Table = {
+    **TRANSFORMER,
+    "expansion": EXPANSION,
+    "window_size": WINDOW,
+    "kernel_size": KERNEL,
+    "attention_type": OneOf(ATTENTION_TYPES),
+}
+DIT: Table = {
+    **TRANSFORMER,
+    "mlp_ratio": EXPANSION,
+    "timestep_offset": Real(-1e6, 1e6),
+    "timestep_factor": Real(-1e6, 1e6),
+    "timestep_freq_shift": Whole(0, 1, "1 for weights from Diffusers' DiT"),
+    "mlp_norm_eps": Maybe(EPSILON),
+}
+
+
+def heads_divide_demo(values: Values) -> str:
+    """Heads part the channels, and the expanded values, of D-EMOv2."""
+    dim = values["hidden_size"]
+    return undivided(values["num_attention_heads"], dim, int(dim * values["expansion"]), name="num_attention_heads")
+
+
+def heads_divide_dit(values: Values) -> str:
+    """Heads part the channels of DiT."""
+    return undivided(values["num_attention_heads"], values["hidden_size"], name="num_attention_heads")
+
+
+def positions_fit(values: Values) -> str:
+    """Two-dimensional sines and cosines come in fours."""
+    size = values["hidden_size"]
+    return f"hidden_size={size} is not a multiple of 4, which 2D sine-cosine positions need" if size % 4 else ""
+
+
+def patch_divides(values: Values) -> str:
+    """The patch divides both sides."""
+    size, patch = values["sample_size"], values["patch_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if not (height % patch or width % patch):
+        return ""
+    fitting = [max(patch, side - side % patch) for side in (height, width)]
+    return (
+        f"sample_size={size} is not a multiple of patch_size={patch}; use {fitting[0]} x {fitting[1]}, or another patch"
+    )
+
+
+def objective_fits(values: Values) -> str:
+    """Prediction, path and learned variance belong together."""
+    path = path_of(values)
+    if path is None and values["prediction_type"] != "epsilon":
+        return (
+            f"prediction_type={values['prediction_type']!r} needs a flow_path ({', '.join(PATHS)}); without one only "
+            "epsilon is known"
+        )
+    if values["learn_sigma"] and path is not None:
+        return "learn_sigma=True belongs to prediction_type='epsilon' without a flow_path; set learn_sigma=False"
+    return ""
+
+
+def time_passes(values: Values) -> str:
+    """A factor of 0 would show the network one time only."""
+    return "timestep_factor=0 hides the time from the network; 1.0 leaves it as it is" * (not values["timestep_factor"])
+
+
+def of_a_size(values: Values) -> str:
+    """Fewer parameters than any machine has room for."""
+    size, patch, dim = values["sample_size"], values["patch_size"], values["hidden_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    inner = dim * values.get("expansion", values.get("mlp_ratio", 4))
+    block = 5 * dim * dim + 2 * dim * inner if "expansion" in values else 10 * dim * dim + 2 * dim * inner
+    tables = dim * (values["num_classes"] + 3 * patch * patch * values["in_channels"] + height * width // patch**2)
+    total = values["num_layers"] * block + tables
+    if total <= MAX_PARAMETERS:
+        return ""
+    named = ", ".join(f"{name}={values[name]}" for name in ("num_layers", "hidden_size", "num_classes", "sample_size"))
+    return f"{named} and the rest make about {total:.0e} parameters, above {MAX_PARAMETERS:.0e}; use a smaller model"
+
+
+# Of both diffusion transformers.
+RULES = (positions_fit, patch_divides, objective_fits, expands, of_a_size)

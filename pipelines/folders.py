@@ -1,0 +1,191 @@
+"""Folders that a pipeline is loaded from: its own, strictly; Diffusers' DiT, converted; any other, refused by name."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import AutoencoderKL, DiTPipeline
+
+from d_emo.common.messages import first_line
+from d_emo.common.ranges import Each, Maybe, Real, Table, Whole, take
+from d_emo.common.saved_folders import held_in, not_found, read_object
+from d_emo.models import DiTBaselineTransformer2DModel
+from d_emo.models.checks import PLACE, RESTORE, different
+from d_emo.models.diffusers_dit import CLASSES
+from d_emo.schedulers.flow_paths import TRAIN_TIMESTEPS
+
+from .checks import takes_learned_variance
+
+INDEX = "model_index.json"
+# Whose classes a pipeline's parts may be.
+LIBRARIES = ("diffusers", "d_emo")
+# Of parts that are Diffusers' own classes, what would ask for more memory than there is, or end in NaN.
+PARTS: dict[str, tuple[str, Table]] = {
+    "scheduler": ("scheduler_config.json", {"num_train_timesteps": TRAIN_TIMESTEPS}),
+    "vae": (
+        "config.json",
+        {
+            "in_channels": Whole(1, 4096),
+            "out_channels": Whole(1, 4096),
+            "latent_channels": Whole(1, 4096),
+            "block_out_channels": Each(Whole(1, 16_384), 1, 16),
+            "layers_per_block": Whole(1, 64),
+            "norm_num_groups": Whole(1, 16_384),
+            "scaling_factor": Real(0, 1e4, positive=True),
+            "shift_factor": Maybe(Real(-1e4, 1e4)),
+        },
+    ),
+}
+# The label that Diffusers' DiTPipeline takes for "no class".
+THEIR_NULL_LABEL = 1000
+
+
+class FolderMixin:
+    """`from_pretrained`, and the way to Diffusers' `DiTPipeline`."""
+
+    transformer: Any
+    scheduler: Any
+    vae: Any
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Diffusers' `from_pretrained`, strict; a folder of Diffusers' `DiTPipeline` is converted.
+
+        Raises:
+            ValueError: the folder holds something else, parts of it are damaged, or weights are missing or left over.
+        """
+        name, loading = pretrained_model_name_or_path, dict(kwargs)
+        index = _index(cls, name, kwargs)
+        if index:
+            _check_parts(name, index, kwargs)
+            _check_sizes(name, index, kwargs)
+            if "transformer" not in kwargs and index["transformer"][1] in CLASSES:
+                loading["transformer"] = _load(DiTBaselineTransformer2DModel, name, "transformer", kwargs)
+            if "vae" not in kwargs and (index.get("vae") or [None])[0] is not None and _follows(name, kwargs):
+                loading["vae"] = load_vae_strictly(getattr(diffusers, index["vae"][1]), name, kwargs)
+        mixed: Any = super()
+        return mixed.from_pretrained(name, **loading)
+
+    def to_dit_pipeline(self) -> DiTPipeline:
+        """This pipeline as Diffusers' `DiTPipeline`: network, schedule, decoder and class names; weights are copied.
+
+        Its `save_pretrained` writes a folder for those who have Diffusers alone. There the variance is not read, so
+        that a scheduler with a learned one gets a fixed one.
+
+        Raises:
+            ValueError: the network cannot become Diffusers' DiT, or there is no decoder; the message says why.
+        """
+        transformer = self.transformer.to_diffusers()
+        if self.vae is None:
+            raise ValueError("a model of pixels has no VAE, which DiTPipeline needs; save transformer.to_diffusers().")
+        if getattr(self.vae.config, "shift_factor", None):
+            raise ValueError(
+                f"the VAE has shift_factor={self.vae.config.shift_factor}, which DiTPipeline leaves out; keep the "
+                "pipeline of this package."
+            )
+        classes = self.transformer.config.num_classes
+        if classes != THEIR_NULL_LABEL:
+            warnings.warn(
+                f"DiTPipeline asks for label {THEIR_NULL_LABEL} where no class is meant, and this model has {classes} "
+                "classes: draw there with guidance_scale=1.0 only.",
+                stacklevel=2,
+            )
+        scheduler = self.scheduler
+        if takes_learned_variance(scheduler):
+            scheduler = type(scheduler).from_config(scheduler.config, variance_type="fixed_small")
+        names = dict(self.id2label) or None  # type: ignore[attr-defined]
+        made = DiTPipeline(transformer=transformer, vae=self.vae, scheduler=scheduler, id2label=names)
+        made.register_to_config(id2label=names)  # which it reads from a folder, but would not write
+        return made
+
+
+def _index(wanted: Any, name: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pipeline's model_index.json says; empty where Diffusers will say that there is none."""
+    folder = Path(name)
+    if folder.is_file():
+        raise ValueError(f"{name} is a file; pass the folder that {wanted.__name__}.save_pretrained wrote.")
+    if folder.is_dir():
+        if not (folder / INDEX).is_file():
+            raise ValueError(
+                f"{name}: there is no pipeline in it (no {INDEX}), but {held_in(folder)}; pass a folder that "
+                f"{wanted.__name__}.save_pretrained or a trainer wrote."
+            )
+        return read_object(folder / INDEX)
+    try:
+        return dict(wanted.load_config(name, **{key: options[key] for key in PLACE if key in options}))
+    except OSError as error:
+        raise not_found(name, error) from error
+
+
+def _check_parts(name: Any, index: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse another kind of pipeline, and parts of classes that no pipeline here has."""
+    kind = index.get("_class_name")
+    for part in ("transformer", "scheduler", "vae"):
+        entry = index.get(part)
+        if part in given or (part == "vae" and entry in (None, [None, None])):
+            continue
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(item, str) for item in entry)):
+            raise ValueError(
+                f"{name}: its {INDEX} is of a {kind}, which has no {part}; load it with diffusers.DiffusionPipeline."
+                if entry is None
+                else f"{name}: its {INDEX} names {part}={entry!r}, not a library and a class; restore it."
+            )
+        if entry[0] not in LIBRARIES:
+            raise ValueError(
+                f"{name}: its {INDEX} takes {part} from {entry[0]!r}, not from {' or '.join(LIBRARIES)}; load that "
+                f"part yourself and pass it as {part}=..."
+            )
+    if "transformer" not in given and index["transformer"][0] == "diffusers" and index["transformer"][1] not in CLASSES:
+        raise ValueError(
+            f"{name}: its {INDEX} is of a {kind} with a {index['transformer'][1]}, which is no network of this "
+            f"package; load it with diffusers.{kind}.from_pretrained."
+        )
+
+
+def _check_sizes(name: Any, index: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse what Diffusers' own parts say of themselves out of range, before they are made."""
+    for part, (file, table) in PARTS.items():
+        path = Path(name) / part / file
+        if part not in given and path.is_file() and (index.get(part) or [None])[0] == "diffusers":
+            try:
+                take(index[part][1], read_object(path), table)
+            except ValueError as error:
+                raise ValueError(f"{name}: in {part}/{file}, {error}") from error
+
+
+def _follows(name: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a part can be loaded before the others, as they will be."""
+    return not any(options.get(key) is not None for key in ("device_map", "quantization_config")) and (
+        options.get("variant") is None or Path(name).is_dir()
+    )
+
+
+def _load(kind: Any, name: Any, part: str, options: Mapping[str, Any], **more: Any) -> Any:
+    """One part of a pipeline, by the options of the whole."""
+    chosen = {key: options[key] for key in (*PLACE, "use_safetensors") if key in options}
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get(part, dtype.get("default"))
+    if dtype is not None:
+        chosen["dtype"] = dtype
+    variant = options.get("variant")
+    if variant is not None and any((Path(name) / part).glob(f"*.{variant}.*")):
+        chosen["variant"] = variant
+    return kind.from_pretrained(name, **{**chosen, **more, "subfolder": part})
+
+
+def load_vae_strictly(kind: type[AutoencoderKL], name: Any, options: Mapping[str, Any]) -> Any:
+    """The decoder of a pipeline's folder.
+
+    Raises:
+        ValueError: weights are missing or left over, or of another shape.
+    """
+    try:
+        vae, information = _load(kind, name, "vae", options, output_loading_info=True)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{name}: its vae does not load ({first_line(error)}); restore that folder.") from error
+    if wrong := different(information["missing_keys"], information["unexpected_keys"]):
+        raise ValueError(f"{name}: in its vae {wrong} {RESTORE}")
+    return vae
