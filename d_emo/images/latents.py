@@ -10,6 +10,7 @@ import torch
 
 from d_emo.common import checks
 from d_emo.common.messages import first_line
+from d_emo.common.saved_folders import LOADING_ERRORS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -33,7 +34,7 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> "AutoencoderKL":
         options["subfolder"] = "vae"
     try:
         return AutoencoderKL.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         reason = first_line(error)
         raise ValueError(
             f"{name}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there is a network "

@@ -131,6 +131,8 @@ def check_kind(wanted: type, name: Any, config: Mapping[str, Any], converted_by:
         converted_by: the class that loads it all the same.
     """
     stored = config.get("_class_name")
+    if not isinstance(stored, str | None):
+        raise ValueError(f"{name}: its config.json names no class (_class_name is a {type(stored).__name__}).")
     if stored in {kind.__name__ for kind in wanted.__mro__} or (stored is None and "model_type" not in config):
         _check_fields(wanted, name, config)
         return
