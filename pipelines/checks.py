@@ -120,8 +120,8 @@ def check_callback(callback: Any, wanted: Any, known: Sequence[str]) -> list[str
         wanted = callback.tensor_inputs
     elif callback is not None and not callable(callback):
         raise ValueError(
-            f"callback_on_step_end={shown(callback)} cannot be called; pass a function (pipeline, step, timestep, tensors), "
-            "or several as diffusers.callbacks.MultiPipelineCallbacks."
+            f"callback_on_step_end={shown(callback)} cannot be called; pass a function (pipeline, step, timestep, "
+            "tensors), or several as diffusers.callbacks.MultiPipelineCallbacks."
         )
     if isinstance(wanted, str) or not isinstance(wanted, Sequence):
         raise ValueError(f"callback_on_step_end_tensor_inputs={shown(wanted)} is no list of names; use {list(known)}.")
@@ -155,8 +155,8 @@ def check_generator(generator: Any, batch: int, device: torch.device) -> torch.G
         if not isinstance(item, torch.Generator):
             seed = item if isinstance(item, numbers.Integral) and not isinstance(item, bool) else 0
             raise ValueError(
-                f"generator={shown(item)} is a {type(item).__name__}; pass torch.Generator().manual_seed({seed}), or a list "
-                "of generators, one an image."
+                f"generator={shown(item)} is a {type(item).__name__}; pass torch.Generator().manual_seed({seed}), or a "
+                "list of generators, one an image."
             )
         if item.device.type not in ("cpu", device.type):
             raise ValueError(

@@ -458,7 +458,8 @@ def _by_id(id2label: Mapping[Any, str] | Sequence[str] | None) -> dict[Any, str]
         table = dict(enumerate(id2label))
     else:
         raise ValueError(
-            f"id2label={shown(id2label)} is a {type(id2label).__name__}; pass names by id ({{0: 'cat', ...}}), or a list."
+            f"id2label={shown(id2label)} is a {type(id2label).__name__}; pass names by id ({{0: 'cat', ...}}), or a "
+            "list."
         )
     for key, name in table.items():
         if not isinstance(name, str):

@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import numbers
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from d_emo.common.choices import real
 from d_emo.common.saved_folders import held_in, kind_of, not_found, read_object
 
 # What tells Diffusers where a folder lies.
@@ -20,6 +20,9 @@ RESTORE = "Restore the config.json that was saved with the weights."
 NOTES = ("quantization_config", "dtype", "torch_dtype")
 # How many names a message lists.
 _SHOWN = 4
+
+# Schedules have a thousand steps; this is far from where numbers stop being whole in float32.
+LARGEST_TIMESTEP = 1_000_000
 
 
 class UntouchedStatisticsWarning(UserWarning):
@@ -54,7 +57,11 @@ def check_input(config: Any, null_label: int, hidden_states: Any, timestep: Any,
                 f"use {max(patch, size - size % patch)}."
             )
     shape = tuple(timestep.shape) if isinstance(timestep, torch.Tensor) else ()
-    if not isinstance(timestep, torch.Tensor | numbers.Real) or shape not in ((), (1,), (batch,)):
+    if not isinstance(timestep, torch.Tensor):
+        remedy = f"pass one number, or a tensor ({batch},), one a sample"
+        if abs(real("timestep", timestep, remedy)) > LARGEST_TIMESTEP:
+            raise ValueError(f"timestep={timestep} is beyond {LARGEST_TIMESTEP}; {remedy}.")
+    if shape not in ((), (1,), (batch,)):
         given = f"of shape {shape}" if shape else f"a {type(timestep).__name__}"
         raise ValueError(f"timestep is {given}; pass one number, or a tensor ({batch},), one a sample.")
     _check_labels(config.num_classes, null_label, class_labels, batch)

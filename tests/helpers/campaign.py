@@ -108,8 +108,8 @@ def scored(out: Path) -> Result:
 
 # Plain PyTorch: compiled kernels differ from it in the last bits, and other processes may be compiling them meanwhile.
 TRAINING = ("--kernels", "reference", "--global-batch-size", "8", "--log-every", "1", "--report-to", "none",
-            "--num-workers", "0", "--checkpoint-every", "2", "--max-train-steps", "8", "--resume-from", "latest", "--output-dir",
-            "{out}")  # fmt: skip
+            "--num-workers", "0", "--checkpoint-every", "2", "--max-train-steps", "8", "--resume-from", "latest",
+            "--output-dir", "{out}")  # fmt: skip
 DIFFUSION = ("--model", "D-EMOv2-N-8", "--sample-every", "0", "--objective", "dit", "--lr-scheduler", "constant",
              "--lr-warmup-steps", "0", *TRAINING)  # fmt: skip
 CHECKPOINTS = ("checkpoint-*/training_state/*", "checkpoint-*/manifest.json", "checkpoint-*/transformer/*")

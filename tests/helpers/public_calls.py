@@ -162,7 +162,8 @@ def _picture() -> PIL.Image.Image:
 
 CALLS: dict[str, PublicCall] = {
     "create_model": PublicCall(_network("create_model"), lambda: {"name": "D-EMOv2-S-2"}),
-    "create_classifier": PublicCall(_network("create_classifier"), lambda: {"name": "EMOv2-1M"}),
+    "create_classifier": PublicCall(_network("create_classifier"), lambda: {"name": "EMOv2-1M"},
+                                    called={"name": "classifier"}),
     "list_models": PublicCall(_network("list_models"), dict),
     "list_classifiers": PublicCall(_network("list_classifiers"), dict),
     "DEMOTransformer2DModel": PublicCall(_network("DEMOTransformer2DModel"), lambda: dict(TINY)),
@@ -173,7 +174,8 @@ CALLS: dict[str, PublicCall] = {
                  "class_labels": torch.tensor([1])},
     ),
     "DEMOPipeline": PublicCall(_network("DEMOPipeline"), _parts),
-    "DEMOPipeline.__call__": PublicCall(_pipeline, lambda: {"class_labels": [1], "num_inference_steps": 2}),
+    "DEMOPipeline.__call__": PublicCall(_pipeline, lambda: {"class_labels": [1], "num_inference_steps": 2},
+                                        called={"class_labels": "label"}),
     "WeightAverage": PublicCall(
         _network("WeightAverage"), lambda: {"model": torch.nn.Linear(2, 2)},
     ),
@@ -190,12 +192,14 @@ CALLS: dict[str, PublicCall] = {
         left={"out_features": "transformers' own check", "out_indices": "transformers' own check"},
     ),
     "EMOv2Backbone": PublicCall(_network("EMOv2Backbone"), lambda: {"config": _classifier_config()}),
+    "EMOv2Model": PublicCall(_network("EMOv2Model"), lambda: {"config": _classifier_config()}),
     "EMOv2ForImageClassification": PublicCall(
         _network("EMOv2ForImageClassification"), lambda: {"config": _classifier_config()}
     ),
     "EMOv2ForImageClassification.forward": PublicCall(
         lambda: _network("EMOv2ForImageClassification")()(_classifier_config()).eval().forward,
         lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
+        left={"output_hidden_states": "a switch of transformers'", "return_dict": "a switch of transformers'"},
     ),
     "I2RMB": PublicCall(_public("d_emo.models", "I2RMB"), lambda: {"dim": 16, "num_heads": 2}),
     "window_attention": PublicCall(
@@ -211,7 +215,8 @@ CALLS: dict[str, PublicCall] = {
     "default_steps": PublicCall(
         _public("d_emo.pipelines", "default_steps"), lambda: {"scheduler": _parts()["scheduler"]}
     ),
-    "open_pipeline": PublicCall(_public("d_emo.pipelines", "open_pipeline"), lambda: {"name": "no/where"}),
+    "open_pipeline": PublicCall(_public("d_emo.pipelines", "open_pipeline"), lambda: {"name": "no/where"},
+                                called={"dtype": "no/where"}),
     "frechet_distance": PublicCall(
         _public("d_emo.eval.fid.metrics", "frechet_distance"),
         lambda: dict.fromkeys(("first", "second"), _moments()),
@@ -231,17 +236,19 @@ CALLS: dict[str, PublicCall] = {
         called={"samples": "sample features"},
     ),
     "open_set": PublicCall(_public("d_emo.eval.fid.image_sets", "open_set"), lambda: {"source": "digits"},
-                           called={"source": "the name of the images"}),
+                           called={"source": "the name of the images", "size": "height"}),
     "center_crop": PublicCall(
         _public("d_emo.images.decode", "center_crop"), lambda: {"image": _picture(), "width": 8}
     ),
     "to_tensor": PublicCall(
-        _public("d_emo.images.decode", "to_tensor"), lambda: {"image": _picture(), "channels": 3, "side": 8}
+        _public("d_emo.images.decode", "to_tensor"), lambda: {"image": _picture(), "channels": 3, "side": 8},
+        called={"side": "width"},
     ),
     "read_class_names": PublicCall(_public("d_emo.images.labels", "read_class_names"), lambda: {"source": "imagenet"},
                                    called={"source": "--class-names"}),
     "latents_source": PublicCall(
-        _public("d_emo.images.latent_cache", "latents_source"), lambda: {"folder": Path("nowhere")}
+        _public("d_emo.images.latent_cache", "latents_source"), lambda: {"folder": Path("nowhere")},
+        called={"folder": "there are no latents"},
     ),
     "make_image_processor": PublicCall(
         _public("d_emo.classification.transformers_models", "make_image_processor"), lambda: {"image_size": 32}
