@@ -99,8 +99,11 @@ def sync(path: Path) -> None:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     refuse_pipe(path)
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
     reference.py             the operators in plain PyTorch: definition and fallback
     dispatch.py              the table of backends, and what is chosen from it
+    inputs.py                what every operator refuses before a backend reads memory
     attention.py, local.py   the operators: window attention, and x + SiLU(BatchNorm(convolution of x))
     fused.py, linear.py      a block's forward pass, and its products with weights
     selfcheck.py             whether a backend is right on this machine, asked before its first use

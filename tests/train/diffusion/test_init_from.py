@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from helpers.diffusers_dit import diffusers_dit, dit_pipeline
 from helpers.models import tiny_model
 from helpers.paths import ROOT
 from helpers.pipelines import tiny_pipeline
@@ -207,3 +208,17 @@ def test_mistakes_about_lora_are_named(capsys, tmp_path):
     ):
         code, printed = run_here(capsys, *options, "--output-dir", tmp_path / "run")
         assert code != 0 and message in printed
+
+
+def test_a_pipeline_of_diffusers_dit_is_a_start(tmp_path):
+    dit_pipeline().save_pretrained(tmp_path)
+    start = InitialWeights(str(tmp_path))
+    task = {"sample_size": 16, "in_channels": 4, "num_classes": 2, "learn_sigma": True, "prediction_type": "epsilon",
+            "flow_path": None}  # fmt: skip
+    model = start.build(start.config(task), {0: "cat", 1: "dog"})
+    assert model.config.timestep_freq_shift == 1 and model.label_embed.weight.shape == (3, 32)
+    theirs = diffusers_dit().state_dict()
+    assert torch.equal(model.proj_out.weight, theirs["proj_out_2.weight"])
+    dit_pipeline().transformer.save_pretrained(tmp_path / "network")
+    with pytest.raises(ValueError, match=r"--init-from .*no pipeline in it .* but a DiTTransformer2DModel"):
+        InitialWeights(str(tmp_path / "network"))
