@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import numbers
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from d_emo.common.choices import real
 from d_emo.common.saved_folders import held_in, kind_of, not_found, read_object
 
 # What tells Diffusers where a folder lies.
@@ -57,13 +57,12 @@ def check_input(config: Any, null_label: int, hidden_states: Any, timestep: Any,
                 f"use {max(patch, size - size % patch)}."
             )
     shape = tuple(timestep.shape) if isinstance(timestep, torch.Tensor) else ()
-    if not isinstance(timestep, torch.Tensor):
-        remedy = f"pass one number, or a tensor ({batch},), one a sample"
-        if abs(real("timestep", timestep, remedy)) > LARGEST_TIMESTEP:
-            raise ValueError(f"timestep={timestep} is beyond {LARGEST_TIMESTEP}; {remedy}.")
-    if shape not in ((), (1,), (batch,)):
+    remedy = f"pass one number, or a tensor ({batch},), one a sample"
+    if not isinstance(timestep, torch.Tensor | numbers.Real) or shape not in ((), (1,), (batch,)):
         given = f"of shape {shape}" if shape else f"a {type(timestep).__name__}"
-        raise ValueError(f"timestep is {given}; pass one number, or a tensor ({batch},), one a sample.")
+        raise ValueError(f"timestep is {given}; {remedy}.")
+    if isinstance(timestep, numbers.Real) and abs(timestep) > LARGEST_TIMESTEP:
+        raise ValueError(f"timestep={timestep} is beyond {LARGEST_TIMESTEP}; {remedy}.")
     _check_labels(config.num_classes, null_label, class_labels, batch)
 
 
