@@ -36,6 +36,8 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> "AutoencoderKL":
         return AutoencoderKL.from_pretrained(name, **options)
     except LOADING_ERRORS as error:
         reason = first_line(error)
+        if (Path(name) / options.get("subfolder", "") / "config.json").is_file():
+            raise ValueError(f"{name}: its VAE does not load ({reason}); fetch it again, or name another.") from error
         raise ValueError(
             f"{name}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there is a network "
             f"(hf download {name}) and pass its folder."

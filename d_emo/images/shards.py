@@ -24,7 +24,7 @@ import PIL.Image
 
 from d_emo.common import checks
 from d_emo.common.files import cache_folder, remove, written_whole
-from d_emo.common.messages import first_line, printable
+from d_emo.common.messages import first_line, own_line, printable
 from d_emo.images.decode import decode
 from d_emo.images.labels import english_names
 from d_emo.images.listing import HIDDEN, describe_left_out, hidden_path, picture_suffixes
@@ -211,7 +211,7 @@ def _list_shard(path: Path, label_column: str | None) -> _Shard:
                 raise ValueError("its end is missing")
     except Exception as error:  # damaged headers and labels fail in any way
         raise ValueError(
-            f"{path} cannot be read as a tar file of samples ({printable(first_line(error))}); it must be whole and "
+            f"{path} cannot be read as a tar file of samples ({printable(own_line(error))}); it must be whole and "
             "not compressed."
         ) from error
     return shard

@@ -16,7 +16,7 @@ from d_emo.common.tensor_files import read_state, read_tensors
 from d_emo.images.labels import english_names, imagenet_wnid_to_name, read_class_names
 
 # Where full checkpoints hold the two kinds of weights: the authors', and those of timm's trainer.
-WEIGHTS = ({"averaged": "net_E", "raw": "net"}, {"averaged": "state_dict_ema", "raw": "state_dict"})
+WEIGHTS = {"averaged": ("net_E", "state_dict_ema"), "raw": ("net", "state_dict")}
 IMAGENET_CLASSES = 1000
 
 
@@ -25,21 +25,15 @@ def convert(options: argparse.Namespace) -> None:
     take("", {"--image-size": options.image_size}, {"--image-size": SIDE})
     path = Path(options.checkpoint)
     content = read_tensors(path)
-    layout = next(
-        (parts for parts in WEIGHTS if isinstance(content, dict) and parts["averaged"] in content), WEIGHTS[0]
-    )
-    state = checkpoint_state(read_state(path, tuple(layout.values()), layout[options.weights]))
+    of_timm = isinstance(content, dict) and "state_dict_ema" in content
+    parts = {kind: names[of_timm] for kind, names in WEIGHTS.items()}
+    state = checkpoint_state(read_state(path, tuple(parts.values()), parts[options.weights]))
     name, num_classes = size_of(state)
     target = Path(options.output_dir)
     if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
         raise ValueError(f"--output-dir {target} is not empty and holds no model; choose another.")
     names = class_names(options.class_names, num_classes)
-    config = EMOv2Config.of(
-        name,
-        options.image_size,
-        id2label=dict(enumerate(names)),
-        label2id={label: number for number, label in enumerate(names)},
-    )
+    config = EMOv2Config.of(name, options.image_size, id2label=names)
     model = EMOv2ForImageClassification(config)
     import_classifier(state, model.emov2)
     with written_folder(target) as partial:

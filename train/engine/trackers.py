@@ -76,6 +76,7 @@ def open_trackers(run: AnyRun, settings: Mapping[str, Any]) -> None:
     except OSError:
         raise
     except Exception as error:  # each tracker has errors of its own: nobody logged in, no server
+        accelerator.trackers.clear()  # those that have not started cannot end
         remedy = "log in with `wandb login`, set WANDB_MODE=offline" if "wandb" in names else "set it up"
         raise ValueError(
             f"--report-to {','.join(names)}: it does not start ({first_line(error)}); {remedy}, or use "

@@ -213,7 +213,7 @@ def test_an_unreadable_image_of_a_stream_is_replaced_and_reported(tmp_path, name
     messages = [message for batch in loaded for message in batch.bad_images]
     assert len(messages) == 2 and any("000007 cannot be read" in message for message in messages)
     unreadable = load_source(stream_options(tmp_path, names_file, broken=range(40)))
-    with pytest.raises(UnreadableImageError, match="no image of a whole batch"):
+    with pytest.raises(UnreadableImageError, match="none of 4 images in a row can be read"):
         read_stream(unreadable, 1)
 
 

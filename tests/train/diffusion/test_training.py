@@ -203,7 +203,7 @@ def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path, capsys):
         (["--report-to", "notebook"], "--report-to notebook"),
         pytest.param(
             ["--report-to", "aim"],
-            "--report-to aim: its package is not installed",
+            "--report-to aim: aim is not installed; pip install aim",
             marks=pytest.mark.skipif(importlib.util.find_spec("aim") is not None, reason="aim is installed"),
         ),
         (["--modle", "x"], "--modle is not an option; did you mean model"),
