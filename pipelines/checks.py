@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMParallelScheduler, DDPMScheduler, DiTTransformer2DModel
+from diffusers import DDPMParallelScheduler, DDPMScheduler, DiTTransformer2DModel, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from d_emo.common.checks import shown
 from d_emo.common.choices import one_of, real, whole
 from d_emo.common.messages import first_line
 from d_emo.common.ranges import Flag, take
@@ -44,6 +45,14 @@ def default_steps(scheduler: Any) -> int:
     return STOCHASTIC_STEPS if stochastic else SOLVER_STEPS
 
 
+def check_parts(scheduler: Any, vae: Any) -> None:
+    """Refuse what is no scheduler, or no decoder."""
+    if not isinstance(scheduler, SchedulerMixin):
+        raise ValueError(f"scheduler={shown(scheduler)} is none; pass one of Diffusers' or of d_emo.schedulers.")
+    if vae is not None and not (isinstance(vae, torch.nn.Module) and hasattr(vae, "config")):
+        raise ValueError(f"vae={shown(vae)} is none; pass an AutoencoderKL, or None for a model of pixels.")
+
+
 def check_guidance(scale: Any, interval: Any, guided_channels: Any, channels: int) -> None:
     """Refuse a guidance that is out of range."""
     turn_off = "1.0 turns guidance off, larger values follow the label more closely"
@@ -53,7 +62,7 @@ def check_guidance(scale: Any, interval: Any, guided_channels: Any, channels: in
         raise ValueError(f"guidance_scale={scale} is above {MAX_GUIDANCE}; values from 1 to 10 are usual.")
     rule = "(start, stop) with 0 <= start < stop <= 1"
     if isinstance(interval, str) or not isinstance(interval, Sequence) or len(interval) != 2:
-        raise ValueError(f"guidance_interval={interval!r} is not {rule}; (0.0, 1.0) guides all steps.")
+        raise ValueError(f"guidance_interval={shown(interval)} is not {rule}; (0.0, 1.0) guides all steps.")
     start, stop = (real("guidance_interval", end, f"pass {rule}") for end in interval)
     if not 0.0 <= start < stop <= 1.0:
         raise ValueError(f"guidance_interval={interval} is not {rule}.")
@@ -111,11 +120,11 @@ def check_callback(callback: Any, wanted: Any, known: Sequence[str]) -> list[str
         wanted = callback.tensor_inputs
     elif callback is not None and not callable(callback):
         raise ValueError(
-            f"callback_on_step_end={callback!r} cannot be called; pass a function (pipeline, step, timestep, tensors), "
-            "or several as diffusers.callbacks.MultiPipelineCallbacks."
+            f"callback_on_step_end={shown(callback)} cannot be called; pass a function (pipeline, step, timestep, "
+            "tensors), or several as diffusers.callbacks.MultiPipelineCallbacks."
         )
     if isinstance(wanted, str) or not isinstance(wanted, Sequence):
-        raise ValueError(f"callback_on_step_end_tensor_inputs={wanted!r} is no list of names; use {list(known)}.")
+        raise ValueError(f"callback_on_step_end_tensor_inputs={shown(wanted)} is no list of names; use {list(known)}.")
     unknown = sorted(map(str, set(wanted) - set(known)))
     if unknown:
         raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}; use {list(known)}.")
@@ -146,8 +155,8 @@ def check_generator(generator: Any, batch: int, device: torch.device) -> torch.G
         if not isinstance(item, torch.Generator):
             seed = item if isinstance(item, numbers.Integral) and not isinstance(item, bool) else 0
             raise ValueError(
-                f"generator={item!r} is a {type(item).__name__}; pass torch.Generator().manual_seed({seed}), or a list "
-                "of generators, one an image."
+                f"generator={shown(item)} is a {type(item).__name__}; pass torch.Generator().manual_seed({seed}), or a "
+                "list of generators, one an image."
             )
         if item.device.type not in ("cpu", device.type):
             raise ValueError(

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 
+from d_emo.common.checks import shown, text
 from d_emo.common.messages import first_line
+from d_emo.common.saved_folders import LOADING_ERRORS
 
 from .pipeline_demo import DEMOPipeline
 
@@ -19,11 +21,13 @@ def open_pipeline(name: str, dtype: torch.dtype | None = None) -> DEMOPipeline:
     Raises:
         ValueError: it does not load; the message begins with the name and gives the remedy.
     """
-    path = Path(name).expanduser()
+    path = Path(text(name, "name")).expanduser()
+    if not isinstance(dtype, torch.dtype | None):
+        raise ValueError(f"dtype is {shown(dtype)}; pass a type such as torch.bfloat16, or None for float32.")
     options = {} if dtype is None else {"dtype": dtype}
     try:
         return DEMOPipeline.from_pretrained(path if path.exists() else name, **options)
-    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except LOADING_ERRORS as error:
         if path.exists():
             reason = first_line(error).removeprefix(f"{path}: ")
             raise ValueError(f"{name}: this pipeline does not load: {reason}") from error

@@ -19,6 +19,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from d_emo.common.checks import shown
 from d_emo.common.choices import whole
 from d_emo.common.ranges import Maybe, checked
 from d_emo.images.labels import LabelLike, LabelResolver, normalize_id2label
@@ -97,6 +98,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
     ):
         super().__init__()
         checks.check_transformer(transformer)
+        checks.check_parts(scheduler, vae)
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(default_num_inference_steps=default_num_inference_steps)
         # Schedulers that are assigned later have to share it: their defaults differ.
@@ -456,7 +458,8 @@ def _by_id(id2label: Mapping[Any, str] | Sequence[str] | None) -> dict[Any, str]
         table = dict(enumerate(id2label))
     else:
         raise ValueError(
-            f"id2label={id2label!r} is a {type(id2label).__name__}; pass names by id ({{0: 'cat', ...}}), or a list."
+            f"id2label={shown(id2label)} is a {type(id2label).__name__}; pass names by id ({{0: 'cat', ...}}), or a "
+            "list."
         )
     for key, name in table.items():
         if not isinstance(name, str):

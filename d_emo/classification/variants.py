@@ -9,6 +9,7 @@ from typing import Any
 
 from d_emo.classification.emov2 import EMOv2
 from d_emo.common.block_ranges import SIDE
+from d_emo.common.checks import shown
 from d_emo.common.ranges import checked
 
 # EMOv1: remote windows of the input, no layer scale, kernels of 3 in the first two stages.
@@ -36,7 +37,7 @@ WINDOW_SIZES = {224: 7, 256: 8, 512: 8}
 def list_classifiers(pattern: str = "*") -> list[str]:
     """Names that `create_classifier` takes, optionally those matching a shell pattern such as `"EMOv2-*"`."""
     if not isinstance(pattern, str):
-        raise ValueError(f"pattern={pattern!r} is a {type(pattern).__name__}; pass a string such as 'EMOv2-*'.")
+        raise ValueError(f"pattern={shown(pattern)} is a {type(pattern).__name__}; pass a string such as 'EMOv2-*'.")
     return fnmatch.filter(CLASSIFIERS, pattern)
 
 
@@ -58,7 +59,7 @@ def classifier_config(name: str, image_size: int = 224, **overrides: Any) -> dic
         spelled = {known.lower(): known for known in CLASSIFIERS}
         close = [spelled[near] for near in difflib.get_close_matches(str(name).lower().replace("_", "-"), spelled, n=3)]
         hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(CLASSIFIERS)}."
-        raise ValueError(f"classifier {name!r} is unknown; {hint}")
+        raise ValueError(f"classifier {shown(name)} is unknown; {hint}")
     window = WINDOW_SIZES.get(image_size, 7 if image_size % 224 == 0 else 8)
     return {**CLASSIFIERS[name], "window_size": window, "clip_window": image_size < min(WINDOW_SIZES), **overrides}
 

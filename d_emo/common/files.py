@@ -98,6 +98,7 @@ def sync(path: Path) -> None:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
+    refuse_pipe(path)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -111,6 +112,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
+def refuse_pipe(path: Path) -> None:
+    """Refuse what lies at a file's name and is none: reading a pipe would wait for somebody to write into it."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "this is no plain file", str(path))
+
+
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """The table that a JSON file holds.
 
@@ -118,6 +125,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         ValueError: it holds something else; `remedy` says what to do.
         OSError: it cannot be read.
     """
+    refuse_pipe(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

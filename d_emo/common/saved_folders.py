@@ -1,14 +1,22 @@
 """What a folder holds that a library of the field saved, told by its small files: for messages about the wrong one."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from d_emo.common.messages import first_line
 
 # The file that says what a folder is, in the order in which they are looked for.
 MARKS = ("model_index.json", "config.json", "scheduler_config.json", "adapter_config.json", "preprocessor_config.json")
 ADAPTERS = "pytorch_lora_weights.safetensors"
+# What libraries raise where the files of a model are damaged, or are another thing's.
+LOADING_ERRORS: tuple[type[Exception], ...] = (
+    AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+    pickle.UnpicklingError, SafetensorError,
+)  # fmt: skip
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from d_emo.common.messages import first_line
+from d_emo.common.saved_folders import LOADING_ERRORS
 
 # What wrappers put before a network's names: PyTorch's own (compilation, sharding, activation checkpointing) wherever a
 # module of the network is wrapped, those of trainers (parallel and averaged networks) before all names at once.
@@ -107,7 +107,7 @@ def read_tensors(path: Path) -> Any:
             f"{path}: not a file of tensors: it is damaged, or holds Python objects, which could run code; save the "
             "network's state_dict() alone, where it comes from."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(f"{path}: not a file of tensors ({first_line(error)}); copy it again.") from error
 
 

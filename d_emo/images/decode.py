@@ -255,6 +255,8 @@ def to_pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:
 def to_tensor(image: PIL.Image.Image, channels: int, side: int) -> torch.Tensor:
     """An image as (channels, side, side) float32 in [-1, 1]."""
     checks.one_of(channels, "channels", (1, 3))
+    if not isinstance(image, PIL.Image.Image):
+        raise ValueError(f"image is {checks.shown(image)}; a picture of Pillow's is wanted.")
     image = center_crop(image.convert("L" if channels == 1 else "RGB"), side)
     pixels = to_pixels(image, channels).astype(np.float32)
     return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()

@@ -67,6 +67,8 @@ def read_class_names(source: str) -> list[str]:
         ) from error
     except OSError as error:
         raise ValueError(f"--class-names {describe_os_error(error)}.") from error
+    if "\0" in text:
+        raise ValueError(f"--class-names {source}: no list of names (there are zero bytes in it); copy it again.")
     names = _names_of_json(source, text) if path.suffix == ".json" else text.rstrip().splitlines()
     names = [class_name(name) for name in names]
     unit, offset = ("id", 0) if path.suffix == ".json" else ("line", 1)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 from d_emo.common import checks
 from d_emo.common.messages import first_line
+from d_emo.common.saved_folders import LOADING_ERRORS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -34,7 +34,7 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> "AutoencoderKL":
         options["subfolder"] = "vae"
     try:
         return AutoencoderKL.from_pretrained(name, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         reason = first_line(error)
         if (Path(name) / options.get("subfolder", "") / "config.json").is_file():
             raise ValueError(f"{name}: its VAE does not load ({reason}); fetch it again, or name another.") from error

@@ -18,6 +18,8 @@ from diffusers.utils import logging
 from torch import nn
 from torch.autograd import forward_ad
 
+from d_emo.common.checks import shown
+
 from .reference import Windows
 
 logger = logging.get_logger(__name__)
@@ -110,7 +112,7 @@ def set_backend(name: str) -> None:
     """
     global _choice
     if name not in BACKENDS:
-        raise ValueError(f"kernels {name!r} are unknown; use one of {', '.join(BACKENDS)}.")
+        raise ValueError(f"kernels {shown(name)} are unknown; use one of {', '.join(BACKENDS)}.")
     _choice = name
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from d_emo.common.checks import shown
 from d_emo.common.choices import one_of, whole
 
 from .reference import Windows
@@ -84,7 +85,7 @@ def check_attention(qkv: Any, attention_type: Any, dim: Any, num_heads: Any, win
     check_grid("window_attention", qkv)
     one_of("attention_type", attention_type, KINDS)
     if not isinstance(window, tuple | list) or len(window) != 2:
-        raise ValueError(f"window={window!r} is not (height, width) in tokens.")
+        raise ValueError(f"window={shown(window)} is not (height, width) in tokens.")
     sizes = {"dim": dim, "num_heads": num_heads, "window height": window[0], "window width": window[1]}
     if torch.jit.is_tracing() or any(isinstance(size, torch.SymInt) for size in (*sizes.values(), *qkv.shape)):
         return

@@ -21,6 +21,9 @@ NOTES = ("quantization_config", "dtype", "torch_dtype")
 # How many names a message lists.
 _SHOWN = 4
 
+# Schedules have a thousand steps; this is far from where numbers stop being whole in float32.
+LARGEST_TIMESTEP = 1_000_000
+
 
 class UntouchedStatisticsWarning(UserWarning):
     """Trained weights beside BatchNorm statistics that no training step has touched."""
@@ -54,9 +57,12 @@ def check_input(config: Any, null_label: int, hidden_states: Any, timestep: Any,
                 f"use {max(patch, size - size % patch)}."
             )
     shape = tuple(timestep.shape) if isinstance(timestep, torch.Tensor) else ()
+    remedy = f"pass one number, or a tensor ({batch},), one a sample"
     if not isinstance(timestep, torch.Tensor | numbers.Real) or shape not in ((), (1,), (batch,)):
         given = f"of shape {shape}" if shape else f"a {type(timestep).__name__}"
-        raise ValueError(f"timestep is {given}; pass one number, or a tensor ({batch},), one a sample.")
+        raise ValueError(f"timestep is {given}; {remedy}.")
+    if isinstance(timestep, numbers.Real) and abs(timestep) > LARGEST_TIMESTEP:
+        raise ValueError(f"timestep={timestep} is beyond {LARGEST_TIMESTEP}; {remedy}.")
     _check_labels(config.num_classes, null_label, class_labels, batch)
 
 
@@ -131,6 +137,8 @@ def check_kind(wanted: type, name: Any, config: Mapping[str, Any], converted_by:
         converted_by: the class that loads it all the same.
     """
     stored = config.get("_class_name")
+    if not isinstance(stored, str | None):
+        raise ValueError(f"{name}: its config.json names no class (_class_name is a {type(stored).__name__}).")
     if stored in {kind.__name__ for kind in wanted.__mro__} or (stored is None and "model_type" not in config):
         _check_fields(wanted, name, config)
         return

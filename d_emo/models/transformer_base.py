@@ -15,6 +15,7 @@ from diffusers import CacheMixin, ConfigMixin, DiTTransformer2DModel, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from safetensors import SafetensorError
 from torch import nn
 
 from d_emo.common.messages import first_line
@@ -83,7 +84,13 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
             check_kind(cls, pretrained_model_name_or_path, config, "DiTBaselineTransformer2DModel")
         check_kind(cls, pretrained_model_name_or_path, config)
         wants_information = kwargs.pop("output_loading_info", False)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        except (RuntimeError, SafetensorError, ValueError) as error:
+            name, reason = str(pretrained_model_name_or_path), first_line(error)
+            if name in reason:
+                raise
+            raise ValueError(f"{name} does not load as a {cls.__name__} ({reason}).") from error
         model, information = loaded if isinstance(loaded, tuple) else (loaded, {})
         check_loading(str(pretrained_model_name_or_path), model, information)
         if "disk" in (getattr(model, "hf_device_map", None) or {}).values():

@@ -4,6 +4,8 @@ import difflib
 import fnmatch
 from typing import Any, NamedTuple
 
+from d_emo.common.checks import text
+
 from .transformer_base import ClassConditionalTransformer2DModel
 from .transformer_demo import DEMOTransformer2DModel
 from .transformer_dit import DiTBaselineTransformer2DModel
@@ -44,7 +46,7 @@ MODELS: dict[str, tuple[type[ClassConditionalTransformer2DModel], Size, int]] = 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` takes, optionally those matching a shell pattern such as `"D-EMOv2-*-2"`."""
-    return fnmatch.filter(MODELS, pattern)
+    return fnmatch.filter(MODELS, text(pattern, "pattern"))
 
 
 def model_spec(name: str) -> tuple[type[ClassConditionalTransformer2DModel], Size, int]:
@@ -53,7 +55,7 @@ def model_spec(name: str) -> tuple[type[ClassConditionalTransformer2DModel], Siz
     Raises:
         ValueError: the name is unknown; the message offers the nearest names.
     """
-    if name not in MODELS:
+    if text(name, "name") not in MODELS:
         lower = {known.casefold(): known for known in MODELS}
         folded = name.casefold().replace("/", "-")
         close = [lower[match] for match in difflib.get_close_matches(folded, lower, n=4)]

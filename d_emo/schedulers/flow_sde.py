@@ -16,6 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from d_emo.common.checks import shown
 from d_emo.common.ranges import OneOf, Real, Table, Whole, checked
 from d_emo.schedulers.flow_paths import MAX_STEPS, PATHS, SAMPLE_MARGIN, TRAIN_TIMESTEPS, PathPoint, path_numbers
 
@@ -124,6 +125,9 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         """
         if self._step_index >= len(self.timesteps):
             raise ValueError("no step is left; call set_timesteps before sampling.")
+        for name, value in (("model_output", model_output), ("sample", sample)):
+            if not isinstance(value, torch.Tensor) or value.shape != getattr(sample, "shape", None):
+                raise ValueError(f"{name} is {shown(value)}; model_output and sample are tensors of one shape.")
         time, following = self.sigmas[self._step_index].item(), self.sigmas[self._step_index + 1].item()
         length = time - following
         point = path_numbers(self.config.flow_path, time)

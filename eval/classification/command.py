@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -17,6 +16,7 @@ from d_emo.common.files import check_writable, write_json, written_whole
 from d_emo.common.locks import output_folder
 from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
+from d_emo.common.saved_folders import LOADING_ERRORS
 from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.images.digits import digits_source
 from d_emo.images.labels import LabelResolver
@@ -78,7 +78,7 @@ def open_classifier(name: str) -> tuple[Any, Any]:
     """
     try:
         return AutoModelForImageClassification.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(f"--model {name} does not load as an image classifier ({first_line(error)}).") from error
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from d_emo.common import checks
-from d_emo.common.files import written_whole
+from d_emo.common.files import refuse_pipe, written_whole
 from d_emo.common.messages import first_line
 
 IMAGES_KEY = "arr_0"
@@ -32,6 +32,7 @@ def archive_keys(path: Path) -> set[str]:
     """
     path = checks.path_named(path, "the name of the file")
     try:
+        refuse_pipe(path)
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except Exception as error:  # damaged archives fail in any way

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from d_emo.common import checks
 from d_emo.common.digests import weights_digest
 from d_emo.common.files import file_digest, remove
 from d_emo.common.messages import first_line
+from d_emo.common.saved_folders import LOADING_ERRORS
 
 INCEPTION, PIXELS = "inception", "pixels"
 # torch-fidelity's names behind the short ones.
@@ -75,9 +75,12 @@ class InceptionExtractor(FeatureExtractor):
         path = Path(weights) if weights else inception_path()
         digest = checked_digest(path, inception_hash() if verify else None)
         self.name, self.identity, self.published = INCEPTION, f"{INCEPTION}-{digest}", verify
-        self.network = FeatureExtractorInceptionV3(
-            INCEPTION, ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
-        )
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                INCEPTION, ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+            )
+        except LOADING_ERRORS as error:
+            raise ValueError(f"--inception-weights {path}: of another network ({first_line(error)}).") from error
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     def _keep_spatial(self, _module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
@@ -141,7 +144,7 @@ class TransformersExtractor(FeatureExtractor):
         try:
             self.processor = AutoImageProcessor.from_pretrained(name)
             self.network = AutoModel.from_pretrained(name).eval().requires_grad_(False)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        except LOADING_ERRORS as error:
             raise ValueError(
                 f"--features {name}: neither one of inception, clip, dinov2, pixels nor an image model of transformers "
                 f"in a folder or on the Hub ({first_line(error)})."

@@ -200,6 +200,7 @@ def kernel_distance(reference: np.ndarray, samples: np.ndarray, seed: int = 0) -
 
     reference = check_features(reference, "reference features")
     samples = check_features(samples, "sample features", width=reference.shape[1])
+    seed = checks.whole(seed, "seed", least=0, most=2**32 - 1)
     size = min(KID_SUBSET_SIZE, len(reference), len(samples))
     if size < 2:
         raise ValueError(f"KID needs at least 2 images a side, not {size}.")

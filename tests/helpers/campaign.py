@@ -106,9 +106,10 @@ def scored(out: Path) -> Result:
     return {name: repr(value) for name, value in content["scores"].items()}
 
 
-TRAINING = ("--global-batch-size", "8", "--log-every", "1", "--report-to", "none", "--num-workers", "0",
-            "--checkpoint-every", "2", "--max-train-steps", "8", "--resume-from", "latest", "--output-dir",
-            "{out}")  # fmt: skip
+# Plain PyTorch: compiled kernels differ from it in the last bits, and other processes may be compiling them meanwhile.
+TRAINING = ("--kernels", "reference", "--global-batch-size", "8", "--log-every", "1", "--report-to", "none",
+            "--num-workers", "0", "--checkpoint-every", "2", "--max-train-steps", "8", "--resume-from", "latest",
+            "--output-dir", "{out}")  # fmt: skip
 DIFFUSION = ("--model", "D-EMOv2-N-8", "--sample-every", "0", "--objective", "dit", "--lr-scheduler", "constant",
              "--lr-warmup-steps", "0", *TRAINING)  # fmt: skip
 CHECKPOINTS = ("checkpoint-*/training_state/*", "checkpoint-*/manifest.json", "checkpoint-*/transformer/*")
@@ -168,6 +169,7 @@ class Struck:
     scratch: Path
     undo: list[Callable[[], None]] = field(default_factory=list)
     checks: list[Callable[[], None]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def _signal_all(number: int) -> Callable[[Struck], None]:
@@ -242,7 +244,9 @@ def _damage(struck: Struck) -> None:
         path = found[struck.random.randint(len(found))]
         names = [name for name in DAMAGES if name not in ("not readable", "a pipe")]
         if path.is_file() and path.stat().st_size:
-            DAMAGES[names[struck.random.randint(len(names))]](path)
+            name = names[struck.random.randint(len(names))]
+            DAMAGES[name](path)
+            struck.notes.append(f"{path.relative_to(struck.out)}: {name}")
 
 
 def _exchange(struck: Struck) -> None:
@@ -330,13 +334,15 @@ def strike(
             break
         for undo in struck.undo:
             undo()
+        if "no whole checkpoint" in said:  # all of them were damaged
+            shutil.rmtree(out)
         with job.start(scratch / f"again-{runs}.log", out, made) as running:
             code, said = wait(running), running.output
         assert "Traceback" not in said, said[-3000:]
         for check in struck.checks:
             check()
     assert code == 0, f"not done after {TRIES} runs: {said[-3000:]}"
-    assert job.result(out) == expected, f"other results after {fault} (seed {seed})"
+    assert job.result(out) == expected, f"other results after {fault} (seed {seed}; {'; '.join(struck.notes)})"
     return runs
 
 

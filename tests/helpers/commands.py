@@ -117,7 +117,7 @@ COMMANDS = {
             "d_emo.eval.throughput",
             ("--models", "D-EMOv2-N-8", "--latent", "8", "--batch", "1", "--jobs", "forward", "--dtypes", "float32",
              "--repeats", "2"),
-            "d_emo.eval.throughput.keep_freed_memory",
+            "d_emo.eval.benchmarks.side_by_side.run",
         ),
         SweptCommand(
             "sampling_table",

@@ -111,7 +111,7 @@ KINDS = {
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "lr_decay", "dtype", "flow_path",
         "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes", "throughput compile",
-        "throughput models", "clock", "time_sampling",
+        "throughput models", "clock", "layout", "time_sampling",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",

@@ -31,6 +31,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "a tensor of no elements": lambda: torch.empty(0),
     "a tensor of NaN": lambda: torch.full((2, 3), float("nan")),
 }
+PYTORCHS = "a torch.device, which PyTorch checks"
 # Seconds in which a call has to answer.
 PATIENCE = 10
 
@@ -43,11 +44,13 @@ class PublicCall:
         function: what is called.
         arguments: by name; made anew for each call, for a call may change them.
         left: arguments that are not swept, with the reason.
+        called: what messages call an argument that they do not call by its name.
     """
 
     function: Callable[[], Callable[..., Any]]
     arguments: Callable[[], dict[str, Any]]
     left: dict[str, str] = field(default_factory=dict)
+    called: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Every argument that the signature has, but for *args and **kwargs."""
@@ -88,7 +91,7 @@ def answer(call: PublicCall, name: str, value: Any) -> tuple[str, str]:
         text = str(error)
         if "\n" in text.strip():
             return "broken", f"more than a line: {text[:150]!r}"
-        if name not in text and not _quotes(text, value):
+        if name not in text and call.called.get(name, name) not in text and not _quotes(text, value):
             return "broken", f"{type(error).__name__} does not name it: {text[:150]!r}"
         return "refused", text
     except Exception as error:
@@ -98,7 +101,7 @@ def answer(call: PublicCall, name: str, value: Any) -> tuple[str, str]:
 
 def _quotes(text: str, value: Any) -> bool:
     """Whether a message quotes a value that nobody could mistake: a word or a number that was passed."""
-    shown = repr(value) if isinstance(value, str | int | float) else ""
+    shown = repr(value)
     return (len(shown) > 1 and shown in text) or (isinstance(value, str) and len(value) > 2 and value in text)
 
 
@@ -159,7 +162,8 @@ def _picture() -> PIL.Image.Image:
 
 CALLS: dict[str, PublicCall] = {
     "create_model": PublicCall(_network("create_model"), lambda: {"name": "D-EMOv2-S-2"}),
-    "create_classifier": PublicCall(_network("create_classifier"), lambda: {"name": "EMOv2-1M"}),
+    "create_classifier": PublicCall(_network("create_classifier"), lambda: {"name": "EMOv2-1M"},
+                                    called={"name": "classifier"}),
     "list_models": PublicCall(_network("list_models"), dict),
     "list_classifiers": PublicCall(_network("list_classifiers"), dict),
     "DEMOTransformer2DModel": PublicCall(_network("DEMOTransformer2DModel"), lambda: dict(TINY)),
@@ -170,35 +174,53 @@ CALLS: dict[str, PublicCall] = {
                  "class_labels": torch.tensor([1])},
     ),
     "DEMOPipeline": PublicCall(_network("DEMOPipeline"), _parts),
-    "DEMOPipeline.__call__": PublicCall(_pipeline, lambda: {"class_labels": [1], "num_inference_steps": 2}),
+    "DEMOPipeline.__call__": PublicCall(_pipeline, lambda: {"class_labels": [1], "num_inference_steps": 2},
+                                        called={"class_labels": "label"}),
     "WeightAverage": PublicCall(
         _network("WeightAverage"), lambda: {"model": torch.nn.Linear(2, 2)},
     ),
     "FlowMatchEulerMaruyamaScheduler": PublicCall(_network("FlowMatchEulerMaruyamaScheduler"), dict),
     "FlowMatchEulerMaruyamaScheduler.set_timesteps": PublicCall(
-        _scheduler("FlowMatchEulerMaruyamaScheduler", "set_timesteps"), lambda: {"num_inference_steps": 4}
+        _scheduler("FlowMatchEulerMaruyamaScheduler", "set_timesteps"), lambda: {"num_inference_steps": 4},
+        left={"device": PYTORCHS},
     ),
-    "FlowMatchEulerMaruyamaScheduler.step": PublicCall(_scheduler("FlowMatchEulerMaruyamaScheduler", "step"), _sample),
+    "FlowMatchEulerMaruyamaScheduler.step": PublicCall(_scheduler("FlowMatchEulerMaruyamaScheduler", "step"), _sample,
+                                                            left={"generator": "Diffusers' randn_tensor checks it"}),
     "FlowMatchODESolverScheduler": PublicCall(_network("FlowMatchODESolverScheduler"), dict),
     "EMOv2Config": PublicCall(
         _network("EMOv2Config"), lambda: dict(CLASSIFIER),
         left={"out_features": "transformers' own check", "out_indices": "transformers' own check"},
+    ),
+    "EMOv2Backbone": PublicCall(_network("EMOv2Backbone"), lambda: {"config": _classifier_config()}),
+    "EMOv2Model": PublicCall(_network("EMOv2Model"), lambda: {"config": _classifier_config()}),
+    "EMOv2ForImageClassification": PublicCall(
+        _network("EMOv2ForImageClassification"), lambda: {"config": _classifier_config()}
+    ),
+    "EMOv2ForImageClassification.forward": PublicCall(
+        lambda: _network("EMOv2ForImageClassification")()(_classifier_config()).eval().forward,
+        lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
+        left={"output_hidden_states": "a switch of transformers'", "return_dict": "a switch of transformers'"},
     ),
     "I2RMB": PublicCall(_public("d_emo.models", "I2RMB"), lambda: {"dim": 16, "num_heads": 2}),
     "window_attention": PublicCall(
         _public("d_emo.kernels", "window_attention"),
         lambda: {"qkv": torch.randn(1, 4, 4, 24), "attention_type": "spanning", "dim": 8, "num_heads": 2,
                  "window": (2, 2)},
+        called={"qkv": "the input"},
     ),
-    "set_backend": PublicCall(_public("d_emo.kernels", "set_backend"), lambda: {"name": "auto"}),
-    "backend_report": PublicCall(_public("d_emo.kernels", "backend_report"), lambda: {"device": "cpu"}),
+    "set_backend": PublicCall(_public("d_emo.kernels", "set_backend"), lambda: {"name": "auto"},
+                              called={"name": "kernels"}),
+    "backend_report": PublicCall(_public("d_emo.kernels", "backend_report"), lambda: {"device": "cpu"},
+                                 left={"device": PYTORCHS}),
     "default_steps": PublicCall(
         _public("d_emo.pipelines", "default_steps"), lambda: {"scheduler": _parts()["scheduler"]}
     ),
-    "open_pipeline": PublicCall(_public("d_emo.pipelines", "open_pipeline"), lambda: {"name": "nowhere"}),
+    "open_pipeline": PublicCall(_public("d_emo.pipelines", "open_pipeline"), lambda: {"name": "no/where"},
+                                called={"dtype": "no/where"}),
     "frechet_distance": PublicCall(
         _public("d_emo.eval.fid.metrics", "frechet_distance"),
         lambda: dict.fromkeys(("first", "second"), _moments()),
+        called=dict.fromkeys(("first", "second"), "a side of the distance"),
     ),
     "inception_score": PublicCall(
         _public("d_emo.eval.fid.metrics", "inception_score"), lambda: {"logits": np.eye(4)}
@@ -206,28 +228,38 @@ CALLS: dict[str, PublicCall] = {
     "precision_recall": PublicCall(
         _public("d_emo.eval.fid.metrics", "precision_recall"),
         lambda: {"reference": np.eye(8), "samples": np.eye(8)[::-1] + 0.5},
+        left={"device": PYTORCHS},
+        called={"samples": "sample features", "reference": "reference features"},
     ),
     "kernel_distance": PublicCall(
-        _public("d_emo.eval.fid.metrics", "kernel_distance"), lambda: {"reference": np.eye(8), "samples": np.eye(8)}
+        _public("d_emo.eval.fid.metrics", "kernel_distance"), lambda: {"reference": np.eye(8), "samples": np.eye(8)},
+        called={"samples": "sample features"},
     ),
-    "open_set": PublicCall(_public("d_emo.eval.fid.image_sets", "open_set"), lambda: {"source": "digits"}),
+    "open_set": PublicCall(_public("d_emo.eval.fid.image_sets", "open_set"), lambda: {"source": "digits"},
+                           called={"source": "the name of the images", "size": "height"}),
     "center_crop": PublicCall(
         _public("d_emo.images.decode", "center_crop"), lambda: {"image": _picture(), "width": 8}
     ),
     "to_tensor": PublicCall(
-        _public("d_emo.images.decode", "to_tensor"), lambda: {"image": _picture(), "channels": 3, "side": 8}
+        _public("d_emo.images.decode", "to_tensor"), lambda: {"image": _picture(), "channels": 3, "side": 8},
+        called={"side": "width"},
     ),
-    "read_class_names": PublicCall(_public("d_emo.images.labels", "read_class_names"), lambda: {"source": "imagenet"}),
-    "folder_source": PublicCall(
-        _public("d_emo.images.folders", "folder_source"), lambda: {"root": Path("nowhere"), "unconditional": False}
-    ),
+    "read_class_names": PublicCall(_public("d_emo.images.labels", "read_class_names"), lambda: {"source": "imagenet"},
+                                   called={"source": "--class-names"}),
     "latents_source": PublicCall(
-        _public("d_emo.images.latent_cache", "latents_source"), lambda: {"folder": Path("nowhere")}
+        _public("d_emo.images.latent_cache", "latents_source"), lambda: {"folder": Path("nowhere")},
+        called={"folder": "there are no latents"},
     ),
     "make_image_processor": PublicCall(
         _public("d_emo.classification.transformers_models", "make_image_processor"), lambda: {"image_size": 32}
     ),
 }  # fmt: skip
+
+
+def _classifier_config() -> Any:
+    from d_emo import EMOv2Config
+
+    return EMOv2Config(**CLASSIFIER, image_size=32, num_labels=3)
 
 
 def _moments() -> Any:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from d_emo.common.messages import first_line
+from d_emo.common.saved_folders import LOADING_ERRORS
 from d_emo.train.classification.config import DistillationOptions
 
 TIMM = "timm:"
@@ -30,7 +31,7 @@ class Teacher:
         self.options = options
         try:
             self.network, own_mean, own_std = _open(options.teacher)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except LOADING_ERRORS as error:
             raise ValueError(f"--teacher {options.teacher} does not load ({first_line(error)}).") from error
         self.network = self.network.eval().requires_grad_(False)
         # From the student's normalisation to the teacher's: x * std + mean is the image in [0, 1].
