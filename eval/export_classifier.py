@@ -11,6 +11,7 @@ is not kept. Core ML files run on Apple's systems only: elsewhere the conversion
 import sys
 from pathlib import Path
 
+from d_emo.common.block_ranges import SIDE
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.numbers import whole_from
@@ -25,9 +26,8 @@ def main(arguments: list[str]) -> None:
     parser = CommandParser("export_classifier", __doc__)
     parser.add_argument("--model", required=True, help="Folder or Hub id of a classifier, or a name such as EMOv2-5M.")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"])
-    parser.add_argument(
-        "--image-size", type=whole_from(1), help="Side in pixels. Default: what the model's processor makes."
-    )
+    side, default = whole_from(SIDE.low, SIDE.high), "what the model's processor makes"
+    parser.add_argument("--image-size", type=side, help=f"Side in pixels. Default: {default}.")
     parser.add_argument("--output-dir", type=Path, help="Default: exported in the model's folder, or runs/exported.")
     options = parser.parse_args(arguments)
     from d_emo.eval.classification import export_command  # seconds of imports, which --help does without

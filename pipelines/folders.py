@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import AutoencoderKL, DiTPipeline
+from diffusers import AutoencoderKL, DiTPipeline, ModelMixin, SchedulerMixin
 
 from d_emo.common.messages import first_line
 from d_emo.common.ranges import Each, Maybe, Real, Table, Whole, take
@@ -137,11 +137,15 @@ def _check_parts(name: Any, index: dict[str, Any], given: Mapping[str, Any]) -> 
                 f"{name}: its {INDEX} takes {part} from {entry[0]!r}, not from {' or '.join(LIBRARIES)}; load that "
                 f"part yourself and pass it as {part}=..."
             )
-    if "transformer" not in given and index["transformer"][0] == "diffusers" and index["transformer"][1] not in CLASSES:
-        raise ValueError(
-            f"{name}: its {INDEX} is of a {kind} with a {index['transformer'][1]}, which is no network of this "
-            f"package; load it with diffusers.{kind}.from_pretrained."
-        )
+        if part == "transformer" and entry[0] == "diffusers" and entry[1] not in CLASSES:
+            raise ValueError(
+                f"{name}: its {INDEX} is of a {kind} with a {entry[1]}, which is no network of this package; load it "
+                f"with diffusers.{kind}.from_pretrained."
+            )
+        found = getattr(diffusers, entry[1], None)  # which knows this package's classes, too (d_emo/registration.py)
+        if not (isinstance(found, type) and issubclass(found, SchedulerMixin if part == "scheduler" else ModelMixin)):
+            wanted = "scheduler" if part == "scheduler" else "network"
+            raise ValueError(f"{name}: its {INDEX} names {part}={entry!r}, which is no {wanted}; restore it.")
 
 
 def _check_sizes(name: Any, index: Mapping[str, Any], given: Mapping[str, Any]) -> None:

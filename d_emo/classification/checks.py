@@ -126,18 +126,26 @@ def check_labels(labels: Any, batch: int, classes: int, problem: str | None) -> 
         raise ValueError("labels were given and the model has no classes (num_labels=0).")
     if not isinstance(labels, torch.Tensor):
         raise ValueError(f"labels is a {type(labels).__name__}; pass a tensor ({batch},) of class ids.")
-    ids = problem == "single_label_classification" or (problem is None and classes > 1 and labels.dim() < 2)
+    # As transformers decides: where nothing is said, whole numbers are ids.
+    ids = problem == "single_label_classification" or (
+        problem is None and classes > 1 and (labels.dim() < 2 or not labels.is_floating_point())
+    )
+    given, shape = f"labels have the shape {tuple(labels.shape)}", tuple(labels.shape)
     if not ids:
         shapes = ((batch, classes),) if classes > 1 else ((batch,), (batch, 1))
-        if tuple(labels.shape) not in shapes:
-            wanted = " or ".join(map(str, shapes))
-            raise ValueError(f"labels have the shape {tuple(labels.shape)}; {problem or 'this model'} takes {wanted}.")
+        if shape not in shapes:
+            raise ValueError(f"{given}; {problem or 'this model'} takes {' or '.join(map(str, shapes))}.")
+        if not labels.is_floating_point():
+            raise ValueError(f"labels are {labels.dtype}; {problem or 'this model'} takes numbers (labels.float()).")
         return
     rule = f"pass a tensor ({batch},) of ids from 0 to {classes - 1}, as integers (labels.long())"
-    if labels.dtype not in (torch.int64, torch.uint8):
+    if shape == (batch, classes) and classes > 1:
+        rule += ", or labels.float() for several labels an image"
+    # Without a word from the configuration, transformers takes uint8 for several labels an image.
+    if labels.dtype != torch.int64 and not (labels.dtype == torch.uint8 and problem):
         raise ValueError(f"labels are {labels.dtype}; {rule}.")
-    if tuple(labels.shape) not in ((batch,), (batch, 1)):
-        raise ValueError(f"labels have the shape {tuple(labels.shape)}; {rule}.")
+    if shape not in ((batch,), (batch, 1)):
+        raise ValueError(f"{given}; {rule}.")
     # On a GPU a look at the values would wait for it; while a graph is recorded there are none.
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return

@@ -52,11 +52,14 @@ class _Checking:
     """Refuses images and targets that do not fit, before the detector does in words of its inside."""
 
     label_count: int
+    image_channels: int
 
     def forward(self, images: Any, targets: Any = None) -> Any:
-        """torchvision's; see `check_scene`."""
+        """torchvision's; see `check_scene` and `check_targets`."""
         assert isinstance(self, nn.Module)
-        check_scene(images, targets, self.training, self.label_count, isinstance(self, MaskRCNN))
+        check_scene(images, self.image_channels)
+        if self.training:
+            check_targets(targets, images, self.label_count, isinstance(self, MaskRCNN))
         return super().forward(images, targets)  # type: ignore[misc]
 
 
@@ -85,20 +88,20 @@ def retinanet(backbone: str, num_classes: int, **options: Any) -> RetinaNet:
         ValueError: there is no such backbone or option, or a number is out of range.
     """
     stages = ("stage2", "stage3", "stage4")
-    defaults = _known(RetinaNet, options)
+    _check_options(RetinaNet, options)
     body = open_backbone(backbone, stages)
     pyramid = PyramidBackbone(body, LastLevelP6P7(PYRAMID_CHANNELS, PYRAMID_CHANNELS))
-    return _counting(_RetinaNet(pyramid, num_classes, **normalization(backbone, body) | defaults), num_classes)
+    return _told(_RetinaNet(pyramid, num_classes, **normalization(backbone, body) | options), num_classes, body)
 
 
 @checked(DETECTOR)
 def mask_rcnn(backbone: str, num_classes: int, **options: Any) -> MaskRCNN:
     """Mask R-CNN (arXiv 1703.06870) on stages 1 to 4; arguments as of `retinanet`."""
     stages = ("stage1", "stage2", "stage3", "stage4")
-    defaults = _known(MaskRCNN, options)
+    _check_options(MaskRCNN, options)
     body = open_backbone(backbone, stages)
     pyramid = PyramidBackbone(body, LastLevelMaxPool())
-    return _counting(_MaskRCNN(pyramid, num_classes, **normalization(backbone, body) | defaults), num_classes)
+    return _told(_MaskRCNN(pyramid, num_classes, **normalization(backbone, body) | options), num_classes, body)
 
 
 @checked(DETECTOR)
@@ -109,19 +112,19 @@ def ssdlite(backbone: str, num_classes: int, image_size: int = 320, **options: A
         backbone, num_classes, **options: see `retinanet`.
         image_size: side that images are resized to, in pixels.
     """
+    _check_options(SSD, options)
     defaults = {"score_thresh": 0.001, "nms_thresh": 0.55, "detections_per_img": 300, "topk_candidates": 300}
-    defaults |= _known(SSD, options)
     inner = open_backbone(backbone, ("stage3", "stage4"))
     body = SSDLiteBackbone(inner)
     anchors = DefaultBoxGenerator([[2, 3]] * len(body.channels), min_ratio=0.2, max_ratio=0.95)
     head = SSDLiteHead(body.channels, anchors.num_anchors_per_location(), num_classes, NORM)
     size = (image_size, image_size)
-    normal = normalization(backbone, inner)
-    return _counting(_SSD(body, anchors, size, num_classes, head=head, **normal | defaults), num_classes)
+    chosen = normalization(backbone, inner) | defaults | options
+    return _told(_SSD(body, anchors, size, num_classes, head=head, **chosen), num_classes, inner)
 
 
-def _known(kind: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:
-    """The options, if the detector has them all; torchvision drops those that it does not know."""
+def _check_options(kind: type[nn.Module], options: dict[str, Any]) -> None:
+    """Refuse options that the detector does not have; torchvision would drop them."""
     known = {*inspect.signature(kind).parameters, *inspect.signature(GeneralizedRCNNTransform).parameters}
     known -= {"self", "kwargs", "backbone", "num_classes"}
     for name in options:
@@ -129,40 +132,53 @@ def _known(kind: type[nn.Module], options: dict[str, Any]) -> dict[str, Any]:
             close = difflib.get_close_matches(name, sorted(known), n=3)
             meant = f"; did you mean {', '.join(close)}?" if close else f"; it has {', '.join(sorted(known))}."
             raise ValueError(f"{kind.__name__} has no option {name}{meant}")
-    return options
 
 
-def _counting(detector: Any, num_classes: int) -> Any:
-    detector.label_count = num_classes
+def _told(detector: Any, num_classes: int, backbone: EMOv2Backbone) -> Any:
+    """The detector, which knows from now on what to refuse."""
+    detector.label_count, detector.image_channels = num_classes, backbone.config.num_channels
     return detector
 
 
-def check_scene(images: Any, targets: Any, training: bool, num_classes: int, masks: bool) -> None:
-    """Refuse what a detector cannot work on.
+def check_scene(images: Any, channels: int) -> None:
+    """Refuse images that a detector cannot work on.
 
     Args:
-        images: tensors (C, H, W) in [0, 1], C being 1 or 3 (the model's), as a list or as one (B, C, H, W).
-        targets: in training one dictionary an image: boxes (N, 4), labels (N,) from 0 to `num_classes` - 1, and masks
-            (N, H, W) if `masks`; N may be 0.
-        training: whether losses are asked for.
-        num_classes: classes, the background included.
-        masks: whether masks are learned.
+        images: tensors (C, H, W) in [0, 1], as a list or as one (B, C, H, W); C is 1 (greys) or `channels`.
+        channels: of the backbone's images.
 
     Raises:
         ValueError: something does not fit; the message says which image.
     """
-    if not isinstance(images, list | tuple | torch.Tensor) or not len(images):
-        raise ValueError("images are none; pass a list of at least one tensor (3, H, W) in [0, 1].")
+    rule = f"({channels}, H, W)"
+    if not isinstance(images, list | tuple | torch.Tensor) or (isinstance(images, torch.Tensor) and not images.dim()):
+        raise ValueError(f"images is a {type(images).__name__}; pass a list of tensors {rule} in [0, 1].")
+    if not len(images):
+        raise ValueError(f"images are none; pass a list of at least one tensor {rule} in [0, 1].")
     for number, image in enumerate(images):
-        if not isinstance(image, torch.Tensor) or image.dim() != 3 or image.shape[0] not in (1, 3) or not image.numel():
+        fits = isinstance(image, torch.Tensor) and image.dim() == 3 and image.shape[0] in (1, channels)
+        if not fits or not image.numel():
             given = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
-            raise ValueError(f"images[{number}] is {given}; pass a tensor (3, H, W), or (1, H, W) of greys.")
+            raise ValueError(f"images[{number}] is {given}; pass a tensor {rule}, or (1, H, W) of greys.")
         if not image.is_floating_point():
             raise ValueError(f"images[{number}] is {image.dtype}; pass numbers in [0, 1] (image / 255).")
-    if not training:
-        return
+
+
+def check_targets(targets: Any, images: Any, num_classes: int, masks: bool) -> None:
+    """Refuse what a detector cannot learn from.
+
+    Args:
+        targets: one dictionary an image: boxes (N, 4), labels (N,) from 0 to `num_classes` - 1, and masks (N, H, W) if
+            `masks`; N may be 0.
+        images: see `check_scene`, which they passed.
+        num_classes: classes, the background included.
+        masks: whether masks are learned.
+
+    Raises:
+        ValueError: something does not fit; the message says which image's.
+    """
     if not isinstance(targets, list | tuple) or len(targets) != len(images):
-        given = "missing" if targets is None else f"{len(targets)} for {len(images)} images"
+        given = f"{len(targets)} for {len(images)} images" if isinstance(targets, list | tuple) else "missing"
         raise ValueError(f"targets are {given}; in training pass one dictionary an image, else call eval().")
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
         _check_target(f"targets[{number}]", target, image, num_classes, masks)

@@ -2,7 +2,7 @@
 
 Every format holds the network alone, (B, C, H, W) normalised pixels -> logits (B, K), for any B (Core ML: one image);
 the image processor that goes with a saved model says how pixels become its input. Channels and type of numbers are the
-model's, but that a bfloat16 model becomes float32 in ONNX, whose runtimes lack it, and Core ML files are float16.
+model's, but that bfloat16 and float64 become float32 in ONNX, whose runtimes lack them, and Core ML files are float16.
 Extras: `export` (ONNX), `coreml`.
 """
 
@@ -28,9 +28,8 @@ FORMATS = ("onnx", "torch", "coreml")
 INPUT, OUTPUT = "pixel_values", "logits"
 # Exporting with this many images; one would make the exporters take the batch for a constant.
 EXAMPLE_BATCH = 2
-# Types of numbers that a format has none of, and those that take their place.
-WIDENED = {"onnx": {torch.bfloat16: torch.float32},
-           "coreml": {torch.bfloat16: torch.float32, torch.float16: torch.float32}}  # fmt: skip
+# Types of numbers that a format, or what runs it, has no layers for; float32 takes their place.
+LACKING = {"onnx": (torch.bfloat16, torch.float64), "coreml": (torch.bfloat16, torch.float16, torch.float64)}
 EXPORT: Table = {"image_size": OneOrPair(SIDE), "batch_size": Maybe(Whole(1, 65_536)),
                  "threads": Maybe(Whole(1, 1024))}  # fmt: skip
 ImageSize = int | tuple[int, int]
@@ -94,15 +93,14 @@ def image_channels(model: nn.Module) -> int:
 
 
 def as_in_file(model: nn.Module, kind: str) -> nn.Module:
-    """The model in the type of numbers that a file of a format has: itself, or a copy in a wider type.
+    """The model in the type of numbers that a file of a format has: itself, or a copy in float32.
 
     Args:
         model: a classifier.
         kind: one of `FORMATS`.
     """
     dtype = next((parameter.dtype for parameter in model.parameters()), None)
-    wider = WIDENED.get(kind, {}).get(dtype) if dtype is not None else None
-    return model if wider is None else copy.deepcopy(model).to(wider)
+    return copy.deepcopy(model).to(torch.float32) if dtype in LACKING.get(kind, ()) else model
 
 
 @contextmanager

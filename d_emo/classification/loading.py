@@ -8,13 +8,13 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from d_emo.common.saved_folders import held_in, kind_of, read_object
-from d_emo.models.checks import RESTORE, different
+from d_emo.common.saved_folders import kind_of, stored_object
+from d_emo.models.checks import PLACE, RESTORE, different
 
-# Of `from_pretrained`, what says where a folder lies.
-PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # What a network has for its task alone; folders of features and of other tasks lack it.
 TASK = re.compile(r"emov2\.(head|norm)\.")
+# What classes derived from these ones have beside the network is of their task, too.
+BESIDE = re.compile(r"(?!emov2\.)")
 
 
 class StrictLoading:
@@ -25,7 +25,7 @@ class StrictLoading:
         """transformers' `from_pretrained`, strict.
 
         What is new is named in a warning: with `ignore_mismatched_sizes=True` the head where the number of classes
-        differs, and the head and the last norm of a folder that was saved without them.
+        differs; head, last norm and what a derived class has beside the network, of a folder that another class wrote.
 
         Raises:
             ValueError: the folder holds another model, or weights are missing, left over or of other shapes.
@@ -39,25 +39,17 @@ class StrictLoading:
             name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
         if getattr(model, "hf_quantizer", None) is None:  # quantized weights have other names
-            without_task = wanted not in (stored.get("architectures") or [wanted])
-            _check(name, information, without_task, may_differ)
+            other_task = wanted not in (stored.get("architectures") or [wanted])
+            _check(name, information, other_task, may_differ)
         return (model, information) if tells else model
 
 
 def _stored_config(name: Any, wanted: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder's config.json says; empty where there is none to look at."""
-    if name is None:
+    """What a folder's config.json says; empty where there is none to look at, as in PEFT's folders of adapters."""
+    if name is None or _holds_adapters(name, options):
         return {}
-    folder = Path(name) / (options.get("subfolder") or "")
-    if Path(name).is_file():
-        raise ValueError(f"{name} is a file; pass the folder that {wanted}.save_pretrained wrote.")
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"{folder} holds {held_in(folder)}, not a {wanted} (no config.json); pass a model's folder."
-            )
-        config = read_object(folder / "config.json")
-    else:
+    config = stored_object(name, options.get("subfolder"), wanted)
+    if config is None:
         config, _ = PreTrainedConfig.get_config_dict(name, **{key: options[key] for key in PLACE if key in options})
     if "_class_name" in config or config.get("model_type") not in ("emov2", None):
         library = "Diffusers" if "_class_name" in config else "transformers"
@@ -67,11 +59,19 @@ def _stored_config(name: Any, wanted: str, options: Mapping[str, Any]) -> dict[s
     return config
 
 
-def _check(name: Any, information: Mapping[str, Any], without_task: bool, may_differ: bool) -> None:
+def _holds_adapters(name: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a folder holds adapters alone, whose base transformers looks up."""
+    folder = Path(name) / (options.get("subfolder") or "")
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _check(name: Any, information: Mapping[str, Any], other_task: bool, may_differ: bool) -> None:
     missing, unknown = set(information["missing_keys"]), set(information["unexpected_keys"])
     mismatched = {key: shapes for key, *shapes in information.get("mismatched_keys") or ()}
-    fresh = {key for key in missing if without_task and TASK.match(key)} - set(mismatched)
-    if wrong := different(missing - fresh - set(mismatched), unknown):
+    missing -= set(mismatched)
+    fresh = {key for key in missing if other_task and (TASK.match(key) or BESIDE.match(key))}
+    left_out = {key for key in unknown if other_task and TASK.match(key)}
+    if wrong := different(missing - fresh, unknown - left_out):
         raise ValueError(f"{name}: {wrong} {RESTORE}")
     if mismatched and not may_differ:
         listed = "; ".join(f"{key} {tuple(a)}, not {tuple(b)}" for key, (a, b) in sorted(mismatched.items())[:3])

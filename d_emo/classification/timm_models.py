@@ -240,9 +240,9 @@ def checkpoint_filter_fn(state: Mapping[str, torch.Tensor], model: nn.Module) ->
 def _register(name: str) -> None:
     def build(pretrained: bool = False, **options: Any) -> Any:
         size = take(timm_name(name), {"img_size": options.get("img_size", 224)}, TIMM)["img_size"]
-        # The shorter side decides the window.
         if options.get("features_only"):
             take(timm_name(name), {"out_indices": options.get("out_indices")}, {"out_indices": Taps(5)})
+        # The shorter side decides the window.
         config = {**classifier_config(name, min(size) if isinstance(size, tuple) else size), **options}
         return build_model_with_cfg(
             _without_size,

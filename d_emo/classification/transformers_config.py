@@ -14,7 +14,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from d_emo.classification.ranges import CLASSIFIER, stages_agree
-from d_emo.common.ranges import Maybe, Table, checked, take
+from d_emo.common.ranges import Table, checked, take
 
 if TYPE_CHECKING:
     from d_emo.classification.emov2 import EMOv2
@@ -25,9 +25,7 @@ NETWORK_ARGUMENTS = (
     "attention_type", "attending_stages", "local", "dilation", "arrangement", "norms", "activations", "layer_scale",
     "drop_path", "output_stride",
 )  # fmt: skip
-
-
-LABELS: Table = {"num_labels": Maybe(CLASSIFIER["num_classes"])}
+LABELS: Table = {"num_labels": CLASSIFIER["num_classes"]}
 # What the network calls otherwise than configurations of transformers do.
 RENAMED = {"num_classes": "num_labels", "in_channels": "num_channels", "in_chans": "num_channels"}
 

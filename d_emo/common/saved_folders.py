@@ -34,6 +34,30 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def stored_object(name: Any, subfolder: str | None, wanted: str, part: str = "") -> dict[str, Any] | None:
+    """The config.json of a model's local folder; None if there is no such folder.
+
+    Args:
+        name: the folder, or a Hub id.
+        subfolder: of it, where the model lies; None if in the folder itself.
+        wanted: class of the model.
+        part: subfolder of pipelines in which such models lie; empty where pipelines have none.
+
+    Raises:
+        ValueError: it is a file, or holds something else; the message says what.
+    """
+    folder = Path(name) / (subfolder or "")
+    if Path(name).is_file():
+        raise ValueError(f"{name} is a file; pass the folder that {wanted}.save_pretrained wrote.")
+    if not folder.is_dir():
+        return None
+    if not (folder / "config.json").is_file():
+        in_pipeline = part and (folder / "model_index.json").is_file()
+        remedy = f"pass subfolder={part!r}" if in_pipeline else "pass a model's folder"
+        raise ValueError(f"{folder} holds {held_in(folder)}, not a {wanted} (no config.json); {remedy}.")
+    return read_object(folder / "config.json")
+
+
 def not_found(name: Any, error: OSError) -> OSError:
     """The error for a name that is neither a folder nor on the Hub, in one line; raise it from the original."""
     return OSError(

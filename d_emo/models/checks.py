@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d_emo.common.saved_folders import held_in, kind_of, not_found, read_object
+from d_emo.common.saved_folders import kind_of, not_found, stored_object
 
 # What tells Diffusers where a folder lies.
 PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -111,19 +111,11 @@ def stored_config(wanted: Any, name: Any, options: Mapping[str, Any]) -> dict[st
         ValueError: a local folder without one; the message says what it holds instead.
         OSError: there is no such folder or model.
     """
-    local = Path(name)
-    folder = local / (options.get("subfolder") or "")
-    if local.is_file():
-        raise ValueError(f"{name} is a file; pass the folder that {wanted.__name__}.save_pretrained wrote.")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        remedy = "pass subfolder='transformer'" if (folder / "model_index.json").is_file() else "pass a model's folder"
-        raise ValueError(f"{folder} holds {held_in(folder)}, not a {wanted.__name__} (no config.json); {remedy}.")
-    if folder.is_dir():
-        read_object(folder / "config.json")
+    stored_object(name, options.get("subfolder"), wanted.__name__, part="transformer")
     try:
         return dict(wanted.load_config(name, **{key: options[key] for key in PLACE if key in options}))
     except OSError as error:
-        if local.exists():
+        if Path(name).exists():
             return {}
         raise not_found(name, error) from error
 

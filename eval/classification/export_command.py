@@ -11,14 +11,12 @@ import torch
 from d_emo import export
 from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification, make_image_processor
 from d_emo.classification.variants import CLASSIFIERS
-from d_emo.common.block_ranges import SIDE
 from d_emo.common.files import written_whole
-from d_emo.common.ranges import take
 from d_emo.eval.classification.command import open_classifier
 from d_emo.models.flops import count_parameters
 
 # Largest difference of a logit, relative to the largest logit: sums in another order, in the file's type of numbers.
-TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 5e-2}
+TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 5e-2}
 BATCHES = (1, 3)
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "coreml": ".mlpackage"}
 Answer = Callable[[torch.Tensor], torch.Tensor]
@@ -26,8 +24,6 @@ Answer = Callable[[torch.Tensor], torch.Tensor]
 
 def run(options: argparse.Namespace) -> None:
     """Export, compare, print."""
-    if options.image_size is not None:
-        take("", {"--image-size": options.image_size}, {"--image-size": SIDE})
     model, processor = open_model(options.model, options.image_size or 224)
     size = options.image_size or side_of(processor, options.model)
     folder = options.output_dir or default_folder(options.model)

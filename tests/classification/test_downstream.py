@@ -195,7 +195,7 @@ def test_detectors_take_mixed_sizes_greys_and_images_without_objects(build):
 IMAGE = torch.rand(3, 64, 80)
 BAD_SCENES = [
     (False, [], None, "images are none; pass a list of at least one tensor"),
-    (False, None, None, "images are none"),
+    (False, None, None, "images is a NoneType; pass a list of tensors"),
     (False, [IMAGE[0]], None, r"images\[0\] is \(64, 80\); pass a tensor \(3, H, W\)"),
     (False, [IMAGE, torch.rand(4, 64, 80)], None, r"images\[1\] is \(4, 64, 80\)"),
     (False, [torch.rand(3, 0, 80)], None, r"images\[0\] is \(3, 0, 80\)"),
@@ -260,7 +260,7 @@ def test_other_models_are_no_backbones(tmp_path):
 def test_a_detector_normalises_as_its_backbone_was_trained(tmp_path):
     from d_emo import make_image_processor
 
-    for channels, mean in ((3, [0.1, 0.2, 0.3]), (1, [0.2])):
+    for channels, mean in ((3, [0.1, 0.2, 0.3]), (1, [0.2]), (4, [0.2] * 4)):
         folder = tmp_path / str(channels)
         processor = make_image_processor(64)
         processor.image_mean, processor.image_std = [0.1, 0.2, 0.3], [0.5, 0.5, 0.5]
@@ -269,6 +269,8 @@ def test_a_detector_normalises_as_its_backbone_was_trained(tmp_path):
         model = retinanet(str(folder), 3, min_size=64, max_size=96).eval()
         assert model.transform.image_mean == pytest.approx(mean)
         with torch.no_grad():
-            assert len(model([torch.rand(1, 64, 64)])) == 1
+            assert len(model([torch.rand(1, 64, 64), torch.rand(channels, 64, 64)])) == 2
+        with pytest.raises(ValueError, match=rf"images\[0\] is \(2, 64, 64\); pass a tensor \({channels}, H, W\)"):
+            model([torch.rand(2, 64, 64)])
     assert retinanet(str(tmp_path / "1"), 3, image_mean=[0.9], image_std=[1.0]).transform.image_mean == [0.9]
     assert retinanet("EMOv2-1M", 3).transform.image_mean == pytest.approx([0.485, 0.456, 0.406])

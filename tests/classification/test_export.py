@@ -21,7 +21,10 @@ def network(name="EMOv2-1M", **overrides):
     return randomize(create_classifier(name, **{**small, **overrides})).eval()
 
 
-@pytest.mark.parametrize("name", ["EMOv2-1M", "EMOv1-1M"])
+SMALLEST = {"depths": (1, 1, 2, 1), "widths": (8, 8, 16, 16)}
+
+
+@pytest.mark.parametrize("name", ["EMOv2-1M", pytest.param("EMOv1-1M", marks=pytest.mark.slow)])
 def test_onnx_equals_torch_for_any_batch(tmp_path, name):
     model = network(name)
     save_onnx(model, 64, tmp_path / "model.onnx")
@@ -34,8 +37,9 @@ def test_onnx_equals_torch_for_any_batch(tmp_path, name):
         torch.testing.assert_close(run(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_exported_programs_equal_torch_for_any_batch(tmp_path):
-    model = network()
+@pytest.mark.parametrize("name", ["EMOv2-1M", "EMOv1-1M"])
+def test_exported_programs_equal_torch_for_any_batch(tmp_path, name):
+    model = network(name, **SMALLEST)
     save_program(model, 64, tmp_path / "model.pt2")
     run = torch.export.load(str(tmp_path / "model.pt2")).module()
     pixels = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -56,6 +60,7 @@ def test_core_ml_converts(tmp_path):
     assert [entry.name for entry in description.output] == ["logits"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_parity_and_keeps_the_processor(capsys, tmp_path):
     code, _ = run_here(capsys, *TINY, "--max-train-steps", "1", "--validation-share", "0", "--output-dir",
                        tmp_path / "trained", main=train_classifier.main)  # fmt: skip
@@ -78,7 +83,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(capsys, tmp_path, monkeypatch
     path = tmp_path / "model.pt2"
     path.write_text("an earlier export")
     with pytest.raises(ValueError, match=r"by 1\.0e-03 of the largest logit; deleted"):
-        export_command.export_and_check(network(), 64, "torch", path)
+        export_command.export_and_check(network(**SMALLEST), 64, "torch", path)
     assert path.read_text() == "an earlier export" and list(tmp_path.iterdir()) == [path]
 
 
@@ -89,9 +94,6 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
 
 
 # ---- what a model takes ----------------------------------------------------------------------------------------------
-
-
-SMALLEST = {"depths": (1, 1, 2, 1), "widths": (8, 8, 16, 16)}
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +115,17 @@ def test_onnx_files_take_the_models_channels_sizes_and_type_of_numbers(half_file
     torch.testing.assert_close(answer, own, atol=5e-3 * own.abs().max().item(), rtol=0)
 
 
-def test_bfloat16_becomes_float32_in_onnx_and_stays_in_programs(tmp_path):
-    """onnxruntime has no bfloat16; the widened weights are the same numbers."""
-    model = network(**SMALLEST).bfloat16()
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_onnx_lacks_becomes_float32_there_and_stays_in_programs(tmp_path, dtype):
+    """onnxruntime has no layers of bfloat16 and float64."""
+    model = network(**SMALLEST).to(dtype)
     save_onnx(model, 64, tmp_path / "model.onnx")
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         answer, program = OnnxModel(tmp_path / "model.onnx")(pixels), export_program(model, 64).module()
-        torch.testing.assert_close(program(pixels.bfloat16()), model(pixels.bfloat16()), atol=0.02, rtol=0.02)
-        assert next(model.parameters()).dtype == torch.bfloat16
+        torch.testing.assert_close(program(pixels.to(dtype)), model(pixels.to(dtype)), atol=0.02, rtol=0.02)
+        assert next(model.parameters()).dtype == dtype
         torch.testing.assert_close(answer, model.float()(pixels), atol=1e-4, rtol=1e-4)
 
 
@@ -129,6 +133,7 @@ def test_bfloat16_becomes_float32_in_onnx_and_stays_in_programs(tmp_path):
     ("dtype", "channels"),
     [
         (torch.bfloat16, 1),
+        (torch.float64, 3),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in ((torch.float16, 3), (torch.float32, 1))),
     ],
 )
@@ -141,7 +146,8 @@ def test_the_command_exports_saved_models_of_every_kind(capsys, tmp_path, dtype,
 
         make_image_processor(32).save_pretrained(tmp_path / "m")
     code, output = run_here(capsys, "--model", tmp_path / "m", "--formats", "torch", main=export_classifier.main)
-    assert code == 0 and output.count("largest difference") == 1, output
+    assert code == 0 and output.count("largest difference") == 1 and "images of 32 x 32" in output, output
+    assert {path.name for path in (tmp_path / "m" / "exported").iterdir()} == {"m.pt2", "preprocessor_config.json"}
 
 
 def test_a_model_stays_in_the_mode_that_it_is_in():
@@ -234,8 +240,8 @@ def test_a_disk_that_fills_up_leaves_the_earlier_file_and_nothing_else(tmp_path,
 
 
 def test_a_size_that_the_command_cannot_use_is_refused(capsys, tmp_path):
-    for size in ("0", "-5"):
+    for size in ("0", "-5", "65537"):
         code, output = run_here(capsys, "--model", "EMOv2-1M", "--image-size", size, "--output-dir", tmp_path / "out",
                                 main=export_classifier.main)  # fmt: skip
-        assert code != 0 and f"--image-size={size} is not a whole number from 1 to 65536" in output
+        assert code != 0 and f"--image-size: must be in [1, 65536], not {size}" in output
     assert not (tmp_path / "out").exists()

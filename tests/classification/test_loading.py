@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from d_emo import EMOv2Backbone, EMOv2Config, EMOv2ForImageClassification
+from d_emo.classification.transformers_models import EMOv2PreTrainedModel
 
 TINY = {"depths": (1, 1, 2, 1), "widths": (8, 8, 16, 16), "head_dims": (8, 8, 8, 8)}
 WEIGHTS = "model.safetensors"
@@ -87,6 +88,49 @@ def test_features_become_a_classifier_and_the_other_way_round(tmp_path):
     with pytest.warns(UserWarning, match=r"emov2.head.bias, .*emov2.norm.weight are newly initialised"):
         again = EMOv2ForImageClassification.from_pretrained(tmp_path / "features", num_labels=3)
     torch.testing.assert_close(again.emov2.stages.state_dict(), model.emov2.stages.state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_of_peft_bring_their_base(kind, tmp_path):
+    peft = pytest.importorskip("peft", reason="needs the extra lora")
+    classifier().save_pretrained(tmp_path / "base")
+    base = EMOv2ForImageClassification.from_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["proj_out"]))
+    randomize(adapted)
+    adapted.save_pretrained(tmp_path / "adapters")
+    again = kind.from_pretrained(tmp_path / "adapters")
+    lora = {name: tensor for name, tensor in again.state_dict().items() if "lora_B" in name}
+    assert lora and all(tensor.abs().max() > 0 for tensor in lora.values())
+
+
+class Projected(EMOv2PreTrainedModel):
+    """A class of a user's own on the network, as transformers' are made."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.emov2 = config.build(0)
+        self.projection = torch.nn.Linear(config.widths[-1], 5)
+        self.post_init()
+
+
+def test_a_class_of_ones_own_begins_with_a_classifiers_weights(tmp_path):
+    model = classifier()
+    model.save_pretrained(tmp_path / "classifier")
+    with pytest.warns(UserWarning, match=r"projection\.bias, projection\.weight are newly initialised"):
+        derived = Projected.from_pretrained(tmp_path / "classifier")
+    torch.testing.assert_close(derived.emov2.norm.state_dict(), model.emov2.norm.state_dict())
+    derived.save_pretrained(tmp_path / "derived")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = Projected.from_pretrained(tmp_path / "derived")
+    torch.testing.assert_close(again.state_dict(), derived.state_dict())
+    state = load_file(tmp_path / "derived" / WEIGHTS)
+    state.pop("projection.weight")
+    save_file(state, tmp_path / "derived" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing in the file: projection\.weight"):  # of its own folder
+        Projected.from_pretrained(tmp_path / "derived")
+    with pytest.raises(ValueError, match=r"not in the model: projection\.bias"):
+        EMOv2ForImageClassification.from_pretrained(tmp_path / "derived", num_labels=2)
 
 
 @pytest.mark.parametrize(

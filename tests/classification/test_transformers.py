@@ -214,6 +214,9 @@ def test_every_kind_of_problem_has_its_loss():
     for options, given, loss in (
         ({}, torch.tensor([0, 3]), torch.nn.functional.cross_entropy),
         ({}, torch.tensor([0, -100]), torch.nn.functional.cross_entropy),
+        ({}, torch.tensor([[0], [3]]), lambda logits, ids: torch.nn.functional.cross_entropy(logits, ids[:, 0])),
+        ({"problem_type": "single_label_classification"}, torch.tensor([0, 3], dtype=torch.uint8),
+         torch.nn.functional.cross_entropy),
         ({"problem_type": "multi_label_classification"}, labels, torch.nn.functional.binary_cross_entropy_with_logits),
         ({"problem_type": "regression"}, labels, torch.nn.functional.mse_loss),
     ):
@@ -235,6 +238,10 @@ def test_every_kind_of_problem_has_its_loss():
         ({}, torch.tensor([0.0, 1.0]), "labels are torch.float32; pass a tensor (2,) of ids from 0 to 3, as integers"),
         ({}, torch.tensor([0, 1], dtype=torch.int32), "labels are torch.int32"),
         ({}, [0, 1], "labels is a list; pass a tensor (2,)"),
+        ({}, torch.tensor([0, 1], dtype=torch.uint8), "labels are torch.uint8"),
+        ({}, torch.ones(2, 4).long(), "as integers (labels.long()), or labels.float() for several labels an image"),
+        ({"problem_type": "multi_label_classification"}, torch.ones(2, 4).long(), "takes numbers (labels.float())"),
+        ({"problem_type": "regression", "num_labels": 1}, torch.tensor([0, 1]), "takes numbers (labels.float())"),
         ({}, torch.zeros(2, 3), "labels have the shape (2, 3); this model takes (2, 4)"),
         ({"problem_type": "regression"}, torch.zeros(2), "regression takes (2, 4)"),
         ({"problem_type": "ranking"}, torch.tensor([0, 1]), "problem_type='ranking' is unknown; use regression, "),
@@ -387,8 +394,9 @@ def test_configurations_survive_json(tmp_path):
         ({"in_channels": 1}, "EMOv2Config has no in_channels; did you mean num_channels?"),
         ({"drop_pth": 0.1}, "EMOv2Config has no drop_pth; did you mean drop_path?"),
         ({"xyz": 1}, "EMOv2Config has no xyz; see EMOv2Config"),
-        ({"num_labels": -1}, "EMOv2Config: num_labels=-1 is not None or a whole number from 0"),
+        ({"num_labels": -1}, "EMOv2Config: num_labels=-1 is not a whole number from 0"),
         ({"num_labels": "3"}, "EMOv2Config: num_labels='3' is not"),
+        ({"num_labels": None}, "EMOv2Config: num_labels=None is not"),
         ({"num_labels": 10**12}, "EMOv2Config: num_labels=1000000000000 is not"),
     ],
 )
