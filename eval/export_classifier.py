@@ -26,8 +26,11 @@ def main(arguments: list[str]) -> None:
     parser = CommandParser("export_classifier", __doc__)
     parser.add_argument("--model", required=True, help="Folder or Hub id of a classifier, or a name such as EMOv2-5M.")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"])
-    side, default = whole_from(SIDE.low, SIDE.high), "what the model's processor makes"
-    parser.add_argument("--image-size", type=side, help=f"Side in pixels. Default: {default}.")
+    parser.add_argument(
+        "--image-size",
+        type=whole_from(SIDE.low, SIDE.high),
+        help="Side in pixels. Default: what the model's processor makes.",
+    )
     parser.add_argument("--output-dir", type=Path, help="Default: exported in the model's folder, or runs/exported.")
     options = parser.parse_args(arguments)
     from d_emo.eval.classification import export_command  # seconds of imports, which --help does without

@@ -6,7 +6,6 @@ grid, and the base's last layer, to know the base by.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from d_emo.common.messages import first_line
 from d_emo.common.ranges import take
-from d_emo.models.checks import some
 from d_emo.models.ranges import TRANSFORMER
 
 FOLDER, ADAPTERS, BESIDE = "lora", "pytorch_lora_weights.safetensors", "trained_beside.safetensors"
@@ -85,7 +83,6 @@ class LoraMixin:
             raise ValueError(f"{folder}: the pipeline carries adapters already; call unload_lora_weights() first.")
         _check_base(folder, self.transformer, adapters, beside[LAST], about.get("base"))
         _check_beside(folder, self.transformer, beside, about)
-        _check_whole(place, self.transformer, adapters)
         config = self.transformer.config
         kept = {name: self.transformer.get_parameter(name).detach().clone() for name in (LABELS, POSITIONS)}
         before = {"num_classes": config.num_classes, "sample_size": config.sample_size}
@@ -157,21 +154,6 @@ def _check_beside(folder: Any, transformer: Any, beside: Mapping[str, torch.Tens
                 f"{folder}: {name} has the shape {tuple(beside[name].shape)}, not {shape}; its files are of two runs: "
                 "copy them again."
             )
-
-
-def _check_whole(folder: Path, transformer: Any, adapters: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a file that lacks adapters of layers that its own description names."""
-    about = _adapter_metadata(folder) or {}
-    described, rank = about.get(f"{PREFIX}.target_modules"), about.get(f"{PREFIX}.r")
-    for key, tensor in adapters.items():
-        if about and key.endswith(".lora_A.weight") and tensor.shape[0] != rank:
-            raise ValueError(f"{folder}: {ADAPTERS} says r={rank!r}, and {key} is of {tensor.shape[0]}; copy it again.")
-    if not isinstance(described, str):
-        return
-    layers = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
-    held = {key.removeprefix(f"{PREFIX}.").rpartition(".lora_")[0] for key in adapters}
-    if missing := [name for name in layers if re.fullmatch(described, name) and name not in held]:
-        raise ValueError(f"{folder}: the adapters of {some(missing)} are missing in {ADAPTERS}; copy it again.")
 
 
 def _adapter_metadata(folder: Path) -> dict[str, Any] | None:

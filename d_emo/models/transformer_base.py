@@ -6,6 +6,7 @@ Shapes: B batch, C latent or image channels, H x W input in pixels (of the image
         h x w = H/p x W/p token grid, D hidden size, O output channels (2C with learned variance, otherwise C).
 """
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from torch import nn
 
 from d_emo.common.messages import first_line
 
-from .adapter_files import check_adapters, names_in
+from .adapter_files import check_adapters, check_description, look_into
 from .checkpointing import checkpoint_block
 from .checks import check_input, check_kind, check_loading, stored_config, warn_of_untouched_statistics
 from .diffusers_dit import is_diffusers_dit
@@ -125,18 +126,20 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         """Diffusers' `load_lora_adapter`, strict: a file that does not fit the model wholly is an error.
 
         Raises:
-            ValueError: no key begins with the prefix, adapters are missing or left over, or have other shapes.
+            ValueError: no key begins with the prefix, adapters are missing or left over, or have other shapes than the
+                model or the file's description say.
         """
         source = pretrained_model_name_or_path_or_dict
         said = "the adapter" if isinstance(source, dict) else str(source)
         before = set(getattr(self, "peft_config", None) or {})
-        given = names_in(source, prefix, kwargs.get("weight_name"))
         try:
+            file = look_into(source, prefix, kwargs.get("weight_name"), kwargs.get("metadata"))
+            check_description(file, self)
             super().load_lora_adapter(source, prefix=prefix, **kwargs)
             new = set(getattr(self, "peft_config", None) or {}) - before
             for adapter in new:
-                check_adapters(self, adapter, given)
-        except (RuntimeError, ValueError) as error:
+                check_adapters(self, adapter, set(file.shapes))
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, re.error) as error:
             for adapter in set(getattr(self, "peft_config", None) or {}) - before:
                 self.delete_adapters(adapter)
             raise ValueError(f"{said}: {first_line(error)}") from error

@@ -215,8 +215,11 @@ def test_every_kind_of_problem_has_its_loss():
         ({}, torch.tensor([0, 3]), torch.nn.functional.cross_entropy),
         ({}, torch.tensor([0, -100]), torch.nn.functional.cross_entropy),
         ({}, torch.tensor([[0], [3]]), lambda logits, ids: torch.nn.functional.cross_entropy(logits, ids[:, 0])),
-        ({"problem_type": "single_label_classification"}, torch.tensor([0, 3], dtype=torch.uint8),
-         torch.nn.functional.cross_entropy),
+        (
+            {"problem_type": "single_label_classification"},
+            torch.tensor([0, 3], dtype=torch.uint8),
+            torch.nn.functional.cross_entropy,
+        ),
         ({"problem_type": "multi_label_classification"}, labels, torch.nn.functional.binary_cross_entropy_with_logits),
         ({"problem_type": "regression"}, labels, torch.nn.functional.mse_loss),
     ):

@@ -78,15 +78,45 @@ def test_what_does_not_fit_is_refused_and_leaves_no_trace(folder, file, change, 
     torch.testing.assert_close(images(pipeline), before, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("rank", [0, 10**9, "2", None, 3])
-def test_a_rank_that_the_tensors_do_not_have_is_refused(folder, rank):
+def described(folder, **changes):
+    """The file with another description."""
     with safe_open(folder / ADAPTERS, framework="pt") as file:
         metadata = dict(file.metadata())
     (key,) = (key for key in metadata if key != "format")
-    described = {**json.loads(metadata[key]), "transformer.r": rank}
-    save_file(load_file(folder / ADAPTERS), folder / ADAPTERS, metadata={**metadata, key: json.dumps(described)})
-    with pytest.raises(ValueError, match=rf"{ADAPTERS} says r={rank!r}, and .* is of 2; copy it again"):
-        tiny_pipeline(flow=True).load_lora_weights(folder)
+    about = {**json.loads(metadata[key]), **{f"transformer.{name}": value for name, value in changes.items()}}
+    save_file(load_file(folder / ADAPTERS), folder / ADAPTERS, metadata={**metadata, key: json.dumps(about)})
+
+
+@pytest.mark.parametrize("own_way", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({"r": rank}, rf"r={rank!r} is not a whole number from 1 to 2") for rank in (0, 10**9, "2", None, 3)),
+        ({"rank_pattern": {"modulation": 10**9}}, "modulation=1000000000 is not a whole number from 1 to 2"),
+        ({"rank_pattern": [3]}, r"rank_pattern=\[3\]"),
+        ({"r": 1}, "size mismatch|shape"),
+        ({"target_modules": "("}, "."),
+        ({"target_modules": 3}, "."),
+        ({"no_such_field": 3}, "could not be instantiated"),
+    ],
+)
+def test_a_description_of_other_adapters_is_refused(folder, changes, message, own_way):
+    described(folder, **changes)
+    pipeline = tiny_pipeline(flow=True)
+    with pytest.raises(ValueError, match=message) as refusal:
+        if own_way:
+            pipeline.transformer.load_lora_adapter(folder, weight_name=ADAPTERS)
+        else:
+            pipeline.load_lora_weights(folder)
+    assert "\n" not in str(refusal.value) and not getattr(pipeline.transformer, "peft_config", None)
+
+
+def test_a_second_adapter_goes_beside_the_first(folder):
+    described(folder, target_modules=r"blocks\..*modulation.*")
+    model = tiny_pipeline(flow=True).transformer
+    for name in ("one", "two"):
+        model.load_lora_adapter(folder, weight_name=ADAPTERS, adapter_name=name)
+    assert set(model.peft_config) == {"one", "two"}
 
 
 def test_diffusers_own_way_is_strict_too(folder):
