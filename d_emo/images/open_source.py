@@ -36,10 +36,10 @@ def open_source(
         ValueError: no images, no such folder, dataset or column; the message gives the remedy.
     """
     if folder is not None:
-        return folder_source(Path(checks.text(folder, "the name of the folder")), unconditional)
+        return folder_source(Path(checks.text(folder, "folder")), unconditional)
     if dataset is None:
         return digits_source()
-    dataset = checks.text(dataset, "the name of the data set")
+    dataset = checks.text(dataset, "dataset")
     column = None if unconditional else label_column
     names = read_class_names(class_names) if class_names else None
     if dataset.endswith(".tar"):

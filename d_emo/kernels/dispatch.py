@@ -18,7 +18,7 @@ from diffusers.utils import logging
 from torch import nn
 from torch.autograd import forward_ad
 
-from d_emo.common.checks import shown
+from d_emo.common.messages import shown
 
 from .reference import Windows
 
