@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +22,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from d_emo.common.messages import describe_os_error
 
-# What a launcher's command line names.
-_LAUNCHER = re.compile(r"accelerate|torchrun|torch\.distributed|torch/distributed")
+# Scripts and modules that launch others, as Python is told them.
+_LAUNCHER = re.compile(r"accelerate(-launch)?|torchrun|accelerate\.commands\.\w+|torch\.distributed\.\w+")
 _WATCH_SECONDS = 0.5
 
 
@@ -72,7 +72,7 @@ def _end_with_launcher() -> None:
     """
     parent = os.getppid()
     try:
-        if not _LAUNCHER.search(" ".join(psutil.Process(parent).cmdline())):
+        if not is_launcher(psutil.Process(parent).cmdline()):
             return
     except psutil.Error:
         return
@@ -83,6 +83,16 @@ def _end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="launcher watch").start()
+
+
+def is_launcher(words: Sequence[str]) -> bool:
+    """Whether a command line is a launcher's: Python's, with the script or module of one.
+
+    A shell is none, whatever the script or the folders that it names are called.
+    """
+    program, *rest = words or [""]
+    named = next((word for word in rest if not word.startswith("-")), "")
+    return Path(program).name.lower().startswith("python") and bool(_LAUNCHER.fullmatch(Path(named).name))
 
 
 def cores() -> int:
@@ -178,12 +188,13 @@ def end_workers(spared: Collection[BaseProcess] = ()) -> None:
         signal.signal(signal.SIGCHLD, former)
 
 
-def leave_interrupts(_worker: int) -> None:
+def leave_interrupts(_worker: int, signals: Sequence[int] = (signal.SIGINT,)) -> None:
     """Start of a loader's process: Ctrl-C, which reaches the whole group, is for the process that it works for.
 
     And where that one ends, multiprocessing's thread here, which hands tensors over, would print that nobody took them.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
     report = sys.excepthook
 
     def quietly(kind: type[BaseException], error: BaseException, traceback: Any) -> None:

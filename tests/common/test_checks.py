@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from d_emo.common import checks
+from d_emo.common.files import check_replaceable
 from d_emo.common.numbers import finite_from, whole_from
 from d_emo.common.ranges import Real, Whole
 from d_emo.images.digits import digits_source
@@ -55,3 +56,18 @@ def test_any_share_between_nothing_and_all_may_be_held_out():
     for share in (0, 1, -0.1):
         with pytest.raises(ValueError, match="share="):
             held_out(digits_source(), share)
+
+
+def test_a_folder_is_replaced_by_its_like_only(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "traces").mkdir()
+    (tmp_path / "traces" / ".lock").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "config.json").touch()
+    for name in ("none", "traces", "older"):
+        check_replaceable(tmp_path / name, "--output-dir", "config.json", "model")
+    for name, reason in (("file", "is no folder"), ("other", "is not empty and holds no model")):
+        with pytest.raises(ValueError, match=rf"--output-dir .*{name} {reason}"):
+            check_replaceable(tmp_path / name, "--output-dir", "config.json", "model")

@@ -119,7 +119,7 @@ def test_a_refused_call_draws_nothing_from_the_generator():
 @pytest.mark.parametrize(
     ("flow", "scheduler", "message"),
     [
-        (False, lambda: DDPMScheduler(num_train_timesteps=0), "num_train_timesteps=0 is not a whole number from 1 on .models .* have 1000"),
+        (False, lambda: DDPMScheduler(num_train_timesteps=0), "num_train_timesteps=0 is not .* have 1000"),
         (False, lambda: DDIMScheduler(beta_start=float("nan")), "noise schedule is broken"),
         (False, lambda: DDIMScheduler(beta_start=0.5, beta_end=1.5), "noise schedule is broken"),
         (False, lambda: DDIMScheduler(beta_start=-0.1, beta_end=0.0), "noise schedule is broken"),
