@@ -211,15 +211,21 @@ def hardware(device: torch.device, count: int = 1) -> str:
         device: of a process.
         count: of processes, each on such a device, or all on the cores of one CPU.
     """
-    if device.type == "cuda":
-        return (f"{count} x " if count > 1 else "") + torch.cuda.get_device_name(device)
     if device.type != "cpu":
-        return f"{count} x {device.type}"
+        return (f"{count} x " if count > 1 else "") + device_name(device)
+    return f"{cores()} cores of {device_name(device)}" + (f" in {count} processes" if count > 1 else "")
+
+
+def device_name(device: torch.device) -> str:
+    """What an accelerator or the CPU is called."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    shared = f" in {count} processes" if count > 1 else ""
-    return f"{cores()} cores of {next(names, platform.processor() or 'a CPU')}{shared}"
+    return next(names, platform.processor() or "a CPU")
 
 
 def default_device() -> torch.device:
