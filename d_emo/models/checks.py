@@ -61,7 +61,8 @@ def check_input(config: Any, null_label: int, hidden_states: Any, timestep: Any,
     if not isinstance(timestep, torch.Tensor | numbers.Real) or shape not in ((), (1,), (batch,)):
         given = f"of shape {shape}" if shape else f"a {type(timestep).__name__}"
         raise ValueError(f"timestep is {given}; {remedy}.")
-    if isinstance(timestep, numbers.Real) and abs(timestep) > LARGEST_TIMESTEP:
+    largest: Any = LARGEST_TIMESTEP
+    if isinstance(timestep, numbers.Real) and not -largest <= timestep <= largest:
         raise ValueError(f"timestep={timestep} is beyond {LARGEST_TIMESTEP}; {remedy}.")
     _check_labels(config.num_classes, null_label, class_labels, batch)
 

@@ -9,8 +9,8 @@ from d_emo.images.digits import digits_source
 from d_emo.images.open_source import open_source
 
 PICTURE = PIL.Image.new("RGB", (20, 10))
-NO_NUMBERS = [None, 0, -1, 1.5, float("nan"), float("inf"), 10**12, "", "x", b"x", [], {}, True, np.zeros(2), object()]
-NO_NAMES = [None, 0, 1.5, float("nan"), "", "\0", "a\0b", b"x", [], {}, True, np.zeros(2), object()]
+NO_NUMBERS = [None, 0, -1, 1.5, float("nan"), float("inf"), 10**12, "", "x", b"x", [], {}, True, np.zeros(2), range(2)]
+NO_NAMES = [None, 0, 1.5, float("nan"), "", "\0", "a\0b", b"x", [], {}, True, np.zeros(2), range(2)]
 NO_NUMBERED = {
     "width": lambda value: decode.center_crop(PICTURE, value),
     "height": lambda value: decode.center_crop(PICTURE, 4, 0 if value is None else value),
@@ -61,12 +61,12 @@ def test_what_is_no_path_is_refused_by_name(name, value):
     refused(PATHS[name], value, name)
 
 
-@pytest.mark.parametrize("value", [None, 0, 1.5, "words", b"x", True, [1], object()], ids=repr)
+@pytest.mark.parametrize("value", [None, 0, 1.5, "words", b"x", True, [1], range(2)], ids=repr)
 def test_what_is_no_list_of_class_names_is_refused(value):
     refused(stored_labels.ClassNames, value, "class names are")
 
 
-@pytest.mark.parametrize("value", [None, 0, "words", [], np.zeros(2), object()], ids=repr)
+@pytest.mark.parametrize("value", [None, 0, "words", [], np.zeros(2), range(2)], ids=repr)
 def test_what_is_no_table_of_names_is_refused(value):
     refused(lambda table: labels.LabelResolver(table, 3), value, "id2label")
     refused(lambda table: labels.normalize_id2label(table, 3), value, "id2label")

@@ -110,7 +110,7 @@ def test_windows_that_do_not_divide_are_refused(name, windows):
         ({"dim": 32}, "do not divide"),
         ({"attention_type": "none"}, "attention_type='none' is unknown"),
         ({"attention_type": None}, "attention_type=None is unknown"),
-        ({"qkv": torch.rand(8, 8, 64)}, r"is \(8, 8, 64\), not a tensor"),
+        ({"qkv": torch.zeros(8, 8, 64)}, r"is \(8, 8, 64\), not a tensor"),
         ({"qkv": torch.ones(QKV, dtype=torch.long)}, "is torch.int64"),
         ({"qkv": None}, "is NoneType"),
     ],

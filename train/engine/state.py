@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import load as load_safely
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from d_emo.common.commands import CommandError
 from d_emo.common.files import write_json
@@ -151,7 +152,7 @@ def _load_optimizer(model: torch.nn.Module, optimizer: Any, folder: Path) -> Non
     with safe_open(folder / OPTIMIZER_FILE, framework="pt") as file:
         for entry in list(file.keys()):
             key, _, name = entry.partition("/")
-            states.setdefault(name, {})[key] = shared_out(file.get_tensor(entry), parameters[name])
+            states.setdefault(name, {})[key] = _laid_out(file.get_tensor(entry), parameters[name])
     content = optimizer.state_dict()
     if len(numbers["groups"]) != len(content["param_groups"]):
         raise StateError(f"{folder / NUMBERS_FILE}: of another optimizer.")
@@ -165,6 +166,14 @@ def _load_optimizer(model: torch.nn.Module, optimizer: Any, folder: Path) -> Non
         raise StateError(f"{folder / OPTIMIZER_FILE}: of another network ({sorted(unknown)[:3]}).")
     state = {index: states[name] for index, name in enumerate(flat) if name in states}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _laid_out(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """State of a parameter, as that lies in memory (channels last, say): fused optimizers go through both at once."""
+    value = shared_out(value, parameter)
+    if value.shape != parameter.shape or isinstance(value, DTensor):
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _load_old_optimizer(optimizer: Any, path: Path) -> None:

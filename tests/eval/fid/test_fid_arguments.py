@@ -21,7 +21,7 @@ METRICS = {
     "KID": lambda values: metrics.kernel_distance(values, FEATURES),
     "KID, samples": lambda values: metrics.kernel_distance(FEATURES, values),
 }
-NO_NUMBERS = [0, -1, 1.5, float("nan"), float("inf"), "", "x", b"x", [], {}, True, object()]
+NO_NUMBERS = [0, -1, 1.5, float("nan"), float("inf"), "", "x", b"x", [], {}, True, range(2)]
 
 
 def refused(call, *names):
@@ -59,7 +59,7 @@ def test_settings_that_are_no_numbers_are_refused_by_their_option(name, value):
     refused(lambda: protocol.SamplingSettings(**{name: value}), f"--{name.replace('_', '-')}")
 
 
-@pytest.mark.parametrize("value", [None, 0, "", "other", [], object()], ids=repr)
+@pytest.mark.parametrize("value", [None, 0, "", "other", [], range(2)], ids=repr)
 @pytest.mark.parametrize("name", ["sampler", "labels", "weights", "dtype"])
 def test_settings_that_are_no_choices_are_refused_by_their_option(name, value):
     refused(lambda: protocol.SamplingSettings(**{name: value}), f"--{name}", "use one of")
@@ -81,7 +81,7 @@ def test_numbers_of_readers_are_refused_by_name(tmp_path, value):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("value", [None, 0, 1.5, "", "\0", b"x", [], object()], ids=repr)
+@pytest.mark.parametrize("value", [None, 0, 1.5, "", "\0", b"x", [], range(2)], ids=repr)
 def test_names_of_readers_are_refused_by_name(tmp_path, value):
     accelerator = Accelerator(cpu=True)
     refused(lambda: open_set(value), "the name of the images")
@@ -107,6 +107,6 @@ def test_images_that_do_not_fit_are_not_written(tmp_path, blocks, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("size", [3, "ab", (4,), (4, 4, 4), object()], ids=repr)
+@pytest.mark.parametrize("size", [3, "ab", (4,), (4, 4, 4), range(2)], ids=repr)
 def test_a_size_is_height_and_width(size):
     refused(lambda: open_set("digits", size), "h")
