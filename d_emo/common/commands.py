@@ -108,6 +108,9 @@ def explanation(error: BaseException) -> str | None:
         return f"the memory does not suffice ({first_line(error)}); use smaller batches or pictures, or fewer processes"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return f"a loader's process died ({first_line(error)}); use fewer --num-workers if memory ran out"
+    # What PyTorch raises in a process that waits for another one, once that has ended.
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError") or "/gloo/" in str(error):
+        return "another process of this run has ended; its line says why"
     if isinstance(error, ValueError | CommandError) or type(error) is ImportError:
         return own_line(error)
     return None
