@@ -170,6 +170,23 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
         raise ValueError(f"{option} {path}: nothing may be written in {place}; name another place.")
 
 
+def check_replaceable(folder: Path, option: str, mark: str, kind: str) -> None:
+    """Find out before the work that a folder could be written, and that it holds nothing but an older one of its kind.
+
+    Args:
+        folder: what will be written.
+        option: how the user named it: "--output-dir".
+        mark: the file in it that every folder of the kind has.
+        kind: of its content, for people: "pipeline".
+
+    Raises:
+        ValueError: something else lies there, or nothing may be written there.
+    """
+    check_writable(folder, option, folder=True)
+    if holds_something(folder) and not (folder / mark).is_file():
+        raise ValueError(f"{option} {folder} is not empty and holds no {kind}; choose another.")
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Rename a folder, replacing an older one of the same name; the older one is deleted last."""
     replaced = partial_path(target.with_name(f"replaced-{target.name}"))

@@ -16,6 +16,7 @@ import io
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,24 @@ import numpy as np
 import torch
 
 from d_emo.common import checks
-from d_emo.common.files import file_digest, holds_something, remove, write_json, written_whole
-from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.files import file_digest, holds_something, read_json, remove, write_json, written_whole
+from d_emo.common.messages import describe_os_error, first_line, shown
 from d_emo.common.output import Progress
+from d_emo.common.ranges import Each, OneOf, Real, Table, Whole
 from d_emo.common.shards import MANIFEST, SLOW_CHECK_BYTES, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.images.decode import DECODE_VERSION
 from d_emo.images.source import ImageSource, no_image
 
 LABELS = "labels.npy"
 DTYPES = ("float32", "float16")
+# What a manifest's numbers may be.
+NUMBERS: Table = {
+    **dict.fromkeys(("count", "resolution", "shard_size", "decode_version"), Whole(1)),
+    "shape": Each(Whole(1), 3, 3),
+    "flips": OneOf((1, 2)),
+    "dtype": OneOf(DTYPES),
+    **dict.fromkeys(("scaling_factor", "shift_factor"), Real()),
+}
 # Folders up to this size are checked whole when they are opened, which takes some seconds.
 FULL_CHECK_BYTES = 2**32
 # Files of latents that are kept open; systems allow a thousand or so in all.
@@ -87,22 +97,10 @@ class CacheManifest:
     labels_digest: str = ""
 
     def __post_init__(self):
-        numbers = {name: getattr(self, name) for name in ("count", "resolution", "shard_size", "decode_version")}
-        numbers |= {f"shape[{place}]": side for place, side in enumerate(self.shape)}
-        factors = {name: getattr(self, name) for name in ("scaling_factor", "shift_factor")}
-        wrong = {name: value for name, value in numbers.items() if type(value) is not int or value < 1}
-        wrong |= {
-            name: value
-            for name, value in factors.items()
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-        }
-        wrong |= {name: getattr(self, name) for name, choices in (("flips", (1, 2)), ("dtype", DTYPES))
-                  if getattr(self, name) not in choices}  # fmt: skip
+        for name, rule in NUMBERS.items():
+            rule.check(getattr(self, name), name)
         if not isinstance(self.id2label, dict) or list(self.id2label) != [str(i) for i in range(len(self.id2label))]:
-            wrong["id2label"] = self.id2label
-        if len(self.shape) != 3 or wrong:
-            name, value = next(iter(wrong.items()), ("shape", self.shape))
-            raise ValueError(f"{name} is {str(value)[:60]}")
+            raise ValueError(f"id2label={shown(self.id2label)} is not a table of names by class id.")
 
     def file_shape(self, shard: range) -> tuple[int, ...]:
         """Shape of a file's array."""
@@ -262,14 +260,9 @@ def _checksums(path: Path, manifest: CacheManifest) -> dict[str, str]:
     record = _beside(path, "checksums")
     if not manifest.labels_digest and not record.is_file():
         return {}
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-        if path.name not in found:
-            raise ValueError(f"nothing of {path.name}")
-    except OSError as error:
-        raise LatentCacheError(f"{path} has no checksum ({describe_os_error(error)}); {AGAIN}.") from error
-    except (ValueError, TypeError) as error:
-        raise LatentCacheError(f"{record} is damaged ({first_line(error)}); {AGAIN}.") from error
+    found = _read_table(record)
+    if path.name not in found:
+        raise LatentCacheError(f"{record} is damaged (it says nothing of {path.name}); {AGAIN}.")
     return found
 
 
@@ -301,14 +294,20 @@ def _replaced_images(path: Path, manifest: CacheManifest) -> dict[int, int]:
         return {}
     if sums:
         _check_digest(beside, sums[beside.name])
+    found = _read_table(beside)
+    places = [place for pair in found.items() for place in pair]
+    if not all(re.fullmatch(r"[0-9]{1,18}", str(place)) and int(place) < manifest.count for place in places):
+        raise LatentCacheError(f"{beside} is damaged (it is no table of images); {AGAIN}.")
+    return {int(index): int(used) for index, used in found.items()}
+
+
+def _read_table(path: Path) -> dict[str, Any]:
     try:
-        found = {int(index): used for index, used in json.loads(beside.read_text(encoding="utf-8")).items()}
-        if not all(type(used) is int and min(i, used) >= 0 and max(i, used) < manifest.count
-                   for i, used in found.items()):  # fmt: skip
-            raise ValueError("no table of images")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise LatentCacheError(f"{beside} is damaged ({first_line(error)}); {AGAIN}.") from error
-    return found
+        return read_json(path, AGAIN)
+    except OSError as error:
+        raise LatentCacheError(f"{describe_os_error(error)}; {AGAIN}.") from error
+    except ValueError as error:
+        raise LatentCacheError(str(error)) from error
 
 
 class LatentCache:
@@ -324,7 +323,7 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder = checks.path_named(folder, "the folder of latents")
+        self.folder = folder = checks.path_named(folder, "folder")
         self.manifest = read_cache_manifest(folder)
         self.labels = _read_labels(folder, self.manifest)
         self.files = shard_folder(folder, self.manifest)
