@@ -13,7 +13,6 @@ is refused before anything is learned from it. Folders of before there were chec
 import collections
 import hashlib
 import io
-import json
 import math
 import os
 import re
@@ -165,7 +164,7 @@ def claim_latents(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> 
     else:
         folder.mkdir(parents=True, exist_ok=True)
         content = asdict(replace(manifest, labels_digest=digest))
-        write_manifest(folder, {**content, MANIFEST_DIGEST: _digest_of(content)})
+        write_manifest(folder, {**content, MANIFEST_DIGEST: content_digest(content)})
     path = folder / LABELS
     if not path.is_file() or file_digest(path) != digest:
         with written_whole(path) as partial:
@@ -180,10 +179,6 @@ def refuse_other_content(folder: Path) -> None:
     """
     if holds_something(folder) and not (folder / MANIFEST).is_file():
         raise LatentCacheError(f"{folder} is not empty and holds no latents; choose another folder.")
-
-
-def _digest_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_cache_manifest(folder: Path) -> CacheManifest:
@@ -215,7 +210,7 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
             f"--vae {manifest.vae} --resolution {manifest.resolution} --output-dir {folder}-{DECODE_VERSION}, and the "
             "options that name it."
         )
-    if (digest or manifest.labels_digest) and digest != _digest_of(content):
+    if (digest or manifest.labels_digest) and digest != content_digest(content):
         raise LatentCacheError(
             f"{folder / MANIFEST} is damaged (it is not as it was written, by its SHA-256); {ELSEWHERE}."
         )
