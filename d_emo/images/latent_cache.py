@@ -24,7 +24,15 @@ import numpy as np
 import torch
 
 from d_emo.common import checks
-from d_emo.common.files import file_digest, holds_something, read_json, remove, write_json, written_whole
+from d_emo.common.files import (
+    content_digest,
+    file_digest,
+    holds_something,
+    read_json,
+    remove,
+    write_json,
+    written_whole,
+)
 from d_emo.common.messages import describe_os_error, first_line, shown
 from d_emo.common.output import Progress
 from d_emo.common.ranges import Each, OneOf, Real, Table, Whole
