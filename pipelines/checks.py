@@ -40,6 +40,7 @@ class NonFiniteSampleError(ValueError):
 
 def default_steps(scheduler: Any) -> int:
     """The number of steps that suits a scheduler, for a pipeline that was saved without one."""
+    check_parts(scheduler, None)
     stochastic = isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler | FlowMatchEulerMaruyamaScheduler)
     return STOCHASTIC_STEPS if stochastic else SOLVER_STEPS
 

@@ -40,7 +40,6 @@ def window_attention(
 # ---- registration with PyTorch -------------------------------------------------------------------------------------
 
 
-# `reference.window_attention`, of `Windows`, and the gradient of qkv.
 def _check(qkv, windows):
     check_grid("window_attention", qkv)
     check_windows("window_attention", qkv.shape[:3], qkv.shape[-1], windows)
@@ -52,6 +51,7 @@ def _check_backward(grad, qkv, windows):
     check_tensors("window_attention_backward", qkv, grad=(grad, shape))
 
 
+# `reference.window_attention`, of `Windows`, and the gradient of qkv.
 attention_operator = operator("window_attention", "(Tensor qkv, SymInt[] windows) -> Tensor", _check)
 attention_backward_operator = operator(
     "window_attention_backward", "(Tensor grad, Tensor qkv, SymInt[] windows) -> Tensor", _check_backward

@@ -17,6 +17,7 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.modules import module as _modules  # holds the hooks of all modules
 
 from d_emo.common.messages import shown
 
@@ -51,11 +52,6 @@ class Backend:
 OPERATORS = (
     *("window_attention", "window_attention_backward", "local_branch", "local_branch_backward"),
     *("linear", "linear_backward", "infer_block"),
-)
-# PyTorch's hooks of all modules (`torch.nn.modules.module.register_module_forward_hook` and its like).
-_GLOBAL_HOOKS = (
-    *("_global_forward_hooks", "_global_forward_pre_hooks"),
-    *("_global_backward_hooks", "_global_backward_pre_hooks"),
 )
 _table: dict[str, Backend] = {}
 _choice: str | None = None
@@ -214,7 +210,12 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     if type(module) is not kind or hooks or "forward" in module.__dict__ or kind.forward is not _forwards[kind]:
         return False
-    return not any(getattr(nn.modules.module, name) for name in _GLOBAL_HOOKS)
+    return not (
+        _modules._global_forward_hooks
+        or _modules._global_forward_pre_hooks
+        or _modules._global_backward_hooks
+        or _modules._global_backward_pre_hooks
+    )
 
 
 def remember(kind: type[nn.Module]) -> None:

@@ -98,17 +98,18 @@ def _check(x, expansion, bias, projection, windows, taps, summand):
     side = math.isqrt(len(taps)) if taps.dim() else 0
     if expansion.dim() != 2 or projection.dim() != 2 or side not in KERNEL_SIZES:
         raise ValueError("infer_block: the projections are no matrices, or there is no kernel for the convolution.")
-    wide, outputs = len(expansion), len(projection)
-    check_windows("infer_block", x.shape[:3], wide, windows)
-    inner = wide - 2 * windows[0]
-    for name, tensor in (("expansion", expansion), ("projection", projection)):
-        if tensor.dtype != x.dtype:
-            raise ValueError(f"infer_block: {name} is {tensor.dtype}, the input {x.dtype}; pass one type.")
+    if not expansion.dtype == projection.dtype == x.dtype:
+        raise ValueError(
+            f"infer_block: the input is {x.dtype}, the projections {expansion.dtype} and {projection.dtype}; pass one "
+            "type."
+        )
+    grid, wide, outputs = x.shape[:3], expansion.shape[0], projection.shape[0]
+    check_windows("infer_block", grid, wide, windows)
+    dim, inner = windows[0], wide - 2 * windows[0]
     check_tensors(
         "infer_block", x,
-        expansion=(expansion, (wide, x.shape[-1])), bias=(bias, (wide,)), projection=(projection, (outputs, inner)),
-        taps=(taps, (side * side, inner)), summand=(summand, (inner,)),
-        x=(x, (*x.shape[:3], windows[0])),
+        expansion=(expansion, (wide, dim)), bias=(bias, (wide,)), projection=(projection, (outputs, inner)),
+        taps=(taps, (side * side, inner)), summand=(summand, (inner,)), x=(x, (*grid, dim)),
     )  # fmt: skip
 
 

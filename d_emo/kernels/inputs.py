@@ -16,7 +16,7 @@ LARGEST = 2**31 - 1
 KIND, SIZE = OneOf(KINDS), Whole(1, LARGEST, "in tokens or channels")
 
 
-def check_tensors(operator: str, first: torch.Tensor, **others: tuple[torch.Tensor | None, Sequence[int]]) -> None:
+def check_tensors(operator: str, first: torch.Tensor, **others: tuple[torch.Tensor | None, tuple[int, ...]]) -> None:
     """Refuse tensors of other shapes, other devices or other kinds of numbers than an operator's first one needs.
 
     Args:
@@ -28,15 +28,16 @@ def check_tensors(operator: str, first: torch.Tensor, **others: tuple[torch.Tens
         raise ValueError(f"{operator}: the input is {first.dtype}; pass floating-point numbers.")
     if max(first.shape, default=0) > LARGEST:
         raise ValueError(f"{operator}: the input's shape {tuple(first.shape)} has a side above {LARGEST}; split it.")
+    device, layout = first.device, first.layout
     for name, (tensor, shape) in others.items():
         if tensor is None:
             continue
-        if tuple(tensor.shape) != tuple(shape):
+        if tensor.shape != shape:
             raise ValueError(f"{operator}: {name} has the shape {tuple(tensor.shape)}; the others need {tuple(shape)}.")
-        if tensor.device != first.device or tensor.layout != first.layout:
+        if tensor.device != device or tensor.layout != layout:
             raise ValueError(
-                f"{operator}: {name} is {tensor.layout} on {tensor.device}, the input is {first.layout} on "
-                f"{first.device}; move them to one device."
+                f"{operator}: {name} is {tensor.layout} on {tensor.device}, the input is {layout} on {device}; move "
+                "them to one device."
             )
         if not tensor.is_floating_point():
             raise ValueError(f"{operator}: {name} is {tensor.dtype}; pass floating-point numbers.")
@@ -70,12 +71,17 @@ def check_windows(operator: str, grid: Sequence[int], channels: int, windows: Se
     if len(windows) != len(Windows._fields):
         raise ValueError(f"{operator}: windows={list(windows)} are not the numbers {', '.join(Windows._fields)}.")
     dim, heads, height, width, neighborhood, remote = windows
+    _, rows, columns = grid
     values = channels - 2 * dim
-    if min(*grid[1:], *windows[:4], values) < 1 or min(neighborhood, remote) < 0 or not max(neighborhood, remote):
-        fits = False
-    else:
-        fits = not (dim % heads or values % heads or grid[1] % height or grid[2] % width)
-    if not fits:
+    if (
+        min(rows, columns, dim, heads, height, width, values) < 1
+        or min(neighborhood, remote) < 0
+        or not max(neighborhood, remote)
+        or dim % heads
+        or values % heads
+        or rows % height
+        or columns % width
+    ):
         raise ValueError(
             f"{operator}: {Windows(*windows)} do not divide a grid of {tuple(grid)} with {channels} channels."
         )

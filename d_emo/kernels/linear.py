@@ -43,7 +43,6 @@ def multiplies(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
-# `F.linear`, whose bias may be of another type; gradients of x, weight and, in the arithmetic type, of the bias.
 def _check(x, weight, bias, **others):
     if not x.dim() or weight.dim() != 2 or weight.dtype != x.dtype:
         raise ValueError(
@@ -58,6 +57,7 @@ def _check_backward(grad, x, weight):
     _check(x, weight, None, grad=(grad, (*x.shape[:-1], *weight.shape[:1])))
 
 
+# `F.linear`, whose bias may be of another type; gradients of x, weight and, in the arithmetic type, of the bias.
 linear_operator = operator("linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _check)
 linear_backward_operator = operator(
     "linear_backward", "(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)", _check_backward

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiTTransformer2DModel
 
 from d_emo.common.ranges import take
 from d_emo.schedulers.flow_paths import path_of
@@ -19,8 +18,11 @@ from d_emo.schedulers.flow_paths import path_of
 from .checks import PLACE, RESTORE, different, load_strictly
 from .ranges import DIFFUSERS_DIT
 
+# Diffusers' class is imported where it is made: with all that it is made of it would cost every user half a second.
 if TYPE_CHECKING:
-    from .transformer_base import ClassConditionalTransformer2DModel
+    from diffusers import DiTTransformer2DModel
+
+    from .transformer_dit import DiTBaselineTransformer2DModel
 
 # Of Diffusers' class -> ours, outside of the blocks, and inside of them.
 NAMES = {"pos_embed.proj": "patch_embed", "proj_out_1": "norm_out.modulation", "proj_out_2": "proj_out"}
@@ -70,6 +72,8 @@ def config_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a field is out of its range, or describes another network than DiT's; the message names it.
     """
+    from diffusers import DiTTransformer2DModel
+
     defaults = {name: field.default for name, field in inspect.signature(DiTTransformer2DModel).parameters.items()}
     config = take(CLASSES[0], {**defaults, **config}, DIFFUSERS_DIT)
     for name, expected in EXPECTED.items():
@@ -135,7 +139,7 @@ def config_of_state(
     )
 
 
-def import_diffusers_state(state: Mapping[str, torch.Tensor], model: "ClassConditionalTransformer2DModel") -> None:
+def import_diffusers_state(state: Mapping[str, torch.Tensor], model: "DiTBaselineTransformer2DModel") -> None:
     """Load tensors under Diffusers' names into a model of `config_from_diffusers`, every one of them.
 
     Raises:
@@ -170,7 +174,7 @@ def import_diffusers_state(state: Mapping[str, torch.Tensor], model: "ClassCondi
     load_strictly(ours, model)
 
 
-def _check_positions(stored: torch.Tensor, model: "ClassConditionalTransformer2DModel") -> None:
+def _check_positions(stored: torch.Tensor, model: "DiTBaselineTransformer2DModel") -> None:
     positions = model.pos_embed.detach().flatten(0, 1)[None]
     if stored.shape != positions.shape or not torch.allclose(stored.float(), positions, atol=1e-4):
         raise ValueError(f"{POSITIONS} are not DiT's sine-cosine positions of this grid.")
@@ -186,6 +190,9 @@ def load_diffusers_dit(name: Any, options: dict[str, Any]) -> dict[str, torch.Te
     Raises:
         ValueError: tensors are missing or left over, or an option is given that a conversion cannot follow.
     """
+    from diffusers import DiTTransformer2DModel
+
+    options = {key: value for key, value in options.items() if value is not None}
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise ValueError(
             f"it is converted while it loads, so that {', '.join(unknown)} cannot be followed; save what was "
@@ -198,7 +205,7 @@ def load_diffusers_dit(name: Any, options: dict[str, Any]) -> dict[str, torch.Te
     return model.state_dict()
 
 
-def to_diffusers(model: "ClassConditionalTransformer2DModel") -> DiTTransformer2DModel:
+def to_diffusers(model: "DiTBaselineTransformer2DModel") -> "DiTTransformer2DModel":
     """This package's DiT as Diffusers' `DiTTransformer2DModel`, a copy in float32 and eval mode.
 
     Args:
@@ -208,6 +215,8 @@ def to_diffusers(model: "ClassConditionalTransformer2DModel") -> DiTTransformer2
     Raises:
         ValueError: Diffusers' class cannot give the same outputs; the message says why.
     """
+    from diffusers import DiTTransformer2DModel
+
     _check_exportable(model)
     config = model.config
     made = DiTTransformer2DModel(
@@ -225,7 +234,7 @@ def to_diffusers(model: "ClassConditionalTransformer2DModel") -> DiTTransformer2
     return made.eval()
 
 
-def export_diffusers_state(model: "ClassConditionalTransformer2DModel") -> dict[str, torch.Tensor]:
+def export_diffusers_state(model: "DiTBaselineTransformer2DModel") -> dict[str, torch.Tensor]:
     """A model's tensors under the names of Diffusers' DiT, float32."""
     outside = {ours: theirs for theirs, ours in NAMES.items()}
     inside = {ours: theirs for theirs, ours in BLOCK_NAMES.items()}
@@ -248,10 +257,8 @@ def export_diffusers_state(model: "ClassConditionalTransformer2DModel") -> dict[
     return state
 
 
-def _check_exportable(model: "ClassConditionalTransformer2DModel") -> None:
+def _check_exportable(model: "DiTBaselineTransformer2DModel") -> None:
     """Refuse what Diffusers' class cannot compute."""
-    if not hasattr(getattr(model, "config", None), "timestep_freq_shift"):
-        raise ValueError(f"{type(model).__name__} is not the DiT network; only DiT-* models become Diffusers' DiT.")
     config: Any = model.config
     if getattr(model, "peft_config", None):
         raise ValueError("the model carries adapters; merge them (fuse_lora) or take them off (unload_lora) first.")

@@ -106,7 +106,9 @@ def objective_fits(values: Values) -> str:
 
 def time_passes(values: Values) -> str:
     """A factor of 0 would show the network one time only."""
-    return "timestep_factor=0 hides the time from the network; 1.0 leaves it as it is" * (not values["timestep_factor"])
+    if values["timestep_factor"]:
+        return ""
+    return "timestep_factor=0 hides the time from the network; 1.0 leaves it as it is"
 
 
 def of_a_size(values: Values) -> str:

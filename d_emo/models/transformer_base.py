@@ -7,11 +7,11 @@ Shapes: B batch, C latent or image channels, H x W input in pixels (of the image
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import OffloadedWeightsLoader
-from diffusers import CacheMixin, ConfigMixin, DiTTransformer2DModel, ModelMixin
+from diffusers import CacheMixin, ConfigMixin, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -23,14 +23,11 @@ from d_emo.common.messages import first_line
 from .adapter_files import check_adapters, names_in
 from .checkpointing import checkpoint_block
 from .checks import check_input, check_kind, check_loading, stored_config, warn_of_untouched_statistics
-from .diffusers_dit import (
-    config_from_diffusers,
-    import_diffusers_state,
-    is_diffusers_dit,
-    load_diffusers_dit,
-    to_diffusers,
-)
+from .diffusers_dit import is_diffusers_dit
 from .layers import AdaLayerNormOut, sincos_positions
+
+if TYPE_CHECKING:
+    from diffusers import DiTTransformer2DModel
 
 # Channels of the sinusoidal timestep encoding, as in DiT.
 TIMESTEP_CHANNELS = 256
@@ -44,8 +41,6 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     """
 
     _supports_gradient_checkpointing = True
-    # Whether it is the network of Diffusers' `DiTTransformer2DModel`, too.
-    _is_dit = False
     _skip_layerwise_casting_patterns = ["pos_embed", "norm", "label_embed"]
     _keep_in_fp32_modules = ["pos_embed", "conv_norm"]
 
@@ -71,24 +66,22 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Diffusers' `from_pretrained`, strict: a folder whose configuration and weights differ is no model.
 
-        BatchNorm statistics survive a device map that puts blocks on disk. The DiT baseline converts folders of
-        Diffusers' `DiTTransformer2DModel`.
+        BatchNorm statistics survive a device map that puts blocks on disk.
 
         Raises:
             ValueError: the folder holds another kind of network, or weights are missing or left over.
         """
         config = stored_config(cls, pretrained_model_name_or_path, kwargs)
-        if is_diffusers_dit(config):
-            if cls._is_dit:
-                return cls._converted(pretrained_model_name_or_path, config, kwargs)
-            check_kind(cls, pretrained_model_name_or_path, config, "DiTBaselineTransformer2DModel")
-        check_kind(cls, pretrained_model_name_or_path, config)
+        if (converted := cls._converted(pretrained_model_name_or_path, config, kwargs)) is not None:
+            return converted
+        converted_by = "DiTBaselineTransformer2DModel" if is_diffusers_dit(config) else None
+        check_kind(cls, pretrained_model_name_or_path, config, converted_by)
         wants_information = kwargs.pop("output_loading_info", False)
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         except (RuntimeError, SafetensorError, ValueError) as error:
             name, reason = str(pretrained_model_name_or_path), first_line(error)
-            if name in reason:
+            if name in reason or reason.startswith(f"{cls.__name__}: "):  # the latter says which field is wrong
                 raise
             raise ValueError(f"{name} does not load as a {cls.__name__} ({reason}).") from error
         model, information = loaded if isinstance(loaded, tuple) else (loaded, {})
@@ -104,28 +97,22 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
 
     @classmethod
     def _converted(cls, name: Any, config: dict[str, Any], options: dict[str, Any]) -> Any:
-        """Diffusers' DiT as this class, in eval mode; options as of `from_pretrained`."""
-        wants_information = options.pop("output_loading_info", False)
-        dtypes = [options.pop(key, None) for key in ("dtype", "torch_dtype")]
-        model = cls(**config_from_diffusers(config)).eval()
-        try:
-            import_diffusers_state(load_diffusers_dit(name, options), model)
-        except ValueError as error:
-            raise ValueError(f"{name} of Diffusers' DiT: {error}") from error
-        if (dtype := dtypes[0] or dtypes[1]) is not None:
-            positions = model.pos_embed.detach().clone()
-            nn.Module.to(model, dtype)
-            model.pos_embed.data = positions  # stays float32, as in other ways of loading
-        model.register_to_config(_name_or_path=str(name))
-        return (model, {"missing_keys": [], "unexpected_keys": []}) if wants_information else model
+        """What `from_pretrained` returns for a folder of another library's network that a subclass converts, or None.
 
-    def to_diffusers(self) -> DiTTransformer2DModel:
-        """This network as Diffusers' own DiT, where that gives the same outputs; see `diffusers_dit.to_diffusers`.
+        Args:
+            name: folder or Hub id.
+            config: what it holds.
+            options: of `from_pretrained`.
+        """
+        return None
+
+    def to_diffusers(self) -> "DiTTransformer2DModel":
+        """This network as Diffusers' own DiT, where that gives the same outputs; a copy in float32 and eval mode.
 
         Raises:
             ValueError: it is no DiT, a flow model, or has what Diffusers' class lacks.
         """
-        return to_diffusers(self)
+        raise ValueError(f"{type(self).__name__} is not the DiT network; only DiT-* models become Diffusers' DiT.")
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Diffusers' `save_pretrained`; says where BatchNorm's statistics were forgotten."""

@@ -7,6 +7,8 @@ Diffusers' own `DiTTransformer2DModel` has a label embedder in every block, each
 Shapes: B batch, h x w token grid, L = h w tokens, D hidden size, n heads, d = D / n.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
@@ -15,8 +17,18 @@ from torch import nn
 from d_emo.common.block_ranges import BLOCK, expands, undivided
 from d_emo.common.ranges import checked
 
+from .diffusers_dit import (
+    config_from_diffusers,
+    import_diffusers_state,
+    is_diffusers_dit,
+    load_diffusers_dit,
+    to_diffusers,
+)
 from .ranges import DIT, RULES, heads_divide_dit, time_passes
 from .transformer_base import ClassConditionalTransformer2DModel
+
+if TYPE_CHECKING:
+    from diffusers import DiTTransformer2DModel
 
 
 class DiTBlock(nn.Module):
@@ -72,7 +84,6 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
         ValueError: a value is out of its range (`d_emo/models/ranges.py`), or values do not belong together.
     """
 
-    _is_dit = True
     _no_split_modules = ["DiTBlock"]
     _repeated_blocks = ["DiTBlock"]
 
@@ -107,3 +118,27 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
     def seen_time(self, timestep: torch.Tensor) -> torch.Tensor:
         """The time that the network was trained on."""
         return self.config.timestep_offset + self.config.timestep_factor * timestep
+
+    @classmethod
+    def _converted(cls, name: Any, config: dict[str, Any], options: dict[str, Any]) -> Any:
+        """Folders of Diffusers' `DiTTransformer2DModel`, in eval mode."""
+        if not is_diffusers_dit(config):
+            return None
+        wants_information = options.pop("output_loading_info", False)
+        dtypes = [options.pop(key, None) for key in ("dtype", "torch_dtype")]
+        model = cls(**config_from_diffusers(config)).eval()
+        try:
+            import_diffusers_state(load_diffusers_dit(name, options), model)
+        except ValueError as error:
+            raise ValueError(f"{name} of Diffusers' DiT: {error}") from error
+        dtype = dtypes[0] or dtypes[1]
+        if isinstance(dtype, torch.dtype):  # anything else is float32 to Diffusers
+            positions = model.pos_embed.detach().clone()
+            nn.Module.to(model, dtype)
+            model.pos_embed.data = positions  # stays float32, as in other ways of loading
+        model.register_to_config(_name_or_path=str(name))
+        return (model, {"missing_keys": [], "unexpected_keys": []}) if wants_information else model
+
+    def to_diffusers(self) -> "DiTTransformer2DModel":
+        """See `diffusers_dit.to_diffusers`."""
+        return to_diffusers(self)

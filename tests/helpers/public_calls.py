@@ -33,7 +33,7 @@ VALUES: dict[str, Callable[[], Any]] = {
 }
 PYTORCHS = "a torch.device, which PyTorch checks"
 # Seconds in which a call has to answer.
-PATIENCE = 10
+PATIENCE = 60
 
 
 @dataclass(frozen=True)

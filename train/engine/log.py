@@ -28,7 +28,7 @@ def log_progress(run: AnyRun, grad_norm: float) -> None:
     run.seconds = 0.0
     if not run.accelerator.is_main_process:
         return
-    rate = run.lr_schedule.get_last_lr()[0]
+    rate = float(run.lr_schedule.get_last_lr()[0])
     remaining = (run.plan.max_train_steps - run.step) * run.plan.layout.global_batch_size / images_per_second
     run.report(
         f"loss {loss:.4f}"
