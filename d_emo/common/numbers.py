@@ -43,7 +43,12 @@ def finite(text: str) -> float:
 
 def whole_from(low: int, high: int = LARGEST) -> Callable[[str], int]:
     """The type of an argparse option that takes a whole number in [low, high]."""
-    return _typed(whole, Whole(low, high))
+    return whole_by(Whole(low, high))
+
+
+def whole_by(rule: Whole) -> Callable[[str], int]:
+    """The type of an argparse option that takes what a configuration takes."""
+    return _typed(whole, rule)
 
 
 def finite_from(low: float) -> Callable[[str], float]:

@@ -11,10 +11,7 @@ import torch
 from d_emo import export
 from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification, make_image_processor
 from d_emo.classification.variants import CLASSIFIERS
-from d_emo.common.block_ranges import SIDE
 from d_emo.common.files import check_writable, written_whole
-from d_emo.common.locks import output_folder
-from d_emo.common.ranges import take
 from d_emo.eval.classification.command import open_classifier
 from d_emo.models.flops import count_parameters
 
@@ -27,18 +24,16 @@ Answer = Callable[[torch.Tensor], torch.Tensor]
 
 def run(options: argparse.Namespace) -> None:
     """Export, compare, print."""
-    if options.image_size is not None:
-        take("", {"--image-size": options.image_size}, {"--image-size": SIDE})
     folder = options.output_dir or default_folder(options.model)
     check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
     model, processor = open_model(options.model, options.image_size or 224)
     size = options.image_size or side_of(processor, options.model)
     name = Path(options.model).name
     print(f"{options.model}: {count_parameters(model):,} parameters, images of {size} x {size}")
-    with output_folder(folder):
-        for kind in options.formats:
-            print(export_and_check(model, size, kind, folder / f"{name}{SUFFIXES[kind]}"), flush=True)
-        processor.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in options.formats:
+        print(export_and_check(model, size, kind, folder / f"{name}{SUFFIXES[kind]}"), flush=True)
+    processor.save_pretrained(folder)
 
 
 def open_model(name: str, image_size: int) -> tuple[Any, Any]:

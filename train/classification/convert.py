@@ -9,9 +9,7 @@ import torch
 from d_emo.classification.published import checkpoint_state, import_classifier
 from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification
 from d_emo.classification.variants import CLASSIFIERS, create_classifier
-from d_emo.common.block_ranges import SIDE
 from d_emo.common.files import check_replaceable, written_folder
-from d_emo.common.ranges import take
 from d_emo.common.tensor_files import read_state, read_tensors
 from d_emo.images.labels import english_names, imagenet_wnid_to_name, read_class_names
 
@@ -22,7 +20,6 @@ IMAGENET_CLASSES = 1000
 
 def convert(options: argparse.Namespace) -> None:
     """Write a folder with model, configuration and image processor, whole or not at all."""
-    take("", {"--image-size": options.image_size}, {"--image-size": SIDE})
     path = Path(options.checkpoint)
     content = read_tensors(path)
     of_timm = isinstance(content, dict) and "state_dict_ema" in content

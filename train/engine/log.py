@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,7 +73,7 @@ def seconds_so_far(path: Path) -> float:
     return 0.0
 
 
-def append_row(path: Path, values: Sequence[float]) -> None:
+def append_row(path: Path, values: Sequence[Any]) -> None:
     """Write a line at the end of a log."""
     with appended(path) as file:
         csv.writer(file).writerow(values)
