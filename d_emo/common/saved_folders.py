@@ -14,7 +14,7 @@ MARKS = ("model_index.json", "config.json", "scheduler_config.json", "adapter_co
 ADAPTERS = "pytorch_lora_weights.safetensors"
 # What libraries raise where the files of a model are damaged, or are another thing's.
 LOADING_ERRORS: tuple[type[Exception], ...] = (
-    AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+    ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
     pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
 
