@@ -14,7 +14,7 @@ from pathlib import Path
 from d_emo.common.block_ranges import SIDE
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.numbers import whole_from
+from d_emo.common.numbers import whole_by
 
 # Those of `d_emo.export`, which imports PyTorch.
 FORMATS = ("onnx", "torch", "coreml")
@@ -27,9 +27,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--model", required=True, help="Folder or Hub id of a classifier, or a name such as EMOv2-5M.")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"])
     parser.add_argument(
-        "--image-size",
-        type=whole_from(SIDE.low, SIDE.high),
-        help="Side in pixels. Default: what the model's processor makes.",
+        "--image-size", type=whole_by(SIDE), help="Side in pixels. Default: what the model's processor makes."
     )
     parser.add_argument("--output-dir", type=Path, help="Default: exported in the model's folder, or runs/exported.")
     options = parser.parse_args(arguments)

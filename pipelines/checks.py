@@ -11,10 +11,9 @@ import torch
 from diffusers import DDPMParallelScheduler, DDPMScheduler, DiTTransformer2DModel, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from d_emo.common.checks import shown
-from d_emo.common.choices import one_of, real, whole
-from d_emo.common.messages import first_line
-from d_emo.common.ranges import Flag, take
+from d_emo.common.checks import number, one_of, whole
+from d_emo.common.messages import first_line, shown
+from d_emo.common.ranges import Flag, Real, take
 from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler
 from d_emo.schedulers.flow_paths import MAX_STEPS, path_of
 
@@ -41,6 +40,7 @@ class NonFiniteSampleError(ValueError):
 
 def default_steps(scheduler: Any) -> int:
     """The number of steps that suits a scheduler, for a pipeline that was saved without one."""
+    check_parts(scheduler, None)
     stochastic = isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler | FlowMatchEulerMaruyamaScheduler)
     return STOCHASTIC_STEPS if stochastic else SOLVER_STEPS
 
@@ -55,36 +55,28 @@ def check_parts(scheduler: Any, vae: Any) -> None:
 
 def check_guidance(scale: Any, interval: Any, guided_channels: Any, channels: int) -> None:
     """Refuse a guidance that is out of range."""
-    turn_off = "1.0 turns guidance off, larger values follow the label more closely"
-    if real("guidance_scale", scale, turn_off) < 1.0:
-        raise ValueError(f"guidance_scale={scale} is below 1; 1.0 turns guidance off. (0 would draw without a class.)")
-    if scale > MAX_GUIDANCE:
-        raise ValueError(f"guidance_scale={scale} is above {MAX_GUIDANCE}; values from 1 to 10 are usual.")
+    number(scale, "guidance_scale", 1, MAX_GUIDANCE, "1.0 turns guidance off, values up to 10 are usual")
     rule = "(start, stop) with 0 <= start < stop <= 1"
     if isinstance(interval, str) or not isinstance(interval, Sequence) or len(interval) != 2:
         raise ValueError(f"guidance_interval={shown(interval)} is not {rule}; (0.0, 1.0) guides all steps.")
-    start, stop = (real("guidance_interval", end, f"pass {rule}") for end in interval)
-    if not 0.0 <= start < stop <= 1.0:
+    start, stop = (number(end, "guidance_interval", 0, 1, rule) for end in interval)
+    if not start < stop:
         raise ValueError(f"guidance_interval={interval} is not {rule}.")
-    if guided_channels is None:
-        return
-    if whole("guidance_channels", guided_channels, 1, "None guides all channels") > channels:
-        raise ValueError(
-            f"guidance_channels={guided_channels} is not between 1 and {channels}; None guides all channels."
-        )
+    if guided_channels is not None:
+        whole(guided_channels, "guidance_channels", 1, channels, "None guides all channels")
 
 
 def check_output(output_type: Any, return_dict: Any) -> None:
     """Refuse an unknown output."""
-    one_of("output_type", output_type, OUTPUT_TYPES)
+    one_of(output_type, "output_type", OUTPUT_TYPES)
     take("DEMOPipeline", {"return_dict": return_dict}, {"return_dict": Flag()})
 
 
 def check_eta(eta: Any, scheduler: Any) -> None:
     """Refuse a share of noise that DDIM does not have, and any that a scheduler would leave out without a word."""
-    if not 0.0 <= real("eta", eta, "pass a number from 0 (DDIM) to 1 (DDPM's noise)") <= 1.0:
-        raise ValueError(f"eta={eta} is not between 0 (DDIM) and 1 (DDPM's noise).")
-    if eta and not (hasattr(scheduler, "step") and _accepts(scheduler.step, "eta")):
+    if number(eta, "eta", 0, 1, "0 is DDIM, 1 DDPM's noise") and not (
+        hasattr(scheduler, "step") and _accepts(scheduler.step, "eta")
+    ):
         raise ValueError(
             f"eta={eta}: {_name(scheduler)} has no share of noise to set; use DDIMScheduler, or leave it out."
         )
@@ -100,8 +92,7 @@ def check_flat(labels: Sequence[Any]) -> None:
 
 def check_count(images: Any) -> None:
     """Refuse a number of images a label that is none, or more than any machine draws at once."""
-    if whole("num_images_per_label", images, 1, "ask for at least one image") > MAX_IMAGES:
-        raise ValueError(f"num_images_per_label={images} is above {MAX_IMAGES}; draw them in several calls.")
+    whole(images, "num_images_per_label", 1, MAX_IMAGES, "draw more in several calls")
 
 
 def check_size(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -188,11 +179,9 @@ def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
 
 def check_steps(steps: Any, scheduler: Any) -> int:
     """A number of steps that a scheduler can take."""
-    steps = whole("num_inference_steps", steps, 1, "leave it out for the model's own number")
     limit = MAX_STEPS if is_flow(scheduler) else scheduler.config.num_train_timesteps
-    if steps > limit:
-        raise ValueError(f"num_inference_steps={steps} is above {limit}, the most that {_name(scheduler)} takes.")
-    return steps
+    most = f"{_name(scheduler)} takes no more; leave it out for the model's own number"
+    return whole(steps, "num_inference_steps", 1, limit, most)
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -269,7 +258,7 @@ def check_scheduler(scheduler: Any, model_config: Any, trained: torch.Tensor | N
 def _check_noise_schedule(scheduler: Any, path: str | None, trained: torch.Tensor | None) -> None:
     """Refuse configurations that no model can have been trained on, and others than this one's."""
     name, config = _name(scheduler), scheduler.config
-    whole(f"{name}'s num_train_timesteps", config.num_train_timesteps, 1, f"models here have {FLOW_TIMESTEPS}")
+    whole(config.num_train_timesteps, f"{name}'s num_train_timesteps", hint=f"models here have {FLOW_TIMESTEPS}")
     if path is not None:
         if config.num_train_timesteps != FLOW_TIMESTEPS:
             raise ValueError(
@@ -281,8 +270,8 @@ def _check_noise_schedule(scheduler: Any, path: str | None, trained: torch.Tenso
                 f"{name} has use_dynamic_shifting=True, which shifts times by a picture's size; models of this package "
                 "are trained without: set use_dynamic_shifting=False."
             )
-        if config.get("shift") is not None and not real(f"{name}'s shift", config.shift, "1.0 is no shift") > 0:
-            raise ValueError(f"{name} has shift={config.shift}; it has to be positive, 1.0 is no shift.")
+        if config.get("shift") is not None:
+            Real(0, hint="1.0 is no shift", positive=True).check(config.shift, f"{name}'s shift")
         return
     left = getattr(scheduler, "alphas_cumprod", None)
     if left is None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from d_emo.common.checks import shown, text
-from d_emo.common.messages import first_line
+from d_emo.common.checks import text
+from d_emo.common.messages import first_line, shown
 from d_emo.common.saved_folders import LOADING_ERRORS
 
 from .pipeline_demo import DEMOPipeline

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from d_emo.common.messages import first_line
 from d_emo.common.ranges import take
+from d_emo.common.saved_folders import LOADING_ERRORS
 from d_emo.models.ranges import TRANSFORMER
 
 FOLDER, ADAPTERS, BESIDE = "lora", "pytorch_lora_weights.safetensors", "trained_beside.safetensors"
@@ -138,7 +139,7 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
         if not set(ABOUT) <= set(about) or not isinstance(about.get("id2label"), Mapping):
             raise ValueError(f"{BESIDE} says {sorted(about)} of itself")
         return adapters, beside, about
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(f"{folder}: its files are damaged ({first_line(error)}); copy them again.") from error
 
 

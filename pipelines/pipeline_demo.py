@@ -19,8 +19,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from d_emo.common.checks import shown
-from d_emo.common.choices import whole
+from d_emo.common.checks import whole
+from d_emo.common.messages import shown
 from d_emo.common.ranges import Maybe, checked
 from d_emo.images.labels import LabelLike, LabelResolver, normalize_id2label
 from d_emo.images.latents import decode_latents, vae_scale_factor
@@ -395,7 +395,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
         step, size = factor * patch, []
         for name, value, default in (("height", height, default_height), ("width", width, default_width)):
             remedy = f"leave it out for {default * factor} pixels"
-            pixels = default * factor if value is None else whole(name, value, 1, remedy)
+            pixels = default * factor if value is None else whole(value, name, hint=remedy)
             if pixels < step or pixels % step:
                 raise ValueError(
                     f"{name}={pixels} is not a positive multiple of {step} (patch_size {patch} x VAE factor {factor}); "

@@ -12,9 +12,10 @@ code that a file may hold. The size is told by the tensors.
 import sys
 from collections.abc import Sequence
 
+from d_emo.common.block_ranges import SIDE
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.numbers import whole_from
+from d_emo.common.numbers import whole_by
 
 
 @command("convert_emov2")
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
         "--weights", choices=("averaged", "raw"), default="averaged", help="Which ones of a full checkpoint."
     )
     parser.add_argument(
-        "--image-size", type=whole_from(1), default=224, help="Side that it was trained at; decides the window."
+        "--image-size", type=whole_by(SIDE), default=224, help="Side that it was trained at; decides the window."
     )
     parser.add_argument("--class-names", help="Names of classes other than ImageNet's: a file, one a line, or JSON.")
     options = parser.parse_args(arguments)

@@ -26,7 +26,7 @@ from d_emo.classification.published import checkpoint_state
 from d_emo.classification.ranges import CLASSIFIER
 from d_emo.classification.variants import CLASSIFIERS, classifier_config
 from d_emo.common.block_ranges import EPSILON, SIDE
-from d_emo.common.choices import one_of
+from d_emo.common.checks import one_of
 from d_emo.common.ranges import Each, Maybe, OneOf, OneOrPair, Real, Rule, Table, Whole, checked, take
 
 # How the last grid becomes one vector: not at all, mean, maximum, their mean, both side by side.
@@ -185,7 +185,7 @@ class TimmEMOv2(EMOv2):
             output_fmt: "NCHW".
             intermediates_only: return the outputs alone.
         """
-        one_of("output_fmt", str(getattr(output_fmt, "value", output_fmt)), ("NCHW",))
+        one_of(str(getattr(output_fmt, "value", output_fmt)), "output_fmt", ("NCHW",))
         taken, last = self._taken(indices)
         maps = [self.stem(x)]
         for stage in self.stages[:last] if stop_early else self.stages:

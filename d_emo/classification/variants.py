@@ -9,7 +9,7 @@ from typing import Any
 
 from d_emo.classification.emov2 import EMOv2
 from d_emo.common.block_ranges import SIDE
-from d_emo.common.checks import shown
+from d_emo.common.messages import shown
 from d_emo.common.ranges import checked
 
 # EMOv1: remote windows of the input, no layer scale, kernels of 3 in the first two stages.

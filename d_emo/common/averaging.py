@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from d_emo.common.choices import real
+from d_emo.common.ranges import Real
+
+DECAY = Real(0, 1, "0.9999 is usual, 0.999 for short runs", below=True)
 
 
 class WeightAverage(AveragedModel):
@@ -32,8 +34,7 @@ class WeightAverage(AveragedModel):
                 f"model is a {type(model).__name__}; pass the model itself, not its parameters: buffers are "
                 "averaged, too."
             )
-        if not 0 <= real("decay", decay, "0.9999 is usual, 0.999 for short runs") < 1:
-            raise ValueError(f"decay={decay} is not in [0, 1); 0.9999 is usual, 0.999 for short runs.")
+        DECAY.check(decay, "decay")
         half = sorted({str(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)})
         if half:
             raise ValueError(

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,10 @@ from d_emo.common.output import discard, quiet_libraries
 P = ParamSpec("P")
 # Set to show where an error came from, in place of its line alone.
 TRACEBACK = "D_EMO_TRACEBACK"
+
+_LOST_PROCESS = re.compile(
+    r"/gloo/.*Connection (closed|reset)|Connection reset by peer|remote process exited", re.DOTALL
+)
 
 
 class CommandError(Exception):
@@ -108,6 +113,9 @@ def explanation(error: BaseException) -> str | None:
         return f"the memory does not suffice ({first_line(error)}); use smaller batches or pictures, or fewer processes"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return f"a loader's process died ({first_line(error)}); use fewer --num-workers if memory ran out"
+    # What PyTorch raises in a process that waits for another one, once that has ended.
+    if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
+        return "another process of this run has ended; its line says why"
     if isinstance(error, ValueError | CommandError) or type(error) is ImportError:
         return own_line(error)
     return None

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,6 +106,11 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def content_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a table that JSON can hold, whatever its order; for a file that carries its own digest."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole."""
     with written_whole(path) as partial:
@@ -168,6 +173,23 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
         raise ValueError(f"{option} {path}: {place} is no folder; name another place.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"{option} {path}: nothing may be written in {place}; name another place.")
+
+
+def check_replaceable(folder: Path, option: str, mark: str, kind: str) -> None:
+    """Find out before the work that a folder could be written, and that it holds nothing but an older one of its kind.
+
+    Args:
+        folder: what will be written.
+        option: how the user named it: "--output-dir".
+        mark: the file in it that every folder of the kind has.
+        kind: of its content, for people: "pipeline".
+
+    Raises:
+        ValueError: something else lies there, or nothing may be written there.
+    """
+    check_writable(folder, option, folder=True)
+    if holds_something(folder) and not (folder / mark).is_file():
+        raise ValueError(f"{option} {folder} is not empty and holds no {kind}; choose another.")
 
 
 def replace_folder(source: Path, target: Path) -> None:

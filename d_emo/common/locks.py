@@ -62,11 +62,12 @@ class FolderLock:
             descriptor = os.open(self.path, flags, 0o666)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.folder)) from error
-        if not _lock(descriptor):
+        if not _lock(descriptor) or not _lies_at(descriptor, self.path):
             os.close(descriptor)
             return False
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        with contextlib.suppress(OSError):  # a full disk takes the lock, and no name
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         self._descriptor = descriptor
         _held.add(str(self.path))
         return True
@@ -93,6 +94,14 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _lies_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name: who had locked it may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
 
 
 def _lock(descriptor: int) -> bool:

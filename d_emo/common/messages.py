@@ -2,7 +2,9 @@
 
 import errno
 import re
+import reprlib
 import unicodedata
+from typing import Any
 
 # What to do about the system's refusals; others speak for themselves.
 _REMEDIES = {
@@ -59,6 +61,8 @@ _ELSEWHERE = re.compile(
 _PREFIX = re.compile(r"^(\[Errno \d+\]|\[rank\d+\]:?|[\w.]*(?:Error|Exception|Warning):)\s*")
 # A reason is part of a line; the beginning of a longer one says what is wrong.
 _LONGEST = 300
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 def own_line(error: BaseException) -> str:
@@ -130,10 +134,18 @@ def describe_os_error(error: OSError) -> str:
 
 def printable(text: str) -> str:
     """A text that any terminal and any file takes: bytes that are not UTF-8 and control characters are escaped."""
-    return text if text.isprintable() else "".join(map(_shown, text))
+    return text if text.isprintable() else "".join(map(_escaped, text))
 
 
-def _shown(character: str) -> str:
+def shown(value: Any) -> str:
+    """A value as part of a line, cut short, whatever it is."""
+    try:
+        return re.sub(r"\s*\n\s*", " ", _SHORT.repr(value))
+    except Exception:  # whatever a foreign repr raises
+        return f"a {type(value).__name__}"
+
+
+def _escaped(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a file's name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"

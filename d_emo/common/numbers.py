@@ -3,9 +3,11 @@
 import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from typing import Any
 
-# What PyTorch's and NumPy's whole numbers hold, seeds aside, which are unsigned.
-LARGEST = 2**63 - 1
+from d_emo.common.ranges import LARGEST, Real, Rule, Whole
+
+# Seeds are unsigned.
 LARGEST_UNSIGNED = 2**64 - 1
 
 
@@ -41,33 +43,31 @@ def finite(text: str) -> float:
 
 def whole_from(low: int, high: int = LARGEST) -> Callable[[str], int]:
     """The type of an argparse option that takes a whole number in [low, high]."""
+    return whole_by(Whole(low, high))
 
-    def read(text: str) -> int:
-        try:
-            value = whole(text)
-        except ValueError as error:
-            raise ArgumentTypeError(str(error)) from None
-        if not low <= value <= high:
-            rule = f"at least {low}" if high == LARGEST and value < low else f"in [{low}, {high}]"
-            raise ArgumentTypeError(f"must be {rule}, not {value}")
-        return value
 
-    return read
+def whole_by(rule: Whole) -> Callable[[str], int]:
+    """The type of an argparse option that takes what a configuration takes."""
+    return _typed(whole, rule)
 
 
 def finite_from(low: float) -> Callable[[str], float]:
     """The type of an argparse option that takes a number of at least `low`."""
+    return _typed(finite, Real(low))
 
-    def read(text: str) -> float:
+
+def _typed(read: Callable[[str], Any], rule: Rule) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
         try:
-            value = finite(text)
+            value = read(text)
         except ValueError as error:
             raise ArgumentTypeError(str(error)) from None
-        if value < low:
-            raise ArgumentTypeError(f"must be at least {low:g}, not {value:g}")
-        return value
+        try:
+            return rule.take(value)
+        except ValueError:
+            raise ArgumentTypeError(f"{text} is not {rule}") from None
 
-    return read
+    return convert
 
 
 # The seed of a command that draws samples; that of sample i is this one and i.

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +22,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from d_emo.common.messages import describe_os_error
 
-# What a launcher's command line names.
-_LAUNCHER = re.compile(r"accelerate|torchrun|torch\.distributed|torch/distributed")
+# Scripts and modules that launch others, as Python is told them.
+_LAUNCHER = re.compile(r"accelerate(-launch)?|torchrun|accelerate\.commands\.\w+|torch\.distributed\.\w+")
 _WATCH_SECONDS = 0.5
 
 
@@ -72,7 +72,7 @@ def _end_with_launcher() -> None:
     """
     parent = os.getppid()
     try:
-        if not _LAUNCHER.search(" ".join(psutil.Process(parent).cmdline())):
+        if not is_launcher(psutil.Process(parent).cmdline()):
             return
     except psutil.Error:
         return
@@ -83,6 +83,16 @@ def _end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="launcher watch").start()
+
+
+def is_launcher(words: Sequence[str]) -> bool:
+    """Whether a command line is a launcher's: Python's, with the script or module of one.
+
+    A shell is none, whatever the script or the folders that it names are called.
+    """
+    program, *rest = words or [""]
+    named = next((word for word in rest if not word.startswith("-")), "")
+    return Path(program).name.lower().startswith("python") and bool(_LAUNCHER.fullmatch(Path(named).name))
 
 
 def cores() -> int:
@@ -178,12 +188,13 @@ def end_workers(spared: Collection[BaseProcess] = ()) -> None:
         signal.signal(signal.SIGCHLD, former)
 
 
-def leave_interrupts(_worker: int) -> None:
+def leave_interrupts(_worker: int, signals: Sequence[int] = (signal.SIGINT,)) -> None:
     """Start of a loader's process: Ctrl-C, which reaches the whole group, is for the process that it works for.
 
     And where that one ends, multiprocessing's thread here, which hands tensors over, would print that nobody took them.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
     report = sys.excepthook
 
     def quietly(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
@@ -200,15 +211,21 @@ def hardware(device: torch.device, count: int = 1) -> str:
         device: of a process.
         count: of processes, each on such a device, or all on the cores of one CPU.
     """
-    if device.type == "cuda":
-        return (f"{count} x " if count > 1 else "") + torch.cuda.get_device_name(device)
     if device.type != "cpu":
-        return f"{count} x {device.type}"
+        return (f"{count} x " if count > 1 else "") + device_name(device)
+    return f"{cores()} cores of {device_name(device)}" + (f" in {count} processes" if count > 1 else "")
+
+
+def device_name(device: torch.device) -> str:
+    """What an accelerator or the CPU is called."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    shared = f" in {count} processes" if count > 1 else ""
-    return f"{cores()} cores of {next(names, platform.processor() or 'a CPU')}{shared}"
+    return next(names, platform.processor() or "a CPU")
 
 
 def default_device() -> torch.device:

@@ -11,19 +11,21 @@ field, value, rule. NumPy's numbers become Python's, which configurations can be
 
 import functools
 import inspect
+import math
 import numbers
-import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
+
+from d_emo.common.messages import shown
 
 # A rule between fields: what is wrong with values of the right kinds, as the end of a message; empty if nothing.
 Relation = Callable[[Mapping[str, Any]], str]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
+# What PyTorch's and NumPy's whole numbers hold; a bound that is this one is none, for people.
+LARGEST = 2**63 - 1
 
 
 class Rule:
@@ -33,13 +35,24 @@ class Rule:
         """The value, as Python's own type."""
         raise NotImplementedError
 
+    def check(self, value: Any, name: str) -> Any:
+        """`take`, with a message: one line with name, value and rule.
+
+        Raises:
+            ValueError: the value breaks the rule.
+        """
+        try:
+            return self.take(value)
+        except ValueError:
+            raise ValueError(f"{name}={shown(value)} is not {self}.") from None
+
 
 @dataclass(frozen=True)
 class Whole(Rule):
     """A whole number in [low, high]; `odd` if it has to be, `hint` is a remedy."""
 
     low: int
-    high: int
+    high: int = LARGEST
     hint: str = ""
     odd: bool = False
 
@@ -53,15 +66,16 @@ class Whole(Rule):
         return number
 
     def __str__(self) -> str:
-        return f"{'an odd' if self.odd else 'a'} whole number from {self.low} to {self.high}{_after(self.hint)}"
+        end = "on" if self.high == LARGEST else f"to {self.high}"
+        return f"{'an odd' if self.odd else 'a'} whole number from {self.low} {end}{_after(self.hint)}"
 
 
 @dataclass(frozen=True)
 class Real(Rule):
     """A finite number in [low, high]; with `positive` above low, with `below` below high."""
 
-    low: float
-    high: float
+    low: float = -math.inf
+    high: float = math.inf
     hint: str = ""
     positive: bool = False
     below: bool = False
@@ -70,17 +84,28 @@ class Real(Rule):
         """See `Rule`; a whole number stays one."""
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise ValueError
-        number = int(value) if isinstance(value, numbers.Integral) else float(value)
-        if not self.low <= number <= self.high:  # nor NaN
+        try:
+            number = int(value) if isinstance(value, numbers.Integral) else float(value)
+            finite = math.isfinite(number)
+        except OverflowError:  # a whole number beyond every float
+            raise ValueError from None
+        if not finite or not self.low <= number <= self.high:
             raise ValueError
         if (self.positive and number <= self.low) or (self.below and number >= self.high):
             raise ValueError
         return number
 
     def __str__(self) -> str:
-        start = f"above {self.low:g}" if self.positive else f"from {self.low:g}"
-        end = f"below {self.high:g}" if self.below else f"to {self.high:g}"
-        return f"a number {start}{' and' * self.below} {end}{_after(self.hint)}"
+        bounds = []
+        if self.low > -math.inf:
+            bounds.append(f"above {self.low:g}" if self.positive else f"from {self.low:g}")
+        if self.high < math.inf:
+            bounds.append(
+                ("and " if bounds and self.below else "") + f"{'below' if self.below else 'to'} {self.high:g}"
+            )
+        elif bounds and not self.positive:
+            bounds.append("on")
+        return f"{'a number ' + ' '.join(bounds) if bounds else 'a finite number'}{_after(self.hint)}"
 
 
 @dataclass(frozen=True)
@@ -182,10 +207,7 @@ def take(owner: str, values: Mapping[str, Any], table: Table, relations: Iterabl
     taken, start = dict(values), f"{owner}: " if owner else ""
     for name, rule in table.items():
         if name in taken:
-            try:
-                taken[name] = rule.take(taken[name])
-            except ValueError:
-                raise ValueError(f"{start}{name}={_shown(taken[name])} is not {rule}.") from None
+            taken[name] = rule.check(taken[name], f"{start}{name}")
     for relation in relations:
         if wrong := relation(taken):
             raise ValueError(f"{start}{wrong}.")
@@ -228,11 +250,3 @@ def checked(table: Table, *relations: Relation) -> Callable[[Callable[P, T]], Ca
 
 def _after(hint: str) -> str:
     return f" ({hint})" if hint else ""
-
-
-def _shown(value: Any) -> str:
-    """A value as one short line."""
-    try:
-        return " ".join(_SHORT.repr(value).split())
-    except Exception:  # whatever a foreign repr raises
-        return f"a {type(value).__name__}"

@@ -1,12 +1,12 @@
 """What a folder holds that a library of the field saved, told by its small files: for messages about the wrong one."""
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from d_emo.common.files import read_json
 from d_emo.common.messages import first_line
 
 # The file that says what a folder is, in the order in which they are looked for.
@@ -14,24 +14,19 @@ MARKS = ("model_index.json", "config.json", "scheduler_config.json", "adapter_co
 ADAPTERS = "pytorch_lora_weights.safetensors"
 # What libraries raise where the files of a model are damaged, or are another thing's.
 LOADING_ERRORS: tuple[type[Exception], ...] = (
-    AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+    ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
     pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object.
+    """A JSON file's table.
 
     Raises:
         ValueError: it is no JSON, or holds something else; the message begins with its name.
+        OSError: it cannot be read.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON file; restore it.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object; restore it.")
-    return content
+    return read_json(path, "restore it")
 
 
 def stored_object(name: Any, subfolder: str | None, wanted: str, part: str = "") -> dict[str, Any] | None:
@@ -72,7 +67,7 @@ def held_in(folder: Path) -> str:
         if (folder / mark).is_file():
             try:
                 return _kind(mark, read_object(folder / mark))
-            except ValueError:
+            except (OSError, ValueError):
                 return f"a damaged {mark}"
     if (folder / ADAPTERS).is_file():
         return "LoRA adapters"

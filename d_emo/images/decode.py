@@ -15,7 +15,7 @@ import PIL.ImageCms
 import torch
 
 from d_emo.common import checks
-from d_emo.common.messages import first_line, printable
+from d_emo.common.messages import first_line, printable, shown
 
 # How a file's pixels are read; part of the key of everything that is made of them and kept. 2: orientation, 16 bits,
 # floats, transparency and LAB. 1: whatever Pillow's `convert("RGB")` made of them.
@@ -210,8 +210,7 @@ def center_crop(image: PIL.Image.Image, width: int, height: int | None = None) -
     Raises:
         ValueError: no picture, or no such size.
     """
-    if not isinstance(image, PIL.Image.Image):
-        raise ValueError(f"image is {checks.shown(image)}; a picture of Pillow is wanted.")
+    _check_picture(image)
     width = checks.whole(width, "width", most=MAX_SIDE)
     height = width if height is None else checks.whole(height, "height", most=MAX_SIDE)
     while image.width >= 2 * width and image.height >= 2 * height:
@@ -245,6 +244,11 @@ def trim_strip(image: PIL.Image.Image) -> PIL.Image.Image:
     return image if image.size == (width, height) else image.crop((left, top, left + width, top + height))
 
 
+def _check_picture(image: Any) -> None:
+    if not isinstance(image, PIL.Image.Image):
+        raise ValueError(f"image={shown(image)} is not a picture of Pillow's.")
+
+
 def to_pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:
     """An image as (H, W, channels) uint8, grey (1) or colour (3)."""
     checks.one_of(channels, "channels", (1, 3))
@@ -255,8 +259,7 @@ def to_pixels(image: PIL.Image.Image, channels: int) -> np.ndarray:
 def to_tensor(image: PIL.Image.Image, channels: int, side: int) -> torch.Tensor:
     """An image as (channels, side, side) float32 in [-1, 1]."""
     checks.one_of(channels, "channels", (1, 3))
-    if not isinstance(image, PIL.Image.Image):
-        raise ValueError(f"image is {checks.shown(image)}; a picture of Pillow's is wanted.")
+    _check_picture(image)
     image = center_crop(image.convert("L" if channels == 1 else "RGB"), side)
     pixels = to_pixels(image, channels).astype(np.float32)
     return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from d_emo.common import checks
-from d_emo.common.messages import describe_os_error, first_line, printable
+from d_emo.common.messages import describe_os_error, first_line, printable, shown
 
 LabelLike = str | int
 
@@ -182,9 +182,7 @@ class LabelResolver:
 
 def _table_of_names(id2label: Any, num_classes: int) -> Mapping[Any, str]:
     if not isinstance(id2label, Mapping):
-        raise ValueError(
-            f"id2label is {checks.shown(id2label)}; a table of names by class id, 0 to {num_classes - 1}, is wanted."
-        )
+        raise ValueError(f"id2label={shown(id2label)} is not a table of names by class id, 0 to {num_classes - 1}.")
     return id2label
 
 

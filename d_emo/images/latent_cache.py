@@ -13,9 +13,9 @@ is refused before anything is learned from it. Folders of before there were chec
 import collections
 import hashlib
 import io
-import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,32 @@ import numpy as np
 import torch
 
 from d_emo.common import checks
-from d_emo.common.files import file_digest, holds_something, remove, write_json, written_whole
-from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.files import (
+    content_digest,
+    file_digest,
+    holds_something,
+    read_json,
+    remove,
+    write_json,
+    written_whole,
+)
+from d_emo.common.messages import describe_os_error, first_line, shown
 from d_emo.common.output import Progress
+from d_emo.common.ranges import Each, OneOf, Real, Table, Whole
 from d_emo.common.shards import MANIFEST, SLOW_CHECK_BYTES, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.images.decode import DECODE_VERSION
 from d_emo.images.source import ImageSource, no_image
 
 LABELS = "labels.npy"
 DTYPES = ("float32", "float16")
+# What a manifest's numbers may be.
+NUMBERS: Table = {
+    **dict.fromkeys(("count", "resolution", "shard_size", "decode_version"), Whole(1)),
+    "shape": Each(Whole(1), 3, 3),
+    "flips": OneOf((1, 2)),
+    "dtype": OneOf(DTYPES),
+    **dict.fromkeys(("scaling_factor", "shift_factor"), Real()),
+}
 # Folders up to this size are checked whole when they are opened, which takes some seconds.
 FULL_CHECK_BYTES = 2**32
 # Files of latents that are kept open; systems allow a thousand or so in all.
@@ -87,22 +104,10 @@ class CacheManifest:
     labels_digest: str = ""
 
     def __post_init__(self):
-        numbers = {name: getattr(self, name) for name in ("count", "resolution", "shard_size", "decode_version")}
-        numbers |= {f"shape[{place}]": side for place, side in enumerate(self.shape)}
-        factors = {name: getattr(self, name) for name in ("scaling_factor", "shift_factor")}
-        wrong = {name: value for name, value in numbers.items() if type(value) is not int or value < 1}
-        wrong |= {
-            name: value
-            for name, value in factors.items()
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-        }
-        wrong |= {name: getattr(self, name) for name, choices in (("flips", (1, 2)), ("dtype", DTYPES))
-                  if getattr(self, name) not in choices}  # fmt: skip
+        for name, rule in NUMBERS.items():
+            rule.check(getattr(self, name), name)
         if not isinstance(self.id2label, dict) or list(self.id2label) != [str(i) for i in range(len(self.id2label))]:
-            wrong["id2label"] = self.id2label
-        if len(self.shape) != 3 or wrong:
-            name, value = next(iter(wrong.items()), ("shape", self.shape))
-            raise ValueError(f"{name} is {str(value)[:60]}")
+            raise ValueError(f"id2label={shown(self.id2label)} is not a table of names by class id.")
 
     def file_shape(self, shard: range) -> tuple[int, ...]:
         """Shape of a file's array."""
@@ -167,7 +172,7 @@ def claim_latents(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> 
     else:
         folder.mkdir(parents=True, exist_ok=True)
         content = asdict(replace(manifest, labels_digest=digest))
-        write_manifest(folder, {**content, MANIFEST_DIGEST: _digest_of(content)})
+        write_manifest(folder, {**content, MANIFEST_DIGEST: content_digest(content)})
     path = folder / LABELS
     if not path.is_file() or file_digest(path) != digest:
         with written_whole(path) as partial:
@@ -182,10 +187,6 @@ def refuse_other_content(folder: Path) -> None:
     """
     if holds_something(folder) and not (folder / MANIFEST).is_file():
         raise LatentCacheError(f"{folder} is not empty and holds no latents; choose another folder.")
-
-
-def _digest_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_cache_manifest(folder: Path) -> CacheManifest:
@@ -217,7 +218,7 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
             f"--vae {manifest.vae} --resolution {manifest.resolution} --output-dir {folder}-{DECODE_VERSION}, and the "
             "options that name it."
         )
-    if (digest or manifest.labels_digest) and digest != _digest_of(content):
+    if (digest or manifest.labels_digest) and digest != content_digest(content):
         raise LatentCacheError(
             f"{folder / MANIFEST} is damaged (it is not as it was written, by its SHA-256); {ELSEWHERE}."
         )
@@ -262,14 +263,9 @@ def _checksums(path: Path, manifest: CacheManifest) -> dict[str, str]:
     record = _beside(path, "checksums")
     if not manifest.labels_digest and not record.is_file():
         return {}
-    try:
-        found = json.loads(record.read_text(encoding="utf-8"))
-        if path.name not in found:
-            raise ValueError(f"nothing of {path.name}")
-    except OSError as error:
-        raise LatentCacheError(f"{path} has no checksum ({describe_os_error(error)}); {AGAIN}.") from error
-    except (ValueError, TypeError) as error:
-        raise LatentCacheError(f"{record} is damaged ({first_line(error)}); {AGAIN}.") from error
+    found = _read_table(record)
+    if path.name not in found:
+        raise LatentCacheError(f"{record} is damaged (it says nothing of {path.name}); {AGAIN}.")
     return found
 
 
@@ -301,14 +297,20 @@ def _replaced_images(path: Path, manifest: CacheManifest) -> dict[int, int]:
         return {}
     if sums:
         _check_digest(beside, sums[beside.name])
+    found = _read_table(beside)
+    places = [place for pair in found.items() for place in pair]
+    if not all(re.fullmatch(r"[0-9]{1,18}", str(place)) and int(place) < manifest.count for place in places):
+        raise LatentCacheError(f"{beside} is damaged (it is no table of images); {AGAIN}.")
+    return {int(index): int(used) for index, used in found.items()}
+
+
+def _read_table(path: Path) -> dict[str, Any]:
     try:
-        found = {int(index): used for index, used in json.loads(beside.read_text(encoding="utf-8")).items()}
-        if not all(type(used) is int and min(i, used) >= 0 and max(i, used) < manifest.count
-                   for i, used in found.items()):  # fmt: skip
-            raise ValueError("no table of images")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise LatentCacheError(f"{beside} is damaged ({first_line(error)}); {AGAIN}.") from error
-    return found
+        return read_json(path, AGAIN)
+    except OSError as error:
+        raise LatentCacheError(f"{describe_os_error(error)}; {AGAIN}.") from error
+    except ValueError as error:
+        raise LatentCacheError(str(error)) from error
 
 
 class LatentCache:
@@ -324,7 +326,7 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder = checks.path_named(folder, "the folder of latents")
+        self.folder = folder = checks.path_named(folder, "folder")
         self.manifest = read_cache_manifest(folder)
         self.labels = _read_labels(folder, self.manifest)
         self.files = shard_folder(folder, self.manifest)

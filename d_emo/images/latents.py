@@ -28,7 +28,7 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> "AutoencoderKL":
     """
     from diffusers import AutoencoderKL
 
-    name = checks.text(name, "the name of the VAE")
+    name = checks.text(name, "vae")
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if (Path(name) / "vae" / "config.json").is_file():
         options["subfolder"] = "vae"

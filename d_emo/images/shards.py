@@ -64,7 +64,7 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         ValueError: the range is empty, or longer than any data set.
     """
-    pattern = checks.text(pattern, "the name of the files")
+    pattern = checks.text(pattern, "pattern")
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if braces is None:
         return [pattern]

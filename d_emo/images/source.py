@@ -14,11 +14,13 @@ import numpy as np
 import PIL.Image
 import torch
 
-from d_emo.common import checks
+from d_emo.common.messages import shown
+from d_emo.common.ranges import Real
 from d_emo.images.decode import UnreadableImageError
 
 # Of a source that is split into images to train on and images to validate on.
 HELD_OUT_SHARE = 0.2
+SHARE = Real(0, 1, positive=True, below=True)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def held_out(source: ImageSource, share: float = HELD_OUT_SHARE) -> tuple[ImageS
     """
     from sklearn.model_selection import train_test_split
 
-    checks.number(share, "share", 0.01, 0.99)
+    SHARE.check(share, "share")
     if source.stream is not None:
         raise ValueError("a stream has no index and cannot be split; name other images to validate on.")
     parts = train_test_split(np.arange(source.size), test_size=share, random_state=0, stratify=source.labels)
@@ -135,7 +137,7 @@ def subset(source: ImageSource, indices: np.ndarray) -> ImageSource:
     """Some images of a source, by their indices (N,), whole numbers."""
     indices = np.asarray(indices)
     if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
-        raise ValueError(f"indices are {checks.shown(indices)}; whole numbers, one an image, are wanted.")
+        raise ValueError(f"indices={shown(indices)} is not a list of whole numbers, one an image.")
     indices = indices.astype(np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < source.size:
         raise ValueError(f"indices go from {indices.min()} to {indices.max()}; {source.name} has {source.size} images.")

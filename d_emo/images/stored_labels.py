@@ -14,14 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from d_emo.common import checks
+from d_emo.common.messages import shown
 from d_emo.images.labels import class_name
 
 Kind = Literal["number", "word", "truth value"]
 # So many places are named; the others are counted.
 NAMED_PLACES = 3
-# How many characters of a value are shown.
-SHOWN_LENGTH = 40
 
 
 class ClassNames:
@@ -36,9 +34,9 @@ class ClassNames:
 
     def __init__(self, names: Sequence[str]):
         if isinstance(names, str) or not isinstance(names, Iterable):
-            raise ValueError(f"class names are {checks.shown(names)}; a list of words, by class id, is wanted.")
+            raise ValueError(f"class_names={shown(names)} is not a list of words, by class id.")
         if wrong := [name for name in names if not isinstance(name, str)]:
-            raise ValueError(f"class names are words; {checks.shown(wrong[0])} is none.")
+            raise ValueError(f"class_names hold {shown(wrong[0])}, which is no word.")
         self.names = [class_name(name) for name in names]
         self._ids = {name: number for number, name in enumerate(self.names)}
         if len(self._ids) < len(self.names):
@@ -59,7 +57,7 @@ class ClassNames:
                 kind, label = "number", number
         if kind != "number" or not 0 <= label < len(self.names):
             raise ValueError(
-                f"label {_shown(value)} is none of the {len(self.names)} classes{'' if kind else ' (' + label + ')'}"
+                f"label {shown(value)} is none of the {len(self.names)} classes{'' if kind else ' (' + label + ')'}"
             )
         return label
 
@@ -78,7 +76,7 @@ def class_ids(
         ValueError: labels that are no classes, with their places.
     """
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise ValueError(f"labels are {checks.shown(values)}; a list of them is wanted.")
+        raise ValueError(f"labels={shown(values)} is not a list of labels.")
     numbers: dict[Any, int] = {}  # of each different value; 1, 1.0 and True are three
     different: list[_Label] = []
     found: list[int] = []
@@ -90,11 +88,11 @@ def class_ids(
         found.append(numbers[key])
     if not all(label.kind for label in different):
         refused = [position for position, number in enumerate(found) if not different[number].kind]
-        shown = [f"{place(p)}: {_shown(different[found[p]].value)} ({different[found[p]].form})"
+        named = [f"{place(p)}: {shown(different[found[p]].value)} ({different[found[p]].form})"
                  for p in refused[:NAMED_PLACES]]  # fmt: skip
         more = f" and {len(refused) - NAMED_PLACES:,} more" if len(refused) > NAMED_PLACES else ""
         raise ValueError(
-            f"{len(refused):,} samples without a label (-1, empty or no class): {', '.join(shown)}{more}. Repair "
+            f"{len(refused):,} samples without a label (-1, empty or no class): {', '.join(named)}{more}. Repair "
             "them, choose a labelled split, or --unconditional."
         )
     ids, titles = _named(different, names) if names is not None else _by_order(different)
@@ -142,7 +140,7 @@ def _by_order(labels: list[_Label]) -> tuple[list[int], list[str]]:
     if "truth value" not in kinds and None not in numbers:
         forms = numbers
     elif len(kinds) > 1:
-        examples = ", ".join(f"{label.place}: {_shown(label.value)} is a {kind}" for kind, label in kinds.items())
+        examples = ", ".join(f"{label.place}: {shown(label.value)} is a {kind}" for kind, label in kinds.items())
         raise ValueError(f"labels are of several kinds ({examples}); write all of them in one way.")
     classes = sorted(set(forms))
     ids = {form: number for number, form in enumerate(classes)}
@@ -171,8 +169,3 @@ def classify(value: Any) -> tuple[Kind | None, Any]:
 def whole_number(word: str) -> int | None:
     """The number that a word is, in digits; None for other words."""
     return int(word) if re.fullmatch(r"[0-9]{1,18}", word) else None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."

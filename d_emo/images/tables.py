@@ -31,7 +31,7 @@ def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> 
         import datasets
     except ImportError as error:
         raise ValueError("data sets need the datasets package; pip install 'd-emo[train]'.") from error
-    name = checks.text(name, "the name of the data set")
+    name = checks.text(name, "dataset")
     try:
         builder = BUILDERS.get(Path(name).suffix)
         if builder is not None:

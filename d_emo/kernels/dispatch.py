@@ -19,7 +19,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _modules  # holds the hooks of all modules
 
-from d_emo.common.checks import shown
+from d_emo.common.messages import shown
 
 from .reference import Windows
 

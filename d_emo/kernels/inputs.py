@@ -5,14 +5,15 @@ from typing import Any
 
 import torch
 
-from d_emo.common.checks import shown
-from d_emo.common.choices import one_of, whole
+from d_emo.common.messages import shown
+from d_emo.common.ranges import OneOf, Whole
 
 from .reference import Windows
 
 KINDS = ("neighborhood", "remote", "spanning")
 # Sizes are 32-bit numbers in the backends.
 LARGEST = 2**31 - 1
+KIND, SIZE = OneOf(KINDS), Whole(1, LARGEST, "in tokens or channels")
 
 
 def check_tensors(operator: str, first: torch.Tensor, **others: tuple[torch.Tensor | None, tuple[int, ...]]) -> None:
@@ -89,12 +90,12 @@ def check_windows(operator: str, grid: Sequence[int], channels: int, windows: Se
 def check_attention(qkv: Any, attention_type: Any, dim: Any, num_heads: Any, window: Any) -> None:
     """Refuse arguments of `window_attention`; sizes that a graph leaves open are not looked at."""
     check_grid("window_attention", qkv)
-    one_of("attention_type", attention_type, KINDS)
+    KIND.check(attention_type, "attention_type")
     if not isinstance(window, tuple | list) or len(window) != 2:
         raise ValueError(f"window={shown(window)} is not (height, width) in tokens.")
     sizes = {"dim": dim, "num_heads": num_heads, "window height": window[0], "window width": window[1]}
     if torch.jit.is_tracing() or any(isinstance(size, torch.SymInt) for size in (*sizes.values(), *qkv.shape)):
         return
     for name, size in sizes.items():
-        whole(name, size, 1, "pass a size in tokens or channels")
+        SIZE.check(size, name)
     check_windows("window_attention", qkv.shape[:3], qkv.shape[-1], Windows(dim, num_heads, *window))

@@ -17,7 +17,11 @@ from d_emo.common.saved_folders import kind_of, not_found, stored_object
 PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 RESTORE = "Restore the config.json that was saved with the weights."
 # What Diffusers writes beside a model's own fields.
-NOTES = ("quantization_config", "dtype", "torch_dtype")
+NOTES = (
+    *("quantization_config", "dtype", "torch_dtype"),
+    # Of Diffusers' EMAModel, which writes them into the config.json of the model that it saves.
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
+)
 # How many names a message lists.
 _SHOWN = 4
 

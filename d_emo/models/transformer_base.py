@@ -82,7 +82,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
             loaded = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         except (RuntimeError, SafetensorError, ValueError) as error:
             name, reason = str(pretrained_model_name_or_path), first_line(error)
-            if name in reason:
+            if name in reason or reason.startswith(f"{cls.__name__}: "):  # the latter says which field is wrong
                 raise
             raise ValueError(f"{name} does not load as a {cls.__name__} ({reason}).") from error
         model, information = loaded if isinstance(loaded, tuple) else (loaded, {})

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from d_emo.common.choices import one_of
+from d_emo.common.checks import one_of
 from d_emo.common.ranges import Whole
 
 PATHS = ("linear", "gvp", "vp")
@@ -77,7 +77,7 @@ def path_point(path: str, s: torch.Tensor) -> PathPoint:
         path: "linear" (alpha = 1 - s), "gvp" (cosine and sine) or "vp" (the variance-preserving SDE).
         s: times in [0, 1], any shape; "vp" needs s > 0.
     """
-    one_of("flow_path", path, PATHS)
+    one_of(path, "flow_path", PATHS)
     if path == "linear":
         return PathPoint(1 - s, s, -torch.ones_like(s), torch.ones_like(s))
     if path == "gvp":

@@ -16,7 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from d_emo.common.checks import shown
+from d_emo.common.messages import shown
 from d_emo.common.ranges import OneOf, Real, Table, Whole, checked
 from d_emo.schedulers.flow_paths import MAX_STEPS, PATHS, SAMPLE_MARGIN, TRAIN_TIMESTEPS, PathPoint, path_numbers
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from d_emo.common.files import write_json, written_whole
+from d_emo.common.files import check_writable, write_json, written_whole
 from d_emo.common.output import Progress, say
-from d_emo.common.processes import default_device, keep_freed_memory
+from d_emo.common.processes import default_device, device_name, keep_freed_memory
 from d_emo.eval.benchmarks.peak_memory import PeakMemory
 from d_emo.eval.benchmarks.subjects import (
     DTYPES,
@@ -147,13 +147,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures were measured on."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def check_models(options: argparse.Namespace) -> None:
@@ -173,6 +167,8 @@ def check_models(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure every case, print the table as it grows, write the files."""
+    if options.output:
+        check_writable(options.output, "--output", folder=True)
     keep_freed_memory()
     device = default_device()
     if options.threads:

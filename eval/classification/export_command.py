@@ -11,7 +11,7 @@ import torch
 from d_emo import export
 from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification, make_image_processor
 from d_emo.classification.variants import CLASSIFIERS
-from d_emo.common.files import written_whole
+from d_emo.common.files import check_writable, written_whole
 from d_emo.eval.classification.command import open_classifier
 from d_emo.models.flops import count_parameters
 
@@ -24,12 +24,13 @@ Answer = Callable[[torch.Tensor], torch.Tensor]
 
 def run(options: argparse.Namespace) -> None:
     """Export, compare, print."""
+    folder = options.output_dir or default_folder(options.model)
+    check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
     model, processor = open_model(options.model, options.image_size or 224)
     size = options.image_size or side_of(processor, options.model)
-    folder = options.output_dir or default_folder(options.model)
-    folder.mkdir(parents=True, exist_ok=True)
     name = Path(options.model).name
     print(f"{options.model}: {count_parameters(model):,} parameters, images of {size} x {size}")
+    folder.mkdir(parents=True, exist_ok=True)
     for kind in options.formats:
         print(export_and_check(model, size, kind, folder / f"{name}{SUFFIXES[kind]}"), flush=True)
     processor.save_pretrained(folder)

@@ -15,7 +15,7 @@ import numpy as np
 
 from d_emo.common import checks
 from d_emo.common.files import refuse_pipe, written_whole
-from d_emo.common.messages import first_line
+from d_emo.common.messages import first_line, shown
 
 IMAGES_KEY = "arr_0"
 STATISTICS_KEYS = ("mu", "sigma")
@@ -30,7 +30,7 @@ def archive_keys(path: Path) -> set[str]:
     Raises:
         ValueError: it is no .npz file.
     """
-    path = checks.path_named(path, "the name of the file")
+    path = checks.path_named(path, "path")
     try:
         refuse_pipe(path)
         with zipfile.ZipFile(path) as archive:
@@ -45,7 +45,7 @@ def read_array(path: Path, key: str) -> np.ndarray:
     Raises:
         ValueError: the array is missing, damaged, or holds Python objects.
     """
-    path = checks.path_named(path, "the name of the file")
+    path = checks.path_named(path, "path")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return archive[key]
@@ -128,9 +128,9 @@ def write_images(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int
         ValueError: the images are not of that shape, type or number.
     """
     if not isinstance(shape, Sequence) or len(shape) != 4:
-        raise ValueError(f"shape is {checks.shown(shape)}; (N, H, W, 3) is wanted.")
+        raise ValueError(f"shape={shown(shape)} is not (N, H, W, 3).")
     if not isinstance(blocks, Iterable):
-        raise ValueError(f"blocks are {checks.shown(blocks)}; arrays of images are wanted.")
+        raise ValueError(f"blocks={shown(blocks)} is not a series of arrays of images.")
     shape = tuple(checks.whole(side, f"shape[{place}]") for place, side in enumerate(shape))  # type: ignore[assignment]
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -143,7 +143,7 @@ def write_images(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
             if not isinstance(block, np.ndarray) or block.dtype != np.uint8 or block.ndim != 4:
-                raise ValueError(f"a block is {checks.shown(block)}; uint8 of shape (n, H, W, 1 or 3) is wanted.")
+                raise ValueError(f"blocks hold {shown(block)}, which is no uint8 array of shape (n, H, W, 1 or 3).")
             rgb = np.repeat(block, 3, axis=3) if block.shape[3] == 1 else block
             if rgb.shape[1:] != tuple(shape[1:]):
                 raise ValueError(f"a block has images of shape {rgb.shape[1:]}, not {tuple(shape[1:])}.")

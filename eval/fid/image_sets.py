@@ -15,6 +15,7 @@ import PIL.Image
 
 from d_emo.common import checks
 from d_emo.common.files import file_digest
+from d_emo.common.messages import shown
 from d_emo.common.output import Progress
 from d_emo.common.shards import MANIFEST, read_manifest
 from d_emo.eval.fid import archives
@@ -63,7 +64,7 @@ class ImageSet:
         Raises:
             ValueError: there are not so many.
         """
-        if count is None or checks.whole(count, "the number of images") == len(self):
+        if count is None or checks.whole(count, "count") == len(self):
             return self
         if count > len(self):
             raise ValueError(f"{self.name} has {len(self):,} images; {count:,} of them cannot be taken.")
@@ -96,7 +97,7 @@ def check_name(source: str) -> None:
     Raises:
         ValueError: there is not; the message begins with the name.
     """
-    source = checks.text(source, "the name of the images")
+    source = checks.text(source, "source")
     path = Path(source)
     if source.endswith((".npz", ".parquet")):
         if not path.is_file():
@@ -121,7 +122,7 @@ def open_set(source: str, size: Size | None = None, image_column: str = "image")
     source, path = str(source), Path(source)
     if size is not None:
         if not isinstance(size, Sequence) or len(size) != 2:
-            raise ValueError(f"size is {checks.shown(size)}; height and width are wanted.")
+            raise ValueError(f"size={shown(size)} is not (height, width).")
         size = checks.whole(size[0], "height"), checks.whole(size[1], "width")
     if source == DIGITS:
         digits = digits_source()

@@ -7,13 +7,13 @@ Sources: DiT arXiv 2212.09748 (section 5; its sampling script's defaults for `di
 samplers with about 250 evaluations), EMOv2 arXiv 2412.06674 (Table XIV: 250 ancestral steps, no guidance).
 """
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
-from d_emo.common import checks
+from d_emo.common.command_line import flag
+from d_emo.common.ranges import Maybe, OneOf, Real, Table, Whole
 from d_emo.pipelines import DEMOPipeline
 from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_ode import ADAPTIVE
@@ -29,6 +29,16 @@ SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "own", "fast"]
 LabelRule = Literal["random", "balanced"]
 Weights = Literal["averaged", "raw"]
 Type = Literal["float32", "bfloat16", "float16"]
+RULES: Table = {
+    **dict.fromkeys(("num_images", "steps"), Whole(1)),
+    "guidance_channels": Maybe(Whole(1)),
+    "guidance_scale": Real(1, hint="1 is no guidance, 0 would draw without class"),
+    "seed": Whole(0, 2**32 - 1),
+    "sampler": OneOf(get_args(SamplerName)),
+    "labels": OneOf(get_args(LabelRule)),
+    "weights": OneOf(get_args(Weights)),
+    "dtype": OneOf(get_args(Type)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +71,8 @@ class SamplingSettings:
     dtype: Type = "float32"
 
     def __post_init__(self):
-        for name in ("num_images", "steps", "guidance_channels"):
-            value = getattr(self, name)
-            if not (name == "guidance_channels" and value is None) and (type(value) is not int or value < 1):
-                raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1, a whole number.")
-        for name, kind in (("sampler", SamplerName), ("labels", LabelRule), ("weights", Weights), ("dtype", Type)):
-            checks.one_of(getattr(self, name), f"--{name}", get_args(kind))
-        if type(self.guidance_scale) not in (int, float) or not 1 <= self.guidance_scale < math.inf:
-            raise ValueError(
-                f"--guidance-scale {self.guidance_scale}: must be 1 (no guidance) or more; 0 would draw without class."
-            )
-        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed {self.seed}: must be in [0, 2^32).")
+        for name, rule in RULES.items():
+            object.__setattr__(self, name, rule.check(getattr(self, name), flag(name)))
 
 
 PRESETS: dict[str, SamplingSettings] = {

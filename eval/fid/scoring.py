@@ -243,7 +243,7 @@ def load_scores(path: Path) -> Scores:
         ValueError: the file is damaged.
     """
     remedy = "delete it and score again"
-    stored = read_json(checks.path_named(path, "the name of the file"), remedy)
+    stored = read_json(checks.path_named(path, "path"), remedy)
     kinds = {"scores": dict, "left_out": dict, "not_comparable_because": list, "notes": list, "conditions": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(stored.get(name), kind)]:
         raise ValueError(f"{path} is damaged (there is no {wrong[0]!r}); {remedy}.")

@@ -141,7 +141,7 @@ def test_a_class_of_ones_own_begins_with_a_classifiers_weights(tmp_path):
         (lambda folder: AutoencoderKL(block_out_channels=(32,)).save_pretrained(folder), "is of a AutoencoderKL"),
         (lambda folder: vit().save_pretrained(folder), "is of a ViTForImageClassification of transformers"),
         (lambda folder: folder.mkdir(exist_ok=True), "holds nothing that a library saved"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is no JSON file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
     ],
 )  # fmt: skip
 def test_other_folders_are_refused_by_name(save, message, tmp_path):

@@ -155,8 +155,8 @@ def test_an_unreadable_image_ends_with_its_name(capsys, tmp_path, folder):
     ],
 )
 def test_missing_images_are_named(capsys, folder, offline, arguments, message):
-    code, _ = run(capsys, "--model", folder, *arguments)
-    assert message in code
+    code, output = run(capsys, "--model", folder, *arguments)
+    assert code != 0 and message in output
 
 
 def test_a_missing_model_is_named(capsys, offline):

@@ -65,7 +65,7 @@ COMMANDS = {
         SweptCommand(
             "train_classifier",
             "d_emo.train.train_classifier",
-            (*TINY_CLASSIFIER, "--max-train-steps", "1", "--output-dir", "@out"),
+            (*TINY_CLASSIFIER, "--validation-share", "0", "--max-train-steps", "1", "--output-dir", "@out"),
             "d_emo.train.classification.trainer.run",
         ),
         SweptCommand(

@@ -41,6 +41,10 @@ def overwrite(path: Path) -> None:
     path.write_bytes(b"something else altogether")
 
 
+def nest_deeply(path: Path) -> None:
+    path.write_bytes(b"[" * 100_000)
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "flipped bit": flip_in_the_middle,
     "cut short": cut_short,
@@ -49,4 +53,5 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "folder": replace_by_folder,
     "broken link": replace_by_broken_link,
     "overwritten": overwrite,
+    "nested deeply": nest_deeply,
 }

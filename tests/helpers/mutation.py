@@ -3,10 +3,10 @@
 import numpy as np
 
 
-def mutated(content: bytes, random: np.random.RandomState) -> bytes:
-    """Bytes flipped, cut, repeated, filled, or two places exchanged."""
+def mutated(content: bytes, random: np.random.RandomState, most: int = 4) -> bytes:
+    """Bytes flipped, cut, repeated or filled, up to `most` times."""
     data = bytearray(content)
-    for _ in range(random.randint(1, 5)):
+    for _ in range(random.randint(1, most + 1)):
         if not data:
             break
         kind, place = random.randint(6), random.randint(len(data))

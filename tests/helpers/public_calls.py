@@ -33,7 +33,7 @@ VALUES: dict[str, Callable[[], Any]] = {
 }
 PYTORCHS = "a torch.device, which PyTorch checks"
 # Seconds in which a call has to answer.
-PATIENCE = 10
+PATIENCE = 60
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ CALLS: dict[str, PublicCall] = {
         called={"samples": "sample features"},
     ),
     "open_set": PublicCall(_public("d_emo.eval.fid.image_sets", "open_set"), lambda: {"source": "digits"},
-                           called={"source": "the name of the images", "size": "height"}),
+                           called={"source": "source", "size": "height"}),
     "center_crop": PublicCall(
         _public("d_emo.images.decode", "center_crop"), lambda: {"image": _picture(), "width": 8}
     ),

@@ -4,6 +4,7 @@ python tests/helpers/reader_fuzz.py 10000 0        # files, seed
 """
 
 import collections
+import hashlib
 import io
 import json
 import resource
@@ -93,20 +94,18 @@ def _tensors(marker: Path, folder: Path) -> list[bytes]:
 
 def kinds(marker: Path, folder: Path) -> list[Fuzzed]:
     """Every kind of file; `marker` is what a pickle or a YAML tag in them would make."""
+    from d_emo.images.decode import DECODE_VERSION
+
     manifest = {
-        "count": 6,
-        "shape": [4, 8, 8],
-        "flips": 2,
-        "dtype": "float32",
-        "resolution": 16,
-        "vae": "v",
-        "vae_digest": "0" * 64,
-        "source": "s",
-        "fingerprint": "f",
-        "id2label": {"0": "a"},
-        "shard_size": 4,
+        **{"source": "s", "fingerprint": "f", "count": 6, "id2label": {"0": "a"}, "resolution": 16, "flips": 2},
+        **{"vae": "v", "vae_digest": "0" * 64, "shape": [4, 8, 8], "dtype": "float32", "shard_size": 4},
+        **{"scaling_factor": 0.7, "shift_factor": 0.3, "decode_version": DECODE_VERSION},
     }
-    checkpoint = {"step": 10, "processes": 1, "files": {"model.safetensors": {"bytes": 3, "sha256": "a" * 64}}}
+    for name in ("whole", "mutated"):
+        (folder / name / "training_state").mkdir(parents=True)
+        (folder / name / "training_state" / "a").write_bytes(b"abc")
+    sums = {"training_state/a": {"bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}}
+    checkpoint = {"step": 10, "processes": 1, "files": sums}
     yaml = (f"learning_rate: 1e-4\nlog_every: 10\nseed: !!python/object/apply:builtins.open ['{marker}', 'w']\n"
             "anchor: &a [1, 2]\nmore: *a\nmodel: |\n  text\n")  # fmt: skip
     names = [b"cat\ndog\n", b'{"0": "cat", "1": "dog"}', b'["cat", "dog"]']
@@ -115,7 +114,8 @@ def kinds(marker: Path, folder: Path) -> list[Fuzzed]:
         Fuzzed("x.safetensors", _tensors(marker, folder), _read_tensors),
         Fuzzed("manifest.json", [json.dumps(manifest, indent=1).encode()], _read_manifest),
         Fuzzed("manifest.json", [json.dumps(checkpoint).encode()], _read_checkpoint),
-        Fuzzed("names.json", names, _read_names),
+        Fuzzed("names.json", names[1:], _read_names),
+        Fuzzed("names.txt", names[:1], _read_names),
         Fuzzed("x.yaml", [yaml.encode(), b"learning_rate: 1e-4\nlog_every: 10\nseed: 3\n"], _read_options),
     ]  # fmt: skip
 
@@ -137,10 +137,12 @@ def fuzz(count: int, seed: int) -> dict[str, collections.Counter]:
         for number in range(count):
             kind = all_kinds[number % len(all_kinds)]
             original = kind.originals[random.randint(len(kind.originals))]
-            content = mutated(original, random)
+            content = mutated(original, random, most=1)
             said = try_one(kind, content, folder / "mutated")
             outcomes[kind.read.__name__.removeprefix("_read_")][said] += 1
             assert not marker.exists(), f"file {number} of seed {seed} ran: {content[:200]!r}"
+    for name, counted in outcomes.items():
+        assert counted["read"], f"no mutated file of {name} was read: they are ruined too thoroughly to tell anything"
     return outcomes
 
 

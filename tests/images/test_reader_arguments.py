@@ -21,16 +21,16 @@ NO_NUMBERED = {
 }
 NAMED = {
     "--class-names": labels.read_class_names,
-    "the name of the files": shards.tar_source,
-    "the name of the data set": tables.datasets_source,
-    "the name of the folder": lambda value: open_source([] if value is None else value, None),
-    "the name of the data set ": lambda value: open_source(None, [] if value is None else value),
+    "pattern": shards.tar_source,
+    "dataset": tables.datasets_source,
+    "folder": lambda value: open_source([] if value is None else value, None),
+    "dataset ": lambda value: open_source(None, [] if value is None else value),
 }
 PATHS = {
     "root": lambda value: folders.folder_source(value, False),
     "root ": listing.list_classes,
     "root  ": listing.list_all,
-    "the folder of latents": latent_cache.latents_source,
+    "folder": latent_cache.latents_source,
 }
 
 
@@ -63,7 +63,7 @@ def test_what_is_no_path_is_refused_by_name(name, value):
 
 @pytest.mark.parametrize("value", [None, 0, 1.5, "words", b"x", True, [1], range(2)], ids=repr)
 def test_what_is_no_list_of_class_names_is_refused(value):
-    refused(stored_labels.ClassNames, value, "class names are")
+    refused(stored_labels.ClassNames, value, "class_names")
 
 
 @pytest.mark.parametrize("value", [None, 0, "words", [], np.zeros(2), range(2)], ids=repr)

@@ -119,7 +119,7 @@ def test_a_refused_call_draws_nothing_from_the_generator():
 @pytest.mark.parametrize(
     ("flow", "scheduler", "message"),
     [
-        (False, lambda: DDPMScheduler(num_train_timesteps=0), "num_train_timesteps=0 is below 1; models .* have 1000"),
+        (False, lambda: DDPMScheduler(num_train_timesteps=0), "num_train_timesteps=0 is not .* have 1000"),
         (False, lambda: DDIMScheduler(beta_start=float("nan")), "noise schedule is broken"),
         (False, lambda: DDIMScheduler(beta_start=0.5, beta_end=1.5), "noise schedule is broken"),
         (False, lambda: DDIMScheduler(beta_start=-0.1, beta_end=0.0), "noise schedule is broken"),
@@ -134,7 +134,7 @@ def test_a_refused_call_draws_nothing_from_the_generator():
         (False, lambda: diffusers.KarrasVeScheduler(), "KarrasVeScheduler, which makes no picture"),
         (True, lambda: FlowMatchEulerDiscreteScheduler(num_train_timesteps=100), "num_train_timesteps=100.* at 1000"),
         (True, lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting=False"),
-        (True, lambda: FlowMatchEulerDiscreteScheduler(shift=float("nan")), "shift=nan is not finite"),
+        (True, lambda: FlowMatchEulerDiscreteScheduler(shift=float("nan")), "shift=nan is not a number above 0"),
         (True, lambda: FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "would begin at timestep 0 of 1000"),
         (True, lambda: diffusers.SCMScheduler(), "prediction_type='trigflow'"),
         (True, lambda: diffusers.DPMSolverMultistepInverseScheduler(

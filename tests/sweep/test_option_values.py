@@ -78,6 +78,7 @@ def test_values_are_accepted_or_refused_by_rule(command, made, tmp_path, capsys)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @commands
 def test_what_is_accepted_works_or_says_why_not(command, made, tmp_path, capsys):
     if not command.quick:

@@ -93,7 +93,7 @@ def test_an_average_continues_from_its_state():
     ("make", "message"),
     [
         (lambda m: WeightAverage(m.parameters()), "pass the model itself"),
-        (lambda m: WeightAverage(m, decay=1.0), r"decay=1.0 is not in \[0, 1\)"),
+        (lambda m: WeightAverage(m, decay=1.0), r"decay=1.0 is not a number from 0 and below 1"),
         (lambda m: WeightAverage(m, decay=float("nan")), "decay=nan"),
         (lambda m: WeightAverage(m, decay="0.9"), "decay='0.9'"),
         (lambda m: WeightAverage(m.bfloat16()), "bfloat16, where an average would not move"),

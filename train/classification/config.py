@@ -47,7 +47,7 @@ class ClassifierOptions:
         """
         try:
             overrides = json.loads(self.model_config or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             overrides = None
         require(isinstance(overrides, dict), "model_config", self.model_config, 'expected JSON such as {"dilation": 2}')
         return overrides

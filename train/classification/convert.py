@@ -9,9 +9,7 @@ import torch
 from d_emo.classification.published import checkpoint_state, import_classifier
 from d_emo.classification.transformers_models import EMOv2Config, EMOv2ForImageClassification
 from d_emo.classification.variants import CLASSIFIERS, create_classifier
-from d_emo.common.block_ranges import SIDE
-from d_emo.common.files import written_folder
-from d_emo.common.ranges import take
+from d_emo.common.files import check_replaceable, written_folder
 from d_emo.common.tensor_files import read_state, read_tensors
 from d_emo.images.labels import english_names, imagenet_wnid_to_name, read_class_names
 
@@ -22,7 +20,6 @@ IMAGENET_CLASSES = 1000
 
 def convert(options: argparse.Namespace) -> None:
     """Write a folder with model, configuration and image processor, whole or not at all."""
-    take("", {"--image-size": options.image_size}, {"--image-size": SIDE})
     path = Path(options.checkpoint)
     content = read_tensors(path)
     of_timm = isinstance(content, dict) and "state_dict_ema" in content
@@ -30,8 +27,7 @@ def convert(options: argparse.Namespace) -> None:
     state = checkpoint_state(read_state(path, tuple(parts.values()), parts[options.weights]))
     name, num_classes = size_of(state)
     target = Path(options.output_dir)
-    if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
-        raise ValueError(f"--output-dir {target} is not empty and holds no model; choose another.")
+    check_replaceable(target, "--output-dir", "config.json", "model")
     names = class_names(options.class_names, num_classes)
     config = EMOv2Config.of(name, options.image_size, id2label=names)
     model = EMOv2ForImageClassification(config)

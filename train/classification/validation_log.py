@@ -5,7 +5,7 @@ from pathlib import Path
 
 from d_emo.common.files import written_whole
 from d_emo.eval.classification.accuracy import Predictions
-from d_emo.train.engine.log import LOG_FILE, truncate_log
+from d_emo.train.engine.log import LOG_FILE, append_row, truncate_log
 from d_emo.train.engine.run import TrainingRun
 
 VALIDATION_FILE = "validation.csv"
@@ -20,8 +20,7 @@ def log_validation(run: TrainingRun, predictions: Predictions) -> None:
     path = run.output_dir / VALIDATION_FILE
     truncate_log(path, run.step - 1, VALIDATION_COLUMNS)  # a finished run that is resumed scores its last step again
     values = (run.step, predictions.accuracy(1), predictions.accuracy(5), predictions.loss)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(values)
+    append_row(path, values)
     plot_validation(run.output_dir, run.plan.model_name)
     label, share = predictions.hardest()
     run.report(

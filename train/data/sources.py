@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from d_emo.images.labels import read_class_names
 from d_emo.images.latent_cache import latents_source
 from d_emo.images.open_source import open_source
 from d_emo.images.source import ImageSource
-from d_emo.images.streams import streamed_source
 from d_emo.train.data.options import DataOptions
 
 
@@ -45,16 +43,6 @@ def load_source(options: DataOptions, named: str | None = None) -> ImageSource:
 def _open_source(options: DataOptions) -> ImageSource:
     if options.latents:
         return latents_source(Path(options.latents))
-    if options.dataset and options.streaming:
-        return streamed_source(
-            options.dataset,
-            config=options.dataset_config,
-            split=options.dataset_split,
-            image_column=options.image_column,
-            label_column=None if options.unconditional else options.label_column,
-            class_names=read_class_names(options.class_names) if options.class_names else None,
-            buffer_size=options.stream_buffer,
-        )
     return open_source(
         options.train_data_dir,
         options.dataset,
@@ -64,4 +52,5 @@ def _open_source(options: DataOptions) -> ImageSource:
         label_column=options.label_column,
         class_names=options.class_names,
         unconditional=options.unconditional,
+        stream_buffer=options.stream_buffer if options.streaming else None,
     )

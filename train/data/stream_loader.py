@@ -4,7 +4,6 @@ Which image stands at a position comes from the stream (`ImageStream`); noise, t
 functions of (seed, position). Every batch says where the stream is after it, which is all that a resumed run needs.
 """
 
-import json
 import queue
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from d_emo.common.files import write_json
+from d_emo.common import checks
+from d_emo.common.files import read_json, write_json
 from d_emo.images.decode import UnreadableImageError, decode
 from d_emo.images.source import EncodedImage, ImageSource, ImageStream
 from d_emo.train.data import stream
@@ -152,19 +152,23 @@ def save_place(folder: Path, accelerator: Accelerator, place: StreamPlace) -> No
     write_json(folder / PLACE_FILE.format(accelerator.process_index), content)
 
 
+def _read_place(path: Path) -> StreamPlace:
+    stored = read_json(path, "continue from another checkpoint")
+    return StreamPlace(*(checks.whole(stored.get(name), f"{path}: {name}", least=0) for name in ("epoch", "offset")))
+
+
 def load_place(folder: Path, accelerator: Accelerator) -> tuple[StreamPlace, str]:
     """Where this process goes on, and a line to tell the user.
 
     A stream is dealt out by the number of processes. With another number nobody's place means anything; then everyone
     begins the epoch after the latest one.
     """
-    stored = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(PLACE_FILE.format("*")))]
+    stored = [_read_place(path) for path in sorted(folder.glob(PLACE_FILE.format("*")))]
     if len(stored) != accelerator.num_processes:
-        epoch = 1 + max((entry["epoch"] for entry in stored), default=-1)
+        epoch = 1 + max((place.epoch for place in stored), default=-1)
         return StreamPlace(epoch), (
             f"the stream was read by {len(stored)} processes, now by {accelerator.num_processes}: starting its epoch "
             f"{epoch} afresh."
         )
-    own = json.loads((folder / PLACE_FILE.format(accelerator.process_index)).read_text(encoding="utf-8"))
-    place = StreamPlace(own["epoch"], own["offset"])
+    place = _read_place(folder / PLACE_FILE.format(accelerator.process_index))
     return place, f"the stream goes on in epoch {place.epoch} after {place.offset:,} images, which are read again."

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from d_emo.common.files import written_folder, written_whole
+from d_emo.common.files import check_replaceable, check_writable, holds_something, written_folder, written_whole
 from d_emo.common.tensor_files import read_state
 from d_emo.images.labels import english_names, imagenet_wnid_to_name
 from d_emo.models import ClassConditionalTransformer2DModel, DiTBaselineTransformer2DModel
@@ -27,8 +27,7 @@ DIFFUSERS_SIDE = 32
 def import_checkpoint(options: argparse.Namespace) -> None:
     """Write a pipeline folder, whole or not at all."""
     source, target = Path(options.checkpoint), Path(options.output_dir)
-    if target.exists() and not (target / "model_index.json").is_file() and any(target.iterdir()):
-        raise ValueError(f"--output-dir {target} is not empty and holds no pipeline; choose another.")
+    check_replaceable(target, "--output-dir", "model_index.json", "pipeline")
     if source.is_dir() and (source / "model_index.json").is_file():
         _check_objective(options)
         pipeline = open_pipeline(str(source))
@@ -85,6 +84,7 @@ def _pipeline_around(model: ClassConditionalTransformer2DModel, options: argpars
 
 def export_checkpoint(pipeline: str, path: Path) -> None:
     """Write the transformer of a pipeline under the published names, whole."""
+    check_writable(path, "checkpoint")
     try:
         state = export_state(open_pipeline(pipeline).transformer)
     except ValueError as error:
@@ -97,7 +97,7 @@ def export_checkpoint(pipeline: str, path: Path) -> None:
 
 def export_folder(pipeline: str, target: Path) -> None:
     """Write a pipeline as a folder of Diffusers' `DiTPipeline`; without a VAE, its `DiTTransformer2DModel` alone."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if holds_something(target) or target.is_file():
         raise ValueError(f"{target} is there already; choose another folder.")
     try:
         opened = open_pipeline(pipeline)

@@ -1,6 +1,7 @@
 """What the diffusion trainer shows on its way: sample grids, the loss curve, quick FIDs, each also to the tracker."""
 
 from d_emo.common.figures import caption_grid, save_image
+from d_emo.common.files import make_folder
 from d_emo.eval.fid.scoring import summary
 from d_emo.pipelines import DEMOPipeline, NonFiniteSampleError
 from d_emo.train.diffusion import figures
@@ -28,6 +29,7 @@ def _draw_grid(run: Run, pipeline: DEMOPipeline) -> None:
         rows, captions = figures.draw_samples(pipeline, count, steps, scale, options.seed)
     grid = caption_grid(rows, captions)
     path = figures.grid_path(run.output_dir, run.step)
+    make_folder(path.parent)
     save_image(grid, path)
     plot_losses(run)
     run.report(f"samples in {path}")

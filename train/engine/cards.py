@@ -16,8 +16,8 @@ from d_emo.train.engine.plan import RunPlan
 MAX_CLASSES = 20
 # Options that say where and how a run was made rather than what it is, and are left out of its command.
 PRIVATE_OPTIONS = frozenset({
-    "output_dir", "resume_from", "dry_run", "report_to", "num_workers", "cpu_threads", "push_to_hub", "hub_model_id",
-    "hub_private", "keep_checkpoints", "keep_every", "license",
+    "output_dir", "resume_from", "allow_change", "dry_run", "report_to", "num_workers", "cpu_threads", "push_to_hub",
+    "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "license",
 })  # fmt: skip
 
 CITATIONS = {

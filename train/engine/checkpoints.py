@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from d_emo.common.files import (
+    content_digest,
     file_digest,
     new_partial_folder,
     partial_path,
@@ -31,6 +32,7 @@ from d_emo.train.engine.options import RUN_FILE
 from d_emo.train.engine.run import Savable, UnfinishedError
 
 MANIFEST = "manifest.json"
+OWN_DIGEST = "sha256"
 CARD = "README.md"
 STATE_FOLDER = "training_state"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -126,12 +128,16 @@ def prune_checkpoints(output_dir: Path, keep_last: int | None, keep_every: int |
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Record size and SHA-256 of every file of `folder`, beside `content`, after everything reached the disk."""
+    """Record size and SHA-256 of every file of `folder`, beside `content`, after everything reached the disk.
+
+    The manifest carries a digest of its own.
+    """
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         sync(path)
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-    write_json(folder / MANIFEST, {**content, "files": files})
+    content = {**content, "files": files}
+    write_json(folder / MANIFEST, {**content, OWN_DIGEST: content_digest(content)})
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
@@ -148,6 +154,9 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path}: {MANIFEST} is missing, so it was not written to its end.")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        own = manifest.pop(OWN_DIGEST, None)  # older versions wrote none
+        if own is not None and own != content_digest(manifest):
+            raise ValueError("its content changed")
         files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         step = int(manifest["step"])
         manifest["processes"] = int(manifest.get("processes", 1))

@@ -1,12 +1,16 @@
 """The log of a run: a line on the screen, in `train_log.csv` and to the tracker."""
 
+import contextlib
 import csv
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from d_emo.common.files import written_whole
+from d_emo.common.files import appended, written_whole
 from d_emo.common.output import duration
 from d_emo.train.engine.run import AnyRun
 
@@ -24,7 +28,7 @@ def log_progress(run: AnyRun, grad_norm: float) -> None:
     run.seconds = 0.0
     if not run.accelerator.is_main_process:
         return
-    rate = run.lr_schedule.get_last_lr()[0]
+    rate = float(run.lr_schedule.get_last_lr()[0])
     remaining = (run.plan.max_train_steps - run.step) * run.plan.layout.global_batch_size / images_per_second
     run.report(
         f"loss {loss:.4f}"
@@ -33,26 +37,52 @@ def log_progress(run: AnyRun, grad_norm: float) -> None:
         f"{images_per_second:.1f} images/s, {duration(run.elapsed)} elapsed, {duration(remaining)} left"
     )
     values = (run.step, loss, grad_norm, rate, images_per_second, round(run.elapsed, 1))
-    with (run.output_dir / LOG_FILE).open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow(values)
+    append_row(run.output_dir / LOG_FILE, values)
     tracked = dict(zip(LOG_COLUMNS[1:], values[1:], strict=True))
     run.accelerator.log(tracked | ({"published_loss": published} if published else {}), step=run.step)
 
 
 def truncate_log(path: Path, step: int, columns: Sequence[str] = LOG_COLUMNS) -> None:
-    """Keep the header and the rows up to `step`: a resumed run writes the rest again."""
-    rows = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
+    """Keep the header and the rows up to `step`: a resumed run writes the rest again. Damaged rows go.
+
+    Rows of an older version, which had fewer columns, get empty ones.
+    """
+    header, *rows = _rows(path) or [[]]
+    kept = [
+        row + [""] * (len(columns) - len(row)) for row in rows if _is_whole(row, len(header)) and int(row[0]) <= step
+    ]
     with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
+        csv.writer(file).writerows([columns, *kept])
+
+
+def _is_whole(row: Sequence[str], columns: int) -> bool:
+    """Whether a row of a log has a step and numbers, or nothing, in its other columns."""
+    if len(row) != columns or not re.fullmatch("[0-9]{1,18}", row[0]):
+        return False
+    try:
+        return all(math.isfinite(float(value or 0)) for value in row)
+    except ValueError:
+        return False
 
 
 def seconds_so_far(path: Path) -> float:
     """What the last row of a log says that the run took; 0 without one, or in a log of an older version."""
-    if not path.is_file():
-        return 0.0
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return float(rows[-1].get("seconds") or 0) if rows else 0.0
+    header, *rows = _rows(path) or [[]]
+    with contextlib.suppress(ValueError, IndexError):
+        return float(rows[-1][header.index("seconds")])
+    return 0.0
+
+
+def append_row(path: Path, values: Sequence[Any]) -> None:
+    """Write a line at the end of a log."""
+    with appended(path) as file:
+        csv.writer(file).writerow(values)
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The lines of a log as far as they can be read; what is damaged in it does not keep a run from going on."""
+    rows: list[list[str]] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8", errors="replace") as file, contextlib.suppress(csv.Error):
+            rows.extend(csv.reader(file))
+    return rows

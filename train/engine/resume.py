@@ -6,12 +6,11 @@ purpose is named with --allow-change, and a new task starts from trained weights
 """
 
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d_emo.common.files import holds_something
+from d_emo.common.files import holds_something, read_json
 from d_emo.train.engine.checkpoints import MANIFEST, CheckpointError, list_checkpoints, verify_checkpoint
 from d_emo.train.engine.options import RUN_FILE
 
@@ -88,8 +87,6 @@ def check_run_folder(output_dir: Path, resuming: bool) -> None:
     Raises:
         CheckpointError: with what to do.
     """
-    if output_dir.exists() and not output_dir.is_dir():
-        raise CheckpointError(f"--output-dir {output_dir} is a file; name a folder.")
     checkpoints = list_checkpoints(output_dir)
     if not (output_dir / RUN_FILE).is_file():
         if holds_something(output_dir):
@@ -114,14 +111,11 @@ def read_identity(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any] | N
         CheckpointError: it is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no table of options")
+        return {**defaults, **read_json(path, "take it from a copy, or start another run")}
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); take it from a copy, or start another run.") from error
-    return {**defaults, **content}
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def check_same_run(

@@ -3,6 +3,7 @@
 import shutil
 import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -11,7 +12,6 @@ import torch
 from accelerate import Accelerator
 
 from d_emo.common.commands import CommandError
-from d_emo.common.locks import FolderLock
 from d_emo.common.output import say, time_stamp
 from d_emo.common.processes import hardware
 from d_emo.train.data.batches import StreamPlace
@@ -67,7 +67,7 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
         seconds: that these steps took, pauses for samples, scores and checkpoints aside.
         seconds_before: that the run took before it was continued.
         published: a published loss curve to compare with.
-        lock: of the output folder, in the main process.
+        claimed: ends with the run: the lock of the output folder, in the main process.
     """
 
     plan: PlanT
@@ -79,7 +79,7 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
     seconds_before: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     published: LossCurve | None = None
-    lock: FolderLock | None = None
+    claimed: ExitStack = field(default_factory=ExitStack)
 
     @property
     def elapsed(self) -> float:

@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
-from d_emo.common.files import remove_partial, write_json
-from d_emo.common.locks import FolderLock
-from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.files import write_json
+from d_emo.common.locks import output_folder
+from d_emo.common.messages import first_line
 from d_emo.common.processes import LaunchError, agreed, keep_freed_memory, start_processes
 from d_emo.train.data import stream_loader
 from d_emo.train.data.options import DATA_SOURCES
@@ -114,7 +114,6 @@ def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callabl
             run.say(note)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        remove_partial(run.output_dir)
         write_json(run.output_dir / RUN_FILE, identity)
         truncate_log(run.output_dir / LOG_FILE, run.step)
         run.seconds_before = seconds_so_far(run.output_dir / LOG_FILE)
@@ -134,10 +133,7 @@ def _claim(
         resume.check_named(options.resume_from)
     if not (folder / RUN_FILE).is_file():
         resume.check_run_folder(folder, options.resume_from is not None)  # before a lock is left among others' files
-    try:
-        run.lock = FolderLock(folder, "--output-dir")
-    except OSError as error:
-        raise ValueError(f"--output-dir {describe_os_error(error)}.") from error
+    run.claimed.enter_context(output_folder(folder))
     resume.check_run_folder(folder, options.resume_from is not None)
     if options.resume_from is None:
         return None, {}, []

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from d_emo.common.commands import CommandError
 from d_emo.common.files import write_json
 from d_emo.common.messages import first_line
+from d_emo.common.processes import is_sharded
 from d_emo.train.engine.run import AnyRun
 from d_emo.train.engine.sharding import shared_out, whole
 
@@ -42,8 +43,9 @@ class StateError(ValueError):
 def save_state(run: AnyRun, folder: Path) -> None:
     """Write the state of a run; every process calls this."""
     model = run.accelerator.unwrap_model(run.model)
-    tensors, numbers = _optimizer_state(model, run.optimizer)
-    weights = {name: _on_cpu(tensor) for name, tensor in model.state_dict().items()}
+    if run.accelerator.is_main_process or is_sharded(run.accelerator):  # all take part in gathering shards
+        tensors, numbers = _optimizer_state(model, run.optimizer)
+        weights = {name: _on_cpu(tensor) for name, tensor in model.state_dict().items()}
     if run.accelerator.is_main_process:
         save_file(_apart(weights), folder / MODEL_FILE)
         save_file(_apart(tensors), folder / OPTIMIZER_FILE)
@@ -72,7 +74,7 @@ def load_state(run: AnyRun, folder: Path, step: int, processes: int) -> None:
             _load_old_optimizer(run.optimizer, folder / OLD_OPTIMIZER_FILE)
         if processes == run.accelerator.num_processes:
             _load_random_state(folder, run.accelerator.process_index)
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, OverflowError, AttributeError) as error:
         if isinstance(error, StateError):
             raise
         raise StateError(f"{folder}: its state does not fit this run ({first_line(error)}).") from error

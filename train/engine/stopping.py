@@ -1,13 +1,13 @@
 """Ctrl-C, a scheduler's SIGTERM and a lost terminal: save after the step in progress, then stop."""
 
 import signal
-import sys
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from d_emo.common.output import say
+from d_emo.common.processes import leave_interrupts
 
 # Ctrl-C, a scheduler's or launcher's wish, a terminal that is closed. Those that are ignored (nohup) stay ignored.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -57,17 +57,6 @@ class StopRequest:
         return bool(accelerator.reduce(flag, reduction="sum") > 0)
 
 
-def leave_stops_to_the_trainer(_worker: int) -> None:
-    """Start of a loader's process: Ctrl-C and SIGTERM, which reach a whole group, are for the process that saves.
-
-    And where that one ends, multiprocessing's thread here, which hands tensors over, would print that nobody took them.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    report = sys.excepthook
-
-    def quietly(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-        if not issubclass(kind, OSError | EOFError):
-            report(kind, error, traceback)
-
-    sys.excepthook = quietly
+def leave_stops_to_the_trainer(worker: int) -> None:
+    """Start of a loader's process: Ctrl-C and SIGTERM, which reach a whole group, are for the process that saves."""
+    leave_interrupts(worker, STOP_SIGNALS)

@@ -73,9 +73,9 @@ def open_trackers(run: AnyRun, settings: Mapping[str, Any]) -> None:
         accelerator.init_trackers(project or PROJECT, init_kwargs=options)
         for tracker in accelerator.trackers:
             store_settings(tracker, shown)
-    except OSError:
-        raise
     except Exception as error:  # each tracker has errors of its own: nobody logged in, no server
+        if isinstance(error, OSError) and error.filename is not None:  # a file's, not a connection's
+            raise
         accelerator.trackers.clear()  # those that have not started cannot end
         remedy = "log in with `wandb login`, set WANDB_MODE=offline" if "wandb" in names else "set it up"
         raise ValueError(

@@ -62,13 +62,13 @@ def test_settings_that_are_no_numbers_are_refused_by_their_option(name, value):
 @pytest.mark.parametrize("value", [None, 0, "", "other", [], range(2)], ids=repr)
 @pytest.mark.parametrize("name", ["sampler", "labels", "weights", "dtype"])
 def test_settings_that_are_no_choices_are_refused_by_their_option(name, value):
-    refused(lambda: protocol.SamplingSettings(**{name: value}), f"--{name}", "use one of")
+    refused(lambda: protocol.SamplingSettings(**{name: value}), f"--{name}", "is not one of")
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
 def test_numbers_of_readers_are_refused_by_name(tmp_path, value):
     accelerator, images = Accelerator(cpu=True), open_set("digits")
-    refused(lambda: images.first(value), "the number of images")
+    refused(lambda: images.first(value), "count")
     refused(lambda: open_set("digits", (value, 4)), "height")
     refused(lambda: open_set("digits", (4, value)), "width")
     refused(
@@ -84,22 +84,22 @@ def test_numbers_of_readers_are_refused_by_name(tmp_path, value):
 @pytest.mark.parametrize("value", [None, 0, 1.5, "", "\0", b"x", [], range(2)], ids=repr)
 def test_names_of_readers_are_refused_by_name(tmp_path, value):
     accelerator = Accelerator(cpu=True)
-    refused(lambda: open_set(value), "the name of the images")
+    refused(lambda: open_set(value), "source")
     refused(lambda: extractors.make_extractor(value), "--features")
     refused(lambda: references.load_reference(value, extractors.PixelExtractor(), tmp_path, accelerator), "--reference")
     if value != "":
-        refused(lambda: archives.read_array(value, "mu"), "the name of the file")
-        refused(lambda: archives.map_images(value), "the name of the file")
+        refused(lambda: archives.read_array(value, "mu"), "path")
+        refused(lambda: archives.map_images(value), "path")
 
 
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
         ([np.zeros((2, 4, 4, 3), np.uint8)], "2 images were given, 3 announced"),
-        ([np.zeros((3, 4, 4, 3), np.float32)], "uint8 of shape"),
+        ([np.zeros((3, 4, 4, 3), np.float32)], "uint8 array of shape"),
         ([np.zeros((3, 5, 4, 3), np.uint8)], r"images of shape (5, 4, 3), not (4, 4, 3)"),
-        ([None], "uint8 of shape"),
-        (None, "arrays of images are wanted"),
+        ([None], "uint8 array of shape"),
+        (None, "series of arrays of images"),
     ],
 )
 def test_images_that_do_not_fit_are_not_written(tmp_path, blocks, message):

@@ -104,7 +104,7 @@ def test_images_by_others_are_scored(capsys, tmp_path):
         (["--model", "{model}", "--reference", "digits", "--checkpoints", "all"], "has checkpoints of steps none"),
         (
             ["--model", "{model}", "--reference", "digits", "--batch-size", "0"],
-            "--batch-size: must be at least 1, not 0",
+            "--batch-size: 0 is not a whole number from 1 on",
         ),
         (["--samples", "{tmp}", "--reference", "digits"], "there are no images in this folder"),
         (["--reference", "digits"], "one of the arguments --model --samples is required"),

@@ -165,7 +165,7 @@ def test_two_evaluations_of_one_folder_are_kept_apart(capsys, tmp_path, few):
         (["--reference", "{tmp}/none"], "--reference {tmp}/none: there is no such folder"),
         (["--samples", "{tmp}/none.npz"], "--samples {tmp}/none.npz: there is no such file"),
         (["--reference", ""], "--reference is empty"),
-        (["--num-workers", "-1"], "--num-workers -1: must not be negative"),
+        (["--num-workers", "-1"], "--num-workers: -1 is not a whole number from 0 on"),
     ],
 )
 def test_what_could_not_be_written_or_read_is_found_before_anything_is_computed(

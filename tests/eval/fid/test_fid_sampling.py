@@ -239,10 +239,10 @@ def test_samplers_fit_the_model_or_are_refused():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"num_images": 0}, "--num-images 0: must be at least 1"),
+        ({"num_images": 0}, "--num-images=0 is not a whole number from 1 on"),
         ({"guidance_scale": 0.0}, "0 would draw without class"),
-        ({"guidance_scale": float("nan")}, "must be 1"),
-        ({"seed": -1}, "--seed -1"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale=nan is not a number from 1 on"),
+        ({"seed": -1}, "--seed=-1"),
     ],
 )
 def test_bad_settings_are_refused(setting, message):

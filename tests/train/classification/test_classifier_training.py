@@ -196,7 +196,7 @@ def test_validation_images_of_unknown_classes_are_refused(capsys, tmp_path):
     other = write_photos(tmp_path / "val", ("oak", "yew"), 2)
     code, _ = run(capsys, *TINY, "--train-data-dir", train, "--validation-dir", other, "--max-train-steps", "1",
                   "--output-dir", tmp_path / "out")  # fmt: skip
-    assert "classes that train does not have: yew" in code
+    assert "which is trained on, does not have: yew" in code
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(capsys, tmp_path):

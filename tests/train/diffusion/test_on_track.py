@@ -82,7 +82,6 @@ def test_log_line_and_picture_show_the_published_loss(tmp_path, capsys):
     assert run.published is None
     randomize(run.model)
     run.published = read_published("D-EMOv2-S-2")
-    trainer.start_or_resume(run)
     trainer.train(run)
     printed = capsys.readouterr().out
     losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "run" / "train_log.csv").open())]

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from types import SimpleNamespace
 
 import PIL.Image
 import pytest
@@ -12,7 +13,7 @@ from huggingface_hub import ModelCard
 from d_emo.train import train_classifier
 from d_emo.train.classification.config import parse_classifier_config
 from d_emo.train.diffusion.config import parse_config
-from d_emo.train.engine.cards import PRIVATE_OPTIONS, base_name, hub_id
+from d_emo.train.engine.cards import PRIVATE_OPTIONS, base_name, hub_id, training_command
 
 SIT = [argument if argument != "dit" else "sit" for argument in TINY]
 DIFFUSION = [*SIT, "--max-train-steps", "2", "--checkpoint-every", "1", "--sample-every", "2", "--sample-steps", "2",
@@ -131,3 +132,14 @@ def test_the_head_survives_any_name(here):
 
     head = card_head({"tags": ["a: b", "# c", "é"]}, "t")
     assert yaml.safe_load("\n".join(head[1 : head.index("---", 1)])) == {"tags": ["a: b", "# c", "é"]}
+
+
+@pytest.mark.parametrize("parse", [parse_config, parse_classifier_config])
+def test_the_command_of_a_run_that_was_continued_and_changed_can_be_typed(parse):
+    """What belongs to a continuation (--resume-from, --allow-change) is no part of how the model is made."""
+    config = parse([
+        "--train-data-dir", "pets", "--learning-rate", "0.25", "--resume-from", "runs/pets/checkpoint-0000002",
+        "--allow-change", "learning_rate",
+    ])  # fmt: skip
+    words = shlex.split(training_command(SimpleNamespace(config=config), "d_emo.train.x"))[4:]
+    assert public(parse(words)) == public(config) and config.optimization.learning_rate == 0.25

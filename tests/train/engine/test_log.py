@@ -9,6 +9,7 @@ import pytest
 from helpers.training import TINY, run_here
 
 from d_emo.common.processes import cores, loader_processes
+from d_emo.train.engine.log import append_row, seconds_so_far, truncate_log
 
 LINE = (
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d step (\d+)/4: loss \d\.\d+, gradient norm [\d.]+, learning rate [\d.e-]+, "
@@ -73,3 +74,33 @@ def test_loader_processes_are_at_most_the_cores_unless_more_are_asked_for(monkey
     assert loader_processes(0, 4) == 0 and loader_processes(10 * cores(), 4) == 10 * cores()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10 * cores()))
     assert loader_processes(None, 4) == 1
+
+
+def test_a_damaged_log_keeps_no_run_from_going_on(tmp_path):
+    """Lines that are torn, edited or of no text go; those of a version with fewer columns stay, with an empty one."""
+    log, columns = tmp_path / "log.csv", ("step", "loss", "seconds")
+    for content, steps in (
+        (b"step,loss,seconds\n1,0.5,2.5\n2,0.25,5.0\n3,0.2,7.5\n", ["1", "2"]),
+        (b"step,loss\n1,0.5\n2,0.25\n", ["1", "2"]),
+        (b"step,loss,seconds\n1,0.5,2.5\n2,0.\n", ["1"]),
+        (b"step,loss,seconds\n1,x,2.5\n\xff\xfe,1,1\n2,0.25,5.0\n", ["2"]),
+        (b"step,loss,seconds\n1,0.5,2.5\n" + b"9" * 200_000 + b",1,1\n\0,\0\n", ["1"]),
+        (b"\xff\0\0", []),
+        (b"", []),
+    ):
+        log.write_bytes(content)
+        for _ in range(2):
+            truncate_log(log, 2, columns)
+            with log.open(newline="") as file:
+                header, *rows = csv.reader(file)
+            assert header == list(columns) and [row[0] for row in rows] == steps and {len(row) for row in rows} <= {3}
+        assert seconds_so_far(log) == (float(rows[-1][2] or 0) if rows else 0.0)
+    assert seconds_so_far(tmp_path / "none.csv") == 0.0
+
+
+def test_a_line_of_a_log_follows_no_link(tmp_path):
+    (tmp_path / "elsewhere.csv").write_text("precious")
+    (tmp_path / "log.csv").symlink_to(tmp_path / "elsewhere.csv")
+    with pytest.raises(OSError, match=r"log\.csv"):
+        append_row(tmp_path / "log.csv", (1, 0.5))
+    assert (tmp_path / "elsewhere.csv").read_text() == "precious"

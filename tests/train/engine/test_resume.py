@@ -15,6 +15,7 @@ from helpers.training import TINY, assert_same_bits, losses, run_here, train_to_
 from safetensors.torch import load_file
 
 from d_emo import create_model
+from d_emo.common import locks, processes
 from d_emo.common.locks import FolderLock, LockedError
 from d_emo.train.engine.checkpoints import write_manifest
 from d_emo.train.engine.state import set_schedule
@@ -189,6 +190,28 @@ def test_a_lock_is_gone_with_its_process_though_children_that_it_forked_live_on(
         os.kill(child, signal.SIGKILL)
 
 
+def test_a_lock_of_a_folder_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    """Its holder removes an empty folder at its end; who waited for that lock makes the folder, and the lock, anew."""
+    folder, lock = tmp_path / "folder", locks._lock
+
+    def removed_first(descriptor):
+        monkeypatch.setattr(locks, "_lock", lock)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        return lock(descriptor)
+
+    monkeypatch.setattr(locks, "_lock", removed_first)
+    with FolderLock(folder, wait=True) as held:
+        assert os.path.samestat(os.fstat(held._descriptor), (folder / ".lock").stat())
+
+
+def test_a_refused_start_leaves_no_folder(tmp_path, capsys):
+    arguments = [*TINY, "--output-dir", tmp_path / "run", "--resume-from", tmp_path / "checkpoint-0000001"]
+    code, output = run_here(capsys, *arguments)
+    assert code != 0 and "there is no such folder" in output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_lock_follows_no_link(tmp_path):
     (tmp_path / "target").write_text("precious")
     (tmp_path / "folder").mkdir()
@@ -214,10 +237,9 @@ def test_a_trainer_ends_in_order_with_its_launcher_and_outlives_anything_else(tm
     """The launcher, here a process that pretends to be one, dies by kill -9."""
     run, pid, done = tmp_path / "run", tmp_path / "pid", tmp_path / "done"
     steps = ["--max-train-steps", "100000" if launched else "60", "--output-dir", str(run)]
-    words = "forkserver" if launched else "no launcher"
     parent = (
-        "import os, re, sys, time, runpy; from pathlib import Path; from d_emo.common import processes\n"
-        f"processes._LAUNCHER = re.compile({words!r}); child = os.fork()\n"
+        "import os, time; from pathlib import Path; from d_emo.common import processes\n"
+        f"processes.is_launcher = lambda words: {launched}; child = os.fork()\n"
         "if child: time.sleep(600)\n"
         f"Path({str(pid)!r}).write_text(str(os.getpid()))\n"
         "from d_emo.train import train_dit\n"
@@ -234,6 +256,25 @@ def test_a_trainer_ends_in_order_with_its_launcher_and_outlives_anything_else(tm
         wait_for(done)
     assert done.read_text() == str(code or 0)
     assert list(run.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("line", "launches"),
+    [
+        ("python /usr/bin/accelerate launch train/train_dit.py", True),
+        ("/usr/bin/python3.11 -u -m torch.distributed.run --nproc-per-node 2 train.py", True),
+        ("python -m accelerate.commands.launch train/train_dit.py", True),
+        ("/opt/python/bin/python3 /opt/python/bin/torchrun train.py", True),
+        ("bash /home/me/accelerate/run.sh", False),
+        ("sh -c cd accelerate; python train/train_dit.py", False),
+        ("python sweep_accelerate.py", False),
+        ("python sweep.py torchrun", False),
+        ("tmux new -s accelerate", False),
+        ("", False),
+    ],
+)
+def test_only_launchers_are_taken_for_launchers(line, launches):
+    assert processes.is_launcher(line.split()) == launches
 
 
 def wait_for(path, seconds=120):
