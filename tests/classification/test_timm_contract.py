@@ -296,7 +296,7 @@ def test_intermediate_outputs_are_the_stages(name, tmp_path):
                 pruned.forward_intermediates(pixels, taken, intermediates_only=True), [stages[last]]
             )
             torch.testing.assert_close(pruned(pixels), stages[last])
-    with pytest.raises(ValueError, match="output_fmt='NLC' is unknown"):
+    with pytest.raises(ValueError, match="output_fmt='NLC' is not one of NCHW"):
         model.forward_intermediates(pixels, output_fmt="NLC")
 
 
