@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 from d_emo.common.messages import describe_os_error, first_line, one_line, own_line
@@ -42,6 +43,7 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
     def decorate(main: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            _open_streams()
             quiet_libraries()
             print_any_name()
             with _remembered_ctrl_c() as interrupted:
@@ -69,6 +71,13 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
         return run
 
     return decorate
+
+
+def _open_streams() -> None:
+    """Let a command that was started without output, as by a daemon, print into nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # for good
 
 
 def print_any_name() -> None:

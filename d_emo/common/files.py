@@ -175,6 +175,22 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
         raise ValueError(f"{option} {path}: nothing may be written in {place}; name another place.")
 
 
+def check_apart(path: Path, option: str, sources: Mapping[str, Any]) -> None:
+    """Refuse output that would lie among the pictures it is made of, and be taken for some of them the next time.
+
+    Args:
+        path: of the output.
+        option: how the user named it: "--output-dir".
+        sources: folders of pictures, or None, by the option that named them.
+
+    Raises:
+        ValueError: it lies in one of them.
+    """
+    for name, source in sources.items():
+        if source and Path(source).is_dir() and path.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(f"{option} {path} lies in {name} {source}, among the pictures; choose a folder outside.")
+
+
 def check_replaceable(folder: Path, option: str, mark: str, kind: str) -> None:
     """Find out before the work that a folder could be written, and that it holds nothing but an older one of its kind.
 

@@ -6,6 +6,7 @@ Shapes: B batch, C latent or image channels, H x W input in pixels (of the image
         h x w = H/p x W/p token grid, D hidden size, O output channels (2C with learned variance, otherwise C).
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         """
         raise ValueError(f"{type(self).__name__} is not the DiT network; only DiT-* models become Diffusers' DiT.")
 
+    @functools.wraps(ModelMixin.save_pretrained)  # pipelines look at its signature for what it takes
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Diffusers' `save_pretrained`; says where BatchNorm's statistics were forgotten."""
         warn_of_untouched_statistics(self, f"{save_directory} is being saved")

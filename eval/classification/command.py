@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import d_emo  # noqa: F401  makes transformers know EMOv2
-from d_emo.common.files import check_writable, write_json, written_whole
+from d_emo.common.files import check_apart, check_writable, write_json, written_whole
 from d_emo.common.locks import output_folder
 from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
@@ -44,6 +44,7 @@ class ClassScore:
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
     folder = Path(options.output_dir or default_folder(options.model))
+    check_apart(folder, "--output-dir", {"--data-dir": options.data_dir, "--dataset": options.dataset})
     check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
     images = chosen_images(options)
     model, processor = open_classifier(options.model)

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from d_emo.common.files import check_writable, read_json
+from d_emo.common.files import check_apart, check_writable, read_json
 from d_emo.common.locks import output_folder
 from d_emo.common.processes import keep_freed_memory, loader_processes, start_processes
 from d_emo.eval.fid import archives
@@ -76,6 +76,7 @@ def check_options(options: argparse.Namespace) -> None:
     check_writable(cache_dir(options), "--cache-dir", folder=True)
     if options.output_dir:
         check_writable(Path(options.output_dir), "--output-dir", folder=True)
+        check_apart(Path(options.output_dir), "--output-dir", {"--reference": options.reference})
     if options.export_npz:
         target = Path(options.export_npz)
         check_writable(target, "--export-npz")

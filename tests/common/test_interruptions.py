@@ -6,6 +6,8 @@ import sys
 import pytest
 from helpers.processes import offline_environment
 
+from d_emo.common.commands import command
+
 COMMAND = """
 import os, signal, sys
 from d_emo.common.commands import command
@@ -45,3 +47,18 @@ def test_a_closed_pipe_ends_quietly():
     head.stdin.close()
     head.wait()
     assert done.returncode == 141 and done.stderr == ""
+
+
+def test_a_command_without_output_runs(monkeypatch):
+    """As daemons start it."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    ran = []
+
+    @command("name")
+    def main() -> None:
+        print("nobody hears")
+        ran.append(True)
+
+    main()
+    assert ran

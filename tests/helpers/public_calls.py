@@ -131,7 +131,9 @@ CLASSIFIER = {"depths": [1, 1, 1, 1], "widths": [8, 8, 16, 16], "head_dims": [8,
 def _pipeline() -> Callable[..., Any]:
     from helpers.pipelines import tiny_pipeline
 
-    return tiny_pipeline(num_layers=1).__call__
+    pipeline = tiny_pipeline(num_layers=1)
+    pipeline.register_to_config(default_num_inference_steps=2)  # None stands for it
+    return pipeline.__call__
 
 
 def _parts() -> dict[str, Any]:

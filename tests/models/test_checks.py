@@ -127,3 +127,15 @@ def test_untouched_statistics_are_said_of_trained_weights_only(tmp_path):
         fresh.save_pretrained(tmp_path / "forgotten")
     with pytest.warns(UntouchedStatisticsWarning, match="forgotten was saved"):
         DEMOTransformer2DModel.from_pretrained(tmp_path / "forgotten")
+
+
+def test_a_pipeline_hands_on_how_the_model_is_to_be_saved(tmp_path):
+    """Diffusers looks at the signature of a part's `save_pretrained` for what it takes."""
+    tiny_pipeline().save_pretrained(tmp_path, variant="fp16")
+    assert [path.name for path in (tmp_path / "transformer").glob("*.safetensors")] == [
+        "diffusion_pytorch_model.fp16.safetensors"
+    ]
+    DEMOPipeline.from_pretrained(tmp_path, variant="fp16")
+    tiny_pipeline().save_pretrained(tmp_path / "cut", max_shard_size="50KB")
+    assert (tmp_path / "cut" / "transformer" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    DEMOPipeline.from_pretrained(tmp_path / "cut")

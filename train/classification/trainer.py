@@ -33,6 +33,7 @@ from d_emo.train.classification.validation_log import (
     plot_validation,
 )
 from d_emo.train.data.batches import Batch
+from d_emo.train.data.sources import check_output
 from d_emo.train.engine import loader, loop, saving, start
 from d_emo.train.engine.log import truncate_log
 from d_emo.train.engine.run import TrainingRun
@@ -77,6 +78,7 @@ class ClassifierRun(TrainingRun[ClassifierPlan]):
 def run(config: ClassifierConfig) -> None:
     """Set up, train, save."""
     source, validation = load_sources(config.data)
+    check_output(config.data, output_dir(config, source))
     accelerator = start.make_accelerator(config.run, config.optimization.mixed_precision, output_dir(config, source))
     if config.model.kernels:
         set_backend(config.model.kernels)

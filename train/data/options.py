@@ -9,6 +9,8 @@ from d_emo.common.options import Recipe, option, require
 
 # The options that name a source of data.
 DATA_SOURCES = ("dataset", "train_data_dir", "latents")
+# Those that may be folders, of any trainer.
+FOLDERS = (*DATA_SOURCES, "validation_dir", "validation_dataset")
 
 
 # Options of the digits' recipes that go with another: given that one, they are left out.

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from d_emo.common.files import check_apart
 from d_emo.images.latent_cache import latents_source
 from d_emo.images.open_source import open_source
 from d_emo.images.source import ImageSource
-from d_emo.train.data.options import DataOptions
+from d_emo.train.data.options import FOLDERS, DataOptions
 
 
 def load_source(options: DataOptions, named: str | None = None) -> ImageSource:
@@ -38,6 +39,15 @@ def load_source(options: DataOptions, named: str | None = None) -> ImageSource:
     if options.unconditional:
         return replace(source, labels=np.zeros(len(source.labels), dtype=np.int64), id2label={})
     return source
+
+
+def check_output(data: DataOptions, folder: Path) -> None:
+    """Refuse an output folder among the pictures.
+
+    Raises:
+        ValueError: it lies in a folder that the options of data name.
+    """
+    check_apart(folder, "--output-dir", {f"--{name.replace('_', '-')}": getattr(data, name, None) for name in FOLDERS})
 
 
 def _open_source(options: DataOptions) -> ImageSource:

@@ -22,7 +22,7 @@ from d_emo.images.decode import UnreadableImageError
 from d_emo.images.latents import encode_moments, vae_scale_factor
 from d_emo.train.data.batches import Pixels, TrainingImages
 from d_emo.train.data.options import DataOptions
-from d_emo.train.data.sources import load_source
+from d_emo.train.data.sources import check_output, load_source
 from d_emo.train.diffusion.encode_config import EncodeConfig, EncodeOptions
 from d_emo.train.diffusion.plan import load_vae
 
@@ -53,6 +53,7 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     """Write the folder of latents, each process its share of the files."""
     folder = Path(str(options.output_dir))
     check_writable(folder, "--output-dir", folder=True)
+    check_output(data, folder)
     latent_cache.refuse_other_content(folder)
     source = load_source(data)
     if source.stream is not None:

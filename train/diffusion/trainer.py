@@ -13,7 +13,7 @@ from d_emo.images.latents import encode_images, sample_latents
 from d_emo.kernels import set_backend
 from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, Pixels, TrainingLatents
-from d_emo.train.data.sources import load_source
+from d_emo.train.data.sources import check_output, load_source
 from d_emo.train.diffusion import lora
 from d_emo.train.diffusion.config import TrainConfig
 from d_emo.train.diffusion.in_loop_fid import make_in_loop_fid
@@ -27,6 +27,7 @@ from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
 def run(config: TrainConfig) -> None:
     """Set up, train, save."""
     source = load_source(config.data)
+    check_output(config.data, output_dir(config, source))
     accelerator = start.make_accelerator(config.run, config.optimization.mixed_precision, output_dir(config, source))
     if config.model.kernels:
         set_backend(config.model.kernels)
