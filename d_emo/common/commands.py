@@ -24,6 +24,10 @@ _LOST_PROCESS = re.compile(
 )
 
 
+# The process that started the command that runs; it may end while PyTorch is still being imported.
+started_by: int | None = None
+
+
 class CommandError(Exception):
     """Ends a command with its line, though it is no wrong value that was given."""
 
@@ -43,6 +47,8 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
     def decorate(main: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            global started_by
+            started_by = os.getppid()
             _open_streams()
             quiet_libraries()
             print_any_name()

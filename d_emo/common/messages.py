@@ -16,7 +16,7 @@ _REMEDIES = {
     errno.EPERM: "change its rights, or choose another place",
     errno.ENOTDIR: "part of that path is a file; choose another",
     errno.EEXIST: "part of that path is a file; choose another",
-    errno.EISDIR: "name a file, not a folder",
+    errno.EISDIR: "a folder lies where a file belongs; move it, or name another place",
     errno.ELOOP: "a link lies there, and nothing is written through links; delete it, or choose another place",
     errno.ENAMETOOLONG: "use shorter names",
     errno.ENOENT: "was it moved or deleted?",

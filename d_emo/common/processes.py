@@ -20,11 +20,14 @@ from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_list
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from d_emo.common import commands
 from d_emo.common.messages import describe_os_error
 
 # Scripts and modules that launch others, as Python is told them.
 _LAUNCHER = re.compile(r"accelerate(-launch)?|torchrun|accelerate\.commands\.\w+|torch\.distributed\.\w+")
 _WATCH_SECONDS = 0.5
+# What they set for the processes that they start.
+_LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 
 
 class LaunchError(ValueError):
@@ -71,6 +74,8 @@ def _end_with_launcher() -> None:
     A process that something else started (a shell, nohup, tmux) outlives it.
     """
     parent = os.getppid()
+    if commands.started_by not in (None, parent) and any(name in os.environ for name in _LAUNCHED):
+        raise LaunchError("its launcher ended while it started; nothing was begun.")
     try:
         if not is_launcher(psutil.Process(parent).cmdline()):
             return

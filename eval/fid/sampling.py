@@ -73,7 +73,12 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
                 f"--weights raw: {state} does not exist; raw weights are in a run's checkpoint-STEP folders."
             )
         try:
-            pipeline.transformer.load_state_dict(load_file(state), strict=True)
+            weights = load_file(state)
+            if any(".lora_A." in name for name in weights):
+                raise ValueError(
+                    f"--weights raw: {model} trains adapters beside frozen weights; use --weights averaged."
+                )
+            pipeline.transformer.load_state_dict(weights, strict=True)
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(
                 f"--weights raw: {state} is damaged or of another model ({first_line(error)}); name another checkpoint."

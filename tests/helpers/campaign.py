@@ -242,7 +242,9 @@ def _damage(struck: Struck) -> None:
     found = sorted({path for pattern in struck.job.kept for path in struck.out.glob(pattern) if path.is_file()})
     for _ in range(min(2, len(found))):
         path = found[struck.random.randint(len(found))]
-        names = [name for name in DAMAGES if name not in ("not readable", "a pipe")]
+        # A folder in a report's place is the user's: it is named, never deleted.
+        left = ("not readable", "a pipe", *(("a folder",) if "report.json" in struck.job.names else ()))
+        names = [name for name in DAMAGES if name not in left]
         if path.is_file() and path.stat().st_size:
             name = names[struck.random.randint(len(names))]
             DAMAGES[name](path)

@@ -175,8 +175,10 @@ def test_damaged_and_foreign_folders_are_refused(pictures, vae_folder, tmp_path)
         LatentCache(folder)
     with pytest.raises(SystemExit, match=r"holds other latents: dtype 'float32' -> 'float16'"):
         encode(pictures, vae_folder, folder, "--dtype", "float16")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(SystemExit, match="is not empty and holds no latents"):
-        encode(pictures, vae_folder, pictures)
+        encode(pictures, vae_folder, tmp_path / "other")
     with pytest.raises(LatentCacheError, match=r"there are no latents \(no manifest\.json\)"):
         LatentCache(tmp_path)
     (folder / "manifest.json").write_text("{")

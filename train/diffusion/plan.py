@@ -29,6 +29,8 @@ from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
 AUTO_VAE_RESOLUTION = 128
 # Of the paper's training runs.
 PAPER_STEPS = 400_000
+# --color by the channels of pictures.
+COLORS = {1: "grey", 3: "rgb"}
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Plan:
             # --max-train-steps may change on resuming, unless it shapes the learning rate.
             "lr_schedule_steps": None if constant else self.max_train_steps,
             "resolution": self.resolution,
+            "color": COLORS.get(self.source.channels, self.config.model.color),
             "random_flip": self.flip,
             **self.source.identity(),
         }

@@ -89,7 +89,7 @@ def save_checkpoint(
         if accelerator.is_main_process:
             pipeline.save_pretrained(partial)
             write_more(partial)
-            (partial / CARD).write_text(card, encoding="utf-8")
+            (partial / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")  # names of folders
             write_json(partial / RUN_FILE, identity)
             write_manifest(partial, {"step": step, "processes": accelerator.num_processes})
             replace_folder(partial, final)
@@ -200,7 +200,7 @@ def publish_pipeline(
     partial = new_partial_folder(output_dir / "pipeline")
     pipeline.save_pretrained(partial)
     write_more(partial)
-    (partial / CARD).write_text(card, encoding="utf-8")
+    (partial / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")  # names of folders
     index = output_dir / index_name
     index.unlink(missing_ok=True)
     for part in (path for path in partial.iterdir() if path.name != index.name):

@@ -37,6 +37,11 @@ DERIVED = {
 }  # fmt: skip
 
 
+# What older runs left to a default that is not written down; runs now say what it came to.
+RESOLVED = {"mixed_precision": None, "color": "auto"}
+MISSING = object()
+
+
 def find_checkpoint(resume_from: str, output_dir: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
     """The checkpoint to continue from, its manifest, and lines to tell the user.
 
@@ -148,13 +153,16 @@ def check_same_run(
     changes = {
         name: f"{name} {stored.get(name)!r} -> {identity.get(name)!r}"
         for name in sorted({*stored, *identity})
-        if name not in FREE_OPTIONS and stored.get(name) != identity.get(name)
+        if name not in FREE_OPTIONS and stored.get(name) not in (identity.get(name), RESOLVED.get(name, MISSING))
     }
     fixed = [name for name in changes if name in NETWORK_OPTIONS]
     refused = [name for name in changes if name not in NETWORK_OPTIONS and DERIVED.get(name, name) not in permitted]
     if not fixed and not refused:
         return list(changes.values())
-    remedies = ["leave them out, and they are as before" if len(changes) > 1 else "leave it out, and it is as before"]
+    if all(DERIVED.get(name) == "data" for name in changes):
+        remedies = ["name the images of before"]  # compared by number, labels and class names
+    else:
+        remedies = [f"leave {'them' if len(changes) > 1 else 'it'} out, for what was before"]
     if not fixed:
         names = ",".join(dict.fromkeys(DERIVED.get(name, name) for name in refused))
         remedies.append(f"go on with the new values on purpose (--allow-change {names})")

@@ -91,6 +91,10 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
         """The run's folder."""
         return self.plan.output_dir
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the run's results: the plan's, and the precision, which a launch may choose."""
+        return {**self.plan.identity(), "mixed_precision": self.accelerator.mixed_precision}
+
     @abstractmethod
     def result(self) -> Savable:
         """The averaged model of now, with what it takes to use it; every process calls this."""

@@ -22,7 +22,7 @@ def save(run: AnyRun) -> None:
 
     card = run.card(checkpoints.checkpoint_path(run.output_dir, run.step))
     path = checkpoints.save_checkpoint(
-        accelerator, run.result(), run.output_dir, run.step, card, run.plan.identity(), write_state, run.save_more
+        accelerator, run.result(), run.output_dir, run.step, card, run.identity(), write_state, run.save_more
     )
     run.report(f"saved {path}")
     if accelerator.is_main_process:

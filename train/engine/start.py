@@ -100,7 +100,7 @@ def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callabl
         ValueError: the folder is in use or holds something else, or the checkpoint is damaged or of another run.
     """
     config, accelerator = run.plan.config, run.accelerator
-    identity = run.plan.identity()
+    identity = run.identity()
     path, manifest, notes = agreed(accelerator, lambda: _claim(run, identity, defaults))
     for note in notes:
         run.say(note)

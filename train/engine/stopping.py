@@ -1,6 +1,7 @@
 """Ctrl-C, a scheduler's SIGTERM and a lost terminal: save after the step in progress, then stop."""
 
 import signal
+import threading
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ class StopRequest:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python hands signals to the main thread alone, as of a notebook's server
         wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._former = {number: signal.signal(number, self._receive) for number in wanted}
         return self

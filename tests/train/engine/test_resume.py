@@ -318,3 +318,53 @@ def test_a_schedule_rebuilt_from_the_step_goes_on_bit_for_bit(name):
         optimizer.step()
         rebuilt.step()
         assert optimizer.param_groups[0]["lr"] == rate
+
+
+def test_the_precision_of_a_launch_is_part_of_the_run(finished, tmp_path, capsys, monkeypatch):
+    run = copy_of(finished, tmp_path)
+    assert json.loads((run / "run.json").read_text())["mixed_precision"] == "no"
+    arguments = [*TINY, "--max-train-steps", "4", "--output-dir", run, "--resume-from", "latest"]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch --mixed_precision bf16` sets it
+    code, output = run_here(capsys, *arguments, "--mixed-precision", "bf16")
+    assert code != 0 and "mixed_precision 'no' -> 'bf16'" in output
+    assert run_here(capsys, *arguments)[0] == 0  # the run's own lies under what is given
+    assert losses(run) == losses(finished)
+
+
+def test_what_a_default_came_to_is_no_other_value(finished, tmp_path, capsys):
+    run = copy_of(finished, tmp_path)
+    train_to_the_end(capsys, tmp_path / "log", *TINY, "--max-train-steps", "4", "--output-dir", run, "--resume-from",
+                     "latest", "--mixed-precision", "no", "--color", "grey")  # fmt: skip
+    assert losses(run) == losses(finished)
+
+
+def test_a_folder_whose_name_is_no_text_holds_a_run(tmp_path, capsys):
+    run = tmp_path / os.fsdecode(b"l\xfcbeck \n")
+    train_to_the_end(capsys, tmp_path / "log", *TINY, "--max-train-steps", "1", "--report-to", "tensorboard",
+                     "--output-dir", run)  # fmt: skip
+    assert (run / "model_index.json").is_file()
+    assert run_here(capsys, *TINY, "--max-train-steps", "2", "--output-dir", run, "--resume-from", "latest")[0] == 0
+
+
+def test_a_trainer_runs_in_a_thread(tmp_path):
+    """As servers of notebooks start it."""
+    import threading
+
+    from d_emo.train import train_dit
+
+    thread = threading.Thread(
+        target=train_dit.main,
+        args=([*TINY, "--max-train-steps", "1", "--output-dir", str(tmp_path / "run")],),
+    )
+    thread.start()
+    thread.join()
+    assert (tmp_path / "run" / "model_index.json").is_file()
+
+
+def test_a_launcher_that_ended_while_its_trainer_started_is_noticed(monkeypatch):
+    from d_emo.common import commands, processes
+
+    monkeypatch.setattr(commands, "started_by", -1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(processes.LaunchError, match="its launcher ended while it started"):
+        processes._end_with_launcher()
