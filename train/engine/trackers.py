@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from d_emo.common.files import written_whole
-from d_emo.common.messages import first_line
+from d_emo.common.messages import first_line, printable
 from d_emo.train.engine.run import AnyRun
 
 PROJECT = "d_emo"
@@ -68,7 +68,11 @@ def open_trackers(run: AnyRun, settings: Mapping[str, Any]) -> None:
     if "wandb" in names and accelerator.is_main_process:
         options["wandb"] = wandb_options(folder, continued=run.step > 0)
     project = os.environ.get("WANDB_PROJECT", "") if "wandb" in names else ""
-    shown = {name: value for name, value in settings.items() if isinstance(value, int | float | str | bool)}
+    shown = {
+        name: printable(value) if isinstance(value, str) else value
+        for name, value in settings.items()
+        if isinstance(value, int | float | str | bool)
+    }
     try:
         accelerator.init_trackers(project or PROJECT, init_kwargs=options)
         for tracker in accelerator.trackers:
@@ -101,7 +105,7 @@ def wandb_options(folder: Path, continued: bool) -> dict[str, Any]:
         continued: whether it goes on from a checkpoint; otherwise it gets a new id.
     """
     stored = folder / WANDB_RUN
-    options: dict[str, Any] = {"dir": str(folder), "name": folder.name}
+    options: dict[str, Any] = {"dir": str(folder), "name": printable(folder.name)}
     if os.environ.get("WANDB_RUN_ID"):
         return _without_variables(options)
     if not (continued and stored.is_file()):

@@ -340,8 +340,7 @@ def test_what_a_default_came_to_is_no_other_value(finished, tmp_path, capsys):
 
 def test_a_folder_whose_name_is_no_text_holds_a_run(tmp_path, capsys):
     run = tmp_path / os.fsdecode(b"l\xfcbeck \n")
-    train_to_the_end(capsys, tmp_path / "log", *TINY, "--max-train-steps", "1", "--report-to", "tensorboard",
-                     "--output-dir", run)  # fmt: skip
+    train_to_the_end(capsys, tmp_path / "log", *TINY, "--max-train-steps", "1", "--output-dir", run)
     assert (run / "model_index.json").is_file()
     assert run_here(capsys, *TINY, "--max-train-steps", "2", "--output-dir", run, "--resume-from", "latest")[0] == 0
 
