@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from d_emo.common.messages import first_line
+from d_emo.common.messages import first_line, printable
 
 PARTIAL_PREFIX = ".partial-"
 # Of a folder that is in use; see `locks`.
@@ -162,6 +162,13 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
     Raises:
         ValueError: something else lies there, or the place may not be written in.
     """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{option} {printable(str(path))}: a name on the way there is no text in UTF-8, and safetensors and "
+            "TensorBoard open no such files; choose another place."
+        ) from None
     if folder and os.path.lexists(path) and not path.is_dir():
         raise ValueError(f"{option} {path} is no folder; name another.")
     if not folder and path.is_dir():

@@ -338,11 +338,14 @@ def test_what_a_default_came_to_is_no_other_value(finished, tmp_path, capsys):
     assert losses(run) == losses(finished)
 
 
-def test_a_folder_whose_name_is_no_text_holds_a_run(tmp_path, capsys):
-    run = tmp_path / os.fsdecode(b"l\xfcbeck \n")
-    train_to_the_end(capsys, tmp_path / "log", *TINY, "--max-train-steps", "1", "--output-dir", run)
-    assert (run / "model_index.json").is_file()
-    assert run_here(capsys, *TINY, "--max-train-steps", "2", "--output-dir", run, "--resume-from", "latest")[0] == 0
+def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_computed(tmp_path, capsys):
+    run = tmp_path / os.fsdecode(b"l\xfcbeck")
+    code, output = run_here(capsys, *TINY, "--max-train-steps", "1", "--output-dir", run)
+    assert code != 0 and r"l\xfcbeck: a name on the way there is no text in UTF-8" in output
+    assert not run.exists()
+    odd = tmp_path / "two\nlines ü"
+    train_to_the_end(capsys, tmp_path / "log", *TINY, "--max-train-steps", "1", "--output-dir", odd)
+    assert run_here(capsys, *TINY, "--max-train-steps", "2", "--output-dir", odd, "--resume-from", "latest")[0] == 0
 
 
 def test_a_trainer_runs_in_a_thread(tmp_path):
