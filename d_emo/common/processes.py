@@ -45,6 +45,7 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
         LaunchError: the processes do not know of each other.
         ValueError, ImportError: Accelerate's, for an option that it refuses.
     """
+    _end_with_launcher()  # before the processes wait for each other, at a store that may be the launcher's
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise LaunchError(
             "DeepSpeed is not supported: its engine would change the weights before a non-finite gradient is seen. "
@@ -60,7 +61,6 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
             f"{launched} processes were launched, but Accelerate joined {accelerator.num_processes}; "
             "check the launch command (several CPU processes start with torchrun)."
         )
-    _end_with_launcher()
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
         torch.set_num_threads(cpu_threads or max(1, cores() // accelerator.num_processes))
