@@ -185,7 +185,8 @@ def end_workers(spared: Collection[BaseProcess] = ()) -> None:
     Args:
         spared: children of this process that are none of ours, such as were there before.
     """
-    former = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
+    ours = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    former = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if ours else None
     for process in (process for process in multiprocessing.active_children() if process not in spared):
         process.kill()
         process.join()

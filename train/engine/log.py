@@ -36,7 +36,7 @@ def log_progress(run: AnyRun, grad_norm: float) -> None:
         + f", gradient norm {grad_norm:.3f}, learning rate {rate:.2e}, "
         f"{images_per_second:.1f} images/s, {duration(run.elapsed)} elapsed, {duration(remaining)} left"
     )
-    values = (run.step, loss, grad_norm, rate, images_per_second, round(run.elapsed, 1))
+    values = (run.step, loss, grad_norm, rate, images_per_second, round(run.elapsed, 3))
     append_row(run.output_dir / LOG_FILE, values)
     tracked = dict(zip(LOG_COLUMNS[1:], values[1:], strict=True))
     run.accelerator.log(tracked | ({"published_loss": published} if published else {}), step=run.step)

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -350,16 +351,11 @@ def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_computed(t
 
 def test_a_trainer_runs_in_a_thread(tmp_path):
     """As servers of notebooks start it."""
-    import threading
-
     from d_emo.train import train_dit
 
-    thread = threading.Thread(
-        target=train_dit.main,
-        args=([*TINY, "--max-train-steps", "1", "--output-dir", str(tmp_path / "run")],),
-    )
-    thread.start()
-    thread.join()
+    arguments = [*TINY, "--max-train-steps", "1", "--output-dir", str(tmp_path / "run")]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train_dit.main, arguments).result()  # raises what the trainer exits with
     assert (tmp_path / "run" / "model_index.json").is_file()
 
 
