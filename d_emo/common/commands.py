@@ -127,7 +127,10 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "not enough memory" in str(error):
         return f"the memory does not suffice ({first_line(error)}); use smaller batches or pictures, or fewer processes"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-        return f"a loader's process died ({first_line(error)}); use fewer --num-workers if memory ran out"
+        return (
+            f"a loader's process died ({first_line(error)}); use fewer --num-workers, or 0, if memory ran out, or the "
+            "shared memory (docker run --shm-size)"
+        )
     # What PyTorch raises in a process that waits for another one, once that has ended.
     if isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)):
         return "another process of this run has ended; its line says why"

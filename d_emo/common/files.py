@@ -23,10 +23,17 @@ LOCK_FILE = ".lock"
 
 
 def cache_folder() -> Path:
-    """Where what can be computed again is kept: $D_EMO_CACHE, or d_emo in the user's cache folder."""
+    """Where what can be computed again is kept: $D_EMO_CACHE, or d_emo in the user's cache folder.
+
+    Raises:
+        OSError: there is neither.
+    """
     if chosen := os.environ.get("D_EMO_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "d_emo"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "d_emo"
+    except RuntimeError as error:  # a user without a home, as in some containers
+        raise OSError("this user has no home folder to keep a cache in; set $D_EMO_CACHE to a folder") from error
 
 
 def partial_path(path: Path) -> Path:

@@ -61,7 +61,7 @@ class FolderLock:
         try:
             descriptor = os.open(self.path, flags, 0o666)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.folder)) from error
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if not _lock(descriptor) or not _lies_at(descriptor, self.path):
             os.close(descriptor)
             return False

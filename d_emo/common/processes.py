@@ -2,6 +2,7 @@
 
 import ctypes
 import multiprocessing
+import multiprocessing.queues
 import os
 import platform
 import re
@@ -208,6 +209,15 @@ def leave_interrupts(_worker: int, signals: Sequence[int] = (signal.SIGINT,)) ->
             report(kind, error, traceback)
 
     sys.excepthook = quietly
+    # Its thread that hands batches over prints what stops it, such as shared memory that is full, and goes on; who
+    # waits for the batch would wait for ever. The death of the process is noticed at once.
+    queue_class: Any = multiprocessing.queues.Queue
+    queue_class._on_queue_feeder_error = staticmethod(_end_this_process)
+
+
+def _end_this_process(error: BaseException, _batch: Any) -> None:
+    if not isinstance(error, BrokenPipeError):  # the other side ended: so does this one, by itself
+        os._exit(1)
 
 
 def hardware(device: torch.device, count: int = 1) -> str:

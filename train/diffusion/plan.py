@@ -96,6 +96,7 @@ class Plan:
             "resolution": self.resolution,
             "color": COLORS.get(self.source.channels, self.config.model.color),
             "random_flip": self.flip,
+            "vae_digest": weights_digest(self.vae),
             **self.source.identity(),
         }
 
@@ -139,7 +140,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         ValueError: they do not; the message names the option and the remedy.
     """
     objective = make_objective(config.optimization)
-    initial = InitialWeights(config.model.init_from) if config.model.init_from else None
+    initial = initial_weights(config)
     # --vae auto and the resolution follow given weights that see pixels.
     pixels = initial if initial is not None and initial.vae is None and config.model.vae == "auto" else None
     resolution = config.model.resolution or (pixels.transformer.sample_shape[0] if pixels else source.resolution)
@@ -191,6 +192,25 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         latent_shape=(channels, side, side),
         device=accelerator.device,
     )
+
+
+def initial_weights(config: TrainConfig) -> InitialWeights | None:
+    """What --init-from names. A resumed run needs of it no more than the network, which its checkpoints hold, too.
+
+    Raises:
+        ValueError: it does not load.
+    """
+    if config.model.init_from is None:
+        return None
+    try:
+        return InitialWeights(config.model.init_from)
+    except ValueError as error:
+        if config.run.resume_from is None:
+            raise
+        raise ValueError(
+            f"{error} To resume without it, name the checkpoint in its place: --init-from RUN/checkpoint-STEP "
+            "--allow-change init_from."
+        ) from error
 
 
 def in_color(source: ImageSource, color: str, initial: InitialWeights | None) -> ImageSource:

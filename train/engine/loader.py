@@ -68,5 +68,6 @@ def loader_error(run: AnyRun, error: BaseException) -> LoaderError:
     """What to tell the user when data could not be read."""
     return LoaderError(
         f"step {run.step + 1}: the data could not be read ({first_line(error)}). Nothing after the last checkpoint is "
-        "kept; continue with --resume-from latest, with fewer --num-workers if memory ran out."
+        "kept; continue with --resume-from latest, with fewer --num-workers, or 0, if memory ran out, or the shared "
+        "memory (docker run --shm-size)."
     )

@@ -27,7 +27,7 @@ FREE_OPTIONS = frozenset({
 })  # fmt: skip
 # What a checkpoint's weights were made for: with another value of these they mean nothing, and no permission helps.
 NETWORK_OPTIONS = frozenset({
-    "model", "model_config", "init_from", "resolution", "color", "vae", "lora_rank", "lora_alpha", "unconditional",
+    "model", "model_config", "resolution", "color", "vae", "lora_rank", "lora_alpha", "unconditional",
     "objective", "prediction", "flow_path", "num_classes", "optimizer",
 })  # fmt: skip
 # What the plan derives, by the option that it comes from.
@@ -37,9 +37,8 @@ DERIVED = {
 }  # fmt: skip
 
 
-# What older runs left to a default that is not written down; runs now say what it came to.
-RESOLVED = {"mixed_precision": None, "color": "auto"}
-MISSING = object()
+# What older runs left to a default, or did not write down; runs now say what it came to.
+UNSAID = {"mixed_precision": None, "color": "auto", "vae_digest": None}
 
 
 def find_checkpoint(resume_from: str, output_dir: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
@@ -123,6 +122,14 @@ def read_identity(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any] | N
         raise CheckpointError(str(error)) from error
 
 
+def _differs(name: str, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether a run and its continuation have another value of something, as far as the stored run says it."""
+    if name == "vae" and stored.get("vae_digest") is not None:
+        return False  # wherever it lies: its weights are compared
+    unsaid = name in UNSAID and stored.get(name) == UNSAID[name]
+    return not unsaid and stored.get(name) != identity.get(name)
+
+
 def check_same_run(
     place: str, stored: Mapping[str, Any], identity: Mapping[str, Any], allowed: str | None, weights: Path
 ) -> list[str]:
@@ -153,7 +160,7 @@ def check_same_run(
     changes = {
         name: f"{name} {stored.get(name)!r} -> {identity.get(name)!r}"
         for name in sorted({*stored, *identity})
-        if name not in FREE_OPTIONS and stored.get(name) not in (identity.get(name), RESOLVED.get(name, MISSING))
+        if name not in FREE_OPTIONS and _differs(name, stored, identity)
     }
     fixed = [name for name in changes if name in NETWORK_OPTIONS]
     refused = [name for name in changes if name not in NETWORK_OPTIONS and DERIVED.get(name, name) not in permitted]

@@ -7,7 +7,7 @@ import time
 import PIL.Image
 import psutil
 import pytest
-from helpers.processes import TRAIN_DIT, Command, Trainer, torchrun
+from helpers.processes import TRAIN_DIT, Command, Trainer, run_script, torchrun
 from helpers.training import TINY, assert_same_bits, losses, run_here, train_to_the_end
 
 
@@ -131,3 +131,18 @@ def test_a_corrupt_image_among_good_ones_stops_or_is_skipped_aloud(tmp_path, pic
     code, output = run_here(capsys, *arguments, tmp_path / "skip", "--on-bad-image", "skip")
     assert code == 0 and "skipped: " in output and "cat/2.png" in output
     assert len(losses(tmp_path / "skip")) == 5
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shared memory of POSIX")
+def test_a_loader_that_cannot_hand_over_its_batch_ends_the_run_with_a_line(tmp_path, pictures):
+    """As where shared memory is full (Docker's default is 64 MB): the run does not wait for ever."""
+    code = (
+        "import sys, torch\n"
+        "from multiprocessing.reduction import ForkingPickler\n"
+        "def full(storage): raise RuntimeError('unable to allocate shared memory(shm): No space left on device')\n"
+        "ForkingPickler.register(torch.Tensor, full)\n"
+        "from d_emo.train.train_dit import main; main(sys.argv[1:])"
+    )
+    arguments = on(pictures, "--num-workers", "1", "--max-train-steps", "4", "--output-dir", tmp_path / "run")
+    exit_code, output = run_script(tmp_path / "log", "-c", code, *arguments)
+    assert exit_code == 1 and "--shm-size" in output.splitlines()[-1], output

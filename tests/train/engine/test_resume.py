@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from d_emo import create_model
 from d_emo.common import locks, processes
 from d_emo.common.locks import FolderLock, LockedError
-from d_emo.train.engine.checkpoints import write_manifest
+from d_emo.train.engine.checkpoints import CheckpointError, write_manifest
+from d_emo.train.engine.resume import check_same_run
 from d_emo.train.engine.state import set_schedule
 
 
@@ -366,3 +367,33 @@ def test_a_launcher_that_ended_while_its_trainer_started_is_noticed(monkeypatch)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(processes.LaunchError, match="its launcher ended while it started"):
         processes._end_with_launcher()
+
+
+@pytest.mark.parametrize("adapters", [[], ["--lora-rank", "2"]], ids=["all weights", "LoRA"])
+def test_a_run_goes_on_though_what_it_began_with_is_gone(finished, tmp_path, capsys, adapters):
+    shutil.copytree(finished / "checkpoint-0000004", tmp_path / "base")
+    arguments = [*TINY, *adapters, "--checkpoint-every", "2", "--max-train-steps", "4", "--output-dir"]
+    run = tmp_path / "run"
+    train_to_the_end(capsys, tmp_path / "log", *arguments, run, "--init-from", tmp_path / "base")
+    before = losses(run)
+    shutil.rmtree(tmp_path / "base")
+    shutil.rmtree(run / "checkpoint-0000004")
+    resume = [*arguments, run, "--resume-from", "latest", "--init-from"]
+    code, output = run_here(capsys, *resume, tmp_path / "base")
+    assert code != 0 and "--allow-change init_from" in output
+    train_to_the_end(capsys, tmp_path / "log", *resume, run / "checkpoint-0000002", "--allow-change", "init_from")
+    assert losses(run) == before
+
+
+def test_the_vae_is_told_by_its_weights(tmp_path):
+    stored = {**RUN_WITH_VAE, "vae": "here"}
+    assert check_same_run("X", stored, {**stored, "vae": "elsewhere"}, None, tmp_path) == []
+    with pytest.raises(CheckpointError, match="vae_digest 'a' -> 'b'"):
+        check_same_run("X", stored, {**stored, "vae_digest": "b"}, "vae_digest", tmp_path)
+    older = {**stored, "vae_digest": None}
+    assert check_same_run("X", older, stored, None, tmp_path) == []
+    with pytest.raises(CheckpointError, match="vae 'here' -> 'elsewhere'"):
+        check_same_run("X", older, {**stored, "vae": "elsewhere"}, None, tmp_path)
+
+
+RUN_WITH_VAE = {"model": "D-EMOv2-S-2", "vae_digest": "a"}
