@@ -388,7 +388,7 @@ def test_a_run_goes_on_though_what_it_began_with_is_gone(finished, tmp_path, cap
 def test_the_vae_is_told_by_its_weights(tmp_path):
     stored = {**RUN_WITH_VAE, "vae": "here"}
     assert check_same_run("X", stored, {**stored, "vae": "elsewhere"}, None, tmp_path) == []
-    with pytest.raises(CheckpointError, match="vae_digest 'a' -> 'b'.*--init-from"):
+    with pytest.raises(CheckpointError, match=r"vae_digest 'a' -> 'b'.*--init-from"):
         check_same_run("X", stored, {**stored, "vae_digest": "b"}, "vae_digest", tmp_path)
     older = {**stored, "vae_digest": None}
     assert check_same_run("X", older, stored, None, tmp_path) == []
