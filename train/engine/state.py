@@ -83,7 +83,8 @@ def load_state(run: AnyRun, folder: Path, step: int, processes: int) -> None:
 
 def set_schedule(schedule: torch.optim.lr_scheduler.LRScheduler, step: int) -> None:
     """Bring a schedule whose rate is a function of the step (a LambdaLR) to a step."""
-    schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step - 1, "_step_count": step})
+    # Its count of calls only serves a warning, of a first call that comes too early.
+    schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step - 1, "_step_count": step + 1})
     schedule.step()
 
 

@@ -181,7 +181,7 @@ def test_a_lock_is_gone_with_its_process_though_children_that_it_forked_live_on(
         f"(child == 0) or Path({str(tmp_path / 'ready')!r}).write_text(str(child)); time.sleep(60)"
     )
     with Script(tmp_path / "log", "-c", code) as holder:
-        holder.wait_until((tmp_path / "ready").exists)
+        holder.wait_until(lambda: (tmp_path / "ready").exists() and (tmp_path / "ready").read_text() != "")
         with pytest.raises(LockedError, match=r"--output-dir .*folder is in use by process \d+ on"):
             FolderLock(tmp_path / "folder", "--output-dir")
         holder.process.kill()
