@@ -143,10 +143,3 @@ def output_folder(folder: Path, option: str = "--output-dir") -> Iterator[None]:
         finally:
             if new and not holds_something(folder):
                 remove(folder)
-
-
-@contextlib.contextmanager
-def shared_work(folder: Path) -> Iterator[None]:
-    """One process at a time makes what belongs into a cache folder; the others wait, and find it made."""
-    with FolderLock(folder, wait=True):
-        yield

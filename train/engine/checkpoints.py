@@ -25,7 +25,7 @@ from d_emo.common.files import (
     sync,
     write_json,
 )
-from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.messages import first_line
 from d_emo.common.processes import is_dead_worker
 from d_emo.images.listing import is_hidden
 from d_emo.train.engine.options import RUN_FILE
@@ -97,7 +97,7 @@ def save_checkpoint(
         remove(partial)
         if is_dead_worker(error):
             raise
-        reason = describe_os_error(error) if isinstance(error, OSError) else first_line(error)
+        reason = first_line(error)
         raise UnfinishedError(
             f"step {step}: {final} cannot be written ({reason}). Earlier checkpoints in --output-dir {output_dir} are "
             "whole; continue with --resume-from latest, or from one of them with another --output-dir."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from d_emo.common.messages import describe_os_error, first_line
+from d_emo.common.messages import first_line
 from d_emo.train.data import stream_loader
 from d_emo.train.engine import checkpoints, state
 from d_emo.train.engine.run import AnyRun, UnfinishedError
@@ -41,7 +41,7 @@ def publish(run: AnyRun, index_name: str) -> None:
         card = run.card(run.output_dir)
         checkpoints.publish_pipeline(result, run.output_dir, card, run.save_more, index_name)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = describe_os_error(error) if isinstance(error, OSError) else first_line(error)
+        reason = first_line(error)
         raise UnfinishedError(
             f"the result cannot be written into --output-dir {run.output_dir} ({reason}). The last checkpoint is whole "
             "and holds the same; make room, and run the command again with --resume-from latest."
