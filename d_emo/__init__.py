@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from d_emo.common.averaging import WeightAverage
     from d_emo.models import DEMOTransformer2DModel, DiTBaselineTransformer2DModel, create_model, list_models
     from d_emo.pipelines import DEMOPipeline
-    from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
+    from d_emo.schedulers import (
+        FlowMatchEulerMaruyamaScheduler,
+        FlowMatchODESolverScheduler,
+        FlowMatchSDEHeunScheduler,
+    )
 
 __version__ = "0.1.0.dev0"
 
@@ -40,6 +44,7 @@ __all__ = [
     "EMOv2Model",
     "FlowMatchEulerMaruyamaScheduler",
     "FlowMatchODESolverScheduler",
+    "FlowMatchSDEHeunScheduler",
     "WeightAverage",
     "create_classifier",
     "create_model",
@@ -59,6 +64,7 @@ _HOMES = {
     "EMOv2Model": "d_emo.classification.transformers_models",
     "FlowMatchEulerMaruyamaScheduler": "d_emo.schedulers",
     "FlowMatchODESolverScheduler": "d_emo.schedulers",
+    "FlowMatchSDEHeunScheduler": "d_emo.schedulers",
     "WeightAverage": "d_emo.common.averaging",
     "create_classifier": "d_emo.classification.variants",
     "create_model": "d_emo.models",

@@ -23,6 +23,7 @@ COMPONENTS = (
     "DiTBaselineTransformer2DModel",
     "FlowMatchEulerMaruyamaScheduler",
     "FlowMatchODESolverScheduler",
+    "FlowMatchSDEHeunScheduler",
 )
 
 Action = Callable[[ModuleType], None]

@@ -8,14 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMParallelScheduler, DDPMScheduler, DiTTransformer2DModel, SchedulerMixin
+from diffusers import (
+    DDPMParallelScheduler,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    FlowMatchHeunDiscreteScheduler,
+    SchedulerMixin,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from d_emo.common.checks import number, one_of, whole
 from d_emo.common.messages import first_line, shown
-from d_emo.common.ranges import Flag, Real, take
-from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler
-from d_emo.schedulers.flow_paths import MAX_STEPS, path_of
+from d_emo.common.ranges import Flag, take
+from d_emo.schedulers.flow_paths import MAX_STEPS, SHIFT, path_of, shift_time
+from d_emo.schedulers.flow_sde import FlowMatchSDEScheduler
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Beyond these a number is a mistake: images of a label in one call, values of their latents, guidance.
@@ -41,7 +47,7 @@ class NonFiniteSampleError(ValueError):
 def default_steps(scheduler: Any) -> int:
     """The number of steps that suits a scheduler, for a pipeline that was saved without one."""
     check_parts(scheduler, None)
-    stochastic = isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler | FlowMatchEulerMaruyamaScheduler)
+    stochastic = isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler | FlowMatchSDEScheduler)
     return STOCHASTIC_STEPS if stochastic else SOLVER_STEPS
 
 
@@ -271,7 +277,7 @@ def _check_noise_schedule(scheduler: Any, path: str | None, trained: torch.Tenso
                 "are trained without: set use_dynamic_shifting=False."
             )
         if config.get("shift") is not None:
-            Real(0, hint="1.0 is no shift", positive=True).check(config.shift, f"{name}'s shift")
+            SHIFT.check(config.shift, f"{name}'s shift")
         return
     left = getattr(scheduler, "alphas_cumprod", None)
     if left is None:
@@ -334,10 +340,14 @@ def lay_timesteps(scheduler: Any, steps: int, device: torch.device, start: float
         )
     try:
         if even:
-            scheduler.set_timesteps(sigmas=np.linspace(start, 0.0, steps + 1)[:-1].tolist(), device=device)
+            first = shift_time(start, 1 / scheduler.shift)  # which the scheduler shifts back
+            scheduler.set_timesteps(sigmas=np.linspace(first, 0.0, steps + 1)[:-1].tolist(), device=device)
         elif takes_start:
             scheduler.set_timesteps(steps, device=device, start=start)
         else:
+            if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
+                # It shifts all times between these two, which its constructor has shifted already.
+                scheduler.sigma_max, scheduler.sigma_min = 1.0, 1 / scheduler.config.num_train_timesteps
             scheduler.set_timesteps(steps, device=device)
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = first_line(error).rstrip(".")

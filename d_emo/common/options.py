@@ -183,9 +183,11 @@ def _typed(kind: Kind) -> Callable[[str], Any]:
 
 
 def _kind(hint: Any) -> Kind:
-    """The kind of a type: int, float, str, bool or a Literal of strings, each perhaps with None."""
+    """The kind of a type: int, float, str, bool or a Literal of strings, each perhaps with None; or two of them."""
     if get_origin(hint) in (Union, UnionType):
-        (hint,) = (part for part in get_args(hint) if part is not NoneType)
+        hint, *others = (part for part in get_args(hint) if part is not NoneType)
+        if others:
+            return _either(_kind(hint), _kind(*others))
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         return Kind(lambda text: _chosen(text, choices), "{" + ",".join(choices) + "}", choices)
@@ -195,6 +197,20 @@ def _kind(hint: Any) -> Kind:
         bool: Kind(_boolean, "true|false"),
         str: Kind(_text, "TEXT"),
     }[hint]
+
+
+def _either(number: Kind, word: Kind) -> Kind:
+    """A number, or a word in its place."""
+
+    def convert(text: str) -> Any:
+        if text in word.choices:
+            return text
+        try:
+            return number.convert(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, nor is it {' or '.join(word.choices)}") from None
+
+    return Kind(convert, "|".join((*word.choices, number.shown)))
 
 
 def _chosen(text: str, choices: tuple[str, ...]) -> str:

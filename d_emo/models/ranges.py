@@ -94,6 +94,8 @@ def patch_divides(values: Values) -> str:
 def objective_fits(values: Values) -> str:
     """Prediction, path and learned variance belong together."""
     path = path_of(values)
+    if values["prediction_type"] == "sample" and path != "linear":
+        return f"prediction_type='sample' (clean data) goes with flow_path='linear', not {path!r}"
     if path is None and values["prediction_type"] != "epsilon":
         return (
             f"prediction_type={values['prediction_type']!r} needs a flow_path ({', '.join(PATHS)}); without one only "

@@ -197,7 +197,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Predict noise (and variance), velocity or score, as `config.prediction_type` says.
+        """Predict noise (and variance), velocity, score or data, as `config.prediction_type` says.
 
         Args:
             hidden_states: (B, C, H, W) noisy images or latents; the patch divides H and W, which need not be equal.

@@ -67,10 +67,11 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         num_classes: classes; the label table has one row more, for "no class". 0 makes an unconditional model.
         learn_sigma: predict the variance too (DiT objective), which doubles the output channels.
         prediction_type: "epsilon" (noise; DiT's objective), "flow_prediction" (velocity, on the linear path noise -
-            data; SiT's objective) or "score". The pipeline checks it against the scheduler.
+            data; SiT's objective), "score", or "sample" (clean data, on the linear path; JiT's). The pipeline turns a
+            flow model's prediction into a velocity, and checks that the scheduler takes it.
         norm_eps: epsilon of the LayerNorms.
         flow_path: the path that a flow model was trained on, "linear", "gvp" or "vp" (`d_emo.schedulers.flow_paths`).
-            None: linear for "flow_prediction", DiT's discrete diffusion for "epsilon".
+            None: linear for "flow_prediction" and "sample", DiT's discrete diffusion for "epsilon".
 
     Raises:
         ValueError: a value is out of its range (`d_emo/models/ranges.py`), or values do not belong together.

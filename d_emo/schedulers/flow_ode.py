@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from d_emo.common.ranges import OneOf, Real, Table, checked
-from d_emo.schedulers.flow_paths import STEPS, TRAIN_TIMESTEPS
+from d_emo.schedulers.flow_paths import SHIFT, STEPS, TRAIN_TIMESTEPS, shifted_steps
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
@@ -20,6 +20,7 @@ RANGES: Table = {
     "method": OneOf(ADAPTIVE + FIXED),
     "atol": Real(0, 1, "SiT uses 1e-6", positive=True),
     "rtol": Real(0, 1, "SiT uses 1e-3", positive=True),
+    "shift": SHIFT,
 }
 WAY: Table = {"start": Real(0, 1), "end": Real(0, 1), "num_inference_steps": STEPS}
 
@@ -33,8 +34,10 @@ class FlowMatchODESolverScheduler(SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: the timestep of pure noise.
         method: adaptive ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), which ignores
-            `num_inference_steps`, or of fixed steps ("euler", "midpoint", "heun2", "heun3", "rk4").
+            `num_inference_steps` and `shift`, or of fixed steps ("euler", "midpoint", "heun2", "heun3", "rk4").
         atol, rtol: absolute and relative tolerance of adaptive methods.
+        shift: of the steps of a fixed method (`d_emo.schedulers.flow_paths.shift_time`): the one that the model was
+            trained with.
 
     Raises:
         ValueError: unknown method, or a number out of its range.
@@ -46,7 +49,14 @@ class FlowMatchODESolverScheduler(SchedulerMixin, ConfigMixin):
 
     @checked(RANGES)
     @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000, method: str = "dopri5", atol: float = 1e-6, rtol: float = 1e-3):
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        method: str = "dopri5",
+        atol: float = 1e-6,
+        rtol: float = 1e-3,
+        shift: float = 1.0,
+    ):
         try:
             import torchdiffeq  # noqa: F401
         except ImportError as error:
@@ -91,5 +101,5 @@ class FlowMatchODESolverScheduler(SchedulerMixin, ConfigMixin):
             )
             return solved[-1]
         # The grid as an option: as `times`, every point's sample would be kept.
-        grid = torch.linspace(1 - start, 1 - end, num_inference_steps + 1, device=device)
+        grid = (1 - shifted_steps(start, end, num_inference_steps + 1, config.shift)).to(times)
         return odeint(field, sample, times, method=config.method, options={"grid_constructor": lambda *_: grid})[-1]

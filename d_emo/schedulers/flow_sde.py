@@ -1,7 +1,7 @@
-"""The stochastic sampler of SiT (arXiv 2401.08740, section 2.4 and appendix) as a Diffusers scheduler.
+"""The stochastic samplers of SiT (arXiv 2401.08740, section 2.4 and appendix) as Diffusers schedulers.
 
-Euler-Maruyama on the reverse SDE of a flow, and a last deterministic step. In Diffusers' convention time s is 1 for
-noise and 0 for data, the timestep is 1000 s, and the velocity is v = dx/ds. Towards the data, with t = 1 - s:
+Euler-Maruyama and Heun on the reverse SDE of a flow, and a last deterministic step. In Diffusers' convention time s is
+1 for noise and 0 for data, the timestep is 1000 s, and the velocity is v = dx/ds. Towards the data, with t = 1 - s:
 
     dx = (-v + w score) dt + sqrt(2 w) dB,  score = -noise / sigma,  w the diffusion coefficient.
 """
@@ -18,7 +18,16 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from d_emo.common.messages import shown
 from d_emo.common.ranges import OneOf, Real, Table, Whole, checked
-from d_emo.schedulers.flow_paths import MAX_STEPS, PATHS, SAMPLE_MARGIN, TRAIN_TIMESTEPS, PathPoint, path_numbers
+from d_emo.schedulers.flow_paths import (
+    MAX_STEPS,
+    PATHS,
+    SAMPLE_MARGIN,
+    SHIFT,
+    TRAIN_TIMESTEPS,
+    PathPoint,
+    path_numbers,
+    shifted_steps,
+)
 
 DIFFUSIONS = ("sigma", "sbdm", "constant", "linear", "decreasing", "increasing-decreasing")
 LAST_STEPS = ("mean", "tweedie", "euler")
@@ -29,6 +38,7 @@ RANGES: Table = {
     "diffusion": OneOf(DIFFUSIONS),
     "diffusion_norm": Real(0, 1e3, "SiT uses 1.0"),
     "last_step": OneOf(LAST_STEPS),
+    "shift": SHIFT,
 }
 STEPPING: Table = {
     "num_inference_steps": Whole(2, MAX_STEPS, "this sampler takes at least 2 steps, SiT 250"),
@@ -37,14 +47,14 @@ STEPPING: Table = {
 
 
 @dataclass
-class FlowMatchEulerMaruyamaSchedulerOutput(BaseOutput):
+class FlowMatchSDESchedulerOutput(BaseOutput):
     """The sample after a step, (B, C, H, W)."""
 
     prev_sample: torch.Tensor
 
 
-class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
-    """Stochastic sampler for flow models. `DEMOPipeline` hands it velocities, whatever the model predicts.
+class FlowMatchSDEScheduler(SchedulerMixin, ConfigMixin):
+    """What both stochastic samplers share. `DEMOPipeline` hands them velocities, whatever the model predicts.
 
     Args:
         num_train_timesteps: the timestep of pure noise.
@@ -54,12 +64,12 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
             SDE), "constant", "linear" (s), "decreasing" or "increasing-decreasing" (SiT's cosine and sine forms).
         diffusion_norm: factor of w; 0 makes the sampler deterministic for all forms but "decreasing".
         last_step: "mean" (the SDE without its noise), "tweedie" (the data's posterior mean) or "euler" (the ODE).
+        shift: of the steps (`d_emo.schedulers.flow_paths.shift_time`): the one that the model was trained with.
 
     Raises:
         ValueError: an unknown word, or a number out of its range.
     """
 
-    order = 1
     init_noise_sigma = 1.0
 
     @checked(RANGES)
@@ -72,6 +82,7 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         diffusion: str = "sigma",
         diffusion_norm: float = 1.0,
         last_step: str = "mean",
+        shift: float = 1.0,
     ):
         self.sigmas = torch.empty(0)
         self.timesteps = torch.empty(0)
@@ -81,7 +92,7 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(
         self, num_inference_steps: int, device: torch.device | str | None = None, start: float = 1.0
     ) -> None:
-        """Lay `num_inference_steps` steps: even ones from `start` to `last_step_size`, then one to 0.
+        """Lay `num_inference_steps` steps: from `start` to `last_step_size`, even before the shift, then one to 0.
 
         Args:
             num_inference_steps: how many.
@@ -98,9 +109,9 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
             )
         if self.config.diffusion == "sbdm" and self.config.flow_path != "vp":
             start = min(start, 1.0 - SAMPLE_MARGIN)  # w is infinite at s = 1
-        sigmas = torch.linspace(start, self.config.last_step_size, num_inference_steps, dtype=torch.float64)
+        sigmas = shifted_steps(start, self.config.last_step_size, num_inference_steps, self.config.shift)
         self.sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
-        self.timesteps = (sigmas * self.config.num_train_timesteps).to(torch.float32).to(device)
+        self.timesteps = self._asked(sigmas * self.config.num_train_timesteps).to(torch.float32).to(device)
         self._step_index = 0
 
     def step(
@@ -128,24 +139,56 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         for name, value in (("model_output", model_output), ("sample", sample)):
             if not isinstance(value, torch.Tensor) or value.shape != getattr(sample, "shape", None):
                 raise ValueError(f"{name} is {shown(value)}; model_output and sample are tensors of one shape.")
-        time, following = self.sigmas[self._step_index].item(), self.sigmas[self._step_index + 1].item()
-        length = time - following
-        point = path_numbers(self.config.flow_path, time)
-        score = -point.noise_of(model_output, sample) / point.sigma
-        diffusion = self._diffusion(time, point)
-        if following > 0:
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-            moved = sample + (diffusion * score - model_output) * length + math.sqrt(2 * diffusion * length) * noise
-        elif self.config.last_step == "mean":
-            moved = sample + (diffusion * score - model_output) * length
-        elif self.config.last_step == "tweedie":
-            moved = (sample + point.sigma**2 * score) / point.alpha
+        if self._step_index == len(self.timesteps) - 1:
+            moved = self._last_step(model_output, sample)
         else:
-            moved = sample - model_output * length
+            moved = self._moved(model_output, sample, generator)
         self._step_index += 1
         if not return_dict:
             return (moved,)
-        return FlowMatchEulerMaruyamaSchedulerOutput(prev_sample=moved)
+        return FlowMatchSDESchedulerOutput(prev_sample=moved)
+
+    def _asked(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """The timesteps at which the model is asked, of those between the steps."""
+        raise NotImplementedError
+
+    def _moved(self, velocity: torch.Tensor, sample: torch.Tensor, generator: Any) -> torch.Tensor:
+        """The sample after any step but the last."""
+        raise NotImplementedError
+
+    def _last_step(self, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """The sample at 0."""
+        time = self.config.last_step_size
+        if self.config.last_step == "mean":
+            return sample + self._drift(time, velocity, sample) * time
+        if self.config.last_step == "euler":
+            return sample - velocity * time
+        point = path_numbers(self.config.flow_path, time)
+        return (sample + point.sigma**2 * self._score(point, velocity, sample)) / point.alpha
+
+    def _drift(self, time: float, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """-v + w score: where a sample at a time s goes on its way to the data, but for the noise."""
+        point = path_numbers(self.config.flow_path, time)
+        return self._diffusion(time, point) * self._score(point, velocity, sample) - velocity
+
+    @staticmethod
+    def _score(point: PathPoint, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        return -point.noise_of(velocity, sample) / point.sigma
+
+    def _noise(self, step: int, sample: torch.Tensor, generator: Any) -> torch.Tensor:
+        """What a step adds at random to a sample like this one."""
+        noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+        return self._deviation(step) * noise
+
+    def _deviation(self, step: int) -> float:
+        """sqrt(2 w dt) of a step."""
+        time, following = self._ends(step)
+        diffusion = self._diffusion(time, path_numbers(self.config.flow_path, time))
+        return math.sqrt(2 * diffusion * (time - following))
+
+    def _ends(self, step: int) -> tuple[float, float]:
+        """The times at which a step begins and ends."""
+        return self.sigmas[step].item(), self.sigmas[step + 1].item()
 
     def _diffusion(self, time: float, point: PathPoint) -> float:
         """The coefficient w at a time s; SiT's forms, written for s."""
@@ -161,3 +204,48 @@ class FlowMatchEulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         if form == "decreasing":
             return 0.25 * (norm * math.cos(math.pi * (1 - time)) + 1) ** 2
         return norm * math.sin(math.pi * time) ** 2
+
+
+class FlowMatchEulerMaruyamaScheduler(FlowMatchSDEScheduler):
+    """SiT's usual stochastic sampler, which asks the model once a step; arguments as of `FlowMatchSDEScheduler`."""
+
+    order = 1
+
+    def _asked(self, timesteps: torch.Tensor) -> torch.Tensor:
+        return timesteps
+
+    def _moved(self, velocity: torch.Tensor, sample: torch.Tensor, generator: Any) -> torch.Tensor:
+        time, following = self._ends(self._step_index)
+        drifted = sample + self._drift(time, velocity, sample) * (time - following)
+        return drifted + self._noise(self._step_index, sample, generator)
+
+
+class FlowMatchSDEHeunScheduler(FlowMatchSDEScheduler):
+    """SiT's other stochastic sampler: a step adds its noise, then follows the drift by Heun's method.
+
+    The model is asked twice a step and once in the last, as by Diffusers' Heun. A step's noise belongs before its first
+    evaluation, so the call of `step` before adds it; that of the first step is in `init_noise_sigma`, by which
+    pipelines multiply the noise that they start from. Arguments as of `FlowMatchSDEScheduler`.
+    """
+
+    order = 2
+
+    @property
+    def init_noise_sigma(self) -> float:  # type: ignore[override]
+        """The deviation of the noise to start from, the first step's own included; known once steps are laid."""
+        return math.hypot(1.0, self._deviation(0)) if len(self.sigmas) else 1.0
+
+    def _asked(self, timesteps: torch.Tensor) -> torch.Tensor:
+        return torch.cat([timesteps[:1], timesteps[1:].repeat_interleave(2)])
+
+    def _moved(self, velocity: torch.Tensor, sample: torch.Tensor, generator: Any) -> torch.Tensor:
+        step, second = divmod(self._step_index, 2)
+        time, following = self._ends(step)
+        if not second:
+            self._start, self._first_drift = sample, self._drift(time, velocity, sample)
+            return sample + self._first_drift * (time - following)
+        drift = (self._first_drift + self._drift(following, velocity, sample)) / 2
+        moved = self._start + drift * (time - following)
+        if self._step_index == len(self.timesteps) - 2:
+            return moved  # the last step adds no noise
+        return moved + self._noise(step + 1, sample, generator)

@@ -34,7 +34,7 @@ from d_emo.schedulers.flow_paths import path_of
 # Settings that the command line may change in a preset: all of them.
 SETTINGS = tuple(field.name for field in fields(SamplingSettings))
 # What SiT's published scores were trained with; other flows have none.
-SIT_PUBLISHED = {"flow_path": "linear", "prediction": "velocity"}
+SIT_PUBLISHED = {"flow_path": "linear", "prediction": "velocity", "time_shift": 1.0}
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # A process may wait that long for the others; the default of some backends is minutes.
 PATIENCE = timedelta(days=7)

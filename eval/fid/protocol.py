@@ -15,7 +15,11 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from d_emo.common.command_line import flag
 from d_emo.common.ranges import Maybe, OneOf, Real, Table, Whole
 from d_emo.pipelines import DEMOPipeline
-from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
+from d_emo.schedulers import (
+    FlowMatchEulerMaruyamaScheduler,
+    FlowMatchODESolverScheduler,
+    FlowMatchSDEHeunScheduler,
+)
 from d_emo.schedulers.flow_ode import ADAPTIVE
 from d_emo.schedulers.flow_paths import path_of
 
@@ -25,7 +29,7 @@ PUBLISHED_COUNT = 50_000
 # DiT's noise schedule (its `linear` betas).
 DIT_BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
 
-SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "own", "fast"]
+SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "own", "fast"]
 LabelRule = Literal["random", "balanced"]
 Weights = Literal["averaged", "raw"]
 Type = Literal["float32", "bfloat16", "float16"]
@@ -47,9 +51,9 @@ class SamplingSettings:
 
     Attributes:
         num_images: how many are drawn; images 0 to num_images - 1 of the seed.
-        sampler: ddpm (ancestral, DiT's), ddim; euler, heun, sde (Euler-Maruyama) for flow models; own: the pipeline's
-            scheduler as it is; fast: ddim or euler, as fits the model.
-        steps: sampler steps; one step of heun evaluates the model twice.
+        sampler: ddpm (ancestral, DiT's), ddim; euler, heun, sde (Euler-Maruyama), sde-heun for flow models; own: the
+            pipeline's scheduler as it is; fast: ddim or euler, as fits the model.
+        steps: sampler steps; one step of heun or sde-heun evaluates the model twice.
         guidance_scale: classifier-free guidance, 1.0 is none.
         guidance_channels: guide the first so many channels only; None is all.
         labels: random: uniformly drawn classes (DiT); balanced: classes in turn.
@@ -139,8 +143,9 @@ def make_sampler(name: SamplerName, pipeline: DEMOPipeline) -> Any:
         return solver
     if name == "fast":
         name = "euler" if flow else "ddim"
-    if flow != (name in ("euler", "heun", "sde")):
-        fitting = "euler, heun, sde (presets sit-sde, sit-ode, quick)" if flow else "ddpm, ddim (dit-400k, dit-script)"
+    if flow != (name in ("euler", "heun", "sde", "sde-heun")):
+        flows = "euler, heun, sde, sde-heun (presets sit-sde, sit-ode, quick)"
+        fitting = flows if flow else "ddpm, ddim (dit-400k, dit-script)"
         raise ValueError(
             f"--sampler {name}: the model predicts {'the flow' if flow else 'noise'} and is sampled by {fitting}."
         )
@@ -149,11 +154,13 @@ def make_sampler(name: SamplerName, pipeline: DEMOPipeline) -> Any:
         return DDPMScheduler(**DIT_BETAS, variance_type=variance, timestep_spacing="linspace")
     if name == "ddim":
         return DDIMScheduler(**DIT_BETAS, timestep_spacing="leading", set_alpha_to_one=True)
+    shift = pipeline.scheduler.config.get("shift") or 1.0  # belongs to the model, like the noise schedule
     if name == "euler":
-        return FlowMatchEulerDiscreteScheduler()
+        return FlowMatchEulerDiscreteScheduler(shift=shift)
     if name == "heun":
-        return FlowMatchHeunDiscreteScheduler()
-    return FlowMatchEulerMaruyamaScheduler(flow_path=path or "linear")
+        return FlowMatchHeunDiscreteScheduler(shift=shift)
+    stochastic = FlowMatchSDEHeunScheduler if name == "sde-heun" else FlowMatchEulerMaruyamaScheduler
+    return stochastic(flow_path=path or "linear", shift=shift)
 
 
 def describe_settings(settings: SamplingSettings) -> str:

@@ -55,6 +55,7 @@ RULES = {
     "number": _rule("zero", "minus one", "one", "a fraction", "more than one", "1e30", "10^30"),
     "positive": _rule("one", "a fraction", "more than one", "1e30", "10^30"),
     "positive or zero": _rule("zero", "one", "a fraction", "more than one", "1e30", "10^30"),
+    "one, its default": _rule("one"),  # others go with an option that the base line does not have
     "one or more": _rule("one", "more than one", "1e30", "10^30"),
     "share below one": _rule("zero", "a fraction"),
     "share": _rule("zero", "one", "a fraction"),
@@ -83,7 +84,7 @@ KINDS = {
         "fid_images", "teacher_resolution", "validate_every", "batch_size", "shard_size", "num_heads", "image_size",
         "reference_images", "num_images", "steps", "guidance_channels", "feature_batch_size", "per_class", "batch",
         "latent", "image", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
-        "fid_cost samples", "fid_cost reference",
+        "fid_cost samples", "fid_cost reference", "patch_bottleneck",
     ),
     "count or zero": ("num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every"),
     "side of 32 or more": ("train_classifier resolution",),
@@ -96,6 +97,7 @@ KINDS = {
         "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
         "train_classifier max_grad_norm", "evaluate_fid guidance_scale",
     ),
+    "one, its default": ("time_shift",),
     "one or more": ("guidance_scale", "sample_guidance_scale"),
     "share below one": (
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",

@@ -188,6 +188,13 @@ CALLS: dict[str, PublicCall] = {
     ),
     "FlowMatchEulerMaruyamaScheduler.step": PublicCall(_scheduler("FlowMatchEulerMaruyamaScheduler", "step"), _sample,
                                                             left={"generator": "Diffusers' randn_tensor checks it"}),
+    "FlowMatchSDEHeunScheduler": PublicCall(_network("FlowMatchSDEHeunScheduler"), dict),
+    "FlowMatchSDEHeunScheduler.set_timesteps": PublicCall(
+        _scheduler("FlowMatchSDEHeunScheduler", "set_timesteps"), lambda: {"num_inference_steps": 4},
+        left={"device": PYTORCHS},
+    ),
+    "FlowMatchSDEHeunScheduler.step": PublicCall(_scheduler("FlowMatchSDEHeunScheduler", "step"), _sample,
+                                                      left={"generator": "Diffusers' randn_tensor checks it"}),
     "FlowMatchODESolverScheduler": PublicCall(_network("FlowMatchODESolverScheduler"), dict),
     "EMOv2Config": PublicCall(
         _network("EMOv2Config"), lambda: dict(CLASSIFIER),

@@ -17,6 +17,7 @@ from d_emo import (
     EMOv2ForImageClassification,
     FlowMatchEulerMaruyamaScheduler,
     FlowMatchODESolverScheduler,
+    FlowMatchSDEHeunScheduler,
     create_classifier,
     create_model,
 )
@@ -28,7 +29,11 @@ from d_emo.models import I2RMB, DiTBlock, SpanningWindowAttention, ranges
 from d_emo.schedulers import flow_ode, flow_sde
 
 TRANSFORMERS = {DEMOTransformer2DModel: ranges.DEMO, DiTBaselineTransformer2DModel: ranges.DIT}
-SCHEDULERS = {FlowMatchODESolverScheduler: flow_ode.RANGES, FlowMatchEulerMaruyamaScheduler: flow_sde.RANGES}
+SCHEDULERS = {
+    FlowMatchODESolverScheduler: flow_ode.RANGES,
+    FlowMatchEulerMaruyamaScheduler: flow_sde.RANGES,
+    FlowMatchSDEHeunScheduler: flow_sde.RANGES,
+}
 NETWORK = {name for name in classifier_ranges.CLASSIFIER if name not in ("num_channels", "image_size")}
 CONFIG = {name for name in classifier_ranges.CLASSIFIER if name not in ("num_classes", "in_channels")}
 BLOCKS = {

@@ -182,7 +182,7 @@ def test_label_dropout_is_not_the_models_business():
     [
         ({"sample_size": 15}, "sample_size=15 is not a multiple of patch_size=2; use 14 x 14"),
         ({"sample_size": 1}, "sample_size=1 is not a multiple of patch_size=2; use 2 x 2"),
-        ({"prediction_type": "sample"}, "prediction_type='sample' is not one of epsilon"),
+        ({"prediction_type": "image"}, "prediction_type='image' is not one of epsilon"),
         ({"prediction_type": "flow_prediction"}, "learn_sigma=True belongs to prediction_type='epsilon'"),
         ({"num_classes": -1}, "num_classes=-1 is not a whole number from 0 .*0 makes an unconditional"),
     ],

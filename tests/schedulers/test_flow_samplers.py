@@ -18,9 +18,15 @@ from helpers.golden import golden
 from helpers.models import tiny_model
 from helpers.pipelines import assert_golden, images, sample_golden, stand_in_pipeline, tiny_pipeline
 
-from d_emo import DEMOPipeline, FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler, create_model
+from d_emo import (
+    DEMOPipeline,
+    FlowMatchEulerMaruyamaScheduler,
+    FlowMatchODESolverScheduler,
+    FlowMatchSDEHeunScheduler,
+    create_model,
+)
 from d_emo.schedulers.flow_ode import ADAPTIVE, FIXED
-from d_emo.schedulers.flow_paths import FLOW_PREDICTIONS, PATHS, path_numbers, path_point
+from d_emo.schedulers.flow_paths import EVERYWHERE, FLOW_PREDICTIONS, PATHS, path_numbers, path_point
 from d_emo.schedulers.flow_sde import DIFFUSIONS, LAST_STEPS
 
 MEAN, DEVIATION = 0.7, 0.4
@@ -47,6 +53,8 @@ class GaussianModel(ModelMixin, ConfigMixin, CacheMixin):
         if self.config.prediction_type == "score":
             return (-(x - point.alpha * MEAN).div(variance).to(x.dtype),)
         data = MEAN + DEVIATION**2 * point.alpha * (x - point.alpha * MEAN) / variance
+        if self.config.prediction_type == "sample":
+            return (data.to(x.dtype),)
         return (point.velocity(data, noise).to(x.dtype),)
 
 
@@ -65,22 +73,26 @@ def assert_gaussian(result: torch.Tensor, tolerance: float) -> None:
     assert result.std().item() == pytest.approx(DEVIATION, abs=tolerance)
 
 
-@pytest.mark.parametrize("prediction", FLOW_PREDICTIONS)
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("sampler", ["euler", "heun", "sde", "dopri5"])
+@pytest.mark.parametrize(
+    ("path", "prediction"),
+    [(path, kind) for path in PATHS for kind in FLOW_PREDICTIONS if kind != "sample" or path == "linear"],
+)
+@pytest.mark.parametrize("sampler", ["euler", "heun", "sde", "sde-heun", "dopri5"])
 def test_every_path_and_prediction_reaches_the_data(sampler, path, prediction):
     scheduler = {
         "euler": FlowMatchEulerDiscreteScheduler(),
         "heun": FlowMatchHeunDiscreteScheduler(),
         "sde": FlowMatchEulerMaruyamaScheduler(flow_path=path, last_step_size=0.01),
+        "sde-heun": FlowMatchSDEHeunScheduler(flow_path=path, last_step_size=0.01),
         "dopri5": FlowMatchODESolverScheduler(),
     }[sampler]
-    if sampler == "heun" and path != "vp" and prediction != "flow_prediction":
+    if sampler == "heun" and path != "vp" and prediction not in EVERYWHERE:
         with pytest.raises(ValueError, match=f"starts at pure noise, where a {prediction} model on the {path} path"):
             draw_gaussian(scheduler, flow_path=path, prediction_type=prediction)
         scheduler = FlowMatchODESolverScheduler(method="heun2")
     result = draw_gaussian(scheduler, flow_path=path, prediction_type=prediction)
-    assert_gaussian(result, 0.04 if sampler == "sde" else 0.02)
+    # Below its floor a predicted picture is not quite reached, here by 0.02 of the mean.
+    assert_gaussian(result, 0.04 if sampler.startswith("sde") or prediction == "sample" else 0.02)
 
 
 @pytest.mark.parametrize("last_step", LAST_STEPS)
@@ -219,6 +231,8 @@ def test_mistakes_in_samplers_and_models_are_named():
         FlowMatchEulerMaruyamaScheduler(diffusion_norm=-1)
     with pytest.raises(ValueError, match="prediction_type='score' needs a flow_path"):
         create_model("D-EMOv2-S-2", prediction_type="score", learn_sigma=False)
+    with pytest.raises(ValueError, match=r"prediction_type='sample' \(clean data\) goes with flow_path='linear', not"):
+        create_model("D-EMOv2-S-2", prediction_type="sample", flow_path="gvp", learn_sigma=False)
     with pytest.raises(ValueError, match="flow_path='cosine' is not None or one of linear"):
         create_model("D-EMOv2-S-2", flow_path="cosine", learn_sigma=False)
     pipeline = tiny_pipeline(flow=True)

@@ -38,6 +38,9 @@ class ModelOptions:
         "Folder or Hub id of an SD-type VAE, or 'none' to train on pixels. 'auto' is stabilityai/sd-vae-ft-ema at 128 "
         "pixels and more, pixels below.",
     )
+    patch_bottleneck: int | None = option(
+        None, "Embed patches by way of so few channels, for large patches of pixels. Default: straight away."
+    )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     compile: bool = option(False, "torch.compile the repeated block.")
     kernels: Literal["auto", "reference", "native"] | None = option(
@@ -46,7 +49,7 @@ class ModelOptions:
     )
 
     def __post_init__(self):
-        for name in ("resolution", "lora_rank", "lora_alpha"):
+        for name in ("resolution", "lora_rank", "lora_alpha", "patch_bottleneck"):
             require(
                 getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "must be positive"
             )
@@ -67,13 +70,20 @@ class OptimizationOptions(StepOptions):
         None, "dit: weight epsilon's loss by min(SNR, this) / SNR; 5 is customary. Default: even weights."
     )
     flow_path: Literal["linear", "gvp", "vp"] = option("linear", "sit: the path from data to noise.")
-    prediction: Literal["velocity", "noise", "score"] = option("velocity", "sit: what the network predicts.")
+    prediction: Literal["velocity", "noise", "score", "data"] = option(
+        "velocity", "sit: what the network predicts. data: clean images (linear path), with the velocity's loss."
+    )
     loss_weighting: Literal["none", "velocity", "likelihood"] = option(
         "none", "sit, for noise and score: weight the loss as one on the velocity or as the likelihood's bound."
     )
     time_sampling: Literal["uniform", "logit-normal"] = option("uniform", "sit: how times are drawn.")
     logit_normal_mean: float = option(0.0, "Mean of the time's logit; above 0 means more noise.")
     logit_normal_std: float = option(1.0, "Standard deviation of the time's logit.")
+    time_shift: float | Literal["auto"] = option(
+        1.0,
+        "sit: shift drawn times, and those of sampling, towards noise by a number above 1. auto: the square root of "
+        "(C x H x W) / 4096, of what the model sees.",
+    )
     class_dropout_prob: float = option(0.1, "Share of samples that train without their label.")
     learning_rate: float = option(1e-4, "AdamW's learning rate.")
     weight_decay: float = option(0.0, "AdamW's decay.")
@@ -93,11 +103,18 @@ class OptimizationOptions(StepOptions):
                 "prediction": "velocity",
                 "loss_weighting": "none",
                 "time_sampling": "uniform",
+                "time_shift": 1.0,
             }
             for name, default in flow.items():
                 require(getattr(self, name) == default, name, getattr(self, name), "belongs to --objective sit")
         require(
-            self.prediction != "velocity" or self.loss_weighting == "none",
+            self.prediction != "data" or self.flow_path == "linear",
+            "flow_path",
+            self.flow_path,
+            "--prediction data goes with --flow-path linear",
+        )
+        require(
+            self.prediction in ("noise", "score") or self.loss_weighting == "none",
             "loss_weighting",
             self.loss_weighting,
             "belongs to --prediction noise or score",

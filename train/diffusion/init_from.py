@@ -12,6 +12,7 @@ import torch
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.pipelines import open_pipeline
 from d_emo.schedulers.flow_paths import path_of
+from d_emo.train.diffusion.objectives import PREDICTIONS
 
 LABELS, POSITIONS = "label_embed.weight", "pos_embed"
 # What a new task may change of a model's configuration.
@@ -37,6 +38,7 @@ class InitialWeights:
         self.transformer: ClassConditionalTransformer2DModel = pipeline.transformer
         self.id2label = pipeline.id2label
         self.vae = pipeline.vae
+        self.time_shift = float(pipeline.scheduler.config.get("shift") or 1.0)
 
     def config(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """The new model's configuration: the old one with the task's grid and number of classes.
@@ -64,8 +66,9 @@ class InitialWeights:
         path = path_of(config)
         options = ["--objective dit"] if path is None else ["--objective sit", f"--flow-path {path}"]
         if path is not None:
-            kind = {"flow_prediction": "velocity", "epsilon": "noise"}.get(config.prediction_type, "score")
+            kind = next(kind for kind, name in PREDICTIONS.items() if name == config.prediction_type)
             options.append(f"--prediction {kind}")
+            options += [f"--time-shift {self.time_shift:g}"] if self.time_shift != 1 else []
         if self.vae is not None:
             return [*options, f"--vae {self.name}/vae"]
         return [*options, "--vae none", f"--color {'grey' if config.in_channels == 1 else 'rgb'}"]

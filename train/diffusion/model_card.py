@@ -27,6 +27,8 @@ SHOWN = (
     "prediction",
     "loss_weighting",
     "time_sampling",
+    "time_shift",
+    "patch_bottleneck",
     "seed",
 )
 
@@ -43,7 +45,11 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
     )
     start = f", fine-tuned from {cards.base_name(options.model.init_from)}" if options.model.init_from else ""
     kind = "Class-conditional" if names else "Unconditional"
-    settings = {**options.flat(), "init_from": options.model.init_from and cards.base_name(options.model.init_from)}
+    settings = {
+        **options.flat(),
+        "init_from": options.model.init_from and cards.base_name(options.model.init_from),
+        "time_shift": plan.objective.time_shift,
+    }
     works = ["DiT"] if model.startswith("DiT") else ["EMOv2", "DiT"]
     lines = [
         *cards.card_head(header, f"{circumstances.name}: {model} on {plan.source.name}"),

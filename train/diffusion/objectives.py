@@ -1,19 +1,20 @@
 """The two training objectives, each with the Diffusers scheduler that samples its models.
 
 DiT: epsilon and learned range variance with the hybrid loss, from "Improved Denoising Diffusion Probabilistic Models"
-(arXiv 2102.09672, equations 14 to 16) as in DiT and ADM. SiT: flows along its paths (arXiv 2401.08740).
+(arXiv 2102.09672, equations 14 to 16) as in DiT and ADM. SiT: flows along its paths (arXiv 2401.08740), and JiT's
+prediction of clean data (arXiv 2511.13720).
 
 Shapes: B samples, C channels, H x W; losses are means over (C, H, W), one a sample.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
-from d_emo.schedulers.flow_paths import path_point, train_interval
+from d_emo.schedulers.flow_paths import SHIFT, dimension_shift, path_point, shift_time, train_interval
 from d_emo.train.diffusion.config import OptimizationOptions
 
 # model(noisy, timestep, labels) -> prediction
@@ -21,7 +22,7 @@ Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 NUM_TRAIN_TIMESTEPS = 1000
 # --prediction, and what a model's configuration calls it.
-PREDICTIONS = {"velocity": "flow_prediction", "noise": "epsilon", "score": "score"}
+PREDICTIONS = {"velocity": "flow_prediction", "noise": "epsilon", "score": "score", "data": "sample"}
 
 
 class Objective(Protocol):
@@ -29,6 +30,7 @@ class Objective(Protocol):
 
     prediction_type: str
     flow_path: str | None
+    time_shift: float
     learn_sigma: bool
 
     def losses(
@@ -58,6 +60,7 @@ class DiTObjective:
 
     prediction_type = "epsilon"
     flow_path: str | None = None
+    time_shift = 1.0
     learn_sigma = True
 
     def __init__(self, min_snr_gamma: float | None = None) -> None:
@@ -163,23 +166,29 @@ class FlowObjective:
     Args:
         options: path, what the network predicts, the weighting of its loss, how times are drawn. The weighting "none"
             is the plain squared error; "velocity" and "likelihood" weight noise and score by (r / sigma)^2 and
-            r / sigma^2, r the score's share of the velocity (SiT's table of losses).
+            r / sigma^2, r the score's share of the velocity (SiT's table of losses). The loss of predicted data is the
+            velocity's: both data and prediction become velocities by the rule of the samplers.
+        shape: (C, H, W) of what the model sees, for --time-shift auto.
+
+    Raises:
+        ValueError: a shift out of range, or "auto" without a shape.
     """
 
     learn_sigma = False
 
-    def __init__(self, options: OptimizationOptions) -> None:
+    def __init__(self, options: OptimizationOptions, shape: Sequence[int] | None = None) -> None:
         self.flow_path: str | None = options.flow_path
         self.prediction_type = PREDICTIONS[options.prediction]
         self.weighting = options.loss_weighting
+        self.time_shift = resolve_shift(options.time_shift, shape)
         self.interval = train_interval(options.flow_path, self.prediction_type)
         self.logit_normal = (
             (options.logit_normal_mean, options.logit_normal_std) if options.time_sampling == "logit-normal" else None
         )
 
     def make_scheduler(self) -> SchedulerMixin:
-        """Euler on sigma from 1 to 0."""
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS)
+        """Euler on sigma from 1 to 0, with the shift of training."""
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.time_shift)
 
     def losses(
         self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
@@ -194,6 +203,8 @@ class FlowObjective:
             error = output - point.velocity(data, noise)
         elif self.prediction_type == "epsilon":
             error = output - noise
+        elif self.prediction_type == "sample":
+            error = (output - data) * point.data_rate
         else:
             error = output * point.sigma + noise  # the score is -noise / sigma
         if self.weighting == "velocity":
@@ -209,9 +220,22 @@ class FlowObjective:
             # The quantile function turns even draws into normal ones.
             time = torch.sigmoid(mean + std * torch.special.ndtri(time.double())).float()
         low, high = self.interval
-        return low + (high - low) * time
+        return low + (high - low) * shift_time(time, self.time_shift)
 
 
-def make_objective(options: OptimizationOptions) -> Objective:
-    """The objective that the options name."""
-    return DiTObjective(options.min_snr_gamma) if options.objective == "dit" else FlowObjective(options)
+def resolve_shift(shift: float | str, shape: Sequence[int] | None) -> float:
+    """--time-shift as a number; "auto" follows from the (C, H, W) of what the model sees.
+
+    Raises:
+        ValueError: it is out of range, or the shape is missing.
+    """
+    if shift == "auto":
+        if shape is None:
+            raise ValueError("--time-shift auto: there is no shape to take it from; pass (C, H, W), or a number.")
+        shift = dimension_shift(math.prod(shape))
+    return float(SHIFT.check(shift, "--time-shift"))
+
+
+def make_objective(options: OptimizationOptions, shape: Sequence[int] | None = None) -> Objective:
+    """The objective that the options name, for a model that sees (C, H, W); see `FlowObjective`."""
+    return DiTObjective(options.min_snr_gamma) if options.objective == "dit" else FlowObjective(options, shape)

@@ -94,6 +94,7 @@ class Plan:
             # --max-train-steps may change on resuming, unless it shapes the learning rate.
             "lr_schedule_steps": None if constant else self.max_train_steps,
             "resolution": self.resolution,
+            "time_shift": self.objective.time_shift,
             "color": COLORS.get(self.source.channels, self.config.model.color),
             "random_flip": self.flip,
             "vae_digest": weights_digest(self.vae),
@@ -119,7 +120,8 @@ class Plan:
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
             "space": f"{space}, {shape}",
             "objective": f"{options.optimization.objective} ({self.objective.prediction_type}"
-            f"{f' on the {self.objective.flow_path} path' if self.objective.flow_path else ''}), label dropout "
+            f"{f' on the {self.objective.flow_path} path' if self.objective.flow_path else ''}{self._shift()}), "
+            "label dropout "
             f"{options.optimization.class_dropout_prob if classes else 0}",
             "optimizer": f"AdamW, learning rate {options.optimization.learning_rate:g} "
             f"({options.optimization.lr_scheduler}"
@@ -132,6 +134,13 @@ class Plan:
         }
         return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
 
+    def _shift(self) -> str:
+        """What the plan says of the time shift: that of this run, and of the one that it starts from."""
+        given = self.objective.time_shift
+        trained = given if self.initial is None else self.initial.time_shift
+        text = "" if given == 1 else f", times shifted by {given:.4g}"
+        return text if trained == given else f"{text}; --init-from was trained with --time-shift {trained:.4g}"
+
 
 def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator) -> Plan:
     """Resolve every default and check that the parts fit.
@@ -139,7 +148,6 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     Raises:
         ValueError: they do not; the message names the option and the remedy.
     """
-    objective = make_objective(config.optimization)
     initial = initial_weights(config)
     # --vae auto and the resolution follow given weights that see pixels.
     pixels = initial if initial is not None and initial.vae is None and config.model.vae == "auto" else None
@@ -161,6 +169,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         )
     channels = source.channels if vae is None else vae.config.latent_channels
     side = resolution // factor
+    objective = make_objective(config.optimization, (channels, side, side))
     model_config = {
         "sample_size": side,
         "in_channels": channels,
@@ -169,6 +178,8 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         "prediction_type": objective.prediction_type,
         "flow_path": objective.flow_path,
     }
+    if config.model.patch_bottleneck is not None:
+        model_config["patch_bottleneck"] = config.model.patch_bottleneck
     layout = batch_layout(
         config.run.global_batch_size,
         config.run.micro_batch_size,

@@ -28,7 +28,7 @@ FREE_OPTIONS = frozenset({
 # What a checkpoint's weights were made for: with another value of these they mean nothing, and no permission helps.
 NETWORK_OPTIONS = frozenset({
     "model", "model_config", "resolution", "color", "vae", "vae_digest", "lora_rank", "lora_alpha", "unconditional",
-    "objective", "prediction", "flow_path", "num_classes", "optimizer",
+    "patch_bottleneck", "objective", "prediction", "flow_path", "num_classes", "optimizer",
 })  # fmt: skip
 # What the plan derives, by the option that it comes from.
 DERIVED = {
