@@ -6,12 +6,23 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 from helpers.pipelines import tiny_pipeline
 from helpers.processes import kill_when
 from safetensors.torch import save_file
 
-from d_emo import DEMOPipeline, FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
+from d_emo import (
+    DEMOPipeline,
+    FlowMatchEulerMaruyamaScheduler,
+    FlowMatchODESolverScheduler,
+    FlowMatchSDEHeunScheduler,
+)
 from d_emo.eval.fid import sampling
 from d_emo.eval.fid.protocol import (
     FT_MSE,
@@ -219,6 +230,7 @@ def test_samplers_fit_the_model_or_are_refused():
     assert (ddpm.config.timestep_spacing, ddpm.config.variance_type) == ("linspace", "learned_range")
     assert isinstance(make_sampler("fast", noise), DDIMScheduler)
     assert isinstance(make_sampler("sde", flow), FlowMatchEulerMaruyamaScheduler)
+    assert isinstance(make_sampler("sde-heun", flow), FlowMatchSDEHeunScheduler)
     heun = make_sampler("heun", flow)
     assert isinstance(heun, FlowMatchHeunDiscreteScheduler)
     heun.set_timesteps(PRESETS["sit-ode"].steps)
@@ -234,6 +246,14 @@ def test_samplers_fit_the_model_or_are_refused():
         make_sampler("sde", noise)
     with pytest.raises(ValueError, match=r"--sampler ddpm: the model predicts the flow.*sit-sde"):
         make_sampler("ddpm", flow)
+
+
+def test_every_sampler_of_a_flow_keeps_the_shift_that_its_model_was_trained_with():
+    pipeline = tiny_pipeline(flow=True)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=2.5)
+    for name in ("euler", "heun", "sde", "sde-heun", "fast", "own"):
+        assert make_sampler(name, pipeline).config.shift == 2.5
+    assert make_sampler("sde", tiny_pipeline(flow=True)).config.shift == 1
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,14 @@ import torch
 from helpers.golden import golden, seeded_input
 from helpers.pipelines import dit_scheduler
 
-from d_emo.schedulers.flow_paths import PATHS, path_point
+from d_emo.schedulers.flow_paths import DATA_FLOOR, PATHS, path_numbers, path_point
 from d_emo.train.diffusion.config import OptimizationOptions
-from d_emo.train.diffusion.objectives import DiTObjective, FlowObjective, discretized_gaussian_log_likelihood
+from d_emo.train.diffusion.objectives import (
+    DiTObjective,
+    FlowObjective,
+    discretized_gaussian_log_likelihood,
+    make_objective,
+)
 
 
 def flow_objective(**options) -> FlowObjective:
@@ -189,3 +194,117 @@ def test_flow_timesteps_run_from_data_at_0_to_noise_at_1000():
     flow_objective().losses(network, data, torch.zeros(2), noise, torch.tensor([0.0, 0.75]))
     assert seen["timestep"].tolist() == [0, 750]
     assert seen["noisy"][:, 0, 0, 0].tolist() == [1, 0.25]
+
+
+def test_data_and_velocity_are_one_thing_above_the_floor_to_1e_10():
+    data, noise = torch.randn(2, 4, 5, dtype=torch.float64)
+    s = torch.tensor([DATA_FLOOR, 0.2, 0.7, 1.0], dtype=torch.float64)[:, None]
+    point = path_point("linear", s)
+    sample, velocity = point.sample(data, noise), point.velocity(data, noise)
+    found = point.velocity_of("sample", data, sample)
+    torch.testing.assert_close(found, velocity, atol=1e-10, rtol=0)
+    torch.testing.assert_close(sample - s * found, data, atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        path_numbers("linear", 0.2).velocity_of("sample", data[1], sample[1]), velocity[1], atol=1e-10, rtol=0
+    )
+    below = path_numbers("linear", 0.01)
+    sample = below.sample(data, noise)
+    torch.testing.assert_close(below.velocity_of("sample", data, sample), (sample - data) / 0.05, atol=1e-10, rtol=0)
+
+
+def loss_and_gradient(objective, network, time):
+    """Of a network with one parameter a channel; 4 samples, 2 channels."""
+    data, noise = torch.randn(2, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight = torch.tensor([0.3, -0.7], requires_grad=True)
+    losses = objective.losses(
+        lambda x, t, _: network(x, t, weight[:, None, None]), data, torch.zeros(4), noise, time)["loss"]  # fmt: skip
+    return losses.detach(), torch.autograd.grad(losses.mean(), weight)[0]
+
+
+def test_losses_and_gradients_of_data_and_of_velocity_are_equal_above_the_floor():
+    def data_network(x, _, weight):
+        return weight * x + 0.1 * weight.square()
+
+    def velocity_network(x, timestep, weight):
+        return (x - data_network(x, timestep, weight)) / (timestep / 1000)[:, None, None, None]
+
+    time = torch.tensor([0.05, 0.1, 0.5, 0.99])
+    loss, gradient = loss_and_gradient(flow_objective(prediction="data"), data_network, time)
+    same_loss, same_gradient = loss_and_gradient(flow_objective(), velocity_network, time)
+    torch.testing.assert_close(loss, same_loss, atol=0, rtol=1e-4)
+    torch.testing.assert_close(gradient, same_gradient, atol=0, rtol=1e-4)
+    assert gradient.abs().min() > 0.1
+
+
+def test_the_loss_of_data_is_jits_in_its_own_convention_to_1e_5():
+    """Time 1 is data; velocities (x - z) / max(1 - t, 0.05) of data and of prediction (arXiv 2511.13720)."""
+    data, noise = torch.randn(2, 5, 2, 4, 4)
+    t = torch.tensor([0.0, 0.3, 0.9, 0.97, 1.0])
+
+    def network(x, timestep, _):
+        return 0.4 * x.roll(1, 3) + torch.cos(3 * (1 - timestep / 1000))[:, None, None, None]
+
+    clean = t[:, None, None, None]
+    z, floored = clean * data + (1 - clean) * noise, (1 - clean).clamp(min=0.05)
+    predicted = 0.4 * z.roll(1, 3) + torch.cos(3 * clean)
+    expected = ((data - z) / floored - (predicted - z) / floored).square().mean(dim=(1, 2, 3))
+    found = flow_objective(prediction="data").losses(network, data, torch.zeros(5), noise, 1 - t)["loss"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def drawn_times(**options) -> torch.Tensor:
+    """The times that even draws become, (999,) float64."""
+    seen = []
+
+    def network(noisy, timestep, _):
+        seen.append(timestep.double() / 1000)
+        return torch.zeros_like(noisy)
+
+    even, data = torch.arange(1, 1000, dtype=torch.float64) / 1000, torch.zeros(999, 1, 1, 1)
+    flow_objective(**options).losses(network, data, torch.zeros(999), data, even)
+    return seen[0]
+
+
+@pytest.mark.parametrize("shift", [0.25, 1.0, 3.0])
+def test_drawn_times_are_shifted_by_the_closed_form(shift):
+    even = torch.arange(1, 1000, dtype=torch.float64) / 1000
+    odds = shift * even / (1 - even)
+    torch.testing.assert_close(drawn_times(time_shift=shift), odds / (1 + odds), atol=1e-9, rtol=0)
+    # Shifting a logit-normal draw is moving its mean: JiT's (-0.8, 0.8), whose time runs the other way, is 0.8 here.
+    normal = {"time_sampling": "logit-normal", "logit_normal_std": 0.8}
+    found = drawn_times(**normal, logit_normal_mean=0.8, time_shift=shift)
+    expected = drawn_times(**normal, logit_normal_mean=0.8 + math.log(shift))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    jits = torch.sigmoid(-0.8 - 0.8 * torch.special.ndtri(even))
+    torch.testing.assert_close(drawn_times(**normal, logit_normal_mean=0.8), 1 - jits, atol=1e-6, rtol=0)
+
+
+def test_shifted_times_of_noise_stay_where_noise_says_something():
+    times = drawn_times(prediction="noise", time_shift=100.0)
+    assert times.min() > 1e-3 and times.max() < 1 - 1e-3
+
+
+def test_auto_follows_from_the_shape_and_is_saved_with_the_scheduler():
+    auto = OptimizationOptions(objective="sit", time_shift="auto")
+    for shape, shift in (((4, 32, 32), 1.0), ((1, 16, 16), 0.25), ((768, 16, 16), math.sqrt(48))):
+        objective = make_objective(auto, shape)
+        assert objective.time_shift == pytest.approx(shift)
+        assert objective.make_scheduler().config.shift == objective.time_shift
+    with pytest.raises(ValueError, match="--time-shift auto: there is no shape to take it from"):
+        make_objective(auto)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prediction": "data", "flow_path": "gvp"}, "--flow-path gvp: --prediction data goes with --flow-path linear"),
+        ({"prediction": "data", "loss_weighting": "velocity"}, "--loss-weighting velocity: belongs to"),
+        ({"objective": "dit", "prediction": "data"}, "--prediction data: belongs to --objective sit"),
+        ({"objective": "dit", "time_shift": "auto"}, "--time-shift auto: belongs to --objective sit"),
+        ({"objective": "dit", "time_shift": 2.0}, "--time-shift 2.0: belongs to --objective sit"),
+        ({"time_shift": 0.0}, "--time-shift=0.0 is not a number from 0.001 to 1000"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_objective(OptimizationOptions(**{"objective": "sit", **options}))
