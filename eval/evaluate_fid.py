@@ -57,7 +57,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     drawing = parser.add_argument_group("how samples are drawn (each overrides the preset)")
     drawing.add_argument("--preset", help="See below. Default: dit-400k or sit-sde, as fits the model.")
     drawing.add_argument("--num-images", type=whole_from(1), help="Images to draw, or to take of --samples.")
-    drawing.add_argument("--sampler", choices=("ddpm", "ddim", "euler", "heun", "sde", "own", "fast"))
+    drawing.add_argument("--sampler", choices=("ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "own", "fast"))
     drawing.add_argument("--steps", type=whole_from(1), help="Sampler steps.")
     drawing.add_argument("--guidance-scale", type=finite_from(0), help="1 is no guidance.")
     drawing.add_argument("--guidance-channels", type=whole_from(1), help="Guide the first so many channels only.")

@@ -94,13 +94,13 @@ def patch_divides(values: Values) -> str:
 def objective_fits(values: Values) -> str:
     """Prediction, path and learned variance belong together."""
     path = path_of(values)
-    if values["prediction_type"] == "sample" and path != "linear":
-        return f"prediction_type='sample' (clean data) goes with flow_path='linear', not {path!r}"
     if path is None and values["prediction_type"] != "epsilon":
         return (
             f"prediction_type={values['prediction_type']!r} needs a flow_path ({', '.join(PATHS)}); without one only "
             "epsilon is known"
         )
+    if values["prediction_type"] == "sample" and path != "linear":
+        return f"prediction_type='sample' belongs to flow_path='linear', not to {path!r}"
     if values["learn_sigma"] and path is not None:
         return "learn_sigma=True belongs to prediction_type='epsilon' without a flow_path; set learn_sigma=False"
     return ""

@@ -20,7 +20,7 @@ from d_emo.common.checks import one_of
 from d_emo.common.ranges import Real, Whole
 
 PATHS = ("linear", "gvp", "vp")
-# What a network may predict: noise, dx/ds, the gradient of the log-density, or (on the linear path) clean data.
+# What a network may predict: noise, dx/ds, the gradient of the log-density, or data (on the linear path).
 FLOW_PREDICTIONS = ("epsilon", "flow_prediction", "score", "sample")
 # Those that have an answer at both ends of the linear path and of GVP.
 EVERYWHERE = ("flow_prediction", "sample")

@@ -39,7 +39,11 @@ def fitting_schedulers(pipeline: DEMOPipeline) -> dict[str, Any]:
     """Solvers for the pipeline's objective; caches are compared on the first, which is deterministic."""
     config = pipeline.scheduler.config
     if path_of(pipeline.transformer.config) is not None:
-        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        flow = {
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+            "flow_shift": config.get("shift", 1.0),
+        }
         return {"Euler": pipeline.scheduler, "DPM-Solver++ (flow)": DPMSolverMultistepScheduler(**flow)}
     return {
         "DDIM": DDIMScheduler.from_config(config),

@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
+from helpers.commands import COMMANDS as SWEPT
+from helpers.commands import options_of
 from helpers.paths import ROOT
 from helpers.processes import offline_environment
 
@@ -326,7 +328,7 @@ def test_names_that_stand_in_for_heavy_modules_are_the_same():
     from d_emo import export
     from d_emo.eval import export_classifier
     from d_emo.eval.fid.names import PRESET_NOTES
-    from d_emo.eval.fid.protocol import PRESETS
+    from d_emo.eval.fid.protocol import PRESETS, SamplerName
     from d_emo.images import latent_cache
     from d_emo.schedulers.flow_paths import PATHS
     from d_emo.train.classification import convert
@@ -339,6 +341,8 @@ def test_names_that_stand_in_for_heavy_modules_are_the_same():
     kinds = kinds_of(OptimizationOptions)
     assert kinds["flow_path"].choices == PATHS and kinds["prediction"].choices == tuple(PREDICTIONS)
     assert set(convert.WEIGHTS) == {"averaged", "raw"}
+    samplers = next(action for action in options_of(SWEPT["evaluate_fid"]) if action.dest == "sampler").choices
+    assert tuple(samplers) == get_args(SamplerName)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

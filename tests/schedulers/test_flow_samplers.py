@@ -231,7 +231,7 @@ def test_mistakes_in_samplers_and_models_are_named():
         FlowMatchEulerMaruyamaScheduler(diffusion_norm=-1)
     with pytest.raises(ValueError, match="prediction_type='score' needs a flow_path"):
         create_model("D-EMOv2-S-2", prediction_type="score", learn_sigma=False)
-    with pytest.raises(ValueError, match=r"prediction_type='sample' \(clean data\) goes with flow_path='linear', not"):
+    with pytest.raises(ValueError, match="prediction_type='sample' belongs to flow_path='linear', not to 'gvp'"):
         create_model("D-EMOv2-S-2", prediction_type="sample", flow_path="gvp", learn_sigma=False)
     with pytest.raises(ValueError, match="flow_path='cosine' is not None or one of linear"):
         create_model("D-EMOv2-S-2", flow_path="cosine", learn_sigma=False)
