@@ -9,7 +9,13 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from helpers.pipelines import dit_scheduler, images, tiny_pipeline
 
-from d_emo import DEMOPipeline, FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler, create_model
+from d_emo import (
+    DEMOPipeline,
+    FlowMatchEulerMaruyamaScheduler,
+    FlowMatchODESolverScheduler,
+    FlowMatchSDEHeunScheduler,
+    create_model,
+)
 from d_emo.pipelines.checks import default_steps
 
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -134,7 +140,7 @@ def test_a_refused_call_draws_nothing_from_the_generator():
         (False, lambda: diffusers.KarrasVeScheduler(), "KarrasVeScheduler, which makes no picture"),
         (True, lambda: FlowMatchEulerDiscreteScheduler(num_train_timesteps=100), "num_train_timesteps=100.* at 1000"),
         (True, lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting=False"),
-        (True, lambda: FlowMatchEulerDiscreteScheduler(shift=float("nan")), "shift=nan is not a number above 0"),
+        (True, lambda: FlowMatchEulerDiscreteScheduler(shift=float("nan")), "shift=nan is not a number from 0.001 to 1000"),
         (True, lambda: FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "would begin at timestep 0 of 1000"),
         (True, lambda: diffusers.SCMScheduler(), "prediction_type='trigflow'"),
         (True, lambda: diffusers.DPMSolverMultistepInverseScheduler(
@@ -190,7 +196,7 @@ def test_the_stochastic_sampler_refuses_such_steps(steps):
 
 def test_steps_left_out_suit_the_saved_model(tmp_path):
     assert default_steps(dit_scheduler()) == 250
-    assert default_steps(FlowMatchEulerMaruyamaScheduler()) == 250
+    assert default_steps(FlowMatchEulerMaruyamaScheduler()) == default_steps(FlowMatchSDEHeunScheduler()) == 250
     assert default_steps(FlowMatchEulerDiscreteScheduler()) == default_steps(DDIMScheduler()) == 50
     flow = tiny_pipeline(flow=True, num_layers=1)
     assert flow(0).settings["num_inference_steps"] == 50
