@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     )
     from d_emo.classification.variants import create_classifier, list_classifiers
     from d_emo.common.averaging import WeightAverage
-    from d_emo.models import DEMOTransformer2DModel, DiTBaselineTransformer2DModel, create_model, list_models
+    from d_emo.models import (
+        DEMOTransformer2DModel,
+        DiTBaselineTransformer2DModel,
+        JiTTransformer2DModel,
+        LightningDiTTransformer2DModel,
+        create_model,
+        list_models,
+    )
     from d_emo.pipelines import DEMOPipeline
     from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
 
@@ -40,6 +47,8 @@ __all__ = [
     "EMOv2Model",
     "FlowMatchEulerMaruyamaScheduler",
     "FlowMatchODESolverScheduler",
+    "JiTTransformer2DModel",
+    "LightningDiTTransformer2DModel",
     "WeightAverage",
     "create_classifier",
     "create_model",
@@ -59,6 +68,8 @@ _HOMES = {
     "EMOv2Model": "d_emo.classification.transformers_models",
     "FlowMatchEulerMaruyamaScheduler": "d_emo.schedulers",
     "FlowMatchODESolverScheduler": "d_emo.schedulers",
+    "JiTTransformer2DModel": "d_emo.models",
+    "LightningDiTTransformer2DModel": "d_emo.models",
     "WeightAverage": "d_emo.common.averaging",
     "create_classifier": "d_emo.classification.variants",
     "create_model": "d_emo.models",

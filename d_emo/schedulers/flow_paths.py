@@ -19,8 +19,8 @@ from d_emo.common.checks import one_of
 from d_emo.common.ranges import Whole
 
 PATHS = ("linear", "gvp", "vp")
-# What a network may predict: noise, dx/ds, or the gradient of the log-density.
-FLOW_PREDICTIONS = ("epsilon", "flow_prediction", "score")
+# What a network may predict: noise, dx/ds, the gradient of the log-density, or data (on the linear path).
+FLOW_PREDICTIONS = ("epsilon", "flow_prediction", "score", "sample")
 # Rates of the variance-preserving path at the data and at the noise (SiT's sigma_min and sigma_max).
 VP_RATES = (0.1, 20.0)
 # A flow can be cut as finely as one likes; beyond this it is a mistake.
