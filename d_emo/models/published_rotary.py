@@ -104,7 +104,7 @@ def _jit_config(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return {
         "num_attention_heads": width // len(state["blocks.0.attn.q_norm.weight"]),
         "patch_bottleneck": bottleneck,
-        "context_length": state[CONTEXT].shape[1] if CONTEXT in state else 0,
+        "context_length": state[CONTEXT].shape[1],
         "noise_scale": max(1.0, math.isqrt(tokens) * patch / JIT_SIDE),
     }
 
@@ -124,9 +124,7 @@ def _import(state: Mapping[str, torch.Tensor], model: RotaryModel) -> None:
             ours["context_embed"] = tensor.flatten(0, 1)
         else:
             ours[translated(name, NAMES)] = tensor
-    if isinstance(model, JiTTransformer2DModel):
-        ours.setdefault("context_embed", model.context_embed.detach())
-    else:
+    if isinstance(model, LightningDiTTransformer2DModel):
         for part in ("weight", "bias"):
             if f"proj_out.{part}" in ours:
                 rows = without_variance(ours[f"proj_out.{part}"], model.config.patch_size, model.config.in_channels)

@@ -192,6 +192,7 @@ def without(state, name):
         (lambda: without(jit_state(), "blocks.2.norm2.weight"), r"missing \['blocks.2.norm2.weight'\]"),
         (lambda: changed(jit_state(), extra=torch.zeros(1)), r"unknown \['extra'\]"),
         (lambda: changed(jit_state(), blocks__0__mlp__w3__bias=torch.zeros(3)), r"other shapes \['blocks.0.mlp_out"),
+        (lambda: without(jit_state(), "in_context_posemb"), "'in_context_posemb' is missing among"),
         (lambda: without(lightningdit_state(), "feat_rope.freqs_cos"), "'feat_rope.freqs_cos' is missing among"),
         (lambda: changed(lightningdit_state(), feat_rope__freqs_sin=torch.zeros(64, HEAD)), "freqs_sin is no table of"),
         (lambda: changed(lightningdit_state(), feat_rope__period=torch.zeros(64, HEAD)), "rope.period is no table of"),
@@ -206,6 +207,21 @@ def test_weights_that_do_not_fit_are_refused_by_name(state, message):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("make", [lightningdit_state, jit_state])
+def test_any_tensor_of_any_other_shape_ends_in_one_line(make):
+    state = make()
+    for name in state:
+        if name.startswith("blocks.") and not name.startswith("blocks.0."):
+            continue
+        for shape in ((), (0,), (5,), (2, 3), (0, 0), (1, 7, 3), (2, 3, 5, 5), (1, 0, 0, 0)):
+            with pytest.raises(ValueError) as refusal:
+                rotary_model({**state, name: torch.zeros(shape)})
+            assert "\n" not in str(refusal.value), (name, shape)
+        if name != "feat_rope.freqs_sin":  # which the cosines tell
+            with pytest.raises(ValueError, match="missing"):
+                rotary_model(without(state, name))
+
+
 def test_tables_that_jit_may_store_are_checked_and_left_out():
     table = plain_table(4)
     tables = {"feat_rope.freqs_cos": table.cos(), "feat_rope.freqs_sin": table.sin(),
@@ -214,12 +230,6 @@ def test_tables_that_jit_may_store_are_checked_and_left_out():
     assert rotary_model({**jit_state(), **tables}).state_dict().keys() == rotary_model(jit_state()).state_dict().keys()
     with pytest.raises(ValueError, match=r"feat_rope_incontext\.freqs_cos is no table"):
         rotary_model({**jit_state(), **tables, "feat_rope_incontext.freqs_cos": table.cos()})
-
-
-def test_jit_without_class_tokens_has_none():
-    model = rotary_model(without(jit_state(), "in_context_posemb"))
-    assert model.config.context_length == 0
-    assert model(pictures(3, 16), 500, LABELS).sample.isfinite().all()
 
 
 def convert(*arguments):

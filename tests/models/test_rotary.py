@@ -3,8 +3,10 @@
 import pytest
 import torch
 from helpers.models import fresh_model, randomize, tiny_model
+from helpers.paths import ROOT
 
 from d_emo import create_model
+from d_emo.eval.tables import model_table
 from d_emo.models.flops import count_macs, count_parameters
 from d_emo.models.layers import BottleneckPatchEmbed
 from d_emo.models.published import export_state
@@ -54,6 +56,11 @@ def test_parameters_are_those_of_the_published_definitions(name, overrides, size
 def test_macs_round_to_the_papers_flops(name, gmacs):
     with torch.device("meta"):
         assert round(count_macs(create_model(name)) / 1e9) == gmacs
+
+
+def test_the_documents_table_is_what_its_command_prints(capsys):
+    model_table.main(["--pattern", "LightningDiT-*-1", "JiT-*-16"])
+    assert capsys.readouterr().out.strip() in (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
 
 
 def test_macs_are_those_counted_by_hand():
@@ -113,6 +120,14 @@ def test_class_tokens_and_their_positions_learn_and_are_told_apart():
     with torch.no_grad():
         model.context_embed.add_(1.0)
         assert (model(*arguments).sample - before).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_a_network_without_class_tokens_is_one_sequence_throughout():
+    model, other = tiny_model("JiT", context_length=0), tiny_model("JiT", context_length=0, context_start=1)
+    arguments = torch.randn(2, 4, 16, 16), 500, torch.tensor([0, 4])
+    assert model.context_embed.shape == (0, 32)
+    assert torch.equal(model(*arguments).sample, other(*arguments).sample)
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ SHOWN = (
     "time_sampling",
     "seed",
 )
+# The papers of each family, the network's own first.
+WORKS = {"D-EMOv2": ("EMOv2", "DiT"), "DiT": ("DiT",), "LightningDiT": ("LightningDiT", "DiT"), "JiT": ("JiT", "DiT")}
 
 
 def model_card(plan: Plan, circumstances: Circumstances) -> str:
@@ -44,7 +46,7 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
     start = f", fine-tuned from {cards.base_name(options.model.init_from)}" if options.model.init_from else ""
     kind = "Class-conditional" if names else "Unconditional"
     settings = {**options.flat(), "init_from": options.model.init_from and cards.base_name(options.model.init_from)}
-    works = ["DiT"] if model.startswith("DiT") else ["EMOv2", "DiT"]
+    works = WORKS[next(family for family in FAMILIES if model.startswith(family))]
     lines = [
         *cards.card_head(header, f"{circumstances.name}: {model} on {plan.source.name}"),
         f"{kind} generation of {plan.resolution} x {plan.resolution} images: {model} on {space}{start}, trained with "
