@@ -10,7 +10,7 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Give every parameter and running statistic a random value: a fresh adaLN-Zero model outputs zeros."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
-        if name.endswith("pos_embed") or not tensor.is_floating_point():
+        if name.endswith("pos_embed") or not tensor.is_floating_point() or not tensor.numel():
             continue
         noise = torch.randn(tensor.shape, generator=generator) * 0.3 / max(1.0, tensor[0].numel() ** 0.5)
         if name.endswith("running_var"):
