@@ -184,7 +184,6 @@ def test_label_dropout_is_not_the_models_business():
         ({"sample_size": 15}, "sample_size=15 is not a multiple of patch_size=2; use 14 x 14"),
         ({"sample_size": 1}, "sample_size=1 is not a multiple of patch_size=2; use 2 x 2"),
         ({"prediction_type": "data"}, "prediction_type='data' is not one of epsilon"),
-        ({"prediction_type": "sample"}, "prediction_type='sample' needs a flow_path"),
         (
             {"prediction_type": "sample", "flow_path": "vp"},
             "prediction_type='sample' belongs to flow_path='linear', not",
