@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     )
     from d_emo.classification.variants import create_classifier, list_classifiers
     from d_emo.common.averaging import WeightAverage
-    from d_emo.models import DEMOTransformer2DModel, DiTBaselineTransformer2DModel, create_model, list_models
+    from d_emo.models import (
+        DEMOTransformer2DModel,
+        DiTBaselineTransformer2DModel,
+        JiTTransformer2DModel,
+        LightningDiTTransformer2DModel,
+        create_model,
+        list_models,
+    )
     from d_emo.pipelines import DEMOPipeline
     from d_emo.schedulers import (
         FlowMatchEulerMaruyamaScheduler,
@@ -45,6 +52,8 @@ __all__ = [
     "FlowMatchEulerMaruyamaScheduler",
     "FlowMatchODESolverScheduler",
     "FlowMatchSDEHeunScheduler",
+    "JiTTransformer2DModel",
+    "LightningDiTTransformer2DModel",
     "WeightAverage",
     "create_classifier",
     "create_model",
@@ -65,6 +74,8 @@ _HOMES = {
     "FlowMatchEulerMaruyamaScheduler": "d_emo.schedulers",
     "FlowMatchODESolverScheduler": "d_emo.schedulers",
     "FlowMatchSDEHeunScheduler": "d_emo.schedulers",
+    "JiTTransformer2DModel": "d_emo.models",
+    "LightningDiTTransformer2DModel": "d_emo.models",
     "WeightAverage": "d_emo.common.averaging",
     "create_classifier": "d_emo.classification.variants",
     "create_model": "d_emo.models",

@@ -24,6 +24,8 @@ COMPONENTS = (
     "FlowMatchEulerMaruyamaScheduler",
     "FlowMatchODESolverScheduler",
     "FlowMatchSDEHeunScheduler",
+    "JiTTransformer2DModel",
+    "LightningDiTTransformer2DModel",
 )
 
 Action = Callable[[ModuleType], None]
@@ -34,7 +36,9 @@ def register() -> None:
     when_imported("diffusers", _share_names)
     when_imported("diffusers.pipelines.pipeline_loading_utils", _extend_tables)
     when_imported("transformers.models.auto.configuration_auto", _load_configuration)
-    when_imported("d_emo.models", lambda models: _register_blocks((models.DEMOBlock, models.DiTBlock)))
+    when_imported(
+        "d_emo.models", lambda models: _register_blocks((models.DEMOBlock, models.DiTBlock, models.RotaryBlock))
+    )
 
 
 def _register_blocks(blocks: Sequence[type]) -> None:

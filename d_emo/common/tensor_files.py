@@ -15,7 +15,7 @@ from d_emo.common.saved_folders import LOADING_ERRORS
 # What wrappers put before a network's names: PyTorch's own (compilation, sharding, activation checkpointing) wherever a
 # module of the network is wrapped, those of trainers (parallel and averaged networks) before all names at once.
 INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
-OUTER_WRAPPERS = ("module", "model", "ema", "ema_model", "network", "state_dict")
+OUTER_WRAPPERS = ("module", "model", "ema", "ema_model", "network", "net", "state_dict")
 # What averaging counts beside the weights (torch.optim.swa_utils, ema_pytorch); no weights of any network.
 COUNTERS = ("n_averaged", "num_updates", "initted", "step")
 # Where checkpoints hold a state dictionary that is not named after what it is.
@@ -62,13 +62,13 @@ def _is_counter(parts: Sequence[str]) -> bool:
     return len(parts) == 1 and parts[0] in COUNTERS
 
 
-def read_state(path: Path, parts: Sequence[str], chosen: str) -> dict[str, torch.Tensor]:
+def read_state(path: Path, parts: Sequence[str], *chosen: str) -> dict[str, torch.Tensor]:
     """The tensors of a .pt, .pth, .bin or .safetensors file by the network's own names (`strip_wrappers`).
 
     Args:
         path: a bare state dictionary, or a trainer's full checkpoint.
         parts: names under which full checkpoints of this kind hold state dictionaries.
-        chosen: which of them is wanted, where the file has any.
+        chosen: which of them is wanted, where the file has any; of several names, the first that the file has.
 
     Raises:
         ValueError: no such file, no file of tensors, or the weights asked for are not in it.
@@ -111,7 +111,7 @@ def read_tensors(path: Path) -> Any:
         raise ValueError(f"{path}: not a file of tensors ({first_line(error)}); copy it again.") from error
 
 
-def _held(content: Any, parts: Sequence[str], chosen: str) -> Any:
+def _held(content: Any, parts: Sequence[str], chosen: Sequence[str]) -> Any:
     """The state dictionary in a checkpoint, however deep."""
     while isinstance(content, dict):
         if set(parts) & {name for name, value in content.items() if isinstance(value, dict)}:
@@ -123,10 +123,10 @@ def _held(content: Any, parts: Sequence[str], chosen: str) -> Any:
     return content
 
 
-def _part(content: Mapping[str, Any], chosen: str) -> Any:
-    if chosen not in content:
-        raise ValueError(f"there are no {chosen!r} weights in it, but {', '.join(content)}; see --weights.")
-    return content[chosen]
+def _part(content: Mapping[str, Any], chosen: Sequence[str]) -> Any:
+    if (found := next((name for name in chosen if name in content), None)) is None:
+        raise ValueError(f"there are no {chosen[0]!r} weights in it, but {', '.join(content)}; see --weights.")
+    return content[found]
 
 
 def _is_state(content: Any) -> bool:

@@ -281,6 +281,8 @@ def _check_exportable(model: "DiTBaselineTransformer2DModel") -> None:
         cause = f"mlp_ratio={config.mlp_ratio}, and Diffusers' DiT has {MLP_RATIO}"
     elif config.norm_eps != NORM_EPS:
         cause = f"norm_eps={config.norm_eps}, and Diffusers' DiT has {NORM_EPS}"
+    elif config.patch_bottleneck is not None:
+        cause = f"patch_bottleneck={config.patch_bottleneck}, and Diffusers' DiT has none"
     elif height != width:
         cause = f"sample_size={config.sample_size}, and Diffusers' DiT is square"
     if cause:

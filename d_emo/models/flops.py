@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from d_emo.kernels import use_backend
@@ -32,8 +33,9 @@ def count_macs_on(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
     counter = FlopCounterMode(display=False)
     training = model.training
     model.eval()
-    # Plain PyTorch: the kernels' own check, made before their first use, would be counted too.
-    with use_backend("reference"), counter, torch.no_grad():
+    # Plain PyTorch: the kernels' own check, made before their first use, would be counted too, and PyTorch's counter
+    # does not know its own fused attention for CPUs.
+    with use_backend("reference"), sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
         model(*inputs)
     model.train(training)
     return counter.get_total_flops() // 2

@@ -1,4 +1,4 @@
-"""Small parts that D-EMOv2 and the DiT baseline share: positions, labels, modulated output norm.
+"""Small parts that the diffusion transformers share: positions, patches by a bottleneck, modulated output norm.
 
 The timestep embedding is Diffusers' own, with DiT's frequencies (see `transformer_base.py`).
 """
@@ -33,12 +33,29 @@ def sincos_positions(height: int, width: int, dim: int) -> torch.Tensor:
     return torch.cat([columns, rows], dim=-1).float()
 
 
-class AdaLayerNormOut(nn.Module):
-    """LayerNorm, then shift and scale predicted from the conditioning (DiT's final layer, before its projection)."""
+class BottleneckPatchEmbed(nn.Module):
+    """Patches by way of a few channels: raw patches of p * p * C values lie near a space of fewer dimensions.
 
-    def __init__(self, dim: int, eps: float, elementwise_affine: bool):
+    Source: JiT, arXiv 2511.13720, and its code (LTH14/JiT, model_jit.py): a product without bias, then one
+    with it, and nothing between them.
+    """
+
+    def __init__(self, in_channels: int, patch: int, bottleneck: int, dim: int):
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=elementwise_affine)
+        self.reduce = nn.Conv2d(in_channels, bottleneck, kernel_size=patch, stride=patch, bias=False)
+        self.expand = nn.Conv2d(bottleneck, dim, kernel_size=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, D, h, w)."""
+        return self.expand(self.reduce(hidden_states))                       # (B, N, h, w) between them
+
+
+class AdaNormOut(nn.Module):
+    """A norm, then shift and scale predicted from the conditioning (DiT's final layer, before its projection)."""
+
+    def __init__(self, norm: nn.Module, dim: int):
+        super().__init__()
+        self.norm = norm
         self.modulation = nn.Linear(dim, 2 * dim)
 
     def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:

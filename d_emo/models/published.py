@@ -99,16 +99,16 @@ def import_state(state: Mapping[str, torch.Tensor], model: DiTBaselineTransforme
         if name == POSITIONS:
             ours[POSITIONS] = tensor.reshape(model.pos_embed.shape)
             continue
-        ours[_translated(name, NAMES)] = tensor
+        ours[translated(name, NAMES)] = tensor
     if path_of(config) is not None:
         sign = -1 if config.prediction_type == "flow_prediction" else 1
         for part in ("weight", "bias"):
-            rows = _sit_output(ours[f"proj_out.{part}"], config.patch_size, config.in_channels)
+            rows = without_variance(ours[f"proj_out.{part}"], config.patch_size, config.in_channels)
             ours[f"proj_out.{part}"] = sign * rows
     load_strictly(ours, model)
 
 
-def _sit_output(tensor: torch.Tensor, patch: int, channels: int) -> torch.Tensor:
+def without_variance(tensor: torch.Tensor, patch: int, channels: int) -> torch.Tensor:
     """The rows of the last layer that are no variance. Rows are (patch, patch, channels)."""
     rows = tensor.unflatten(0, (patch * patch, -1))[:, :channels]
     return rows.flatten(0, 1)
@@ -122,17 +122,21 @@ def export_state(model: DiTBaselineTransformer2DModel) -> dict[str, torch.Tensor
     """
     if not isinstance(model, DiTBaselineTransformer2DModel):
         raise ValueError(f"{type(model).__name__} is not the DiT network; only DiT-* models can be exported.")
+    if model.config.patch_bottleneck is not None:
+        raise ValueError(
+            f"patch_bottleneck={model.config.patch_bottleneck} is not in DiT's own scripts, which would not take it."
+        )
     if path_of(model.config) is not None:
         raise ValueError(
             "flow models of this package see 1000 sigma and predict dx/dsigma, SiT's see t = 1 - sigma and predict "
             "dx/dt: the weights would not work in SiT's scripts."
         )
     inverse = {ours: published for published, ours in NAMES.items()}
-    state = {_translated(name, inverse): tensor for name, tensor in model.state_dict().items() if name != POSITIONS}
+    state = {translated(name, inverse): tensor for name, tensor in model.state_dict().items() if name != POSITIONS}
     return {POSITIONS: model.pos_embed.detach().flatten(0, 1)[None], **state}
 
 
-def _translated(name: str, names: Mapping[str, str]) -> str:
+def translated(name: str, names: Mapping[str, str]) -> str:
     """A tensor's name by a table of module names; unknown names pass, to be reported."""
     module, _, part = name.rpartition(".")
     numbers = re.findall(r"^blocks\.(\d+)\.", name)

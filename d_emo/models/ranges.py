@@ -31,7 +31,7 @@ DIFFUSERS_DIT: Table = {
     "norm_eps": EPSILON,
 }
 
-# What both diffusion transformers have.
+# What all diffusion transformers have.
 TRANSFORMER: Table = {
     "sample_size": OneOrPair(SIDE),
     "patch_size": Whole(1, 1024),
@@ -44,6 +44,7 @@ TRANSFORMER: Table = {
     "prediction_type": OneOf(FLOW_PREDICTIONS),
     "norm_eps": EPSILON,
     "flow_path": Maybe(OneOf(PATHS)),
+    "patch_bottleneck": Maybe(CHANNELS),
 }
 DEMO: Table = {
     **TRANSFORMER,
@@ -60,6 +61,14 @@ DIT: Table = {
     "timestep_freq_shift": Whole(0, 1, "1 for weights from Diffusers' DiT"),
     "mlp_norm_eps": Maybe(EPSILON),
 }
+LIGHTNINGDIT: Table = {**TRANSFORMER, "mlp_ratio": EXPANSION, "qk_norm": Flag()}
+JIT: Table = {
+    **TRANSFORMER,
+    "mlp_ratio": EXPANSION,
+    "context_length": Whole(0, 65_536, "0 is for no class tokens"),
+    "context_start": Maybe(Whole(0, LAYERS.high)),
+    "noise_scale": Real(0, 1e6, positive=True),
+}
 
 
 def heads_divide_demo(values: Values) -> str:
@@ -71,6 +80,35 @@ def heads_divide_demo(values: Values) -> str:
 def heads_divide_dit(values: Values) -> str:
     """Heads part the channels of DiT."""
     return undivided(values["num_attention_heads"], values["hidden_size"], name="num_attention_heads")
+
+
+def rotary_heads_fit(values: Values) -> str:
+    """Heads part the channels into pairs for two axes; for networks and their block."""
+    dim, heads = ("hidden_size", "num_attention_heads") if "hidden_size" in values else ("dim", "num_heads")
+    if wrong := undivided(values[heads], values[dim], name=heads):
+        return wrong
+    channels = values[dim] // values[heads]
+    return (
+        f"{heads}={values[heads]} makes heads of {channels} channels, and rotary positions need a multiple of 4"
+        if channels % 4
+        else ""
+    )
+
+
+def gate_expands(values: Values) -> str:
+    """A gated MLP has at least one inner channel; for networks and their block."""
+    dim = "hidden_size" if "hidden_size" in values else "dim"
+    if 2 * int(values[dim] * values["mlp_ratio"]) // 3:
+        return ""
+    return f"mlp_ratio={values['mlp_ratio']} leaves no inner channel of {dim}={values[dim]}"
+
+
+def context_fits(values: Values) -> str:
+    """Class tokens join before a block that is there."""
+    start, layers = values["context_start"], values["num_layers"]
+    if start is None or start < layers:
+        return ""
+    return f"context_start={start} is beyond the last of num_layers={layers} blocks; use 0 to {layers - 1}"
 
 
 def positions_fit(values: Values) -> str:
@@ -119,13 +157,15 @@ def of_a_size(values: Values) -> str:
     height, width = (size, size) if isinstance(size, int) else size
     inner = dim * values.get("expansion", values.get("mlp_ratio", 4))
     block = 5 * dim * dim + 2 * dim * inner if "expansion" in values else 10 * dim * dim + 2 * dim * inner
-    tables = dim * (values["num_classes"] + 3 * patch * patch * values["in_channels"] + height * width // patch**2)
-    total = values["num_layers"] * block + tables
+    entry = max(dim, values["patch_bottleneck"] or 0) * (patch * patch * values["in_channels"] + dim)
+    tokens = height * width // patch**2 + values.get("context_length", 0)
+    tables = dim * (values["num_classes"] + 2 * patch * patch * values["in_channels"] + tokens)
+    total = values["num_layers"] * block + entry + tables
     if total <= MAX_PARAMETERS:
         return ""
     named = ", ".join(f"{name}={values[name]}" for name in ("num_layers", "hidden_size", "num_classes", "sample_size"))
     return f"{named} and the rest make about {total:.0e} parameters, above {MAX_PARAMETERS:.0e}; use a smaller model"
 
 
-# Of both diffusion transformers.
+# Of all diffusion transformers.
 RULES = (positions_fit, patch_divides, objective_fits, expands, of_a_size)

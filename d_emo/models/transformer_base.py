@@ -1,4 +1,4 @@
-"""The frame that D-EMOv2 and the DiT baseline share: everything around the blocks.
+"""The frame that all diffusion transformers share: everything around the blocks.
 
 Source: "Scalable Diffusion Models with Transformers" (DiT), arXiv 2212.09748, section 3.2.
 
@@ -26,7 +26,7 @@ from .adapter_files import check_adapters, check_description, look_into
 from .checkpointing import checkpoint_block
 from .checks import check_input, check_kind, check_loading, stored_config, warn_of_untouched_statistics
 from .diffusers_dit import is_diffusers_dit
-from .layers import AdaLayerNormOut, sincos_positions
+from .layers import AdaNormOut, BottleneckPatchEmbed, sincos_positions
 
 if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel
@@ -39,19 +39,24 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     """Patch embedding, positions, timestep and label conditioning, blocks, modulated output.
 
     A subclass registers its configuration in its own `__init__`, then calls `build` with a function that makes one
-    block. Blocks map (B, h, w, D) tokens and (B, D) conditioning to (B, h, w, D) tokens.
+    block. Blocks map (B, h, w, D) tokens and (B, D) conditioning to (B, h, w, D) tokens; a subclass whose blocks take
+    more has a `run_blocks` of its own.
     """
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["pos_embed", "norm", "label_embed"]
     _keep_in_fp32_modules = ["pos_embed", "conv_norm"]
 
-    def build(self, make_block: Callable[[], nn.Module], output_norm_affine: bool) -> None:
+    def build(self, make_block: Callable[[], nn.Module], output_norm: nn.Module) -> None:
         """Create every submodule from `self.config`, which the constructor checked, and initialise it as DiT does."""
         config = self.config
         height, width = self.sample_shape
         dim, patch = config.hidden_size, config.patch_size
-        self.patch_embed = nn.Conv2d(config.in_channels, dim, kernel_size=patch, stride=patch)
+        self.patch_embed: nn.Module = (
+            nn.Conv2d(config.in_channels, dim, kernel_size=patch, stride=patch)
+            if config.patch_bottleneck is None
+            else BottleneckPatchEmbed(config.in_channels, patch, config.patch_bottleneck, dim)
+        )
         # Not trained, yet a parameter: the published counts include it, and it travels with the weights.
         self.pos_embed = nn.Parameter(sincos_positions(height // patch, width // patch, dim), requires_grad=False)
         shift = config.get("timestep_freq_shift", 0)
@@ -59,7 +64,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         self.time_embed = TimestepEmbedding(TIMESTEP_CHANNELS, dim)
         self.label_embed = nn.Embedding(config.num_classes + 1, dim)
         self.blocks = nn.ModuleList(make_block() for _ in range(config.num_layers))
-        self.norm_out = AdaLayerNormOut(dim, eps=config.norm_eps, elementwise_affine=output_norm_affine)
+        self.norm_out = AdaNormOut(output_norm, dim)
         self.proj_out = nn.Linear(dim, patch * patch * self.out_channels)
         self.gradient_checkpointing = False
         self.initialize_weights()
@@ -172,7 +177,8 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     def initialize_weights(self) -> None:
         """DiT's initialisation: Xavier for products, 0.02 for embeddings, zeros for modulation and output."""
         products: list[Any] = [module for module in self.modules() if isinstance(module, nn.Linear)]
-        for product in [*products, self.patch_embed]:
+        products += [module for module in self.patch_embed.modules() if isinstance(module, nn.Conv2d)]
+        for product in products:
             nn.init.xavier_uniform_(product.weight.flatten(1))
             if product.bias is not None:
                 nn.init.zeros_(product.bias)
@@ -221,22 +227,42 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
             class_labels = torch.full((batch,), self.null_label, device=hidden_states.device)
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch)
 
+        hidden_states = self.seen_sample(hidden_states, timestep)            # (B, C, H, W)
         tokens = self.patch_embed(hidden_states).permute(0, 2, 3, 1)         # (B, C, H, W) -> (B, h, w, D)
         # Sums keep the memory order of their first operand; without this, every block would reorder its input.
         tokens = tokens.contiguous() + self._positions(height // patch, width // patch).to(tokens.dtype)
         time = self.time_proj(self.seen_time(timestep))                      # (B, 256), computed in float32
         time = time.to(self.label_embed.weight.dtype)
-        conditioning = self.time_embed(time) + self.label_embed(class_labels)  # (B, D)
+        label = self.label_embed(class_labels)                               # (B, D)
+        conditioning = self.time_embed(time) + label                         # (B, D)
 
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, conditioning)
-            else:
-                tokens = block(tokens, conditioning)                         # (B, h, w, D)
+        tokens = self.run_blocks(tokens, conditioning, label)                # (B, h, w, D)
 
         tokens = self.proj_out(self.norm_out(tokens, conditioning))          # (B, h, w, p * p * O)
         sample = self._unpatchify(tokens)                                    # (B, O, H, W)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def run_blocks(self, tokens: torch.Tensor, conditioning: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """(B, h, w, D) tokens through all blocks.
+
+        Args:
+            tokens: (B, h, w, D).
+            conditioning: (B, D), time and label.
+            label: (B, D), the label alone, for networks that have tokens of it.
+        """
+        for block in self.blocks:
+            tokens = self.run_block(block, tokens, conditioning)             # (B, h, w, D)
+        return tokens
+
+    def run_block(self, block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+        """One block; with gradient checkpointing, its activations are computed again in the backward pass."""
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    def seen_sample(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The noisy images or latents as the network was trained on them, of (B, C, H, W) and Diffusers' timestep."""
+        return hidden_states
 
     def seen_time(self, timestep: torch.Tensor) -> torch.Tensor:
         """The time that the network was trained on, (B,), of Diffusers' timestep."""

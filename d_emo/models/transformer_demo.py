@@ -72,6 +72,8 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         norm_eps: epsilon of the LayerNorms.
         flow_path: the path that a flow model was trained on, "linear", "gvp" or "vp" (`d_emo.schedulers.flow_paths`).
             None: linear for "flow_prediction" and "sample", DiT's discrete diffusion for "epsilon".
+        patch_bottleneck: channels that patches pass on their way to D (arXiv 2511.13720; 128 or 256 there, for patches
+            of 16 x 16 pixels); None embeds them by one product.
 
     Raises:
         ValueError: a value is out of its range (`d_emo/models/ranges.py`), or values do not belong together.
@@ -99,6 +101,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         prediction_type: str = "epsilon",
         norm_eps: float = 1e-6,
         flow_path: str | None = None,
+        patch_bottleneck: int | None = None,
     ):
         super().__init__()
 
@@ -107,4 +110,4 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
                 hidden_size, num_attention_heads, expansion, window_size, kernel_size, attention_type, norm_eps
             )
 
-        self.build(make_block, output_norm_affine=True)
+        self.build(make_block, nn.LayerNorm(hidden_size, eps=norm_eps))

@@ -107,13 +107,14 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
         flow_path: str | None = None,
         timestep_freq_shift: int = 0,
         mlp_norm_eps: float | None = None,
+        patch_bottleneck: int | None = None,
     ):
         super().__init__()
 
         def make_block() -> DiTBlock:
             return DiTBlock(hidden_size, num_attention_heads, mlp_ratio, norm_eps, mlp_norm_eps)
 
-        self.build(make_block, output_norm_affine=False)
+        self.build(make_block, nn.LayerNorm(hidden_size, eps=norm_eps, elementwise_affine=False))
 
     def seen_time(self, timestep: torch.Tensor) -> torch.Tensor:
         """The time that the network was trained on."""

@@ -9,8 +9,8 @@ from d_emo.common.checks import text
 from .transformer_base import ClassConditionalTransformer2DModel
 from .transformer_demo import DEMOTransformer2DModel
 from .transformer_dit import DiTBaselineTransformer2DModel
-
-PATCH_SIZES = (2, 4, 8)
+from .transformer_jit import JiTTransformer2DModel
+from .transformer_lightningdit import LightningDiTTransformer2DModel
 
 
 class Size(NamedTuple):
@@ -20,6 +20,7 @@ class Size(NamedTuple):
     hidden_size: int
     num_attention_heads: int
     published: bool = True
+    patch_bottleneck: int | None = None
 
 
 SIZES: dict[str, Size] = {
@@ -31,16 +32,36 @@ SIZES: dict[str, Size] = {
     "XL": Size(28, 1152, 16),
 }
 
+JIT_SIZES: dict[str, Size] = {
+    "B": Size(12, 768, 12, patch_bottleneck=128),
+    "L": Size(24, 1024, 16, patch_bottleneck=128),
+    "H": Size(32, 1280, 16, patch_bottleneck=256),
+}
+
 FAMILIES: dict[str, type[ClassConditionalTransformer2DModel]] = {
     "D-EMOv2": DEMOTransformer2DModel,
     "DiT": DiTBaselineTransformer2DModel,
+    "LightningDiT": LightningDiTTransformer2DModel,
+    "JiT": JiTTransformer2DModel,
+}
+FAMILY_SIZES: dict[str, dict[str, Size]] = {
+    "D-EMOv2": SIZES,
+    "DiT": SIZES,
+    "LightningDiT": {name: SIZES[name] for name in ("B", "L", "XL")},
+    "JiT": JIT_SIZES,
+}
+PATCH_SIZES: dict[str, tuple[int, ...]] = {
+    "D-EMOv2": (1, 2, 4, 8, 16),
+    "DiT": (1, 2, 4, 8, 16),
+    "LightningDiT": (1, 2),
+    "JiT": (16, 32),  # for pictures of 256 and of 512 pixels
 }
 
 MODELS: dict[str, tuple[type[ClassConditionalTransformer2DModel], Size, int]] = {
     f"{family}-{name}-{patch}": (model_class, size, patch)
     for family, model_class in FAMILIES.items()
-    for name, size in SIZES.items()
-    for patch in PATCH_SIZES
+    for name, size in FAMILY_SIZES[family].items()
+    for patch in PATCH_SIZES[family]
 }
 
 
@@ -83,7 +104,7 @@ def create_model(name: str, **config_overrides: Any) -> ClassConditionalTransfor
     """Build a model with fresh weights.
 
     Args:
-        name: one of `list_models()`, family-size-patch, such as "D-EMOv2-B-2" or "DiT-XL-4".
+        name: one of `list_models()`, family-size-patch, such as "D-EMOv2-B-2" or "JiT-L-16".
         **config_overrides: constructor arguments of the model class, such as `num_classes=10`, `in_channels=3`,
             `sample_size=64` or, for the flow objective, `learn_sigma=False, prediction_type="flow_prediction"`.
 
@@ -97,5 +118,6 @@ def create_model(name: str, **config_overrides: Any) -> ClassConditionalTransfor
         "num_layers": size.num_layers,
         "hidden_size": size.hidden_size,
         "num_attention_heads": size.num_attention_heads,
+        "patch_bottleneck": size.patch_bottleneck,
     }
     return model_class(**{**config, **config_overrides})

@@ -18,6 +18,9 @@ from d_emo.models.variants import model_spec
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLE_STEPS = 10
 VARIANTS = ("reference", "checkpointed", "onnx")
+LATENT_CHANNELS = 4
+# Every diffusion network for one task, DiT's, whatever it was published for.
+TASK = {"in_channels": LATENT_CHANNELS, "learn_sigma": True, "prediction_type": "epsilon", "flow_path": None}
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,8 @@ def build(name: str, case: Case) -> Any:
         return DiTTransformer2DModel(
             num_attention_heads=size.num_attention_heads,
             attention_head_dim=size.hidden_size // size.num_attention_heads,
-            in_channels=4,
-            out_channels=8,
+            in_channels=LATENT_CHANNELS,
+            out_channels=2 * LATENT_CHANNELS,
             patch_size=patch,
             num_embeds_ada_norm=1000,
             activation_fn="gelu-approximate",
@@ -182,14 +185,14 @@ def build(name: str, case: Case) -> Any:
             norm_elementwise_affine=False,
             **{"num_layers": size.num_layers, **overrides},
         )
-    return create_model(name, **overrides)
+    return create_model(name, **TASK, **overrides)
 
 
 def make_inputs(name: str, case: Case, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Arguments of the model's forward pass."""
     if is_classifier(name):
         return (torch.randn(case.batch, 3, case.size, case.size, device=device),)
-    latents = torch.randn(case.batch, 4, case.size, case.size, device=device)
+    latents = torch.randn(case.batch, LATENT_CHANNELS, case.size, case.size, device=device)
     labels = torch.zeros(case.batch, dtype=torch.long, device=device)
     return latents, torch.full((case.batch,), 500, device=device), labels
 

@@ -1,10 +1,11 @@
 """The table of model sizes, counted.
 
     python eval/tables/model_table.py                       # the README's table
-    python eval/tables/model_table.py --pattern "D-EMOv2-*"
+    python eval/tables/model_table.py --pattern "LightningDiT-*-1" "JiT-*-16"     # that of docs/baselines.md
 
 Parameters include the fixed positions and the label table; multiply-adds (MACs) are those of matrix products and
-convolutions for one forward pass of one 32 x 32 x 4 latent, 1,000 classes, learned variance.
+convolutions for one forward pass, 1,000 classes, of what a family was published for: one 32 x 32 x 4 latent with
+learned variance (D-EMOv2, DiT), one 16 x 16 x 32 latent (LightningDiT), one picture of 256 x 256 pixels (JiT).
 """
 
 import sys
@@ -32,11 +33,15 @@ def table_row(name: str) -> str:
 def main(arguments: list[str]) -> None:
     """Print the table."""
     parser = CommandParser("model_table", __doc__)
-    parser.add_argument("--pattern", default="*-2", help="Shell pattern of model names.")
+    parser.add_argument(
+        "--pattern", nargs="+", default=["D-EMOv2-*-2", "DiT-*-2"], help="Shell patterns of model names."
+    )
     options = parser.parse_args(arguments)
-    names = list_models(options.pattern)
-    if not names:
-        raise ValueError(f"--pattern {options.pattern}: no model matches; see d_emo.list_models().")
+    names = []
+    for pattern in options.pattern:
+        if not (matching := list_models(pattern)):
+            raise ValueError(f"--pattern {pattern}: no model matches; see d_emo.list_models().")
+        names += matching
     print("| model | blocks x channels | parameters | GMACs | size from |")
     print("|---|---|---|---|---|")
     for name in names:

@@ -10,7 +10,7 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Give every parameter and running statistic a random value: a fresh adaLN-Zero model outputs zeros."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
-        if name.endswith("pos_embed") or not tensor.is_floating_point():
+        if name.endswith("pos_embed") or not tensor.is_floating_point() or not tensor.numel():
             continue
         noise = torch.randn(tensor.shape, generator=generator) * 0.3 / max(1.0, tensor[0].numel() ** 0.5)
         if name.endswith("running_var"):
@@ -21,9 +21,18 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def tiny_model(family: str = "D-EMOv2", **overrides) -> torch.nn.Module:
-    """A real model of a few thousand parameters, randomised, in eval mode."""
+# Families without an S-2, and what else is smaller in their tiny models.
+OTHERS = {
+    "LightningDiT": ("LightningDiT-B-2", {}),
+    "JiT": ("JiT-B-16", {"patch_size": 2, "patch_bottleneck": 6, "context_length": 3}),
+}
+
+
+def fresh_model(family: str = "D-EMOv2", **overrides) -> torch.nn.Module:
+    """A real model of a few thousand parameters."""
+    name, own = OTHERS.get(family, (f"{family}-S-2", {}))
     config = {
+        **own,
         "sample_size": 16,
         "in_channels": 4,
         "hidden_size": 32,
@@ -31,4 +40,9 @@ def tiny_model(family: str = "D-EMOv2", **overrides) -> torch.nn.Module:
         "num_attention_heads": 2,
         "num_classes": 10,
     }
-    return randomize(create_model(f"{family}-S-2", **{**config, **overrides})).eval()
+    return create_model(name, **{**config, **overrides})
+
+
+def tiny_model(family: str = "D-EMOv2", **overrides) -> torch.nn.Module:
+    """The same, randomised, in eval mode."""
+    return randomize(fresh_model(family, **overrides)).eval()

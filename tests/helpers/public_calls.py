@@ -170,6 +170,8 @@ CALLS: dict[str, PublicCall] = {
     "list_classifiers": PublicCall(_network("list_classifiers"), dict),
     "DEMOTransformer2DModel": PublicCall(_network("DEMOTransformer2DModel"), lambda: dict(TINY)),
     "DiTBaselineTransformer2DModel": PublicCall(_network("DiTBaselineTransformer2DModel"), lambda: dict(TINY)),
+    "LightningDiTTransformer2DModel": PublicCall(_network("LightningDiTTransformer2DModel"), lambda: dict(TINY)),
+    "JiTTransformer2DModel": PublicCall(_network("JiTTransformer2DModel"), lambda: dict(TINY)),
     "DEMOTransformer2DModel.forward": PublicCall(
         lambda: _model().forward,
         lambda: {"hidden_states": torch.zeros(1, 4, 16, 16), "timestep": torch.tensor([5]),

@@ -148,5 +148,7 @@ def test_the_blocks_are_known_to_the_caches(first):
         "from diffusers.hooks._helpers import TransformerBlockRegistry\n"
         "metadata = TransformerBlockRegistry.get(d_emo.models.DEMOBlock)\n"
         "assert metadata.return_hidden_states_index == 0 and metadata._cls is d_emo.models.DEMOBlock\n"
+        "for block in (d_emo.models.DiTBlock, d_emo.models.RotaryBlock):\n"
+        "    assert TransformerBlockRegistry.get(block)._cls is block\n"
     )
     in_a_fresh_process(code)

@@ -18,6 +18,8 @@ from d_emo import (
     FlowMatchEulerMaruyamaScheduler,
     FlowMatchODESolverScheduler,
     FlowMatchSDEHeunScheduler,
+    JiTTransformer2DModel,
+    LightningDiTTransformer2DModel,
     create_classifier,
     create_model,
 )
@@ -25,10 +27,11 @@ from d_emo.classification import ranges as classifier_ranges
 from d_emo.classification.irmb import make_block
 from d_emo.common.block_ranges import BLOCK
 from d_emo.common.ranges import Each, Flag, Maybe, OneOf, Real, Rule
-from d_emo.models import I2RMB, DiTBlock, SpanningWindowAttention, ranges
+from d_emo.models import I2RMB, DiTBlock, RotaryBlock, SpanningWindowAttention, ranges
 from d_emo.schedulers import flow_ode, flow_sde
 
-TRANSFORMERS = {DEMOTransformer2DModel: ranges.DEMO, DiTBaselineTransformer2DModel: ranges.DIT}
+TRANSFORMERS = {DEMOTransformer2DModel: ranges.DEMO, DiTBaselineTransformer2DModel: ranges.DIT,
+                LightningDiTTransformer2DModel: ranges.LIGHTNINGDIT, JiTTransformer2DModel: ranges.JIT}  # fmt: skip
 SCHEDULERS = {
     FlowMatchODESolverScheduler: flow_ode.RANGES,
     FlowMatchEulerMaruyamaScheduler: flow_sde.RANGES,
@@ -40,6 +43,7 @@ BLOCKS = {
     SpanningWindowAttention: ("dim", "num_heads", "expansion", "window_size", "attention_type", "clip_window"),
     I2RMB: ("dim", "num_heads", "expansion", "window_size", "kernel_size", "attention_type", "clip_window", "out_dim"),
     DiTBlock: ("dim", "num_heads", "mlp_ratio", "norm_eps"),
+    RotaryBlock: ("dim", "num_heads", "mlp_ratio", "norm_eps"),
     make_block: tuple(name for name in BLOCK if name not in ("mlp_ratio", "norm_eps")),
 }
 HUGE = 10**12
@@ -82,7 +86,8 @@ def assert_refused(call, owner, name, value):
         (create_classifier, "EMOv2", fields(classifier_ranges.CLASSIFIER, NETWORK), {"name": "EMOv2-1M"}),
         (EMOv2Config, "EMOv2Config", fields(classifier_ranges.CLASSIFIER, CONFIG), {}),
         *((kind, kind.__name__, fields(BLOCK, names), {"dim": 16, "num_heads": 2, **(
-            {"mlp_ratio": 4.0, "norm_eps": 1e-6} if kind is DiTBlock else {})}) for kind, names in BLOCKS.items()),
+            {"mlp_ratio": 4.0, "norm_eps": 1e-6} if kind in (DiTBlock, RotaryBlock) else {})})
+            for kind, names in BLOCKS.items()),
     ],
 )  # fmt: skip
 def test_every_field_refuses_every_wrong_value(call, owner, table, base):
@@ -103,7 +108,7 @@ def written(value) -> bool:
     return not isinstance(value, bytes | torch.Tensor)
 
 
-@pytest.mark.parametrize("family", ["D-EMOv2", "DiT"])
+@pytest.mark.parametrize("family", ["D-EMOv2", "DiT", "LightningDiT", "JiT"])
 def test_constructor_configuration_and_folder_give_the_same_line(family, tmp_path):
     model = tiny_model(family, num_layers=1)
     kind, table = type(model), TRANSFORMERS[type(model)]
@@ -184,6 +189,24 @@ def test_fields_that_do_not_belong_together_are_named(family, overrides, message
         (lambda: create_model("D-EMOv2-N-2", expansion=0.001), "expansion=0.001 leaves no inner channel"),
         (lambda: create_model("DiT-N-2", mlp_ratio=0.001), "mlp_ratio=0.001 leaves no inner channel"),
         (lambda: create_model("DiT-N-2", timestep_factor=0), "timestep_factor=0 hides the time"),
+        (
+            lambda: create_model("JiT-B-16", mlp_ratio=0.002),
+            "mlp_ratio=0.002 leaves no inner channel of hidden_size=768",
+        ),
+        (
+            lambda: create_model("LightningDiT-B-1", num_attention_heads=128),
+            "makes heads of 6 channels, .* multiple of 4",
+        ),
+        (lambda: create_model("LightningDiT-B-1", num_attention_heads=5), "num_attention_heads=5 does not divide 768"),
+        (lambda: RotaryBlock(8, 4, 4.0), "num_heads=4 makes heads of 2 channels"),
+        (lambda: RotaryBlock(8, 2, 0.125), "mlp_ratio=0.125 leaves no inner channel of dim=8"),
+        (lambda: create_model("JiT-B-16", num_layers=3, context_start=3), "beyond the last of num_layers=3 blocks"),
+        (
+            lambda: create_model(
+                "DiT-N-2", patch_size=1024, in_channels=4096, patch_bottleneck=65536, sample_size=1024
+            ),
+            "parameters, above",
+        ),
         (lambda: I2RMB(16, 2, 0.2), "num_heads=2 does not divide 16 and 3 channels"),
         (lambda: create_classifier("EMOv2-1M", head_dims=(16, 16, 90, 20)), r"head_dims\[2\]=90 cuts widths\[2\]=80"),
         (lambda: create_classifier("EMOv2-1M", widths=[65_536] * 4, head_dims=[16] * 4), "parameters, above"),

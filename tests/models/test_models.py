@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoModel
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
-from helpers.models import randomize, tiny_model
+from helpers.models import fresh_model, randomize, tiny_model
 
 from d_emo import DEMOTransformer2DModel, create_model, list_models
 from d_emo.models.flops import count_macs, count_parameters
 from d_emo.models.layers import sincos_positions
 
-FAMILIES = ["D-EMOv2", "DiT"]
+FAMILIES = ["D-EMOv2", "DiT", "LightningDiT", "JiT"]
 
 
 def inputs(model, batch: int = 3, height: int = 16, width: int = 16):
@@ -60,9 +60,10 @@ def test_macs_are_the_published_ones(name, gmacs):
 def test_every_named_model_builds_and_takes_its_input(name):
     with torch.device("meta"):
         model = create_model(name, num_layers=1)
-        output = model(torch.empty(2, 4, 32, 32), torch.empty(2), torch.zeros(2, dtype=torch.long)).sample
-    assert output.shape == (2, 8, 32, 32)
-    assert model.config.patch_size == int(name[-1])
+        images = torch.empty(2, model.config.in_channels, 32, 32)
+        output = model(images, torch.empty(2), torch.zeros(2, dtype=torch.long)).sample
+    assert output.shape == (2, model.out_channels, 32, 32)
+    assert model.config.patch_size == int(name.rpartition("-")[2])
 
 
 def test_list_models_filters_by_pattern():
@@ -80,8 +81,8 @@ def test_unknown_model_name_raises_with_suggestions(name, hint):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_fresh_model_outputs_zeros_and_a_random_one_does_not(family):
-    fresh = create_model(f"{family}-N-2", num_layers=1)
-    arguments = inputs(fresh, 2, 32, 32)
+    fresh = fresh_model(family)
+    arguments = inputs(fresh)
     assert fresh(*arguments).sample.abs().max() == 0
     assert randomize(fresh).eval()(*arguments).sample.std() > 0.01
 
@@ -111,7 +112,7 @@ def test_samples_do_not_depend_on_their_batch_in_eval_mode(family):
 @torch.no_grad()
 def test_any_size_that_the_patch_divides_is_taken(family, size):
     model = tiny_model(family)
-    assert model(*inputs(model, 2, *size)).sample.shape == (2, 8, *size)
+    assert model(*inputs(model, 2, *size)).sample.shape == (2, model.out_channels, *size)
 
 
 @torch.no_grad()
@@ -182,7 +183,11 @@ def test_label_dropout_is_not_the_models_business():
     [
         ({"sample_size": 15}, "sample_size=15 is not a multiple of patch_size=2; use 14 x 14"),
         ({"sample_size": 1}, "sample_size=1 is not a multiple of patch_size=2; use 2 x 2"),
-        ({"prediction_type": "image"}, "prediction_type='image' is not one of epsilon"),
+        ({"prediction_type": "data"}, "prediction_type='data' is not one of epsilon"),
+        (
+            {"prediction_type": "sample", "flow_path": "vp"},
+            "prediction_type='sample' belongs to flow_path='linear', not",
+        ),
         ({"prediction_type": "flow_prediction"}, "learn_sigma=True belongs to prediction_type='epsilon'"),
         ({"num_classes": -1}, "num_classes=-1 is not a whole number from 0 .*0 makes an unconditional"),
     ],
@@ -303,9 +308,9 @@ def test_device_map_splits_between_blocks(tmp_path):
     torch.testing.assert_close(split(*inputs(model)).sample, model(*inputs(model)).sample)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "lengths"), [("D-EMOv2", 1), ("DiT", 1), ("LightningDiT", 1), ("JiT", 2)])
 @torch.no_grad()
-def test_repeated_blocks_compile_to_one_graph(family):
+def test_repeated_blocks_compile_to_one_graph_for_each_length_of_the_sequence(family, lengths):
     graphs = []
 
     def backend(graph, _):
@@ -317,7 +322,7 @@ def test_repeated_blocks_compile_to_one_graph(family):
     expected = model(*inputs(model)).sample
     model.compile_repeated_blocks(fullgraph=True, backend=backend)
     torch.testing.assert_close(model(*inputs(model)).sample, expected)
-    assert len(graphs) == 1
+    assert len(graphs) == lengths
 
 
 @torch.no_grad()

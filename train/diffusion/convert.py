@@ -1,4 +1,4 @@
-"""Reading and writing DiT's and SiT's own checkpoints, and Diffusers' DiT; the command is `train/convert_dit.py`."""
+"""Reading checkpoints of DiT, SiT, LightningDiT, JiT and Diffusers' DiT, writing DiT's (`train/convert_dit.py`)."""
 
 import argparse
 from collections.abc import Callable
@@ -10,11 +10,13 @@ import torch
 from d_emo.common.files import check_replaceable, check_writable, holds_something, written_folder, written_whole
 from d_emo.common.tensor_files import read_state
 from d_emo.images.labels import english_names, imagenet_wnid_to_name
-from d_emo.models import ClassConditionalTransformer2DModel, DiTBaselineTransformer2DModel
+from d_emo.models import ClassConditionalTransformer2DModel, DiTBaselineTransformer2DModel, JiTTransformer2DModel
 from d_emo.models.diffusers_dit import config_of_state, import_diffusers_state, is_diffusers_state
 from d_emo.models.published import export_state, import_state, published_config
+from d_emo.models.published_rotary import is_rotary_state, rotary_model
 from d_emo.models.variants import heads_of
 from d_emo.pipelines import DEMOPipeline, open_pipeline
+from d_emo.schedulers.flow_paths import path_of
 from d_emo.train.diffusion.config import AUTO_VAE, OptimizationOptions
 from d_emo.train.diffusion.objectives import PREDICTIONS, make_objective
 from d_emo.train.diffusion.plan import load_vae
@@ -22,6 +24,10 @@ from d_emo.train.diffusion.plan import load_vae
 IMAGENET_CLASSES = 1000
 # The side of latents of the published models of Diffusers, whose tensors do not tell it.
 DIFFUSERS_SIDE = 32
+# Where full checkpoints hold their weights: DiT's, SiT's and LightningDiT's, and JiT's with its two averages.
+WEIGHTS = {"ema": ("ema", "model_ema1"), "ema2": ("model_ema2",), "model": ("model",)}
+# Latent channels of the default decoder.
+VAE_CHANNELS = 4
 
 
 def import_checkpoint(options: argparse.Namespace) -> None:
@@ -31,7 +37,7 @@ def import_checkpoint(options: argparse.Namespace) -> None:
     if source.is_dir() and (source / "model_index.json").is_file():
         _check_objective(options)
         pipeline = open_pipeline(str(source))
-        if options.vae != AUTO_VAE:
+        if options.vae is not None:
             pipeline = DEMOPipeline.from_pipe(pipeline, vae=load_vae(options.vae))
     else:
         pipeline = _pipeline_around(_network(source, options), options)
@@ -49,7 +55,10 @@ def _network(source: Path, options: argparse.Namespace) -> Any:
     if source.is_dir():
         _check_objective(options)
         return DiTBaselineTransformer2DModel.from_pretrained(source)
-    state = read_state(source, ("ema", "model"), options.weights)
+    state = read_state(source, [name for names in WEIGHTS.values() for name in names], *WEIGHTS[options.weights])
+    if is_rotary_state(state):
+        _check_told(options)
+        return rotary_model(state)
     load: Callable[[Any, Any], None] = import_state
     if is_diffusers_state(state):
         _check_objective(options)
@@ -74,12 +83,43 @@ def _check_objective(options: argparse.Namespace) -> None:
         )
 
 
+def _check_told(options: argparse.Namespace) -> None:
+    """Refuse options that say what LightningDiT's and JiT's tensors tell."""
+    told = {
+        f"--objective {options.objective}": options.objective == "dit",
+        f"--flow-path {options.flow_path}": options.flow_path != "linear",
+        f"--prediction {options.prediction}": options.prediction != "velocity",
+        f"--num-heads {options.num_heads}": options.num_heads is not None,
+    }
+    if wrong := [option for option, given in told.items() if given]:
+        raise ValueError(
+            f"{wrong[0]}: {options.checkpoint} is of LightningDiT or JiT, whose tensors tell what they are for; leave "
+            "the option out."
+        )
+
+
+def _vae_name(model: ClassConditionalTransformer2DModel, given: str | None) -> str:
+    """The decoder to save with a network, where none is named: none for JiT's pixels, else the default one."""
+    if given is not None:
+        return given
+    if isinstance(model, JiTTransformer2DModel):
+        return "none"
+    if model.config.in_channels != VAE_CHANNELS:
+        raise ValueError(
+            f"--vae is needed: the network takes {model.config.in_channels} channels, and {AUTO_VAE} has "
+            f"{VAE_CHANNELS}; pass the folder or Hub id of the autoencoder that it was trained on, or none."
+        )
+    return AUTO_VAE
+
+
 def _pipeline_around(model: ClassConditionalTransformer2DModel, options: argparse.Namespace) -> DEMOPipeline:
-    objective = OptimizationOptions(objective=options.objective or "dit")
+    objective = OptimizationOptions(objective="dit" if path_of(model.config) is None else "sit")
     named = model.config.num_classes == IMAGENET_CLASSES
     names = dict(enumerate(english_names(imagenet_wnid_to_name()))) if named else None
-    scheduler = make_objective(objective).make_scheduler()
-    return DEMOPipeline(model, scheduler, vae=load_vae(options.vae), id2label=names)
+    scheduler: Any = make_objective(objective).make_scheduler()
+    if (shift := model.config.get("noise_scale", 1.0)) != 1:  # even steps of JiT's own time
+        scheduler = scheduler.from_config(scheduler.config, shift=shift)
+    return DEMOPipeline(model, scheduler, vae=load_vae(_vae_name(model, options.vae)), id2label=names)
 
 
 def export_checkpoint(pipeline: str, path: Path) -> None:

@@ -31,6 +31,8 @@ SHOWN = (
     "patch_bottleneck",
     "seed",
 )
+# The papers of each family, the network's own first.
+WORKS = {"D-EMOv2": ("EMOv2", "DiT"), "DiT": ("DiT",), "LightningDiT": ("LightningDiT", "DiT"), "JiT": ("JiT", "DiT")}
 
 
 def model_card(plan: Plan, circumstances: Circumstances) -> str:
@@ -50,7 +52,7 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
         "init_from": options.model.init_from and cards.base_name(options.model.init_from),
         "time_shift": plan.objective.time_shift,
     }
-    works = ["DiT"] if model.startswith("DiT") else ["EMOv2", "DiT"]
+    works = WORKS[next(family for family in FAMILIES if model.startswith(family))]
     lines = [
         *cards.card_head(header, f"{circumstances.name}: {model} on {plan.source.name}"),
         f"{kind} generation of {plan.resolution} x {plan.resolution} images: {model} on {space}{start}, trained with "

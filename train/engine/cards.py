@@ -36,6 +36,19 @@ CITATIONS = {
   year      = {2023},
   note      = {arXiv:2212.09748}
 }""",
+    "LightningDiT": """@inproceedings{yao2025vavae,
+  title     = {Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models},
+  author    = {Yao, Jingfeng and Yang, Bin and Wang, Xinggang},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2025},
+  note      = {arXiv:2501.01423}
+}""",
+    "JiT": """@article{li2025jit,
+  title   = {Back to Basics: Let Denoising Generative Models Denoise},
+  author  = {Li, Tianhong and He, Kaiming},
+  year    = {2025},
+  note    = {arXiv:2511.13720}
+}""",
     "SiT": """@inproceedings{ma2024sit,
   title     = {{SiT}: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers},
   author    = {Ma, Nanye and Goldstein, Mark and Albergo, Michael S. and Boffi, Nicholas M. and Vanden-Eijnden, Eric and

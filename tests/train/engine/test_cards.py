@@ -10,10 +10,12 @@ import yaml
 from helpers.training import TINY, run_here
 from huggingface_hub import ModelCard
 
+from d_emo.models.variants import FAMILIES
 from d_emo.train import train_classifier
 from d_emo.train.classification.config import parse_classifier_config
 from d_emo.train.diffusion.config import parse_config
-from d_emo.train.engine.cards import PRIVATE_OPTIONS, base_name, hub_id, training_command
+from d_emo.train.diffusion.model_card import WORKS
+from d_emo.train.engine.cards import CITATIONS, PRIVATE_OPTIONS, base_name, hub_id, training_command
 
 SIT = [argument if argument != "dit" else "sit" for argument in TINY]
 DIFFUSION = [*SIT, "--max-train-steps", "2", "--checkpoint-every", "1", "--sample-every", "2", "--sample-steps", "2",
@@ -50,6 +52,11 @@ def command_of(card):
 
 def public(config):
     return {name: value for name, value in config.flat().items() if name not in PRIVATE_OPTIONS}
+
+
+def test_every_family_has_its_papers():
+    assert WORKS.keys() == FAMILIES.keys()
+    assert {work for works in WORKS.values() for work in works} <= CITATIONS.keys()
 
 
 def test_a_pipelines_card(here, capsys):
