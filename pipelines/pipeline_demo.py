@@ -22,8 +22,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from d_emo.common.checks import whole
 from d_emo.common.messages import shown
 from d_emo.common.ranges import Maybe, checked
+from d_emo.images.autoencoders import latent_space
 from d_emo.images.labels import LabelLike, LabelResolver, normalize_id2label
-from d_emo.images.latents import decode_latents, vae_scale_factor
+from d_emo.images.latents import decode_latents
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.schedulers import FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_paths import STEPS, path_numbers, path_of, sample_interval
@@ -104,7 +105,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
         # Schedulers that are assigned later have to share it: their defaults differ.
         self.trained_schedule: torch.Tensor | None = getattr(scheduler, "alphas_cumprod", None)
         self.name_classes(getattr(transformer, REMEMBERED_NAMES, None) if id2label is None else id2label)
-        self.vae_scale_factor = vae_scale_factor(vae) if vae is not None else 1
+        self.vae_scale_factor = latent_space(vae).factor if vae is not None else 1
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def name_classes(self, id2label: Mapping[Any, str] | Sequence[str] | None) -> None:
@@ -441,7 +442,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
     def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return latents
-        images = decode_latents(self.vae, latents) if self.vae is not None else latents
+        images = decode_latents(self.vae, latent_space(self.vae), latents) if self.vae is not None else latents
         if self.vae is not None:
             checks.check_decoded(images, self.vae)
         # Already float32, so that PIL output is rounded there and not in half precision.

@@ -28,7 +28,7 @@ from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifes
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.image_sets import ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
-from d_emo.images.latents import open_vae
+from d_emo.images.autoencoders import open_vae
 from d_emo.pipelines import DEMOPipeline, open_pipeline
 
 SHARD_SIZE = 128
