@@ -1,15 +1,17 @@
 """The one place where images become latents and latents become images, whatever the autoencoder.
 
-What a class does otherwise than others is in `autoencoders`: here are images in [-1, 1] and latents that are grouped
-where the class groups them. A posterior (B, M, C, h, w) is mean and standard deviation (M = 2), or the latent itself of
-a deterministic autoencoder (M = 1), neither scaled nor shifted; `LatentSpace` turns it into what models are trained on.
+What a class does otherwise than others is in `autoencoder_kinds`: here are images in [-1, 1] and latents that are
+grouped where the class groups them. A posterior (B, M, C, h, w) is mean and standard deviation (M = 2), or the latent
+itself of a deterministic autoencoder (M = 1), neither scaled nor shifted; `LatentSpace` turns it into what models are
+trained on.
 """
 
 from typing import Any
 
 import torch
 
-from d_emo.images.autoencoders import LatentSpace, group_sides, kind_of_autoencoder
+from d_emo.images.autoencoder_kinds import KINDS
+from d_emo.images.autoencoders import LatentSpace, class_of, group_sides
 
 
 @torch.no_grad()
@@ -17,13 +19,13 @@ def encode_posterior(vae: Any, images: torch.Tensor) -> torch.Tensor:
     """What an autoencoder knows of the latents of images.
 
     Args:
-        vae: an autoencoder of a class of `autoencoders.KINDS`, in eval mode.
+        vae: an autoencoder of a class of `KINDS`, in eval mode.
         images: (B, channels, H, W) in [-1, 1].
 
     Returns:
         (B, M, C, h, w) float32.
     """
-    kind = kind_of_autoencoder(vae)
+    kind = KINDS[class_of(vae)]
     low, high = kind.pixel_range
     answer = getattr(vae.encode((low + (high - low) * (images + 1) / 2).to(vae.dtype)), kind.output)
     parts = (answer,) if isinstance(answer, torch.Tensor) else (answer.mean, answer.std)
@@ -59,7 +61,7 @@ def decode_latents(
         latents: (B, C, h, w).
         generator: of a decoder that draws noise (ConsistencyDecoderVAE); others take none.
     """
-    kind = kind_of_autoencoder(vae)
+    kind = KINDS[class_of(vae)]
     raw = _ungrouped(space.restored(latents.float()), *group_sides(vae)).to(vae.dtype)
     images = vae.decode(raw, return_dict=False, **({"generator": generator} if kind.draws else {}))[0]
     low, high = kind.pixel_range

@@ -9,8 +9,8 @@ from helpers.data import photo
 
 from d_emo.eval.fid.image_sets import open_set
 from d_emo.images import shards
+from d_emo.images.autoencoders import open_vae
 from d_emo.images.folders import folder_source
-from d_emo.images.latents import open_vae
 from d_emo.images.shards import tar_source
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import load_source

@@ -21,7 +21,7 @@ from d_emo.train.diffusion.config import AUTO_VAE, DiffusionRunOptions, Optimiza
 from d_emo.train.diffusion.init_from import InitialWeights
 from d_emo.train.diffusion.lora import add_lora
 from d_emo.train.diffusion.objectives import Objective, make_objective
-from d_emo.train.engine.batch_layout import BatchLayout, batch_layout, nearest_multiple
+from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
 
 # From this side on, --vae auto trains on latents.
