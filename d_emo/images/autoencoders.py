@@ -163,13 +163,19 @@ def check_class(name: Any) -> str:
     return str(name)
 
 
-def group_sides(vae: Any) -> tuple[int, int]:
-    """(height, width) of the squares of latent pixels that become channels; (1, 1) for none."""
-    kind = KINDS[class_of(vae)]
-    if not kind.group:
-        return 1, 1
-    height, width = vae.config[kind.group]
-    return int(height), int(width)
+def group_side(vae: Any) -> int:
+    """Side of the squares of latent pixels that become channels of one pixel, row by row; 1 for none.
+
+    Raises:
+        ValueError: they are no squares.
+    """
+    name = class_of(vae)
+    if not KINDS[name].group:
+        return 1
+    height, width = vae.config[KINDS[name].group]
+    if height != width:
+        raise ValueError(f"{name} groups latents by {height} x {width}; models here take square groups.")
+    return int(height)
 
 
 def latent_space(vae: Any) -> LatentSpace:
@@ -179,10 +185,7 @@ def latent_space(vae: Any) -> LatentSpace:
         ValueError: it is none that models here work with, or its configuration contradicts itself.
     """
     name, config = class_of(vae), vae.config
-    kind = KINDS[name]
-    height, width = group_sides(vae)
-    if height != width:
-        raise ValueError(f"{name} groups latents by {height} x {width}; models here take square groups.")
+    kind, group = KINDS[name], group_side(vae)
     if config.get("reshape_to_2d") is False:
         raise ValueError(f"{name} has reshape_to_2d=False, a list of tokens; models here take a grid: set it to True.")
     taken, given = config[kind.in_channels], config.get("out_channels", config[kind.in_channels])
@@ -193,8 +196,8 @@ def latent_space(vae: Any) -> LatentSpace:
         mean, std = kind.statistics(vae)
         return LatentSpace(
             autoencoder=name,
-            channels=config[kind.channels] * height * width,
-            factor=kind.factor(config) * height,
+            channels=config[kind.channels] * group**2,
+            factor=kind.factor(config) * group,
             image_channels=taken,
             pixel_range=kind.pixel_range,
             deterministic=kind.output != "latent_dist",

@@ -9,9 +9,10 @@ trained on.
 from typing import Any
 
 import torch
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from d_emo.images.autoencoder_kinds import KINDS
-from d_emo.images.autoencoders import LatentSpace, class_of, group_sides
+from d_emo.images.autoencoders import LatentSpace, class_of, group_side
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def encode_posterior(vae: Any, images: torch.Tensor) -> torch.Tensor:
     low, high = kind.pixel_range
     answer = getattr(vae.encode((low + (high - low) * (images + 1) / 2).to(vae.dtype)), kind.output)
     parts = (answer,) if isinstance(answer, torch.Tensor) else (answer.mean, answer.std)
-    return torch.stack([_grouped(part.float(), *group_sides(vae)) for part in parts], dim=1)
+    return torch.stack([pixel_unshuffle(part.float(), group_side(vae)) for part in parts], dim=1)
 
 
 def draw_latents(space: LatentSpace, posterior: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -62,21 +63,7 @@ def decode_latents(
         generator: of a decoder that draws noise (ConsistencyDecoderVAE); others take none.
     """
     kind = KINDS[class_of(vae)]
-    raw = _ungrouped(space.restored(latents.float()), *group_sides(vae)).to(vae.dtype)
+    raw = pixel_shuffle(space.restored(latents.float()), group_side(vae)).to(vae.dtype)
     images = vae.decode(raw, return_dict=False, **({"generator": generator} if kind.draws else {}))[0]
     low, high = kind.pixel_range
     return images.float() if (low, high) == (-1.0, 1.0) else 2 * (images.float() - low) / (high - low) - 1
-
-
-def _grouped(latents: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """(B, C, h * rows, w * columns) -> (B, C * rows * columns, h, w); an offset's channels follow each other."""
-    if rows == columns == 1:
-        return latents
-    return latents.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
-
-
-def _ungrouped(latents: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """The inverse of `_grouped`."""
-    if rows == columns == 1:
-        return latents
-    return latents.unflatten(1, (-1, rows, columns)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
