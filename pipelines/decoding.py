@@ -14,6 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 
 from d_emo.common.checks import whole
 from d_emo.common.messages import first_line
+from d_emo.images.autoencoder_kinds import KINDS
 from d_emo.images.autoencoders import LatentSpace, latent_space, space_of
 from d_emo.images.latents import decode_latents
 
@@ -114,10 +115,19 @@ class DecodingMixin:
             )
 
     def _check_decoder(self, output_type: str) -> None:
-        if self.vae is None and output_type != "latent" and (space := self.latent_space) is not None:
+        """Refuse, before anything is drawn, what no decoder is there for."""
+        space = self.latent_space
+        if space is None or output_type == "latent":
+            return
+        if self.vae is None:
             raise ValueError(
-                f"output_type={output_type!r}: the model draws latents of {space.autoencoder}, which the "
-                "pipeline is without; set pipe.vae, or pass output_type='latent'."
+                f"output_type={output_type!r}: the model draws latents of {space.autoencoder}, which the pipeline is "
+                "without; set pipe.vae, or pass output_type='latent'."
+            )
+        if KINDS[space.autoencoder].draws and self.vae.device.type == "meta":
+            raise ValueError(
+                f"vae: {space.autoencoder} cannot decode while its weights are moved layer by layer; use "
+                "enable_model_cpu_offload()."
             )
 
     def _latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from helpers.autoencoders import CONFIGS, tiny_autoencoder
 from safetensors.torch import load_file, save_file
 
 from d_emo.images.autoencoder_kinds import KINDS
-from d_emo.images.autoencoders import LatentSpace, class_of, latent_space, open_vae, space_of
+from d_emo.images.autoencoders import class_of, latent_space, open_vae, space_of
 from d_emo.images.latents import decode_latents, draw_latents, encode_images, encode_posterior
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -335,7 +335,3 @@ def test_an_autoencoder_of_the_hub_is_found_in_a_pipelines_repository(tmp_path, 
         assert isinstance(open_vae(f"some/{name}"), AutoencoderKLFlux2)
     with pytest.raises(ValueError, match="some/other: neither a VAE folder nor reachable"):
         open_vae("some/other")
-
-
-def test_a_description_is_of_known_classes_only():
-    assert {LatentSpace(**{**GIVEN, "autoencoder": name}).autoencoder for name in KINDS} == set(KINDS)
