@@ -267,12 +267,17 @@ def _stored_config(name: str) -> tuple[dict[str, Any], dict[str, str]]:
             raise ValueError(f"it holds {held_in(folder)}, no config.json")
         return read_object(folder / "config.json"), place
     from diffusers import AutoencoderKL
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return dict(AutoencoderKL.load_config(name)), {}
     except OSError as error:
+        # Where the Hub did not answer, it is not asked again: only its cache.
+        answered = isinstance(error.__context__, EntryNotFoundError) and not isinstance(
+            error.__context__, LocalEntryNotFoundError
+        )
         try:
-            return dict(AutoencoderKL.load_config(name, **inside)), inside
+            return dict(AutoencoderKL.load_config(name, local_files_only=not answered, **inside)), inside
         except OSError:
             raise error from None
 
