@@ -107,8 +107,11 @@ class LatentSpace:
     def describe(self) -> str:
         """In a line, for people."""
         sizes = f"takes {self.input_size} pixels, gives {self.output_size}, " if self.input_size else ""
-        draws = "deterministic" if self.deterministic else "mean and deviation"
-        scale = "one value" if len(self.std) == 1 else "a value a channel"
+        draws = "deterministic" if self.deterministic else "a posterior"
+        if len(self.mean) == len(self.std) == 1:
+            scale = f"mean {self.mean[0]:.4g} and deviation {self.std[0]:.4g}"
+        else:
+            scale = f"values by channel (deviations {min(self.std):.3g} to {max(self.std):.3g})"
         if (self.mean, self.std) == ((0.0,), (1.0,)):
             scale = "itself" if self.output_size else "nothing"
         measured = f" measured on {self.measured_on}" if self.measured_on else ""
