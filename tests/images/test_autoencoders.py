@@ -137,14 +137,14 @@ def test_raes_statistics_may_be_of_every_place(tmp_path):
 
 
 DESCRIBED = {
-    "AutoencoderKL": ((4, 2, False, None, None), "4 channels, factor 2, a posterior, normalised by mean 0.3 and deviation 1.429"),
+    "AutoencoderKL": ((4, 2, False, None, None), "a posterior, normalised by mean 0.3 and deviation 1.429"),
     PER_CHANNEL: ((4, 2, False, None, None), "normalised by values by channel (deviations 1 to 6)"),
     "AutoencoderRAE": (
         (64, 16, True, 28, 32),
         "64 channels, factor 16, takes 28 pixels, gives 32, deterministic, normalised by itself",
     ),
-    "AutoencoderDC": ((8, 2, True, None, None), "8 channels, factor 2, deterministic, normalised by mean 0 and deviation 2.439"),
-    "AutoencoderKLFlux2": ((16, 4, False, None, None), "16 channels, factor 4, a posterior, normalised by values by ch"),
+    "AutoencoderDC": ((8, 2, True, None, None), "deterministic, normalised by mean 0 and deviation 2.439"),
+    "AutoencoderKLFlux2": ((16, 4, False, None, None), "16 channels, factor 4, a posterior, normalised by values"),
     "AutoencoderTiny": ((4, 2, True, None, None), "deterministic"),
     "AsymmetricAutoencoderKL": ((4, 2, False, None, None), "a posterior"),
     "ConsistencyDecoderVAE": ((4, 2, False, None, None), "a posterior"),
