@@ -227,7 +227,10 @@ def space_of(stored: Mapping[str, Any]) -> LatentSpace:
     try:
         return LatentSpace(**stored)
     except TypeError as error:
-        raise ValueError(f"{shown(stored)} describes no latents ({first_line(error)})") from error
+        reason = first_line(error).rpartition("() ")[2] if isinstance(stored, Mapping) else "it is no table"
+        raise ValueError(
+            f"{shown(stored)} describes no latents ({reason}); pass dataclasses.asdict of a LatentSpace."
+        ) from error
 
 
 def open_vae(name: str, dtype: torch.dtype | None = None) -> Any:
