@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import AutoencoderKL, DiTPipeline, ModelMixin, SchedulerMixin
+from diffusers import DiTPipeline, ModelMixin, SchedulerMixin
 
 from d_emo.common.messages import first_line
-from d_emo.common.ranges import Each, Maybe, Real, Table, Whole, take
-from d_emo.common.saved_folders import held_in, not_found, read_object
+from d_emo.common.ranges import Table, take
+from d_emo.common.saved_folders import LOADING_ERRORS, PLACE, held_in, kind_of, not_found, read_object
+from d_emo.images.autoencoder_kinds import KINDS
+from d_emo.images.autoencoders import LatentSpace, check_class, load_autoencoder
 from d_emo.models import DiTBaselineTransformer2DModel
-from d_emo.models.checks import PLACE, RESTORE, different
 from d_emo.models.diffusers_dit import CLASSES
 from d_emo.schedulers.flow_paths import TRAIN_TIMESTEPS
 
@@ -21,23 +22,7 @@ from .checks import takes_learned_variance
 INDEX = "model_index.json"
 # Whose classes a pipeline's parts may be.
 LIBRARIES = ("diffusers", "d_emo")
-# Of parts that are Diffusers' own classes, what would ask for more memory than there is, or end in NaN.
-PARTS: dict[str, tuple[str, Table]] = {
-    "scheduler": ("scheduler_config.json", {"num_train_timesteps": TRAIN_TIMESTEPS}),
-    "vae": (
-        "config.json",
-        {
-            "in_channels": Whole(1, 4096),
-            "out_channels": Whole(1, 4096),
-            "latent_channels": Whole(1, 4096),
-            "block_out_channels": Each(Whole(1, 16_384), 1, 16),
-            "layers_per_block": Whole(1, 64),
-            "norm_num_groups": Whole(1, 16_384),
-            "scaling_factor": Real(0, 1e4, positive=True),
-            "shift_factor": Maybe(Real(-1e4, 1e4)),
-        },
-    ),
-}
+SCHEDULER: Table = {"num_train_timesteps": TRAIN_TIMESTEPS}
 # The label that Diffusers' DiTPipeline takes for "no class".
 THEIR_NULL_LABEL = 1000
 
@@ -62,9 +47,10 @@ class FolderMixin:
             _check_parts(name, index, kwargs)
             _check_sizes(name, index, kwargs)
             if "transformer" not in kwargs and index["transformer"][1] in CLASSES:
-                loading["transformer"] = _load(DiTBaselineTransformer2DModel, name, "transformer", kwargs)
+                options = _options(name, "transformer", kwargs)
+                loading["transformer"] = DiTBaselineTransformer2DModel.from_pretrained(name, **options)
             if "vae" not in kwargs and (index.get("vae") or [None])[0] is not None and _follows(name, kwargs):
-                loading["vae"] = load_vae_strictly(getattr(diffusers, index["vae"][1]), name, kwargs)
+                loading["vae"] = _load_vae(name, index["vae"][1], kwargs)
         mixed: Any = super()
         return mixed.from_pretrained(name, **loading)
 
@@ -80,11 +66,7 @@ class FolderMixin:
         transformer = self.transformer.to_diffusers()
         if self.vae is None:
             raise ValueError("a model of pixels has no VAE, which DiTPipeline needs; save transformer.to_diffusers().")
-        if getattr(self.vae.config, "shift_factor", None):
-            raise ValueError(
-                f"the VAE has shift_factor={self.vae.config.shift_factor}, which DiTPipeline leaves out; keep the "
-                "pipeline of this package."
-            )
+        _check_one_scale(self.latent_space)  # type: ignore[attr-defined]
         classes = self.transformer.config.num_classes
         if classes != THEIR_NULL_LABEL:
             warnings.warn(
@@ -142,19 +124,45 @@ def _check_parts(name: Any, index: dict[str, Any], given: Mapping[str, Any]) -> 
                 f"{name}: its {INDEX} is of a {kind} with a {entry[1]}, which is no network of this package; load it "
                 f"with diffusers.{kind}.from_pretrained."
             )
+        if part == "vae":
+            try:
+                check_class(entry[1])
+            except ValueError as error:
+                raise ValueError(f"{name}: its {INDEX} names vae={entry!r}: {error}") from error
+            continue
         found = getattr(diffusers, entry[1], None)  # which knows this package's classes, too (d_emo/registration.py)
         if not (isinstance(found, type) and issubclass(found, SchedulerMixin if part == "scheduler" else ModelMixin)):
             wanted = "scheduler" if part == "scheduler" else "network"
             raise ValueError(f"{name}: its {INDEX} names {part}={entry!r}, which is no {wanted}; restore it.")
 
 
+def _check_one_scale(space: LatentSpace) -> None:
+    """Refuse latents that are not one factor away from the autoencoder's, which is all that DiTPipeline does to them.
+
+    Raises:
+        ValueError: they are; the message says why.
+    """
+    reason = ""
+    if space.autoencoder != "AutoencoderKL":
+        reason = f"the VAE is an {space.autoencoder}, not an AutoencoderKL as DiTPipeline takes"
+    elif space.measured_on:
+        reason = f"latents are normalised by statistics measured on {space.measured_on}, which DiTPipeline leaves out"
+    elif len(space.std) > 1:
+        reason = "the VAE has latents_std, which DiTPipeline leaves out"
+    elif any(space.mean):
+        reason = f"the VAE has shift_factor={space.mean[0]:g}, which DiTPipeline leaves out"
+    if reason:
+        raise ValueError(f"{reason}; keep the pipeline of this package.")
+
+
 def _check_sizes(name: Any, index: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse what Diffusers' own parts say of themselves out of range, before they are made."""
-    for part, (file, table) in PARTS.items():
+    for part, file in (("scheduler", "scheduler_config.json"), ("vae", "config.json")):
         path = Path(name) / part / file
         if part not in given and path.is_file() and (index.get(part) or [None])[0] == "diffusers":
+            kind = index[part][1]
             try:
-                take(index[part][1], read_object(path), table)
+                take(kind, read_object(path), SCHEDULER if part == "scheduler" else KINDS[kind].ranges)
             except ValueError as error:
                 raise ValueError(f"{name}: in {part}/{file}, {error}") from error
 
@@ -166,8 +174,8 @@ def _follows(name: Any, options: Mapping[str, Any]) -> bool:
     )
 
 
-def _load(kind: Any, name: Any, part: str, options: Mapping[str, Any], **more: Any) -> Any:
-    """One part of a pipeline, by the options of the whole."""
+def _options(name: Any, part: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """How a part of a pipeline is loaded, of the options for the whole."""
     chosen = {key: options[key] for key in (*PLACE, "use_safetensors") if key in options}
     dtype = options.get("dtype", options.get("torch_dtype"))
     if isinstance(dtype, Mapping):
@@ -177,19 +185,21 @@ def _load(kind: Any, name: Any, part: str, options: Mapping[str, Any], **more: A
     variant = options.get("variant")
     if variant is not None and any((Path(name) / part).glob(f"*.{variant}.*")):
         chosen["variant"] = variant
-    return kind.from_pretrained(name, **{**chosen, **more, "subfolder": part})
+    return {**chosen, "subfolder": part}
 
 
-def load_vae_strictly(kind: type[AutoencoderKL], name: Any, options: Mapping[str, Any]) -> Any:
+def _load_vae(name: Any, kind: str, options: Mapping[str, Any]) -> Any:
     """The decoder of a pipeline's folder.
 
     Raises:
-        ValueError: weights are missing or left over, or of another shape.
+        ValueError: its class is another than the index says; weights are missing or left over, or of another shape.
     """
+    chosen = _options(name, "vae", options)
     try:
-        vae, information = _load(kind, name, "vae", options, output_loading_info=True)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{name}: its vae does not load ({first_line(error)}); restore that folder.") from error
-    if wrong := different(information["missing_keys"], information["unexpected_keys"]):
-        raise ValueError(f"{name}: in its vae {wrong} {RESTORE}")
-    return vae
+        config = diffusers.AutoencoderKL.load_config(name, **{key: chosen[key] for key in PLACE if key in chosen})
+        if config.get("_class_name") != kind:
+            raise ValueError(f"its config.json is of {kind_of(config)}, the {INDEX} says {kind}")
+        return load_autoencoder(name, config, **chosen)
+    except LOADING_ERRORS as error:
+        reason = first_line(error).removeprefix(f"{name}: ").rstrip(".")
+        raise ValueError(f"{name}: its vae does not load ({reason}); restore that folder.") from error

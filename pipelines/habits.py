@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from d_emo.images.autoencoder_kinds import KINDS
+from d_emo.images.autoencoders import class_of
+
 # Names that other pipelines have for a call's arguments, and what to do here.
 ELSEWHERE = {
     "num_images_per_prompt": "num_images_per_label",
@@ -52,22 +55,40 @@ class DecoderSwitches:
     vae: Any
 
     def enable_vae_slicing(self) -> None:
-        """Decode picture by picture, for large batches."""
-        self._decoder("enable_vae_slicing").enable_slicing()
+        """Decode picture by picture, for large batches.
+
+        Raises:
+            ValueError: the decoder's class does not; it would only encode so.
+        """
+        vae, name = self._decoder("enable_vae_slicing")
+        if not KINDS[name].slices:
+            raise ValueError(f"enable_vae_slicing: {name} decodes a batch at once; draw fewer pictures at once.")
+        vae.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
         """Decode a batch at once."""
-        self._decoder("disable_vae_slicing").disable_slicing()
+        self._decoder("disable_vae_slicing")[0].disable_slicing()
 
     def enable_vae_tiling(self) -> None:
-        """Decode in tiles, for large pictures."""
-        self._decoder("enable_vae_tiling").enable_tiling()
+        """Decode in tiles, for large pictures.
+
+        Raises:
+            ValueError: the decoder's class does not, or its tiles would not meet.
+        """
+        vae, name = self._decoder("enable_vae_tiling")
+        if not KINDS[name].tiles(vae):
+            raise ValueError(
+                f"enable_vae_tiling: this {name} decodes whole pictures only, or its tiles would not meet; draw "
+                "smaller pictures."
+            )
+        vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
         """Decode whole pictures."""
-        self._decoder("disable_vae_tiling").disable_tiling()
+        self._decoder("disable_vae_tiling")[0].disable_tiling()
 
-    def _decoder(self, switch: str) -> Any:
+    def _decoder(self, switch: str) -> tuple[Any, str]:
+        """The decoder and its class."""
         if self.vae is None:
             raise ValueError(f"{switch}: this pipeline draws pixels and has no VAE; draw fewer pictures at once.")
-        return self.vae
+        return self.vae, class_of(self.vae)

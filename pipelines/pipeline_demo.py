@@ -14,21 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
-from diffusers.image_processor import VaeImageProcessor
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from d_emo.common.checks import whole
 from d_emo.common.messages import shown
 from d_emo.common.ranges import Maybe, checked
 from d_emo.images.labels import LabelLike, LabelResolver, normalize_id2label
-from d_emo.images.latents import decode_latents, vae_scale_factor
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.schedulers import FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_paths import STEPS, path_numbers, path_of, sample_interval
 
 from . import checks
+from .decoding import DecodingMixin
 from .folders import FolderMixin
 from .habits import DecoderSwitches, names_arguments
 from .lora import LoraMixin
@@ -61,7 +59,7 @@ class DEMOPipelineOutput(BaseOutput):
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
+class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, DiffusionPipeline):
     """Class-conditional image generation with D-EMOv2, or with the DiT baseline.
 
     Args:
@@ -69,14 +67,17 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
         scheduler: any Diffusers scheduler of the model's kind: `DDPMScheduler`, `DDIMScheduler`,
             `DPMSolverMultistepScheduler` for DiT's diffusion; `FlowMatchEulerDiscreteScheduler` and others for flow
             models, whatever these predict.
-        vae: decodes latents; without one the model works on pixels.
+        vae: decodes latents, any of the classes of docs/autoencoders.md; without one the model works on pixels.
         id2label: class names by id, or a list of them in the order of the ids; saved with the pipeline. A name may list
             synonyms separated by commas. Left out, the names of the pipeline that the transformer was in before hold.
         default_num_inference_steps: steps of a call that names no number, saved with the pipeline. None: what suits the
             scheduler, 250 for ancestral and stochastic ones, 50 for the others.
+        latent_space: which latents the model was trained on, `dataclasses.asdict` of a `LatentSpace`; saved with the
+            pipeline. Left out, those of the autoencoder. With measured statistics, decoding goes by these.
 
     Raises:
-        ValueError: the transformer is none of this package's, or the names do not fit it; the message gives the remedy.
+        ValueError: the transformer is none of this package's, or names or autoencoder do not fit it; the message gives
+            the remedy.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -92,9 +93,10 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
         self,
         transformer: ClassConditionalTransformer2DModel,
         scheduler: SchedulerMixin,
-        vae: AutoencoderKL | None = None,
+        vae: ModelMixin | None = None,
         id2label: Mapping[Any, str] | Sequence[str] | None = None,
         default_num_inference_steps: int | None = None,
+        latent_space: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         checks.check_transformer(transformer)
@@ -104,8 +106,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
         # Schedulers that are assigned later have to share it: their defaults differ.
         self.trained_schedule: torch.Tensor | None = getattr(scheduler, "alphas_cumprod", None)
         self.name_classes(getattr(transformer, REMEMBERED_NAMES, None) if id2label is None else id2label)
-        self.vae_scale_factor = vae_scale_factor(vae) if vae is not None else 1
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self.describe_latents(latent_space)
 
     def name_classes(self, id2label: Mapping[Any, str] | Sequence[str] | None) -> None:
         """Replace the class names; see the argument of the class.
@@ -239,6 +240,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
         batch = len(labels) if conditional else num_images_per_label
         checks.check_guidance(guidance_scale, guidance_interval, guidance_channels, config.in_channels)
         checks.check_output(output_type, return_dict)
+        self._check_decoder(output_type)
         checks.check_eta(eta, self.scheduler)
         tensors = checks.check_callback(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
@@ -291,7 +293,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
             else:
                 arguments = self._step_arguments(generator, float(eta))
                 sample = self._step_through(predict, start, steps, device, after_step, arguments)
-            images = self._decode(sample, output_type)
+            images = self._decode(sample, output_type, generator)
 
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -388,22 +390,6 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
         chosen = saved if num_inference_steps is None else num_inference_steps
         return checks.default_steps(self.scheduler) if chosen is None else chosen
 
-    def _latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width that the model sees, of an image's in pixels."""
-        default_height, default_width = self.transformer.sample_shape
-        patch, factor = self.transformer.config.patch_size, self.vae_scale_factor
-        step, size = factor * patch, []
-        for name, value, default in (("height", height, default_height), ("width", width, default_width)):
-            remedy = f"leave it out for {default * factor} pixels"
-            pixels = default * factor if value is None else whole(value, name, hint=remedy)
-            if pixels < step or pixels % step:
-                raise ValueError(
-                    f"{name}={pixels} is not a positive multiple of {step} (patch_size {patch} x VAE factor {factor}); "
-                    f"use {max(step, pixels - pixels % step)}."
-                )
-            size.append(pixels // factor)
-        return size[0], size[1]
-
     def _flow(self) -> tuple[Any, str]:
         """The model's path, None if it is no flow model, and what it predicts."""
         config = self.transformer.config
@@ -437,15 +423,6 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
                 latents.to(self.transformer.dtype), timestep.expand(len(latents)), label_ids, return_dict=False
             )[0]
         return prediction.float()
-
-    def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
-        if output_type == "latent":
-            return latents
-        images = decode_latents(self.vae, latents) if self.vae is not None else latents
-        if self.vae is not None:
-            checks.check_decoded(images, self.vae)
-        # Already float32, so that PIL output is rounded there and not in half precision.
-        return self.image_processor.postprocess(images, output_type=output_type)
 
 
 def _by_id(id2label: Mapping[Any, str] | Sequence[str] | None) -> dict[Any, str]:

@@ -8,8 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from d_emo.common.saved_folders import kind_of, stored_object
-from d_emo.models.checks import PLACE, RESTORE, different
+from d_emo.common.saved_folders import PLACE, RESTORE, different, kind_of, stored_object
 
 # What a network has for its task alone; folders of features and of other tasks lack it.
 TASK = re.compile(r"emov2\.(head|norm)\.")

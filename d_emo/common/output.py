@@ -5,6 +5,7 @@ Everything that shows progress comes through here, so that a log file holds line
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import time
@@ -163,6 +164,26 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days:,} day{'s' if days > 1 else ''} {hour}:{minute:02d}:{second:02d}"
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+@contextlib.contextmanager
+def unsaid(logger: str, begins: str) -> Iterator[None]:
+    """Within it, a library's logger says nothing that begins so: for what it says of its own files.
+
+    Args:
+        logger: its name.
+        begins: how the messages begin.
+    """
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(begins)
+
+    speaker = logging.getLogger(logger)
+    speaker.addFilter(passes)
+    try:
+        yield
+    finally:
+        speaker.removeFilter(passes)
 
 
 def quiet_libraries() -> None:

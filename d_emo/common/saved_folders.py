@@ -1,6 +1,7 @@
 """What a folder holds that a library of the field saved, told by its small files: for messages about the wrong one."""
 
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from d_emo.common.messages import first_line
 # The file that says what a folder is, in the order in which they are looked for.
 MARKS = ("model_index.json", "config.json", "scheduler_config.json", "adapter_config.json", "preprocessor_config.json")
 ADAPTERS = "pytorch_lora_weights.safetensors"
+# What tells Diffusers where a folder lies.
+PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+RESTORE = "Restore the config.json that was saved with the weights."
+# How many names a message lists.
+_SHOWN = 4
 # What libraries raise where the files of a model are damaged, or are another thing's.
 LOADING_ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
@@ -95,3 +101,20 @@ def kind_of(config: dict[str, Any]) -> str:
         first = named[0] if isinstance(named, list) and named else kind
         return f"a {first} of transformers (model_type {kind!r})"
     return "a model of no name"
+
+
+def different(missing: Iterable[str], unknown: Iterable[str]) -> str:
+    """A sentence about weights and a configuration that are of two models, empty if they are of one."""
+    missing, unknown = sorted(missing), sorted(unknown)
+    if not missing and not unknown:
+        return ""
+    return (
+        f"config.json and weights are of different models (missing in the file: {some(missing)}; not in the model: "
+        f"{some(unknown)})."
+    )
+
+
+def some(names: list[str]) -> str:
+    """A few of these names, and how many there are beside; "nothing" if there are none."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "nothing") + more

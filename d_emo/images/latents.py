@@ -1,92 +1,69 @@
-"""The one place where images become latents and latents become images.
+"""The one place where images become latents and latents become images, whatever the autoencoder.
 
-Scale and shift come from the VAE's own configuration, never from a constant: z = (latent - shift) * scale.
+What a class does otherwise than others is in `autoencoder_kinds`: here are images in [-1, 1] and latents that are
+grouped where the class groups them. A posterior (B, M, C, h, w) is mean and standard deviation (M = 2), or the latent
+itself of a deterministic autoencoder (M = 1), neither scaled nor shifted; `LatentSpace` turns it into what models are
+trained on.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from d_emo.common import checks
-from d_emo.common.messages import first_line
-from d_emo.common.saved_folders import LOADING_ERRORS
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
-
-def open_vae(name: str, dtype: torch.dtype | None = None) -> "AutoencoderKL":
-    """An SD-type VAE.
-
-    Args:
-        name: Hub id, its folder, or a pipeline's folder that has it in `vae/`.
-        dtype: of its weights; None for float32.
-
-    Raises:
-        ValueError: it is neither a local folder nor reachable.
-    """
-    from diffusers import AutoencoderKL
-
-    name = checks.text(name, "vae")
-    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    if (Path(name) / "vae" / "config.json").is_file():
-        options["subfolder"] = "vae"
-    try:
-        return AutoencoderKL.from_pretrained(name, **options)
-    except LOADING_ERRORS as error:
-        reason = first_line(error)
-        if (Path(name) / options.get("subfolder", "") / "config.json").is_file():
-            raise ValueError(f"{name}: its VAE does not load ({reason}); fetch it again, or name another.") from error
-        raise ValueError(
-            f"{name}: neither a VAE folder nor reachable on the Hub ({reason}). Fetch it where there is a network "
-            f"(hf download {name}) and pass its folder."
-        ) from error
-
-
-def vae_scale_factor(vae: Any) -> int:
-    """Pixels per latent pixel along a side."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-def _scale_and_shift(vae: Any) -> tuple[float, float]:
-    scale = getattr(vae.config, "scaling_factor", None)
-    if scale is None:
-        raise ValueError(f"{type(vae).__name__} has no scaling_factor in its config; use an AutoencoderKL-type VAE.")
-    return float(scale), float(getattr(vae.config, "shift_factor", None) or 0.0)
+from d_emo.images.autoencoder_kinds import KINDS
+from d_emo.images.autoencoders import LatentSpace, class_of, group_side
 
 
 @torch.no_grad()
-def encode_moments(vae: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the VAE's posterior, float32, neither scaled nor shifted.
+def encode_posterior(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """What an autoencoder knows of the latents of images.
 
     Args:
-        vae: an AutoencoderKL-type VAE (its `encode` returns `latent_dist`).
+        vae: an autoencoder of a class of `KINDS`, in eval mode.
         images: (B, channels, H, W) in [-1, 1].
 
     Returns:
-        Two tensors (B, latent channels, H / f, W / f).
+        (B, M, C, h, w) float32.
     """
-    posterior = vae.encode(images.to(vae.dtype)).latent_dist
-    return posterior.mean.float(), posterior.std.float()
+    kind = KINDS[class_of(vae)]
+    low, high = kind.pixel_range
+    answer = getattr(vae.encode((low + (high - low) * (images + 1) / 2).to(vae.dtype)), kind.output)
+    parts = (answer,) if isinstance(answer, torch.Tensor) else (answer.mean, answer.std)
+    return torch.stack([pixel_unshuffle(part.float(), group_side(vae)) for part in parts], dim=1)
 
 
-def sample_latents(vae: Any, mean: torch.Tensor, std: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """A draw from the posterior, float32, scaled and shifted for training; all of one shape (B, C, h, w).
+def draw_latents(space: LatentSpace, posterior: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """A draw from posteriors (B, M, C, h, w), float32 (B, C, h, w), normalised for training.
 
-    `noise` is standard normal; zeros give the posterior's mean.
+    `noise` is standard normal, (B, C, h, w); zeros give the posterior's mean. It is not used where M = 1.
     """
-    scale, shift = _scale_and_shift(vae)
-    return (mean + std * noise.float() - shift) * scale
+    mean = posterior[:, 0]
+    return space.normalized(mean + posterior[:, 1] * noise.float() if posterior.shape[1] == 2 else mean)
 
 
-def encode_images(vae: Any, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Latents of images (B, channels, H, W) in [-1, 1], drawn with `noise`, scaled and shifted for training."""
-    return sample_latents(vae, *encode_moments(vae, images), noise)
+def encode_images(vae: Any, space: LatentSpace, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) of images (B, channels, H, W) in [-1, 1], drawn with `noise`, normalised for training."""
+    return draw_latents(space, encode_posterior(vae, images), noise)
 
 
 @torch.no_grad()
-def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Decode scaled latents to float32 images, (B, channels, H, W), about [-1, 1] and not clamped."""
-    scale, shift = _scale_and_shift(vae)
-    return vae.decode((latents.float() / scale + shift).to(vae.dtype), return_dict=False)[0].float()
+def decode_latents(
+    vae: Any,
+    space: LatentSpace,
+    latents: torch.Tensor,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> torch.Tensor:
+    """Decode normalised latents to float32 images, (B, channels, H, W), about [-1, 1] and not clamped.
+
+    Args:
+        vae: the autoencoder.
+        space: what it makes of images.
+        latents: (B, C, h, w).
+        generator: of a decoder that draws noise (ConsistencyDecoderVAE); others take none.
+    """
+    kind = KINDS[class_of(vae)]
+    raw = pixel_shuffle(space.restored(latents.float()), group_side(vae)).to(vae.dtype)
+    images = vae.decode(raw, return_dict=False, **({"generator": generator} if kind.draws else {}))[0]
+    low, high = kind.pixel_range
+    return images.float() if (low, high) == (-1.0, 1.0) else 2 * (images.float() - low) / (high - low) - 1

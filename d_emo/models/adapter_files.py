@@ -12,9 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from d_emo.common.ranges import Whole, take
-from d_emo.common.saved_folders import ADAPTERS
-
-from .checks import some
+from d_emo.common.saved_folders import ADAPTERS, some
 
 
 @dataclass(frozen=True)

@@ -4,27 +4,21 @@ import difflib
 import inspect
 import numbers
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from d_emo.common.saved_folders import kind_of, not_found, stored_object
+from d_emo.common.saved_folders import PLACE, RESTORE, different, kind_of, not_found, stored_object
 
-# What tells Diffusers where a folder lies.
-PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-RESTORE = "Restore the config.json that was saved with the weights."
 # What Diffusers writes beside a model's own fields.
 NOTES = (
     *("quantization_config", "dtype", "torch_dtype"),
     # Of Diffusers' EMAModel, which writes them into the config.json of the model that it saves.
     *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
 )
-# How many names a message lists.
-_SHOWN = 4
-
 # Schedules have a thousand steps; this is far from where numbers stop being whole in float32.
 LARGEST_TIMESTEP = 1_000_000
 
@@ -196,23 +190,6 @@ def check_loading(name: str, model: nn.Module, information: Mapping[str, Any]) -
     if stored and not missing:
         cause += f", the weights have {layers} blocks"
     raise ValueError(f"{name}: {different(missing, unknown)} {cause}. {RESTORE}")
-
-
-def different(missing: Iterable[str], unknown: Iterable[str]) -> str:
-    """A sentence about weights and a configuration that are of two models, empty if they are of one."""
-    missing, unknown = sorted(missing), sorted(unknown)
-    if not missing and not unknown:
-        return ""
-    return (
-        f"config.json and weights are of different models (missing in the file: {some(missing)}; not in the model: "
-        f"{some(unknown)})."
-    )
-
-
-def some(names: list[str]) -> str:
-    """A few of these names, and how many there are beside; "nothing" if there are none."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) or "nothing") + more
 
 
 def warn_of_untouched_statistics(model: nn.Module, event: str) -> None:

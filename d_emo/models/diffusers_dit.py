@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from d_emo.common.ranges import take
+from d_emo.common.saved_folders import PLACE, RESTORE, different
 from d_emo.schedulers.flow_paths import path_of
 
-from .checks import PLACE, RESTORE, different, load_strictly
+from .checks import load_strictly
 from .ranges import DIFFUSERS_DIT
 
 # Diffusers' class is imported where it is made: with all that it is made of it would cost every user half a second.

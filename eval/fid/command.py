@@ -20,6 +20,7 @@ from d_emo.eval.fid.extractors import FeatureExtractor, make_extractor
 from d_emo.eval.fid.image_sets import ImageSet, open_set
 from d_emo.eval.fid.protocol import (
     PUBLISHED_400K,
+    SD_LATENTS,
     SamplingSettings,
     describe_settings,
     with_settings,
@@ -212,10 +213,13 @@ def prepare(model: str, options: argparse.Namespace) -> tuple[str, SamplingSetti
     pipeline = load_pipeline(model, options.dtype or SamplingSettings.dtype)
     preset = options.preset or ("dit-400k" if path_of(pipeline.transformer.config) is None else "sit-sde")
     settings = with_settings(preset, {name: getattr(options, name) for name in SETTINGS})
-    if pipeline.vae is None:
+    space = pipeline.latent_space
+    if space is None:
         if options.vae:
             raise ValueError(f"--vae {options.vae}: {model} draws pixels and has no decoder; leave --vae out.")
         settings = replace(settings, vae=None)
+    elif options.vae is None and space.differences(SD_LATENTS):
+        settings = replace(settings, vae=None)  # the preset's decoder is of other latents; the scores say what changed
     apply_settings(pipeline, model, settings)
     return preset, settings, pipeline
 

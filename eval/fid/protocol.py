@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 
 from d_emo.common.command_line import flag
 from d_emo.common.ranges import Maybe, OneOf, Real, Table, Whole
+from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
 from d_emo.schedulers import (
     FlowMatchEulerMaruyamaScheduler,
@@ -25,6 +26,8 @@ from d_emo.schedulers.flow_paths import path_of
 
 FT_MSE = "stabilityai/sd-vae-ft-mse"
 FT_EMA = "stabilityai/sd-vae-ft-ema"
+# What these two decode; presets that name one of them are for models of such latents.
+SD_LATENTS = LatentSpace(autoencoder="AutoencoderKL", channels=4, factor=8, std=(1 / 0.18215,))
 PUBLISHED_COUNT = 50_000
 # DiT's noise schedule (its `linear` betas).
 DIT_BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}

@@ -28,7 +28,7 @@ from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifes
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.image_sets import ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
-from d_emo.images.latents import open_vae
+from d_emo.images.autoencoders import latent_space, open_vae
 from d_emo.pipelines import DEMOPipeline, open_pipeline
 
 SHARD_SIZE = 128
@@ -63,7 +63,8 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
     """Give the pipeline of `model` the decoder and weights that the settings name; its type is as it was loaded.
 
     Raises:
-        ValueError: decoder or raw weights are missing, or sampler and model do not fit; the message gives the remedy.
+        ValueError: decoder or raw weights are missing, or sampler or decoder and model do not fit; the message gives
+            the remedy.
     """
     make_sampler(settings.sampler, pipeline)
     if settings.weights == "raw":
@@ -83,11 +84,16 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
             raise ValueError(
                 f"--weights raw: {state} is damaged or of another model ({first_line(error)}); name another checkpoint."
             ) from error
-    if settings.vae is not None and pipeline.vae is not None:
+    if settings.vae is not None and pipeline.latent_space is not None:
         try:
             vae = open_vae(settings.vae, _type(settings.dtype))
         except ValueError as error:
             raise ValueError(f"--vae {error} A folder of that name counts as it.") from error
+        if changed := pipeline.latent_space.differences(latent_space(vae)):
+            raise ValueError(
+                f"--vae {settings.vae} is another autoencoder than the model was trained with: {'; '.join(changed)}; "
+                "leave --vae out."
+            )
         pipeline.register_modules(vae=vae)
 
 
@@ -98,6 +104,7 @@ def make_manifest(pipeline: DEMOPipeline, settings: SamplingSettings) -> dict[st
         "sampling": asdict(settings),
         "transformer": weights_digest(pipeline.transformer),
         "decoder": weights_digest(pipeline.vae),
+        "latent_space": None if pipeline.latent_space is None else asdict(pipeline.latent_space),
         "scheduler": type(scheduler).__name__,
         "scheduler_config": {name: value for name, value in sorted(scheduler.config.items()) if name[0] != "_"},
         "num_classes": pipeline.transformer.config.num_classes,
@@ -117,7 +124,8 @@ def claim_samples(folder: Path, manifest: dict[str, Any]) -> None:
     except ValueError as error:
         raise ManifestError(str(error)) from error
     if stored is not None:
-        if changed := differences(stored, manifest):
+        free = () if "latent_space" in stored else ("latent_space",)  # of before there was more than one class
+        if changed := differences(stored, manifest, free):
             raise ManifestError(
                 f"{folder} holds other samples: {'; '.join(changed)}. Use another --output-dir, or delete the folder."
             )
@@ -131,9 +139,8 @@ def claim_samples(folder: Path, manifest: dict[str, Any]) -> None:
 def image_shape(pipeline: DEMOPipeline) -> tuple[int, int, int]:
     """(H, W, channels) of what a pipeline draws."""
     height, width = (side * pipeline.vae_scale_factor for side in pipeline.transformer.sample_shape)
-    if pipeline.vae is None:
-        return height, width, pipeline.transformer.config.in_channels
-    return height, width, pipeline.vae.config.out_channels
+    space = pipeline.latent_space
+    return height, width, pipeline.transformer.config.in_channels if space is None else space.image_channels
 
 
 def sample_labels(settings: SamplingSettings, num_classes: int) -> np.ndarray:

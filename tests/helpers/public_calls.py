@@ -140,7 +140,7 @@ def _parts() -> dict[str, Any]:
     from helpers.pipelines import dit_scheduler
 
     return {"transformer": _model(in_channels=3, num_classes=3), "scheduler": dit_scheduler(), "vae": None,
-            "id2label": {0: "a", 1: "b", 2: "c"}, "default_num_inference_steps": 2}  # fmt: skip
+            "id2label": {0: "a", 1: "b", 2: "c"}, "default_num_inference_steps": 2, "latent_space": None}  # fmt: skip
 
 
 def _scheduler(name: str, method: str) -> Callable[[], Callable[..., Any]]:

@@ -213,9 +213,9 @@ def edited(path, change):
         (lambda index: index.update(transformer=["d_emo", "create_model"]), "which is no network"),
         (lambda index: index.update(scheduler=["diffusers", "Mine"]), "'Mine'], which is no scheduler; restore it"),
         (lambda index: index.update(scheduler=["diffusers", "AutoencoderKL"]), "which is no scheduler"),
-        (lambda index: index.update(vae=["diffusers", "Mine"]), "names vae=.*which is no network"),
-        (lambda index: index.update(vae=["diffusers", "utils"]), "names vae=.*which is no network"),
-        (lambda index: index.update(vae=["d_emo", "DEMOPipeline"]), "names vae=.*which is no network"),
+        (lambda index: index.update(vae=["diffusers", "Mine"]), "names vae=.*'Mine' is no autoencoder .*RAE"),
+        (lambda index: index.update(vae=["diffusers", "utils"]), "names vae=.*'utils' is no autoencoder"),
+        (lambda index: index.update(vae=["d_emo", "DEMOPipeline"]), "names vae=.*'DEMOPipeline' is no auto"),
         (lambda index: index.pop("scheduler"), "has no scheduler"),
         (lambda index: index.update(default_num_inference_steps=0), "default_num_inference_steps=0"),
         (lambda index: index.update(default_num_inference_steps="9"), "default_num_inference_steps='9'"),
@@ -237,7 +237,10 @@ def test_a_damaged_decoder_is_no_part(tmp_path):
     path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
     for wrong, message in (
-        ({name: state[name] for name in list(state)[1:]}, "in its vae config.json and weights are of different models"),
+        (
+            {name: state[name] for name in list(state)[1:]},
+            "its vae does not load .config.json and weights are",
+        ),
         ({**state, "more.weight": torch.zeros(1)}, "not in the model: more.weight"),
         ({**state, "decoder.conv_in.weight": torch.zeros(1)}, "its vae does not load"),
     ):

@@ -68,7 +68,7 @@ def open_transformer(folder: Path) -> None:
 
 
 def open_vae(folder: Path) -> None:
-    from d_emo.images.latents import open_vae
+    from d_emo.images.autoencoders import open_vae
 
     open_vae(str(folder / "vae"))
 

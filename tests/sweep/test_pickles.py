@@ -69,7 +69,7 @@ def open_pipeline(folder: Path) -> None:
 
 
 def open_vae(folder: Path) -> None:
-    from d_emo.images.latents import open_vae
+    from d_emo.images.autoencoders import open_vae
 
     open_vae(str(folder / "vae"))
 

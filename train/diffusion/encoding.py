@@ -18,13 +18,14 @@ from d_emo.common.locks import output_folder
 from d_emo.common.output import Progress, say
 from d_emo.common.processes import keep_freed_memory, leave_interrupts, loader_processes, start_processes
 from d_emo.images import latent_cache
+from d_emo.images.autoencoders import latent_space
 from d_emo.images.decode import UnreadableImageError
-from d_emo.images.latents import encode_moments, vae_scale_factor
+from d_emo.images.latents import encode_posterior
 from d_emo.train.data.batches import Pixels, TrainingImages
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import check_output, load_source
 from d_emo.train.diffusion.encode_config import EncodeConfig, EncodeOptions
-from d_emo.train.diffusion.plan import load_vae
+from d_emo.train.diffusion.plan import load_vae, side_of
 
 
 class _Images(Dataset):
@@ -61,11 +62,10 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     vae = load_vae(options.vae)
     if vae is None:
         raise ValueError("--vae none: latents are what a VAE makes; train on pixels without this step.")
-    resolution, factor = options.resolution or source.resolution, vae_scale_factor(vae)
-    if resolution % factor:
-        raise ValueError(f"--resolution {resolution} is not a multiple of the VAE's factor {factor}.")
-    if vae.config.in_channels != source.channels:
-        raise ValueError(f"--vae {options.vae} takes {vae.config.in_channels} channels, images have {source.channels}.")
+    space, resolution = latent_space(vae), options.resolution or source.resolution
+    side = side_of(space, resolution)
+    if space.image_channels != source.channels:
+        raise ValueError(f"--vae {options.vae} takes {space.image_channels} channels, images have {source.channels}.")
     flips = 2 if (source.flip if data.random_flip is None else data.random_flip) else 1
     manifest = latent_cache.CacheManifest(
         source=source.name,
@@ -73,7 +73,7 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         count=source.size,
         id2label={str(key): name for key, name in source.id2label.items()},
         resolution=resolution,
-        shape=(vae.config.latent_channels, resolution // factor, resolution // factor),
+        shape=(space.channels, side, side),
         flips=flips,
         dtype=options.dtype,
         vae=options.vae,
@@ -167,7 +167,7 @@ def _encoded_rows(
                 say(f"skipped: {message}")
         pixels = torch.stack([sample[0] for sample in samples]).to(device)  # (B, channels, side, side)
         views = [pixels, pixels.flip(-1)][: manifest.flips]
-        moments = torch.stack([torch.stack(encode_moments(vae, view), dim=1) for view in views], dim=1)
+        moments = torch.stack([encode_posterior(vae, view) for view in views], dim=1)
         limit = float(np.finfo(manifest.dtype).max)
         rows = moments.clamp(-limit, limit).cpu().numpy().astype(manifest.dtype)
         yield from zip(rows, (sample[1] for sample in samples), strict=True)

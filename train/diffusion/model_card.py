@@ -43,7 +43,7 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
     header = cards.card_metadata(plan, [*tags, model, objective], "diffusers", "unconditional-image-generation")
     label, space = (
         json.dumps(names[0], ensure_ascii=False) if names else "",
-        "pixels" if plan.vae is None else "latents",
+        "pixels" if plan.space is None else f"latents ({plan.space.describe()})",
     )
     start = f", fine-tuned from {cards.base_name(options.model.init_from)}" if options.model.init_from else ""
     kind = "Class-conditional" if names else "Unconditional"

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 
 from d_emo.common.digests import weights_digest
 from d_emo.common.messages import first_line
+from d_emo.images.autoencoders import LatentSpace, latent_space, open_vae
 from d_emo.images.latent_cache import CacheManifest
-from d_emo.images.latents import open_vae, vae_scale_factor
 from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
@@ -22,7 +21,7 @@ from d_emo.train.diffusion.config import AUTO_VAE, DiffusionRunOptions, Optimiza
 from d_emo.train.diffusion.init_from import InitialWeights
 from d_emo.train.diffusion.lora import add_lora
 from d_emo.train.diffusion.objectives import Objective, make_objective
-from d_emo.train.engine.batch_layout import BatchLayout, batch_layout, nearest_multiple
+from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
 
 # From this side on, --vae auto trains on latents.
@@ -41,7 +40,8 @@ class Plan:
         resolution: image side in pixels.
         max_train_steps: optimizer steps in all.
         warmup_steps: of them.
-        vae: the VAE, or None for pixels.
+        vae: the autoencoder, or None for pixels.
+        space: its latents, or None for pixels.
         flip: whether images are mirrored at random.
         initial: what the run starts from, if not from fresh weights.
         model_config: overrides for `create_model`; with `initial`, the whole configuration.
@@ -55,7 +55,8 @@ class Plan:
     resolution: int
     max_train_steps: int
     warmup_steps: int
-    vae: AutoencoderKL | None
+    vae: Any
+    space: LatentSpace | None
     flip: bool
     output_dir: Path
     initial: InitialWeights | None
@@ -156,19 +157,13 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     source = in_color(source, config.model.color, None if vae else initial)
     if source.latents is not None:
         check_latents(config, source.latents.manifest, vae)
-    factor = 1 if vae is None else vae_scale_factor(vae)
-    if resolution % factor:
+    space = None if vae is None else latent_space(vae)
+    channels, side = (source.channels, resolution) if space is None else (space.channels, side_of(space, resolution))
+    if space is not None and source.latents is None and space.image_channels != source.channels:
         raise ValueError(
-            f"--resolution {resolution} is not a multiple of the VAE's factor {factor}; use "
-            f"{nearest_multiple(resolution, factor)}."
+            f"--vae {config.model.vae} takes {space.image_channels} channels, {source.name} has {source.channels}; "
+            f"use --color {'grey' if space.image_channels == 1 else 'rgb'}, or --vae none."
         )
-    if vae is not None and source.latents is None and vae.config.in_channels != source.channels:
-        raise ValueError(
-            f"--vae {config.model.vae} takes {vae.config.in_channels} channels, {source.name} has {source.channels}; "
-            f"use --color {'grey' if vae.config.in_channels == 1 else 'rgb'}, or --vae none."
-        )
-    channels = source.channels if vae is None else vae.config.latent_channels
-    side = resolution // factor
     objective = make_objective(config.optimization, (channels, side, side))
     model_config = {
         "sample_size": side,
@@ -197,6 +192,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         max_train_steps=steps,
         warmup_steps=fitting_warmup(config.optimization.lr_warmup_steps, steps),
         vae=vae,
+        space=space,
         flip=source.flip if config.data.random_flip is None else config.data.random_flip,
         output_dir=output_dir(config, source),
         model_config=initial.config(model_config) if initial else model_config,
@@ -248,7 +244,7 @@ def max_train_steps(options: DiffusionRunOptions, source: ImageSource, layout: B
     return steps_of_epochs(options.num_epochs, source.size, layout.global_batch_size)
 
 
-def check_latents(config: TrainConfig, manifest: CacheManifest, vae: AutoencoderKL | None) -> None:
+def check_latents(config: TrainConfig, manifest: CacheManifest, vae: Any) -> None:
     """Refuse latents that do not fit the options.
 
     Raises:
@@ -278,6 +274,18 @@ def output_dir(config: TrainConfig, source: ImageSource) -> Path:
     return config.run.folder(model_name(config), source.name)
 
 
+def side_of(space: LatentSpace, resolution: int) -> int:
+    """Side of the latents of images of a resolution.
+
+    Raises:
+        ValueError: the autoencoder makes no such images.
+    """
+    try:
+        return space.side(resolution)
+    except ValueError as error:
+        raise ValueError(f"--resolution {resolution}: {error}") from error
+
+
 def vae_name(name: str, resolution: int) -> str:
     """What --vae stands for: a folder, a Hub id or "none"."""
     if name != "auto":
@@ -285,8 +293,8 @@ def vae_name(name: str, resolution: int) -> str:
     return AUTO_VAE if resolution >= AUTO_VAE_RESOLUTION else "none"
 
 
-def load_vae(name: str) -> AutoencoderKL | None:
-    """The VAE of a name that `vae_name` gave, frozen; None for pixels.
+def load_vae(name: str) -> Any:
+    """The autoencoder of a name that `vae_name` gave, frozen; None for pixels.
 
     Raises:
         ValueError: it is neither a local folder nor reachable.
@@ -294,7 +302,7 @@ def load_vae(name: str) -> AutoencoderKL | None:
     if name == "none":
         return None
     try:
-        return open_vae(name).requires_grad_(False).eval()
+        return open_vae(name).requires_grad_(False)
     except ValueError as error:
         raise ValueError(f"--vae {error} Or train on pixels with --vae none.") from error
 

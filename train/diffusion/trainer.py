@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from d_emo.common.processes import is_sharded
-from d_emo.images.latents import encode_images, sample_latents
+from d_emo.images.latents import draw_latents, encode_images
 from d_emo.kernels import set_backend
 from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, Pixels, TrainingLatents
@@ -126,12 +126,12 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     plan, device = run.plan, run.accelerator.device
     seed, positions = plan.config.run.seed, batch.positions
     data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
-    if plan.vae is not None:
+    if plan.space is not None:
         draw = stream.normal(seed, "vae", positions, plan.latent_shape).to(device)
         if plan.source.latents is None:
-            data = encode_images(plan.vae, data, draw)
+            data = encode_images(plan.vae, plan.space, data, draw)
         else:
-            data = sample_latents(plan.vae, data[:, 0], data[:, 1], draw)
+            data = draw_latents(plan.space, data, draw)
     noise = stream.normal(seed, "noise", positions, plan.latent_shape).to(device)  # (B, C, H, W)
     time_ = stream.uniform(seed, "time", positions).to(device)  # (B,)
     labels = drop_labels(batch, len(plan.source.id2label), plan.config.optimization.class_dropout_prob, seed)
