@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from d_emo.images.autoencoders import LatentSpace, latent_space, space_of
 from d_emo.models import ClassConditionalTransformer2DModel
-from d_emo.pipelines import DEMOPipeline, open_pipeline
+from d_emo.pipelines import open_pipeline
 from d_emo.schedulers.flow_paths import path_of
 
 LABELS, POSITIONS = "label_embed.weight", "pos_embed"
@@ -38,7 +37,7 @@ class InitialWeights:
         self.transformer: ClassConditionalTransformer2DModel = pipeline.transformer
         self.id2label = pipeline.id2label
         self.vae = pipeline.vae
-        self.space = _space(pipeline)
+        self.space = pipeline.latent_space
 
     def config(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """The new model's configuration: the old one with the task's grid and number of classes.
@@ -90,11 +89,3 @@ class InitialWeights:
             state[LABELS] = torch.cat([fresh[LABELS][:-1], state[LABELS][-1:]])
         model.load_state_dict(state, strict=True)
         return model
-
-
-def _space(pipeline: DEMOPipeline) -> LatentSpace | None:
-    """The latents that a pipeline's model was trained on; None for pixels."""
-    stored = pipeline.config.get("latent_space")
-    if stored is not None:
-        return space_of(stored)
-    return None if pipeline.vae is None else latent_space(pipeline.vae)

@@ -1,6 +1,6 @@
 """From options to everything a run needs: data, batch layout, model, averaged copy, optimizer, pipeline."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Plan:
             "color": COLORS.get(self.source.channels, self.config.model.color),
             "random_flip": self.flip,
             "vae_digest": weights_digest(self.vae),
-            "latent_space": self.space and identity_of(self.space),
+            "latent_space": None if self.space is None else identity_of(self.space),
             # Statistics that are measured later do not concern a run that began without.
             "latent_statistics": OWN if self.space and not self.scale else self.config.model.latent_statistics,
             **self.source.identity(),
@@ -307,6 +307,7 @@ def make_pipeline(model: Any, plan: Plan) -> DEMOPipeline:
         vae=plan.vae,
         id2label=plan.source.id2label,
         default_num_inference_steps=default_steps(scheduler),
+        latent_space=None if plan.space is None else asdict(plan.space),
     )
     if plan.config.run.sample_every:
         pipeline.check_steps(plan.config.run.sample_steps)
