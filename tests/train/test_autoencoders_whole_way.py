@@ -31,8 +31,8 @@ OTHERS = {
     "AutoencoderTiny": "ConsistencyDecoderVAE", "AsymmetricAutoencoderKL": "AutoencoderKL",
     "ConsistencyDecoderVAE": "AutoencoderTiny",
 }  # fmt: skip
-COMMON = ("--global-batch-size", 4, "--checkpoint-every", 3, "--log-every", 1, "--report-to", "none", "--sample-every", 0,
-          "--num-workers", 0, "--learning-rate", "1e-3", "--ema-decay", "0.5", "--kernels", "reference")  # fmt: skip
+COMMON = ("--global-batch-size", 4, "--checkpoint-every", 3, "--log-every", 1, "--report-to", "none", "--sample-every",
+          0, "--num-workers", 0, "--learning-rate", "1e-3", "--ema-decay", "0.5", "--kernels", "reference")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def check_a_finished_run(capsys, folder, pictures, name, tmp_path):
     assert pixels.shape == (2, 32, 32, 3) and np.isfinite(pixels).all() and pixels.std() > 0
     code, printed = run_here(
         capsys, "--model", folder, "--preset", "quick", "--num-images", 8, "--steps", 4, "--reference", pictures,
-        "--metrics", "kid", "--features", "pixels", "--batch-size", 4, "--output-dir", tmp_path / "scores", "--cache-dir",
-        tmp_path / "features", main=evaluate_fid.main,
+        "--metrics", "kid", "--features", "pixels", "--batch-size", 4, "--output-dir", tmp_path / "scores",
+        "--cache-dir", tmp_path / "features", main=evaluate_fid.main,
     )  # fmt: skip
     assert code == 0, printed
     assert json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]["kid"] > 0
