@@ -237,3 +237,26 @@ def test_places_without_statistics_are_named(place, tmp_path):
     name = place.format(folder=tmp_path)
     with pytest.raises(ValueError, match=r"there are no statistics; measure some: .*--statistics true"):
         statistics_at(name)
+
+
+PHOTOS = "imagenet-one-per-class-256.parquet"
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderDC"])
+def test_latents_of_photos_are_normalised_to_mean_zero_and_deviation_one(shared, tmp_path, kind):
+    """Of ImageNet's photos, drawn, by an autoencoder without statistics: tolerance 1e-2 a channel."""
+    without = {"scaling_factor": 1.0, **({"shift_factor": None} if kind == "AutoencoderKL" else {})}
+    tiny_autoencoder(kind, **without).save_pretrained(tmp_path / "vae")
+    encode_latents.main([
+        "--dataset", str(shared / "data" / PHOTOS), "--vae", str(tmp_path / "vae"), "--resolution", "32",
+        "--output-dir", str(tmp_path / "latents"), "--num-workers", "0", "--batch-size", "50", "--statistics", "true",
+    ])  # fmt: skip
+    cache = LatentCache(tmp_path / "latents")
+    own, space = cache.manifest.latent_space, cache.statistics.latent_space
+    assert cache.manifest.count == 1000 and own.mean == (0.0,) and own.std == (1.0,)
+    stored = torch.stack([cache.read(index, flipped) for index in range(1000) for flipped in (False, True)])
+    noise = torch.randn(2000, *cache.manifest.shape, generator=torch.Generator().manual_seed(0))
+    for chosen, normal in ((space, True), (own, False)):
+        drawn = draw_latents(chosen, stored, noise).transpose(0, 1).flatten(1).double()
+        off = max(drawn.mean(1).abs().max().item(), (drawn.std(1) - 1).abs().max().item())
+        assert (off < 1e-2) == normal, off

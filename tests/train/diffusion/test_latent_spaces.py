@@ -15,10 +15,12 @@ from helpers.training import losses, run_here, train_to_the_end
 from d_emo import DEMOPipeline
 from d_emo.images.autoencoders import latent_space, space_of
 from d_emo.images.latent_statistics import read_statistics
+from d_emo.pipelines.decoding import REMEMBERED_LATENTS
 from d_emo.train import encode_latents
 from d_emo.train.data.sources import load_source
 from d_emo.train.diffusion.config import parse_config
 from d_emo.train.diffusion.plan import make_plan
+from d_emo.train.engine.checkpoints import write_manifest
 
 COMMON = ("--model", "D-EMOv2-N-8", "--global-batch-size", 4, "--checkpoint-every", 2, "--log-every", 1, "--report-to",
           "none", "--sample-every", 0, "--num-workers", 0, "--learning-rate", "1e-3", "--ema-decay", "0.5", "--kernels",
@@ -140,7 +142,7 @@ def test_weights_that_were_trained_without_statistics_go_on_without(made, traine
     """Beside latents that have some."""
     pipeline = DEMOPipeline.from_pretrained(trained)
     own = latent_space(tiny_autoencoder(scaling_factor=1.0, shift_factor=None))
-    pipeline.transformer.__dict__.pop("latents_of_its_pipeline", None)
+    delattr(pipeline.transformer, REMEMBERED_LATENTS)
     DEMOPipeline(pipeline.transformer, pipeline.scheduler, pipeline.vae).save_pretrained(tmp_path / "plain")
     words = ("--init-from", tmp_path / "plain", "--vae", made / "vae")
     plan = planned(*words, "--latents", made / "measured")
@@ -191,10 +193,13 @@ def go_on(capsys, run, *words):
 def test_a_run_that_began_without_statistics_goes_on_without(capsys, made, begun, tmp_path, old):
     shutil.copy(made / "measured" / "statistics.json", tmp_path / "latents")
     if old:
-        for path in (begun / "run.json", begun / "checkpoint-0000002" / "run.json"):
+        checkpoint = begun / "checkpoint-0000002"
+        for path in (begun / "run.json", checkpoint / "run.json"):
             content = json.loads(path.read_text())
             assert content.pop("latent_statistics") == "none" and content.pop("latent_space")
             path.write_text(json.dumps(content))
+        (checkpoint / "manifest.json").unlink()
+        write_manifest(checkpoint, {"step": 2, "processes": 1, "sharded": False})
     code, printed = go_on(capsys, begun)
     assert code == 0, printed
     assert DEMOPipeline.from_pretrained(begun).latent_space.measured_on == ""
