@@ -1,8 +1,10 @@
-"""A data set's latents on disk: the VAE's mean and standard deviation of every image and its mirror image.
+"""A data set's latents on disk: the autoencoder's posterior of every image and its mirror image.
 
-A folder holds `manifest.json` (what was encoded, with which VAE), `labels.npy`, and `latents-FIRST.npy` files of
-`shard_size` images each: (n, flips, 2, C, h, w), mean and standard deviation, as the VAE gives them, neither scaled
-nor shifted. Files appear whole or not at all; an image is read by its place, so that it costs its bytes.
+A folder holds `manifest.json` (what was encoded, with which autoencoder), `labels.npy`, and `latents-FIRST.npy` files
+of `shard_size` images each: (n, flips, M, C, h, w), mean and standard deviation (M = 2), or the latent itself of a
+deterministic autoencoder (M = 1), as the autoencoder gives them, neither scaled nor shifted. `statistics.json` is there
+where mean and deviation of all latents were measured. Files appear whole or not at all; an image is read by its place,
+so that it costs its bytes.
 
 Every file has a SHA-256: the manifest has its own and that of the labels, `checksums-FIRST.json` those of a file of
 latents and of what belongs to it. Small files are checked whenever a folder is opened. Files of latents are checked
@@ -11,12 +13,10 @@ is refused before anything is learned from it. Folders of before there were chec
 """
 
 import collections
-import hashlib
 import io
-import math
 import os
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,104 +24,29 @@ import numpy as np
 import torch
 
 from d_emo.common import checks
-from d_emo.common.files import (
-    content_digest,
-    file_digest,
-    holds_something,
-    read_json,
-    remove,
-    write_json,
-    written_whole,
-)
-from d_emo.common.messages import describe_os_error, first_line, shown
+from d_emo.common.files import file_digest, remove, write_json, written_whole
+from d_emo.common.messages import describe_os_error, first_line
 from d_emo.common.output import Progress
-from d_emo.common.ranges import Each, OneOf, Real, Table, Whole
-from d_emo.common.shards import MANIFEST, SLOW_CHECK_BYTES, ShardFolder, differences, read_manifest, write_manifest
-from d_emo.images.decode import DECODE_VERSION
+from d_emo.common.shards import SLOW_CHECK_BYTES
+from d_emo.images.latent_manifest import (
+    AGAIN,
+    LABELS,
+    CacheManifest,
+    LatentCacheError,
+    read_cache_manifest,
+    read_table,
+    shard_folder,
+)
+from d_emo.images.latent_statistics import statistics_of
 from d_emo.images.source import ImageSource, no_image
 
-LABELS = "labels.npy"
-DTYPES = ("float32", "float16")
-# What a manifest's numbers may be.
-NUMBERS: Table = {
-    **dict.fromkeys(("count", "resolution", "shard_size", "decode_version"), Whole(1)),
-    "shape": Each(Whole(1), 3, 3),
-    "flips": OneOf((1, 2)),
-    "dtype": OneOf(DTYPES),
-    **dict.fromkeys(("scaling_factor", "shift_factor"), Real()),
-}
 # Folders up to this size are checked whole when they are opened, which takes some seconds.
 FULL_CHECK_BYTES = 2**32
 # Files of latents that are kept open; systems allow a thousand or so in all.
 OPEN_FILES = 64
-MANIFEST_DIGEST = "sha256"
+# Of a file that is read from front to back, so much at once.
+BLOCK_BYTES = 2**25
 UNCHECKED = "encoded before there were checksums, so that damage goes unseen; encode again to have them"
-AGAIN = "run train/encode_latents.py again, which makes damaged files anew"
-ELSEWHERE = "encode again into another folder"
-
-
-class LatentCacheError(ValueError):
-    """A folder of latents that is incomplete, damaged, or of other data; the message says which."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheManifest:
-    """What a folder of latents holds.
-
-    Attributes:
-        source: name of the data set.
-        fingerprint: of its number, labels and class names.
-        count: images.
-        id2label: class names by id, as JSON keeps them.
-        resolution: side of the images in pixels.
-        shape: (C, h, w) of a latent.
-        flips: 2 with mirror images, else 1.
-        dtype: float32 or float16.
-        vae: what the user named; vae_digest: hash of its weights.
-        scaling_factor, shift_factor: of the VAE's configuration.
-        shard_size: images a file.
-        decode_version: of the rule by which the pictures were read, `d_emo.images.decode.DECODE_VERSION`.
-        labels_digest: SHA-256 of `labels.npy`; empty in folders of before there were checksums.
-
-    Raises:
-        ValueError: a value that no folder has.
-    """
-
-    source: str
-    fingerprint: str
-    count: int
-    id2label: dict[str, str]
-    resolution: int
-    shape: tuple[int, int, int]
-    flips: int
-    dtype: str
-    vae: str
-    vae_digest: str
-    scaling_factor: float
-    shift_factor: float
-    shard_size: int
-    decode_version: int = DECODE_VERSION
-    labels_digest: str = ""
-
-    def __post_init__(self):
-        for name, rule in NUMBERS.items():
-            rule.check(getattr(self, name), name)
-        if not isinstance(self.id2label, dict) or list(self.id2label) != [str(i) for i in range(len(self.id2label))]:
-            raise ValueError(f"id2label={shown(self.id2label)} is not a table of names by class id.")
-
-    def file_shape(self, shard: range) -> tuple[int, ...]:
-        """Shape of a file's array."""
-        return (len(shard), self.flips, 2, *self.shape)
-
-    @property
-    def image_bytes(self) -> int:
-        """What an image's latents take on the disk, of both views."""
-        return self.flips * 2 * math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-def shard_folder(folder: Path, manifest: CacheManifest) -> ShardFolder:
-    """The files of a folder of latents."""
-    return ShardFolder(folder, "latents-{:09d}.npy", manifest.count, manifest.shard_size)
 
 
 def _beside(path: Path, kind: str) -> Path:
@@ -129,12 +54,12 @@ def _beside(path: Path, kind: str) -> Path:
     return path.with_name(path.name.replace("latents-", f"{kind}-")).with_suffix(".json")
 
 
-def write_latents(path: Path, moments: np.ndarray, replaced: dict[int, int]) -> None:
-    """Write a file of (n, flips, 2, C, h, w), whole, and the checksums of it and of what belongs to it.
+def write_latents(path: Path, posteriors: np.ndarray, replaced: dict[int, int]) -> None:
+    """Write a file of (n, flips, M, C, h, w), whole, and the checksums of it and of what belongs to it.
 
     Args:
         path: the file.
-        moments: its array, finite.
+        posteriors: its array, finite.
         replaced: unreadable images, and those that stand for them.
 
     Raises:
@@ -146,83 +71,11 @@ def write_latents(path: Path, moments: np.ndarray, replaced: dict[int, int]) -> 
         write_json(beside, {str(index): used for index, used in replaced.items()})
     with written_whole(path) as partial, partial.open("wb") as file:
         # NumPy's own `save` does not say why a disk takes no more.
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(moments))
-        file.write(np.ascontiguousarray(moments).data)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(posteriors))
+        file.write(np.ascontiguousarray(posteriors).data)
         file.flush()
         sums = {part.name: file_digest(part) for part in (partial, beside) if part.is_file()}
         write_json(_beside(path, "checksums"), sums)  # before the file itself, which then never lacks its own
-
-
-def claim_latents(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> None:
-    """Start a folder of latents, or check that one that was begun holds the same; its labels are mended.
-
-    Raises:
-        LatentCacheError: it holds something else; the message says what differs.
-    """
-    stored = io.BytesIO()
-    np.save(stored, labels)
-    digest = hashlib.sha256(stored.getbuffer()).hexdigest()
-    refuse_other_content(folder)
-    if (folder / MANIFEST).is_file():
-        begun = read_cache_manifest(folder)
-        changed = differences(asdict(begun), asdict(manifest), free=("vae", "source", "labels_digest"))
-        if changed:
-            raise LatentCacheError(f"{folder} holds other latents: {'; '.join(changed)}. Choose another folder.")
-        digest = begun.labels_digest or digest
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        content = asdict(replace(manifest, labels_digest=digest))
-        write_manifest(folder, {**content, MANIFEST_DIGEST: content_digest(content)})
-    path = folder / LABELS
-    if not path.is_file() or file_digest(path) != digest:
-        with written_whole(path) as partial:
-            partial.write_bytes(stored.getbuffer())
-
-
-def refuse_other_content(folder: Path) -> None:
-    """Refuse a folder that is neither empty nor one of latents.
-
-    Raises:
-        LatentCacheError: it is one.
-    """
-    if holds_something(folder) and not (folder / MANIFEST).is_file():
-        raise LatentCacheError(f"{folder} is not empty and holds no latents; choose another folder.")
-
-
-def read_cache_manifest(folder: Path) -> CacheManifest:
-    """What a folder holds.
-
-    Raises:
-        LatentCacheError: there is no manifest, or it is damaged.
-    """
-    try:
-        content = read_manifest(folder, ELSEWHERE)
-    except ValueError as error:
-        raise LatentCacheError(str(error)) from error
-    except OSError as error:
-        raise LatentCacheError(f"{describe_os_error(error)}; {ELSEWHERE}.") from error
-    if content is None:
-        raise LatentCacheError(
-            f"{folder}: there are no latents (no {MANIFEST}); write some with train/encode_latents.py."
-        )
-    digest = content.pop(MANIFEST_DIGEST, None)
-    written = {"decode_version": 1, **content}  # older folders do not say it
-    try:
-        manifest = CacheManifest(**{**written, "shape": tuple(written["shape"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise LatentCacheError(f"{folder / MANIFEST} is damaged ({first_line(error)}); {ELSEWHERE}.") from error
-    if manifest.decode_version != DECODE_VERSION:
-        raise LatentCacheError(
-            f"{folder}: its pictures were read by rule {manifest.decode_version}, now there is rule {DECODE_VERSION} "
-            f"(orientation, 16 bits, transparency). Encode {manifest.source} again: python train/encode_latents.py "
-            f"--vae {manifest.vae} --resolution {manifest.resolution} --output-dir {folder}-{DECODE_VERSION}, and the "
-            "options that name it."
-        )
-    if (digest or manifest.labels_digest) and digest != content_digest(content):
-        raise LatentCacheError(
-            f"{folder / MANIFEST} is damaged (it is not as it was written, by its SHA-256); {ELSEWHERE}."
-        )
-    return manifest
 
 
 def check_latents(folder: Path, manifest: CacheManifest, shard: range) -> None:
@@ -234,6 +87,25 @@ def check_latents(folder: Path, manifest: CacheManifest, shard: range) -> None:
     path = shard_folder(folder, manifest).path(shard)
     _check_layout(path, manifest, shard)
     _check_content(path, manifest)
+
+
+def blocks(folder: Path, manifest: CacheManifest, shard: range) -> Iterator[np.ndarray]:
+    """A file of latents from front to back, (n, flips, M, C, h, w) at a time, `BLOCK_BYTES` or an image.
+
+    Raises:
+        LatentCacheError: its layout is another, or it cannot be read; its checksum is not compared.
+    """
+    path = shard_folder(folder, manifest).path(shard)
+    start, rows = _check_layout(path, manifest, shard), max(1, BLOCK_BYTES // manifest.image_bytes)
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            for first in range(0, len(shard), rows):
+                block = range(first, min(first + rows, len(shard)))
+                values = np.frombuffer(file.read(len(block) * manifest.image_bytes), dtype=manifest.dtype)
+                yield values.reshape(manifest.file_shape(block))
+    except (OSError, ValueError) as error:
+        raise LatentCacheError(f"{path} cannot be read ({first_line(error)}); {AGAIN}.") from error
 
 
 def _check_layout(path: Path, manifest: CacheManifest, shard: range) -> int:
@@ -263,7 +135,7 @@ def _checksums(path: Path, manifest: CacheManifest) -> dict[str, str]:
     record = _beside(path, "checksums")
     if not manifest.labels_digest and not record.is_file():
         return {}
-    found = _read_table(record)
+    found = read_table(record)
     if path.name not in found:
         raise LatentCacheError(f"{record} is damaged (it says nothing of {path.name}); {AGAIN}.")
     return found
@@ -297,20 +169,11 @@ def _replaced_images(path: Path, manifest: CacheManifest) -> dict[int, int]:
         return {}
     if sums:
         _check_digest(beside, sums[beside.name])
-    found = _read_table(beside)
+    found = read_table(beside)
     places = [place for pair in found.items() for place in pair]
     if not all(re.fullmatch(r"[0-9]{1,18}", str(place)) and int(place) < manifest.count for place in places):
         raise LatentCacheError(f"{beside} is damaged (it is no table of images); {AGAIN}.")
     return {int(index): int(used) for index, used in found.items()}
-
-
-def _read_table(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path, AGAIN)
-    except OSError as error:
-        raise LatentCacheError(f"{describe_os_error(error)}; {AGAIN}.") from error
-    except ValueError as error:
-        raise LatentCacheError(str(error)) from error
 
 
 class LatentCache:
@@ -318,6 +181,7 @@ class LatentCache:
 
     Attributes:
         manifest: what it holds.
+        statistics: of its latents, where they were measured.
         labels: (count,) int64 class ids.
 
     Raises:
@@ -328,6 +192,7 @@ class LatentCache:
     def __init__(self, folder: Path):
         self.folder = folder = checks.path_named(folder, "folder")
         self.manifest = read_cache_manifest(folder)
+        self.statistics = statistics_of(folder, self.manifest)
         self.labels = _read_labels(folder, self.manifest)
         self.files = shard_folder(folder, self.manifest)
         missing = self.files.missing()
@@ -362,7 +227,7 @@ class LatentCache:
             self._unchecked.discard(number)
 
     def read(self, index: int, flipped: bool) -> torch.Tensor:
-        """Mean and standard deviation of an image or its mirror image, (2, C, h, w) float32.
+        """The posterior of an image or its mirror image, (M, C, h, w) float32; see the module.
 
         Raises:
             LatentCacheError: there is no such image or view, or its file is damaged.
@@ -376,7 +241,7 @@ class LatentCache:
         self._check(shard)
         length = manifest.image_bytes // manifest.flips
         content = self._bytes(shard, self._starts[shard] + row * manifest.image_bytes + int(flipped) * length, length)
-        values = np.frombuffer(content, dtype=manifest.dtype).reshape(2, *manifest.shape)
+        values = np.frombuffer(content, dtype=manifest.dtype).reshape(manifest.parts, *manifest.shape)
         if not self.checksums and not np.isfinite(values).all():
             raise LatentCacheError(f"{self._paths[shard]}: the latents of image {index} are NaN or infinite; {AGAIN}.")
         return torch.from_numpy(values).float()

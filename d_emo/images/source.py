@@ -47,9 +47,10 @@ class EncodedLatents(Protocol):
     """Latents that stand for the images; `latent_cache.LatentCache` reads them from a disk."""
 
     manifest: Any
+    statistics: Any
 
     def read(self, index: int, flipped: bool) -> torch.Tensor:
-        """Mean and standard deviation of an image or its mirror image, (2, C, h, w) float32."""
+        """The posterior of an image or its mirror image, (M, C, h, w) float32."""
 
 
 @dataclass(frozen=True)

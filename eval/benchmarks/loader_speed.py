@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +29,13 @@ from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.digests import weights_digest
 from d_emo.common.numbers import whole_from
+from d_emo.images.autoencoders import latent_space, open_vae
 from d_emo.images.decode import center_crop, decode, to_tensor
 from d_emo.images.digits import digits_source
 from d_emo.images.folders import folder_source
-from d_emo.images.latent_cache import CacheManifest, LatentCache, claim_latents, shard_folder, write_latents
-from d_emo.images.latents import encode_images, open_vae, vae_scale_factor
+from d_emo.images.latent_cache import LatentCache, write_latents
+from d_emo.images.latent_manifest import CacheManifest, claim_latents, shard_folder
+from d_emo.images.latents import encode_images
 from d_emo.images.shards import tar_source
 from d_emo.images.source import ImageSource
 from d_emo.images.streams import streamed_source
@@ -49,13 +52,14 @@ SD_VAE = {
 }
 
 
-def random_latents(folder: Path, count: int, resolution: int, vae: AutoencoderKL) -> CacheManifest:
-    """A folder of random moments of the right size: how fast they are read does not depend on what they are."""
-    side = resolution // vae_scale_factor(vae)
+def random_latents(folder: Path, count: int, resolution: int, vae: Any) -> CacheManifest:
+    """A folder of random posteriors of the right size: how fast they are read does not depend on what they are."""
+    space = latent_space(vae)
+    side = space.side(resolution)
     manifest = CacheManifest(
-        source="random", fingerprint="random", count=count, id2label={}, resolution=resolution, shape=(4, side, side),
-        flips=2, dtype="float32", vae="random", vae_digest=str(weights_digest(vae)), scaling_factor=1.0,
-        shift_factor=0.0, shard_size=1024,
+        source="random", fingerprint="random", count=count, id2label={}, resolution=resolution, flips=2,
+        shape=(space.channels, side, side), dtype="float32", vae="random", vae_digest=str(weights_digest(vae)),
+        latent_space=space, shard_size=1024,
     )  # fmt: skip
     claim_latents(folder, manifest, np.zeros(count, dtype=np.int64))
     random = np.random.default_rng(0)
@@ -65,11 +69,11 @@ def random_latents(folder: Path, count: int, resolution: int, vae: AutoencoderKL
     return manifest
 
 
-def ways(folder: Path, manifest: CacheManifest, source: ImageSource, vae: AutoencoderKL) -> dict[str, Callable]:
+def ways(folder: Path, manifest: CacheManifest, source: ImageSource, vae: Any) -> dict[str, Callable]:
     """Each way as a function of (image, mirrored), which answers what training would get."""
     cache = LatentCache(folder)
     raw = [cache.files.path(shard).open("rb") for shard in cache.files.ranges]
-    bytes_each = 2 * int(np.prod(manifest.shape)) * 4
+    bytes_each = manifest.image_bytes // manifest.flips
     header = cache.files.path(range(0)).stat().st_size - manifest.flips * bytes_each * len(cache.files.ranges[0])
     single = folder / "single"
     single.mkdir()
@@ -83,7 +87,8 @@ def ways(folder: Path, manifest: CacheManifest, source: ImageSource, vae: Autoen
 
     def on_the_fly(index: int, flipped: bool) -> torch.Tensor:
         pixels = to_tensor(source.read(index % source.size), 3, manifest.resolution)[None]
-        return encode_images(vae, pixels.flip(-1) if flipped else pixels, torch.randn(1, *manifest.shape))
+        noise = torch.randn(1, *manifest.shape)
+        return encode_images(vae, manifest.latent_space, pixels.flip(-1) if flipped else pixels, noise)
 
     return {
         "latent cache": cache.read,

@@ -329,14 +329,14 @@ def test_names_that_stand_in_for_heavy_modules_are_the_same():
     from d_emo.eval import export_classifier
     from d_emo.eval.fid.names import PRESET_NOTES
     from d_emo.eval.fid.protocol import PRESETS, SamplerName
-    from d_emo.images import latent_cache
+    from d_emo.images import latent_manifest
     from d_emo.schedulers.flow_paths import PATHS
     from d_emo.train.classification import convert
     from d_emo.train.diffusion import encode_config
     from d_emo.train.diffusion.config import OptimizationOptions
     from d_emo.train.diffusion.objectives import PREDICTIONS
 
-    assert export_classifier.FORMATS == export.FORMATS and encode_config.DTYPES == latent_cache.DTYPES
+    assert export_classifier.FORMATS == export.FORMATS and encode_config.DTYPES == latent_manifest.DTYPES
     assert list(PRESET_NOTES) == list(PRESETS)
     kinds = kinds_of(OptimizationOptions)
     assert kinds["flow_path"].choices == PATHS and kinds["prediction"].choices == tuple(PREDICTIONS)

@@ -133,9 +133,9 @@ JOBS = {
     "encode_latents": Job(
         "train/encode_latents.py",
         ("--train-data-dir", "{pictures}", "--vae", "{vae}", "--resolution", "32", "--batch-size", "2", "--shard-size",
-         "8", "--num-workers", "0", "--output-dir", "{out}"),
-        files("latents-*.npy", "labels.npy"), ("latents-*.npy",),
-        ("latents-000000016.npy", ".partial-latents-000000016.npy", "labels.npy"),
+         "8", "--num-workers", "0", "--statistics", "true", "--output-dir", "{out}"),
+        files("latents-*.npy", "labels.npy", "statistics.json"), ("latents-*.npy", "statistics.json"),
+        ("latents-000000016.npy", ".partial-latents-000000016.npy", "labels.npy", "statistics.json"),
     ),
     "evaluate_fid": Job(
         "eval/evaluate_fid.py",

@@ -77,6 +77,7 @@ def write_latents(folder: Path, pictures: Path, vae: Path) -> Path:
 
     encode_latents.main([
         "--train-data-dir", str(pictures), "--vae", str(vae), "--resolution", "16", "--output-dir", str(folder),
+        "--statistics", "true",
     ])  # fmt: skip
     return folder
 

@@ -107,6 +107,7 @@ KINDS = {
     "share above zero": ("crop_scale_min", "crop_ratio", "decay_rate"),
     "boolean": (
         "gradient_checkpointing", "compile", "unconditional", "random_flip", "ema_warmup", "dry_run", "push_to_hub",
+        "statistics",
     ),
     "boolean that needs another": ("streaming", "train_classifier unconditional"),
     "switch": ("unverified_inception",),
@@ -124,7 +125,7 @@ KINDS = {
     "file to read": ("config", "checkpoint", "inception_weights", "fid_inception_weights", "samples", "images"),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
-        "data_dir", "export", "runs", "checkouts",
+        "data_dir", "export", "runs", "checkouts", "latent_statistics",
     ),
     "file to write": ("export_npz", "output"),
     "folder to write": ("output_dir", "cache_dir", "throughput output"),

@@ -63,7 +63,7 @@ def _read_tensors(path: Path) -> None:
 
 
 def _read_manifest(path: Path) -> None:
-    from d_emo.images.latent_cache import read_cache_manifest
+    from d_emo.images.latent_manifest import read_cache_manifest
 
     read_cache_manifest(path.parent)
 

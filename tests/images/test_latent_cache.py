@@ -14,9 +14,11 @@ from helpers.processes import kill_when, run_script
 from helpers.training import run_here
 
 from d_emo.common.locks import FolderLock
+from d_emo.images.autoencoders import latent_space
 from d_emo.images.decode import DECODE_VERSION
-from d_emo.images.latent_cache import LatentCache, LatentCacheError
-from d_emo.images.latents import encode_images, sample_latents
+from d_emo.images.latent_cache import LatentCache
+from d_emo.images.latent_manifest import LatentCacheError
+from d_emo.images.latents import draw_latents, encode_images
 from d_emo.train import encode_latents
 
 COUNT = 11
@@ -88,11 +90,11 @@ def test_drawing_from_stored_moments_equals_encoding(pictures, vae_folder, tmp_p
         torch.from_numpy(np.asarray(PIL.Image.open(pictures / "cat" / "00.png"))).permute(2, 0, 1)[None] / 127.5 - 1
     )
     noise = torch.randn(1, 4, 8, 8)
-    moments = cache.read(0, False)[None].unbind(1)
-    stored = sample_latents(vae, *moments, noise)
-    torch.testing.assert_close(stored, encode_images(vae, pixels, noise), atol=1e-5, rtol=1e-5)
+    posterior, space = cache.read(0, False)[None], latent_space(vae)
+    stored = draw_latents(space, posterior, noise)
+    torch.testing.assert_close(stored, encode_images(vae, space, pixels, noise), atol=1e-5, rtol=1e-5)
     mean = vae.encode(pixels).latent_dist.mean.detach()
-    torch.testing.assert_close(sample_latents(vae, *moments, 0 * noise), (mean - 0.1) * 0.5, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(draw_latents(space, posterior, 0 * noise), (mean - 0.1) * 0.5, atol=1e-5, rtol=1e-5)
 
 
 def train(capsys, folder, vae, *data):
@@ -141,8 +143,8 @@ KILL_SCRIPT = """
 import time
 from d_emo.train import encode_latents
 from d_emo.train.diffusion import encoding
-original = encoding.encode_moments
-encoding.encode_moments = lambda *a: time.sleep(0.3) or original(*a)
+original = encoding.encode_posterior
+encoding.encode_posterior = lambda *a: time.sleep(0.3) or original(*a)
 encode_latents.main({arguments!r})
 """
 

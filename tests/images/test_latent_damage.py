@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,42 +11,45 @@ import torch
 from helpers.damage import DAMAGES, flip_bit
 
 from d_emo.images import latent_cache
-from d_emo.images.latent_cache import (
-    CacheManifest,
-    LatentCache,
-    LatentCacheError,
-    claim_latents,
-    latents_source,
-    shard_folder,
-    write_latents,
-)
+from d_emo.images.autoencoders import LatentSpace
+from d_emo.images.latent_cache import LatentCache, blocks, latents_source, write_latents
+from d_emo.images.latent_manifest import CacheManifest, LatentCacheError, claim_latents, shard_folder
+from d_emo.images.latent_statistics import moments_of, statistics_from, write_statistics
 
 COUNT, SHARD = 10, 4
 LABELS = np.arange(COUNT) % 3
-FILES = ["manifest.json", "labels.npy", "latents-000000004.npy", "checksums-000000004.json", "replaced-000000004.json"]
+SPACE = LatentSpace(autoencoder="AutoencoderKL", channels=4, factor=8, std=(2.0,))
+FILES = ["manifest.json", "labels.npy", "latents-000000004.npy", "checksums-000000004.json", "replaced-000000004.json",
+         "statistics.json"]  # fmt: skip
 
 
 def manifest_of(**changes) -> CacheManifest:
     values = {
         "source": "made up", "fingerprint": "f", "count": COUNT, "id2label": {"0": "a", "1": "b", "2": "c"},
         "resolution": 16, "shape": (4, 2, 2), "flips": 2, "dtype": "float32", "vae": "none", "vae_digest": "v",
-        "scaling_factor": 0.5, "shift_factor": 0.0, "shard_size": SHARD,
+        "latent_space": SPACE, "shard_size": SHARD,
     }  # fmt: skip
     return CacheManifest(**{**values, **changes})
 
 
 def values_of(index: int, manifest: CacheManifest) -> np.ndarray:
-    return np.random.RandomState(index).standard_normal((manifest.flips, 2, *manifest.shape)).astype(manifest.dtype)
+    return (
+        np.random.RandomState(index)
+        .standard_normal((manifest.flips, manifest.parts, *manifest.shape))
+        .astype(manifest.dtype)
+    )
 
 
 def write_folder(folder, **changes):
     """A whole folder, in which image 6 stands for image 5."""
     manifest = manifest_of(**changes)
-    claim_latents(folder, manifest, LABELS)
+    claim_latents(folder, manifest, np.arange(manifest.count) % 3)
     files = shard_folder(folder, manifest)
     for shard in files.ranges:
         moments = np.stack([values_of(index, manifest) for index in shard])
         write_latents(files.path(shard), moments, {5: 6} if 5 in shard else {})
+    every = moments_of(block for shard in files.ranges for block in blocks(folder, manifest, shard))
+    write_statistics(folder, statistics_from(every, manifest))
     return folder
 
 
@@ -71,10 +75,13 @@ def folder(whole, tmp_path):
     return tmp_path / "latents"
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("flips", [1, 2])
-def test_what_was_written_is_read(tmp_path, dtype, flips):
-    cache = LatentCache(write_folder(tmp_path / "latents", dtype=dtype, flips=flips))
+def test_what_was_written_is_read(tmp_path, dtype, flips, deterministic):
+    space = replace(SPACE, deterministic=deterministic)
+    cache = LatentCache(write_folder(tmp_path / "latents", dtype=dtype, flips=flips, latent_space=space))
+    assert cache.read(0, False).shape == (1 if deterministic else 2, 4, 2, 2)
     for copy in (cache, pickle.loads(pickle.dumps(cache))):  # as loader processes get it that are not forked
         for index in range(COUNT):
             for flipped in range(flips):
@@ -89,6 +96,8 @@ def test_what_was_written_is_read(tmp_path, dtype, flips):
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_refused_by_name(folder, name, damage):
+    if (name, damage) == ("statistics.json", "deleted"):
+        pytest.skip("a folder need not have statistics")
     DAMAGES[damage](folder / name)
     with pytest.raises(LatentCacheError) as refused:
         LatentCache(folder)
@@ -109,7 +118,7 @@ def test_any_flipped_bit_is_refused(folder, name):
 
 
 def test_a_file_of_another_folder_is_refused(folder, tmp_path):
-    other = write_folder(tmp_path / "other", scaling_factor=1.0)
+    other = write_folder(tmp_path / "other", vae_digest="w")
     for start in (0, 8):
         shutil.copy(other / f"latents-{start:09d}.npy", folder / "latents-000000004.npy")
         with pytest.raises(LatentCacheError, match=r"latents-000000004\.npy"):
@@ -205,7 +214,8 @@ def test_wrong_latents_are_refused(folder, change, message):
         ({"count": 0}, "count=0 is not"), ({"count": "10"}, "count='10' is not"),
         ({"shard_size": -4}, "shard_size=-4"),
         ({"shape": (4, 2)}, "shape="), ({"shape": (4, -2, 2)}, "shape=.*-2"), ({"flips": 3}, "flips=3 is not one of 1"),
-        ({"dtype": "int8"}, "dtype='int8'"), ({"scaling_factor": float("nan")}, "scaling_factor=nan is not"),
+        ({"dtype": "int8"}, "dtype='int8'"), ({"shape": (8, 2, 2)}, "shape=.* is not that of latents of Auto"),
+        ({"resolution": 32}, "shape=.* is not that of latents of Auto"),
         ({"id2label": {"1": "b"}}, "id2label="), ({"resolution": 1.5}, "resolution=1.5"),
     ],
 )  # fmt: skip
@@ -217,6 +227,47 @@ def test_manifests_with_senseless_values_are_refused(folder, changes, message):
     (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
     with pytest.raises(LatentCacheError, match=rf"manifest\.json is damaged \({message}"):
         LatentCache(folder)
+
+
+def describe_as_before(folder, **changes):
+    """A manifest as it was before there were descriptions of latents."""
+    manifest = json.loads((without_checksums(folder) / "manifest.json").read_text())
+    del manifest["latent_space"]
+    (folder / "manifest.json").write_text(
+        json.dumps({**manifest, "scaling_factor": 0.5, "shift_factor": 0.1, **changes})
+    )
+
+
+def test_folders_of_before_there_were_descriptions_are_read(folder):
+    describe_as_before(folder)
+    cache = LatentCache(folder)
+    assert cache.manifest.latent_space == replace(SPACE, mean=(0.1,))
+    assert torch.equal(cache.read(9, True), torch.from_numpy(values_of(9, manifest_of())[1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scaling_factor": float("nan")}, "scaling_factor=nan is not"),
+        ({"scaling_factor": 0}, "scaling_factor=0 is not"), ({"shift_factor": "0"}, "shift_factor='0' is not"),
+        ({"latent_space": {"autoencoder": "VQModel"}}, "VQModel"), ({"latent_space": [1]}, "describes no latents"),
+        ({"latent_space": {**asdict(SPACE), "std": [float("nan")]}}, "std="),
+        ({"latent_space": {**asdict(SPACE), "scale": 1}}, "scale"),
+    ],
+)  # fmt: skip
+def test_senseless_descriptions_are_refused(folder, changes, message):
+    describe_as_before(folder, **changes)
+    with pytest.raises(LatentCacheError, match=rf"manifest\.json is damaged \(.*{message}"):
+        LatentCache(folder)
+
+
+def test_statistics_of_other_latents_are_refused(folder, tmp_path):
+    for changes in ({"vae_digest": "w"}, {"fingerprint": "g"}, {"count": 9}, {"flips": 1},
+                    {"latent_space": replace(SPACE, autoencoder="AutoencoderKLFlux2")}):  # fmt: skip
+        other = write_folder(tmp_path / "-".join(changes), **changes)
+        shutil.copy(other / "statistics.json", folder)
+        with pytest.raises(LatentCacheError, match=r"statistics\.json was measured on other latents"):
+            LatentCache(folder)
 
 
 @pytest.mark.parametrize(("index", "flipped"), [(-1, False), (COUNT, True), (0, True)])

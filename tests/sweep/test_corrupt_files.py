@@ -177,6 +177,7 @@ READERS = {
     "statistics as .npz": Reader(reference, read_reference),
     "a manifest of latents": Reader(latents("manifest.json"), read_latents),
     "labels of latents": Reader(latents("labels.npy"), read_latents),
+    "statistics of latents": Reader(latents("statistics.json"), read_latents),
     "a file of latents": Reader(latents("latents-000000000.npy"), read_latents),
     "class names, a line each": Reader(
         text("names.txt", "cat\ndog\n"),

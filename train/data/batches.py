@@ -30,8 +30,8 @@ class Batch:
     """One micro batch of one process.
 
     Attributes:
-        images: (B, channels, side, side) as the trainer prepares them; or (B, 2, C, h, w), mean and deviation of the
-            VAE's posterior, where the source was encoded beforehand.
+        images: (B, channels, side, side) as the trainer prepares them; or (B, M, C, h, w), the autoencoder's
+            posteriors, where the source was encoded beforehand.
         labels: (B,) class ids, before label dropout.
         positions: B places in the stream of samples, the key of every random draw.
         bad_images: messages of the images that could not be read and were replaced.
@@ -99,7 +99,7 @@ class TrainingImages(Dataset):
 
 
 class TrainingLatents(Dataset):
-    """Reads `(position, index)` pairs: moments of encoded images, mirrored where the position says so."""
+    """Reads `(position, index)` pairs: posteriors of encoded images, mirrored where the position says so."""
 
     def __init__(self, source: ImageSource, flip: bool, seed: int):
         assert source.latents is not None

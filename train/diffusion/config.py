@@ -35,8 +35,13 @@ class ModelOptions:
     )
     vae: str = option(
         "auto",
-        "Folder or Hub id of an SD-type VAE, or 'none' to train on pixels. 'auto' is stabilityai/sd-vae-ft-ema at 128 "
-        "pixels and more, pixels below.",
+        "Folder or Hub id of one of Diffusers' autoencoders of images (docs/autoencoders.md lists them), or 'none' to "
+        "train on pixels. 'auto' is stabilityai/sd-vae-ft-ema at 128 pixels and more, pixels below.",
+    )
+    latent_statistics: str | None = option(
+        None,
+        "Normalise latents by what encode_latents.py --statistics measured: a folder of latents or statistics.json; "
+        "'none' for the autoencoder's own. Default: what goes with --init-from, --latents or --vae, in this order.",
     )
     patch_bottleneck: int | None = option(
         None, "Embed patches by way of so few channels, for large patches of pixels. Default: straight away."
@@ -206,6 +211,8 @@ def parse_config(arguments: list[str], about: str = "Train D-EMOv2, DiT or SiT."
     """
 
     def beneath(given: Mapping[str, Any]) -> Recipe | Mapping[str, Any] | None:
-        return options_of_run(given) or digits_recipe("digits.yaml", given)
+        own = options_of_run(given)
+        # A run from before latents were measured goes on without, whatever lies beside its latents by now.
+        return {"latent_statistics": "none", **own} if own else digits_recipe("digits.yaml", given)
 
     return parse_options(arguments, TrainConfig, "train_dit", about, beneath)

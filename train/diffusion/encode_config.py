@@ -6,7 +6,7 @@ from d_emo.common.options import OptionTable, option, parse_options, require
 from d_emo.train.data.options import DataOptions
 from d_emo.train.diffusion.config import AUTO_VAE
 
-# Types that latents are stored in; those of `d_emo.images.latent_cache`, which imports PyTorch.
+# Types that latents are stored in; those of `d_emo.images.latent_manifest`, which imports PyTorch.
 DTYPES = ("float32", "float16")
 
 
@@ -18,10 +18,17 @@ class EncodeOptions:
     resolution: int | None = option(
         None, "Image side in pixels. Default: 256 for folders, for others as the trainer's."
     )
-    vae: str = option(AUTO_VAE, "Folder or Hub id of an SD-type VAE.")
+    vae: str = option(
+        AUTO_VAE, "Folder or Hub id of one of Diffusers' autoencoders of images (docs/autoencoders.md lists them)."
+    )
     batch_size: int = option(16, "Images encoded at once by a process, mirror images aside.")
     shard_size: int = option(1024, "Images a file.")
     dtype: str = option("float32", "Type on disk: float32, or float16 for half the space.")
+    statistics: bool = option(
+        False,
+        "Measure mean and deviation a channel of all latents, for autoencoders without their own; training normalises "
+        "by them. On a finished folder nothing is encoded anew.",
+    )
 
     def __post_init__(self):
         if not self.output_dir:

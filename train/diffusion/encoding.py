@@ -1,4 +1,4 @@
-"""Encoding a data set with a VAE: what `train/encode_latents.py` does after it has read its options."""
+"""Encoding a data set with an autoencoder: what `train/encode_latents.py` does after it has read its options."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from d_emo.common.files import check_writable
 from d_emo.common.locks import output_folder
 from d_emo.common.output import Progress, say
 from d_emo.common.processes import keep_freed_memory, leave_interrupts, loader_processes, start_processes
-from d_emo.images import latent_cache
+from d_emo.images import latent_cache, latent_manifest
 from d_emo.images.autoencoders import latent_space
 from d_emo.images.decode import UnreadableImageError
 from d_emo.images.latents import encode_posterior
@@ -25,7 +25,9 @@ from d_emo.train.data.batches import Pixels, TrainingImages
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import check_output, load_source
 from d_emo.train.diffusion.encode_config import EncodeConfig, EncodeOptions
-from d_emo.train.diffusion.plan import load_vae, side_of
+from d_emo.train.diffusion.latent_spaces import resolution_of, side_of
+from d_emo.train.diffusion.measuring import discard_statistics, measure
+from d_emo.train.diffusion.plan import load_vae
 
 
 class _Images(Dataset):
@@ -55,19 +57,20 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     folder = Path(str(options.output_dir))
     check_writable(folder, "--output-dir", folder=True)
     check_output(data, folder)
-    latent_cache.refuse_other_content(folder)
+    latent_manifest.refuse_other_content(folder)
     source = load_source(data)
     if source.stream is not None:
         raise ValueError("--streaming: encoding takes images by index; fetch the files and name them without it.")
     vae = load_vae(options.vae)
     if vae is None:
         raise ValueError("--vae none: latents are what a VAE makes; train on pixels without this step.")
-    space, resolution = latent_space(vae), options.resolution or source.resolution
+    space = latent_space(vae)
+    resolution = resolution_of(options.resolution, source.resolution, space)
     side = side_of(space, resolution)
     if space.image_channels != source.channels:
         raise ValueError(f"--vae {options.vae} takes {space.image_channels} channels, images have {source.channels}.")
     flips = 2 if (source.flip if data.random_flip is None else data.random_flip) else 1
-    manifest = latent_cache.CacheManifest(
+    manifest = latent_manifest.CacheManifest(
         source=source.name,
         fingerprint=source.fingerprint,
         count=source.size,
@@ -78,8 +81,7 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         dtype=options.dtype,
         vae=options.vae,
         vae_digest=str(weights_digest(vae)),
-        scaling_factor=vae.config.scaling_factor,
-        shift_factor=getattr(vae.config, "shift_factor", None) or 0.0,
+        latent_space=space,
         shard_size=options.shard_size,
     )
     images = _Images(TrainingImages(source, Pixels(source.channels, resolution, flip=False, seed=0)), data.on_bad_image)
@@ -89,12 +91,15 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(output_folder(folder))
-            latent_cache.claim_latents(folder, manifest, source.labels)
+            latent_manifest.claim_latents(folder, manifest, source.labels)
         accelerator.wait_for_everyone()
         discard_damaged(folder, accelerator)
+        discarded = discard_statistics(folder, manifest, accelerator)
         accelerator.wait_for_everyone()
         write_missing(manifest, folder, images, vae.to(accelerator.device), accelerator, options.batch_size, workers)
         accelerator.wait_for_everyone()
+        if options.statistics or discarded:
+            measure(folder, manifest, accelerator)
         if accelerator.is_main_process:
             latent_cache.LatentCache(folder)  # complete, and every file as it was written
             say(f"{manifest.count:,} images in {folder}; train with --latents {folder}")
@@ -102,15 +107,15 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
 
 def discard_damaged(folder: Path, accelerator: Accelerator) -> None:
     """Delete files that are not as they were written, each process its share, so that they are encoded again."""
-    manifest = latent_cache.read_cache_manifest(folder)
+    manifest = latent_manifest.read_cache_manifest(folder)
     check = functools.partial(latent_cache.check_latents, folder, manifest)
-    files = latent_cache.shard_folder(folder, manifest)
+    files = latent_manifest.shard_folder(folder, manifest)
     for reason in files.discard_damaged(check, accelerator.process_index, accelerator.num_processes):
-        say(f"encoded again: {reason.removesuffix(latent_cache.AGAIN + '.').rstrip('; ')}")
+        say(f"encoded again: {latent_manifest.reason_of(reason)}")
 
 
 def write_missing(
-    manifest: latent_cache.CacheManifest,
+    manifest: latent_manifest.CacheManifest,
     folder: Path,
     images: _Images,
     vae: Any,
@@ -123,7 +128,7 @@ def write_missing(
     Raises:
         ValueError: the VAE makes NaN or infinite latents of an image.
     """
-    files = latent_cache.shard_folder(folder, manifest)
+    files = latent_manifest.shard_folder(folder, manifest)
     missing = files.missing()
     accelerator.wait_for_everyone()  # everyone has seen what is missing before anyone adds to it
     mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -140,10 +145,10 @@ def write_missing(
     started, done = time.perf_counter(), manifest.count - sum(map(len, missing))
     with Progress(manifest.count, "image", "encoding", done=done, shown=accelerator.is_main_process) as progress:
         for shard in mine:
-            moments, replaced = np.empty(manifest.file_shape(shard), dtype=manifest.dtype), {}
+            posteriors, replaced = np.empty(manifest.file_shape(shard), dtype=manifest.dtype), {}
             for row, index in enumerate(shard):
-                moments[row], used = next(rows)
-                if not np.isfinite(moments[row]).all():
+                posteriors[row], used = next(rows)
+                if not np.isfinite(posteriors[row]).all():
                     raise ValueError(
                         f"--vae {manifest.vae}: its latents of image {used} are NaN or infinite; use a VAE whose "
                         "weights are whole and whose range suffices."
@@ -151,23 +156,23 @@ def write_missing(
                 if used != index:
                     replaced[index] = used
                 progress.update(accelerator.num_processes)  # the others are about as far
-            latent_cache.write_latents(files.path(shard), moments, replaced)
+            latent_cache.write_latents(files.path(shard), posteriors, replaced)
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))
         say(f"encoded {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
 
 
 def _encoded_rows(
-    loader: DataLoader, vae: Any, manifest: latent_cache.CacheManifest, device: torch.device
+    loader: DataLoader, vae: Any, manifest: latent_manifest.CacheManifest, device: torch.device
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """(flips, 2, C, h, w) of each image in turn, and the index of the image that it is of."""
+    """(flips, M, C, h, w) of each image in turn, and the index of the image that it is of."""
     for samples in loader:
         for _, _, messages in samples:
             for message in messages:
                 say(f"skipped: {message}")
         pixels = torch.stack([sample[0] for sample in samples]).to(device)  # (B, channels, side, side)
         views = [pixels, pixels.flip(-1)][: manifest.flips]
-        moments = torch.stack([encode_posterior(vae, view) for view in views], dim=1)
+        posteriors = torch.stack([encode_posterior(vae, view) for view in views], dim=1)
         limit = float(np.finfo(manifest.dtype).max)
-        rows = moments.clamp(-limit, limit).cpu().numpy().astype(manifest.dtype)
+        rows = posteriors.clamp(-limit, limit).cpu().numpy().astype(manifest.dtype)
         yield from zip(rows, (sample[1] for sample in samples), strict=True)

@@ -39,6 +39,7 @@ class InitialWeights:
         self.id2label = pipeline.id2label
         self.vae = pipeline.vae
         self.time_shift = float(pipeline.scheduler.config.get("shift") or 1.0)
+        self.space = pipeline.latent_space
 
     def config(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """The new model's configuration: the old one with the task's grid and number of classes.

@@ -1,6 +1,6 @@
 """From options to everything a run needs: data, batch layout, model, averaged copy, optimizer, pipeline."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ from diffusers.optimization import get_scheduler
 
 from d_emo.common.digests import weights_digest
 from d_emo.common.messages import first_line
-from d_emo.images.autoencoders import LatentSpace, latent_space, open_vae
-from d_emo.images.latent_cache import CacheManifest
+from d_emo.images.autoencoders import LatentSpace, open_vae
 from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
@@ -19,6 +18,7 @@ from d_emo.models.flops import count_macs, count_parameters
 from d_emo.pipelines import DEMOPipeline, default_steps
 from d_emo.train.diffusion.config import AUTO_VAE, DiffusionRunOptions, OptimizationOptions, TrainConfig
 from d_emo.train.diffusion.init_from import InitialWeights
+from d_emo.train.diffusion.latent_spaces import OWN, check_latents, choose_space, identity_of, resolution_of, side_of
 from d_emo.train.diffusion.lora import add_lora
 from d_emo.train.diffusion.objectives import Objective, make_objective
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
@@ -41,7 +41,8 @@ class Plan:
         max_train_steps: optimizer steps in all.
         warmup_steps: of them.
         vae: the autoencoder, or None for pixels.
-        space: its latents, or None for pixels.
+        space: its latents as they are normalised, or None for pixels.
+        scale: where their mean and deviation come from, for people; empty for the autoencoder's own.
         flip: whether images are mirrored at random.
         initial: what the run starts from, if not from fresh weights.
         model_config: overrides for `create_model`; with `initial`, the whole configuration.
@@ -57,6 +58,7 @@ class Plan:
     warmup_steps: int
     vae: Any
     space: LatentSpace | None
+    scale: str
     flip: bool
     output_dir: Path
     initial: InitialWeights | None
@@ -99,6 +101,9 @@ class Plan:
             "color": COLORS.get(self.source.channels, self.config.model.color),
             "random_flip": self.flip,
             "vae_digest": weights_digest(self.vae),
+            "latent_space": None if self.space is None else identity_of(self.space),
+            # Statistics that are measured later do not concern a run that began without.
+            "latent_statistics": OWN if self.space and not self.scale else self.config.model.latent_statistics,
             **self.source.identity(),
         }
 
@@ -109,7 +114,9 @@ class Plan:
         adapters = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
         options, layout, macs = self.config, self.layout, count_macs(model)
         classes = len(self.source.id2label)
-        space = "pixels" if self.vae is None else f"latents of {vae_name(options.model.vae, self.resolution)}"
+        space = "pixels"
+        if self.space is not None:
+            space = f"latents of {vae_name(options.model.vae, self.resolution)} ({self.space.describe()})"
         shape = " x ".join(map(str, self.latent_shape))
         seen = self.max_train_steps * layout.global_batch_size
         epochs = f"{seen / self.source.size:,.1f} epochs" if self.source.size else f"{seen:,} images"
@@ -120,6 +127,7 @@ class Plan:
             "data": f"{self.source.name}: {self.source.describe_size()}, {classes or 'no'} classes, "
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
             "space": f"{space}, {shape}",
+            **({"statistics": self.scale} if self.scale else {}),
             "objective": f"{options.optimization.objective} ({self.objective.prediction_type}"
             f"{f' on the {self.objective.flow_path} path' if self.objective.flow_path else ''}{self._shift()}), "
             "label dropout "
@@ -157,7 +165,8 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     source = in_color(source, config.model.color, None if vae else initial)
     if source.latents is not None:
         check_latents(config, source.latents.manifest, vae)
-    space = None if vae is None else latent_space(vae)
+    space, scale = choose_space(config, source, vae, initial)
+    resolution = resolution_of(config.model.resolution, resolution, space)
     channels, side = (source.channels, resolution) if space is None else (space.channels, side_of(space, resolution))
     if space is not None and source.latents is None and space.image_channels != source.channels:
         raise ValueError(
@@ -193,6 +202,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         warmup_steps=fitting_warmup(config.optimization.lr_warmup_steps, steps),
         vae=vae,
         space=space,
+        scale=scale,
         flip=source.flip if config.data.random_flip is None else config.data.random_flip,
         output_dir=output_dir(config, source),
         model_config=initial.config(model_config) if initial else model_config,
@@ -244,26 +254,6 @@ def max_train_steps(options: DiffusionRunOptions, source: ImageSource, layout: B
     return steps_of_epochs(options.num_epochs, source.size, layout.global_batch_size)
 
 
-def check_latents(config: TrainConfig, manifest: CacheManifest, vae: Any) -> None:
-    """Refuse latents that do not fit the options.
-
-    Raises:
-        ValueError: another resolution, VAE, or no mirror images; the message gives the remedy.
-    """
-    if config.model.resolution not in (None, manifest.resolution):
-        raise ValueError(
-            f"--resolution {config.model.resolution}: the latents are of {manifest.resolution} x {manifest.resolution} "
-            "images; leave it out, or encode again."
-        )
-    if weights_digest(vae) != manifest.vae_digest:
-        raise ValueError(
-            f"--vae {config.model.vae}: the latents were made by another VAE ({manifest.vae}, weights "
-            f"{manifest.vae_digest[:12]}); pass that one."
-        )
-    if config.data.random_flip and manifest.flips < 2:
-        raise ValueError("--random-flip true: the latents hold no mirror images; encode again with --random-flip true.")
-
-
 def model_name(config: TrainConfig) -> str:
     """--model, or what --init-from is called."""
     return Path(config.model.init_from).name if config.model.init_from else config.model.model
@@ -272,18 +262,6 @@ def model_name(config: TrainConfig) -> str:
 def output_dir(config: TrainConfig, source: ImageSource) -> Path:
     """Where the run is written."""
     return config.run.folder(model_name(config), source.name)
-
-
-def side_of(space: LatentSpace, resolution: int) -> int:
-    """Side of the latents of images of a resolution.
-
-    Raises:
-        ValueError: the autoencoder makes no such images.
-    """
-    try:
-        return space.side(resolution)
-    except ValueError as error:
-        raise ValueError(f"--resolution {resolution}: {error}") from error
 
 
 def vae_name(name: str, resolution: int) -> str:
@@ -340,6 +318,7 @@ def make_pipeline(model: Any, plan: Plan) -> DEMOPipeline:
         vae=plan.vae,
         id2label=plan.source.id2label,
         default_num_inference_steps=default_steps(scheduler),
+        latent_space=None if plan.space is None else asdict(plan.space),
     )
     if plan.config.run.sample_every:
         pipeline.check_steps(plan.config.run.sample_steps)

@@ -22,13 +22,14 @@ FREE_OPTIONS = frozenset({
     "fid_images", "fid_reference", "fid_features", "fid_inception_weights", "report_to",
     "push_to_hub", "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "num_workers", "license",
     "on_bad_image", "dataset", "train_data_dir", "latents", "class_names", "data",
+    "latent_statistics",
     "gradient_checkpointing", "compile", "kernels", "cpu_threads",
     "epochs", "validate_every", "validation_split", "validation_dataset", "validation_dir", "validation_share",
 })  # fmt: skip
 # What a checkpoint's weights were made for: with another value of these they mean nothing, and no permission helps.
 NETWORK_OPTIONS = frozenset({
-    "model", "model_config", "resolution", "color", "vae", "vae_digest", "lora_rank", "lora_alpha", "unconditional",
-    "patch_bottleneck", "objective", "prediction", "flow_path", "num_classes", "optimizer",
+    "model", "model_config", "resolution", "color", "vae", "vae_digest", "latent_space", "lora_rank", "lora_alpha",
+    "unconditional", "patch_bottleneck", "objective", "prediction", "flow_path", "num_classes", "optimizer",
 })  # fmt: skip
 # What the plan derives, by the option that it comes from.
 DERIVED = {
@@ -38,7 +39,7 @@ DERIVED = {
 
 
 # What older runs left to a default, or did not write down; runs now say what it came to.
-UNSAID = {"mixed_precision": None, "color": "auto", "vae_digest": None}
+UNSAID = {"mixed_precision": None, "color": "auto", "vae_digest": None, "latent_space": None}
 
 
 def find_checkpoint(resume_from: str, output_dir: Path) -> tuple[Path | None, dict[str, Any], list[str]]:

@@ -151,7 +151,7 @@ def test_training_on_latents_of_a_vae(tmp_path, capsys):
     assert pipeline.vae.config.scaling_factor == 0.7
     assert pipeline("cat", num_inference_steps=2).images[0].size == (32, 32)
     _, output = run_here(capsys, *arguments, "--resolution", "31", "--output-dir", tmp_path / "other")
-    assert "--resolution 31 is not a multiple of the VAE's factor 2; use 32" in output
+    assert "--resolution 31: it is not a multiple of 2, the factor of AutoencoderKL; use 32" in output
 
 
 def test_unconditional_training(tmp_path, capsys):
