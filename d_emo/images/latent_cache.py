@@ -42,6 +42,8 @@ from d_emo.images.source import ImageSource, no_image
 
 LABELS = "labels.npy"
 DTYPES = ("float32", "float16")
+# Mean and standard deviation.
+PARTS = 2
 # What a manifest's numbers may be.
 NUMBERS: Table = {
     **dict.fromkeys(("count", "resolution", "shard_size", "decode_version"), Whole(1)),
@@ -111,12 +113,17 @@ class CacheManifest:
 
     def file_shape(self, shard: range) -> tuple[int, ...]:
         """Shape of a file's array."""
-        return (len(shard), self.flips, 2, *self.shape)
+        return (len(shard), self.flips, PARTS, *self.shape)
 
     @property
     def image_bytes(self) -> int:
         """What an image's latents take on the disk, of both views."""
-        return self.flips * 2 * math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return latent_bytes(self.shape, self.flips, self.dtype)
+
+
+def latent_bytes(shape: tuple[int, ...], flips: int, dtype: str) -> int:
+    """What an image's latents of a shape (C, h, w) take on the disk, of so many views."""
+    return flips * PARTS * math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def shard_folder(folder: Path, manifest: CacheManifest) -> ShardFolder:

@@ -22,6 +22,7 @@ class EncodeOptions:
     batch_size: int = option(16, "Images encoded at once by a process, mirror images aside.")
     shard_size: int = option(1024, "Images a file.")
     dtype: str = option("float32", "Type on disk: float32, or float16 for half the space.")
+    dry_run: bool = option(False, "Print what would be encoded, its size and memory, and stop.")
 
     def __post_init__(self):
         if not self.output_dir:

@@ -16,7 +16,7 @@ from d_emo.common.digests import weights_digest
 from d_emo.common.files import check_writable
 from d_emo.common.locks import output_folder
 from d_emo.common.output import Progress, say
-from d_emo.common.processes import keep_freed_memory, leave_interrupts, loader_processes, start_processes
+from d_emo.common.processes import agreed, keep_freed_memory, leave_interrupts, loader_processes, start_processes
 from d_emo.images import latent_cache
 from d_emo.images.decode import UnreadableImageError
 from d_emo.images.latents import encode_moments, vae_scale_factor
@@ -24,6 +24,7 @@ from d_emo.train.data.batches import Pixels, TrainingImages
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import check_output, load_source
 from d_emo.train.diffusion.encode_config import EncodeConfig, EncodeOptions
+from d_emo.train.diffusion.encode_plan import check_room, describe_encoding
 from d_emo.train.diffusion.plan import load_vae
 
 
@@ -82,6 +83,11 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         shift_factor=getattr(vae.config, "shift_factor", None) or 0.0,
         shard_size=options.shard_size,
     )
+    if accelerator.is_main_process:
+        say(describe_encoding(manifest, folder, vae, (options.batch_size, source.channels), accelerator))
+    if options.dry_run:
+        return
+    agreed(accelerator, lambda: check_room(manifest, folder))
     images = _Images(TrainingImages(source, Pixels(source.channels, resolution, flip=False, seed=0)), data.on_bad_image)
     workers = loader_processes(data.num_workers, source.num_workers)
     if accelerator.device.type == "cpu":
