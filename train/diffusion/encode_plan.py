@@ -30,7 +30,7 @@ def describe_encoding(
     parts, side = manifest.file_shape(range(1))[2], manifest.resolution
     needed, free = room(manifest, folder)
     whole = manifest.count * manifest.image_bytes
-    left = f", {readable_size(whole - needed)} of it are there" if needed < whole else ""
+    left = f"; {readable_size(whole - needed)} of it there already" if needed < whole else ""
     views = needed // manifest.image_bytes * manifest.flips
     lines = {
         "data": f"{manifest.source}: {manifest.count:,} images, {len(manifest.id2label) or 'no'} classes, {side} x "
@@ -38,7 +38,7 @@ def describe_encoding(
         "latents": f"of {manifest.vae}, {' x '.join(map(str, manifest.shape))}, "
         f"{'mean and deviation' if parts == 2 else 'one value each'}",
         "disk": f"{describe_cache(manifest.count, manifest.flips, manifest.shape, manifest.dtype)}{left}; "
-        f"{readable_size(free)} are free",
+        f"{readable_size(free)} free",
         "work": told(lambda: describe_work(vae, (*batch, side, side), views, accelerator)),
         "output": str(folder),
     }
@@ -48,7 +48,7 @@ def describe_encoding(
 def describe_cache(count: int, flips: int, shape: tuple[int, ...], dtype: str) -> str:
     """The size of a folder of latents, for people."""
     size = readable_size(count * latent_bytes(shape, flips, dtype))
-    half = "; --dtype float16 halves it" if dtype == "float32" else ""
+    half = " (half with --dtype float16)" if dtype == "float32" else ""
     return f"{count:,} images x {flips} view{'s' * (flips > 1)} = {size} in {dtype}{half}"
 
 
@@ -62,13 +62,13 @@ def describe_work(vae: Any, images: tuple[int, ...], views: int, accelerator: Ac
         accelerator: of the processes.
 
     Raises:
-        RuntimeError: the autoencoder's encoder depends on values.
+        RuntimeError: what the encoder computes depends on values.
     """
     device = accelerator.device
     with shapes_only(device, vae), torch.no_grad():
         macs = macs_of(lambda: vae.encode(torch.empty((1, *images[1:]), dtype=vae.dtype)))
         held = held_at_most(lambda: vae.encode(torch.empty(images, dtype=vae.dtype)))
-    time = time_on_cpu(macs, views // accelerator.num_processes, device, passes=1)
+    time = time_on_cpu(macs, views // accelerator.num_processes, device, passes=1) if views else ""
     return (
         f"{macs / 1e9:.3f} GMACs a view, {views:,} to encode{time}; about "
         f"{readable_size(size_of(vae.state_dict()) + held)} of tensors a process"

@@ -63,7 +63,8 @@ class DiffusionStep:
         return self.model(noisy, torch.empty(self.micro_batch), labels, return_dict=False)[0]
 
     def _encoding(self) -> int:
-        if self.images is None:
+        images = self.images
+        if images is None:
             return 0
         with shapes_only(self.launch.device, self.vae), torch.no_grad():
-            return held_at_most(lambda: self.vae.encode(torch.empty(self.images, dtype=self.vae.dtype)))
+            return held_at_most(lambda: self.vae.encode(torch.empty(images, dtype=self.vae.dtype)))

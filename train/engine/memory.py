@@ -132,8 +132,8 @@ def _state_of(optimizer: torch.optim.Optimizer) -> list[object]:
 
 
 def told(describe: Callable[[], str]) -> str:
-    """A description of memory, or why there is none: of other people's networks not all can be gone through."""
+    """A description of memory, or why there is none: what a run would hold is no reason not to run."""
     try:
         return describe()
-    except RuntimeError as error:
+    except Exception as error:  # whatever foreign networks raise on tensors without content
         return f"not counted ({first_line(error)})"

@@ -64,8 +64,9 @@ def shapes_only(device: torch.device, *modules: torch.nn.Module) -> Iterator[Non
     Raises:
         RuntimeError: an operation needs to know content, `tensor.item()` for example.
     """
-    tables = [table for module in modules for part in module.modules() for table in (part._parameters, part._buffers)]
-    own: list[dict[str, Any]] = [{**table} for table in tables]
+    parts = [part for module in modules for part in module.modules()]
+    tables: list[dict[str, Any]] = [table for part in parts for table in (part._parameters, part._buffers)]
+    own = [{**table} for table in tables]
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
             stand_ins: dict[int, torch.Tensor] = {}
