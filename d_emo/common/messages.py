@@ -132,6 +132,16 @@ def describe_os_error(error: OSError) -> str:
     return f"{path}{error.strerror}" + (f" ({remedy})" if remedy else "")
 
 
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def readable_size(count: int) -> str:
+    """A number of bytes for people: 1.5 GiB, 126 MiB."""
+    power = next((power for power in range(4) if count < 1000 * 1024**power), 4)
+    size = count / 1024**power
+    return f"{size:.1f} {_UNITS[power]}" if size < 10 and power else f"{size:.0f} {_UNITS[power]}"
+
+
 def printable(text: str) -> str:
     """A text that any terminal and any file takes: bytes that are not UTF-8 and control characters are escaped."""
     return text if text.isprintable() else "".join(map(_escaped, text))

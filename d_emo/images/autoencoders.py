@@ -104,6 +104,11 @@ class LatentSpace:
             raise ValueError(f"it is not a multiple of {self.factor}, the factor of {self.autoencoder}; use {near}.")
         return resolution // self.factor
 
+    @property
+    def parts(self) -> int:
+        """Values that are known of a latent's pixel: 2, mean and standard deviation, or 1 if it is deterministic."""
+        return 1 if self.deterministic else 2
+
     def describe(self) -> str:
         """In a line, for people."""
         sizes = f"takes {self.input_size} pixels, gives {self.output_size}, " if self.input_size else ""

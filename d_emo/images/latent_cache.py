@@ -241,7 +241,7 @@ class LatentCache:
         self._check(shard)
         length = manifest.image_bytes // manifest.flips
         content = self._bytes(shard, self._starts[shard] + row * manifest.image_bytes + int(flipped) * length, length)
-        values = np.frombuffer(content, dtype=manifest.dtype).reshape(manifest.parts, *manifest.shape)
+        values = np.frombuffer(content, dtype=manifest.dtype).reshape(manifest.latent_space.parts, *manifest.shape)
         if not self.checksums and not np.isfinite(values).all():
             raise LatentCacheError(f"{self._paths[shard]}: the latents of image {index} are NaN or infinite; {AGAIN}.")
         return torch.from_numpy(values).float()

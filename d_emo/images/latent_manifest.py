@@ -89,17 +89,12 @@ class CacheManifest:
 
     def file_shape(self, shard: range) -> tuple[int, ...]:
         """Shape of a file's array."""
-        return (len(shard), self.flips, self.parts, *self.shape)
-
-    @property
-    def parts(self) -> int:
-        """Arrays a view: 2, mean and standard deviation, or 1 where an image has one latent."""
-        return 1 if self.latent_space.deterministic else 2
+        return (len(shard), self.flips, self.latent_space.parts, *self.shape)
 
     @property
     def image_bytes(self) -> int:
         """What an image's latents take on the disk, of both views."""
-        return self.flips * self.parts * math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return latent_bytes(self.latent_space, self.shape, self.flips, self.dtype)
 
     def other_latents(self, space: LatentSpace) -> list[str]:
         """How an autoencoder's latents differ from these, as "NAME these -> those".
@@ -107,6 +102,11 @@ class CacheManifest:
         Channels of its images are left out: folders of before do not say them, and the hash of the weights tells them.
         """
         return replace(self.latent_space, image_channels=space.image_channels).differences(space)
+
+
+def latent_bytes(space: LatentSpace, shape: tuple[int, ...], flips: int, dtype: str) -> int:
+    """What the latents (C, h, w) of an image take on the disk, of so many views."""
+    return flips * space.parts * math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def shard_folder(folder: Path, manifest: CacheManifest) -> ShardFolder:

@@ -35,7 +35,7 @@ def manifest_of(**changes) -> CacheManifest:
 def values_of(index: int, manifest: CacheManifest) -> np.ndarray:
     return (
         np.random.RandomState(index)
-        .standard_normal((manifest.flips, manifest.parts, *manifest.shape))
+        .standard_normal((manifest.flips, manifest.latent_space.parts, *manifest.shape))
         .astype(manifest.dtype)
     )
 

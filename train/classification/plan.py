@@ -22,11 +22,14 @@ from d_emo.models.flops import count_macs_on, count_parameters
 from d_emo.train.classification.config import ClassifierConfig
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
+from d_emo.train.engine.memory import Launch, told, training_memory
 
 TIMM = "timm:"
 # Images up to this side are shown at twice their size: the networks halve the grid five times.
 SMALL_SIDE = 64
 RESOLUTION = 224
+# timm's optimizers whose state is counted; others look at values or compile code on their first step.
+COUNTED = ("adam", "adamw", "lamb", "lion", "momentum", "nadamw", "rmsprop", "rmsproptf", "sgd")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class ClassifierPlan:
         max_train_steps: optimizer steps in all.
         warmup_steps: of them.
         validate_every: steps.
+        launch: what it is computed on.
     """
 
     config: ClassifierConfig
@@ -55,7 +59,7 @@ class ClassifierPlan:
     max_train_steps: int
     warmup_steps: int
     validate_every: int
-    device: torch.device
+    launch: Launch
 
     @property
     def model_name(self) -> str:
@@ -104,6 +108,7 @@ class ClassifierPlan:
         macs = count_macs_on(model, torch.zeros(1, 3, self.resolution, self.resolution))
         seen = self.max_train_steps * layout.global_batch_size
         epochs = f"{seen / self.source.size:,.1f} epochs, " if self.source.size else ""
+        device = self.launch.device
         lines = {
             "model": f"{self.model_name}: {count_parameters(model):,} parameters, {macs / 1e6:.1f} MMACs an image "
             "(forward)",
@@ -117,11 +122,28 @@ class ClassifierPlan:
             "optimizer": f"{options.optimizer}, learning rate {options.learning_rate:g} ({options.lr_decay} after "
             f"{self.warmup_steps:,} steps of warm-up), decay {options.weight_decay:g}, averaging {options.ema_decay}",
             "batch": layout.describe(),
-            "length": f"{self.max_train_steps:,} steps, {epochs}{seen:,} images{time_on_cpu(macs, seen, self.device)}",
-            "kernels": backend_report(self.device),
+            "length": f"{self.max_train_steps:,} steps, {epochs}{seen:,} images{time_on_cpu(macs, seen, device)}",
+            "memory": told(lambda: self.describe_memory(model.train())),
+            "kernels": backend_report(device),
             "output": str(self.output_dir),
         }
         return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+    def describe_memory(self, model: Any) -> str:
+        """What a step of the network holds, for people."""
+        optimizer, batch, side = self.config.optimization.optimizer, self.layout.micro_batch_size, self.resolution
+        counted = optimizer in COUNTED
+        memory = training_memory(
+            model,
+            self.launch,
+            (lambda module: make_classifier_optimizer(module, self)) if counted else None,
+            lambda: model(torch.empty(batch, 3, side, side, memory_format=torch.channels_last)).logits,
+        )
+        missing = [] if counted else [f"{optimizer}'s state"]
+        if self.config.distillation.teacher:
+            missing.append("the teacher")
+        without = f"; without {' and '.join(missing)}" if missing else ""
+        return memory.describe(optimizer, f"micro batch {batch}{without}")
 
 
 def make_classifier_plan(
@@ -166,7 +188,7 @@ def make_classifier_plan(
         # In proportion, so that --max-train-steps shortens both.
         warmup_steps=fitting_warmup(round(steps * config.optimization.warmup_epochs / options.epochs), steps),
         validate_every=options.validate_every or (max(1, round(epoch)) if source.size else options.checkpoint_every),
-        device=accelerator.device,
+        launch=Launch.of(accelerator),
     )
 
 

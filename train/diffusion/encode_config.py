@@ -29,6 +29,7 @@ class EncodeOptions:
         "Measure mean and deviation a channel of all latents, for autoencoders without their own; training normalises "
         "by them. On a finished folder nothing is encoded anew.",
     )
+    dry_run: bool = option(False, "Print what would be encoded, its size and memory, and stop.")
 
     def __post_init__(self):
         if not self.output_dir:

@@ -16,7 +16,7 @@ from d_emo.common.digests import weights_digest
 from d_emo.common.files import check_writable
 from d_emo.common.locks import output_folder
 from d_emo.common.output import Progress, say
-from d_emo.common.processes import keep_freed_memory, leave_interrupts, loader_processes, start_processes
+from d_emo.common.processes import agreed, keep_freed_memory, leave_interrupts, loader_processes, start_processes
 from d_emo.images import latent_cache, latent_manifest
 from d_emo.images.autoencoders import latent_space
 from d_emo.images.decode import UnreadableImageError
@@ -25,6 +25,7 @@ from d_emo.train.data.batches import Pixels, TrainingImages
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import check_output, load_source
 from d_emo.train.diffusion.encode_config import EncodeConfig, EncodeOptions
+from d_emo.train.diffusion.encode_plan import check_room, describe_encoding
 from d_emo.train.diffusion.latent_spaces import resolution_of, side_of
 from d_emo.train.diffusion.measuring import discard_statistics, measure
 from d_emo.train.diffusion.plan import load_vae
@@ -84,6 +85,11 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         latent_space=space,
         shard_size=options.shard_size,
     )
+    if accelerator.is_main_process:
+        say(describe_encoding(manifest, folder, vae, (options.batch_size, source.channels), accelerator))
+    if options.dry_run:
+        return
+    agreed(accelerator, lambda: check_room(manifest, folder))
     images = _Images(TrainingImages(source, Pixels(source.channels, resolution, flip=False, seed=0)), data.on_bad_image)
     workers = loader_processes(data.num_workers, source.num_workers)
     if accelerator.device.type == "cpu":

@@ -17,12 +17,15 @@ from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.models.flops import count_macs, count_parameters
 from d_emo.pipelines import DEMOPipeline, default_steps
 from d_emo.train.diffusion.config import AUTO_VAE, DiffusionRunOptions, OptimizationOptions, TrainConfig
+from d_emo.train.diffusion.encode_plan import describe_cache
 from d_emo.train.diffusion.init_from import InitialWeights
 from d_emo.train.diffusion.latent_spaces import OWN, check_latents, choose_space, identity_of, resolution_of, side_of
-from d_emo.train.diffusion.lora import add_lora
+from d_emo.train.diffusion.lora import add_lora, set_mode
+from d_emo.train.diffusion.memory import DiffusionStep
 from d_emo.train.diffusion.objectives import Objective, make_objective
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
+from d_emo.train.engine.memory import Launch, told
 
 # From this side on, --vae auto trains on latents.
 AUTO_VAE_RESOLUTION = 128
@@ -47,6 +50,7 @@ class Plan:
         initial: what the run starts from, if not from fresh weights.
         model_config: overrides for `create_model`; with `initial`, the whole configuration.
         latent_shape: (C, H, W) of what the model sees.
+        launch: what it is computed on.
     """
 
     config: TrainConfig
@@ -64,7 +68,7 @@ class Plan:
     initial: InitialWeights | None
     model_config: dict[str, Any]
     latent_shape: tuple[int, int, int]
-    device: torch.device
+    launch: Launch
 
     def build_model(self) -> ClassConditionalTransformer2DModel:
         """The model with fresh weights, or with those of --init-from."""
@@ -126,7 +130,7 @@ class Plan:
             + ("" if options.model.lora_rank is None else f"; {adapters:,} trained, LoRA and labels"),
             "data": f"{self.source.name}: {self.source.describe_size()}, {classes or 'no'} classes, "
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
-            "space": f"{space}, {shape}",
+            "space": f"{space}, {shape}{self.cache_hint()}",
             **({"statistics": self.scale} if self.scale else {}),
             "objective": f"{options.optimization.objective} ({self.objective.prediction_type}"
             f"{f' on the {self.objective.flow_path} path' if self.objective.flow_path else ''}{self._shift()}), "
@@ -137,8 +141,9 @@ class Plan:
             + (f", {self.warmup_steps:,} steps of warm-up" if self.warmup_steps else "")
             + f"), averaging {options.optimization.ema_decay}",
             "batch": layout.describe(),
-            "length": f"{self.max_train_steps:,} steps, {epochs}{time_on_cpu(macs, seen, self.device)}",
-            "kernels": backend_report(self.device),
+            "length": f"{self.max_train_steps:,} steps, {epochs}{time_on_cpu(macs, seen, self.launch.device)}",
+            "memory": told(lambda: self.step(model, trained).describe(options.model.gradient_checkpointing)),
+            "kernels": backend_report(self.launch.device),
             "output": str(self.output_dir),
         }
         return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
@@ -149,6 +154,30 @@ class Plan:
         trained = given if self.initial is None else self.initial.time_shift
         text = "" if given == 1 else f", times shifted by {given:.4g}"
         return text if trained == given else f"{text}; --init-from was trained with --time-shift {trained:.4g}"
+
+    def cache_hint(self) -> str:
+        """What latents encoded beforehand would take, where every image is encoded in every epoch."""
+        if self.space is None or self.source.latents is not None or not self.source.size:
+            return ""
+        size = describe_cache(self.space, self.source.size, 1 + self.flip, self.latent_shape, "float32")
+        return f", encoded in every epoch; once by train/encode_latents.py: {size}"
+
+    def step(
+        self, model: ClassConditionalTransformer2DModel, trained: ClassConditionalTransformer2DModel
+    ) -> DiffusionStep:
+        """What a step's memory depends on, of the model and the model as it is trained, on the meta device."""
+        adapted = self.config.model.lora_rank is not None
+        set_mode(trained, frozen_norms=adapted)
+        images = (self.layout.micro_batch_size, self.source.channels, self.resolution, self.resolution)
+        return DiffusionStep(
+            model=trained,
+            plain=model if adapted or self.launch.sharded else None,
+            make_optimizer=lambda module: make_optimizer(module, self.config.optimization),
+            launch=self.launch,
+            micro_batch=self.layout.micro_batch_size,
+            vae=self.vae,
+            images=None if self.vae is None or self.source.latents is not None else images,
+        )
 
 
 def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator) -> Plan:
@@ -207,7 +236,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         output_dir=output_dir(config, source),
         model_config=initial.config(model_config) if initial else model_config,
         latent_shape=(channels, side, side),
-        device=accelerator.device,
+        launch=Launch.of(accelerator),
     )
 
 

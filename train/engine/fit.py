@@ -44,7 +44,7 @@ def share_of_start(decay: float, warmup: bool, steps: int) -> float:
     return product * decay ** (steps - early)
 
 
-def time_on_cpu(macs: int, images: int, device: torch.device) -> str:
+def time_on_cpu(macs: int, images: int, device: torch.device, passes: int = PASSES) -> str:
     """A rough time for so many images of a network, for people; empty on other devices.
 
     From the rate of PyTorch's products on this machine, measured in some milliseconds, and a guess (`REACHED_RATE`). On
@@ -53,8 +53,9 @@ def time_on_cpu(macs: int, images: int, device: torch.device) -> str:
 
     Args:
         macs: multiply-adds of a forward pass of an image.
-        images: to be trained on.
+        images: that it sees.
         device: where.
+        passes: cost of what is done with an image, over that of a forward pass; training's by default.
     """
     if device.type != "cpu":
         return ""
@@ -65,7 +66,7 @@ def time_on_cpu(macs: int, images: int, device: torch.device) -> str:
         torch.mm(matrix, matrix)
         seconds.append(time.perf_counter() - start)
     rate = TIMED_SIDE**3 / min(seconds)
-    minutes = PASSES * macs * images / (REACHED_RATE * rate) / 60
+    minutes = passes * macs * images / (REACHED_RATE * rate) / 60
     if minutes < 90:
         return f", roughly {max(1, round(minutes))} min on this CPU"
     return f", roughly {minutes / 60:,.0f} hours on this CPU"

@@ -1,0 +1,120 @@
+"""What plans say of memory and disk before a run and before encoding."""
+
+import re
+import shutil
+
+import pytest
+import torch
+from helpers.made import write_pictures, write_vae
+from helpers.training import TINY, run_here
+
+from d_emo.common.messages import readable_size
+from d_emo.images.latent_cache import LatentCache
+from d_emo.images.latents import open_vae
+from d_emo.train import encode_latents, train_classifier
+from d_emo.train.engine.rehearsal import held_at_most, shapes_only
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Pictures, and a VAE that halves each side."""
+    folder = tmp_path_factory.mktemp("made")
+    return write_pictures(folder / "pictures"), write_vae(folder / "vae")
+
+
+def line(output, name):
+    """The plan's line of a name."""
+    found = re.search(rf"^  {name} +(.*)$", output, flags=re.MULTILINE)
+    assert found, output
+    return found[1]
+
+
+def encode_arguments(made, folder, *more):
+    pictures, vae = made
+    data = ("--train-data-dir", pictures, "--vae", vae, "--resolution", 16, "--num-workers", 0)
+    return (*data, "--output-dir", folder, "--batch-size", 3, *more)
+
+
+def test_a_plan_says_what_a_step_holds(tmp_path, capsys):
+    code, output = run_here(capsys, *TINY, "--dry-run", "--output-dir", tmp_path / "run")
+    assert code == 0, output
+    memory = line(output, "memory")
+    parts = ("weights", "gradients", "AdamW", "average", "activations")
+    assert all(re.search(rf"{part} [\d.]+ [KMG]iB", memory) for part in parts), memory
+    assert "(micro batch 8; " in memory and "with --gradient-checkpointing true)" in memory
+    assert "autoencoder" not in memory and "encode_latents" not in output
+    code, output = run_here(capsys, *TINY, "--gradient-checkpointing", "true", "--dry-run", "--output-dir", tmp_path)
+    kept = re.search(r"activations (\S+ \S+)", line(output, "memory"))
+    assert code == 0 and f"; {kept[1]} with" in memory  # as the first plan had said
+    assert "with --gradient-checkpointing" not in output
+
+
+def test_a_plan_says_what_encoding_in_every_epoch_takes_and_what_encoding_once_would(made, tmp_path, capsys):
+    pictures, vae = made
+    data = ("--train-data-dir", pictures, "--vae", vae, "--resolution", 16)
+    code, output = run_here(capsys, *TINY, *data, "--dry-run", "--output-dir", tmp_path / "run")
+    assert code == 0, output
+    found = re.search(r"once by train/encode_latents.py: (\d+) images x 2 views = (.+) in float32", output)
+    assert encode_latents_size(made, tmp_path, capsys) == (int(found[1]), found[2])
+    memory = line(output, "memory")
+    assert "autoencoder" in memory and "before them" in memory
+    code, output = run_here(capsys, *TINY, "--vae", vae, "--latents", tmp_path / "latents", "--dry-run")
+    assert code == 0 and "encode_latents" not in output
+    assert "autoencoder" in line(output, "memory") and "before them" not in output
+
+
+def encode_latents_size(made, tmp_path, capsys):
+    """Images, and the size of their latents on the disk as the plan puts it."""
+    code, output = run_here(capsys, *encode_arguments(made, tmp_path / "latents"), main=encode_latents.main)
+    assert code == 0, output
+    manifest = LatentCache(tmp_path / "latents").manifest
+    stored = sum(path.stat().st_size - 128 for path in (tmp_path / "latents").glob("latents-*.npy"))
+    assert stored == manifest.count * manifest.image_bytes  # NumPy's header has 128 bytes
+    return manifest.count, readable_size(stored)
+
+
+def test_encoding_says_what_it_takes_and_a_dry_run_writes_nothing(made, tmp_path, capsys):
+    folder = tmp_path / "latents"
+    code, output = run_here(capsys, *encode_arguments(made, folder, "--dry-run"), main=encode_latents.main)
+    assert code == 0 and not folder.exists(), output
+    assert re.search(r"\d+ images x 2 views = .* in float32 \(half with --dtype float16\); .* free", output)
+    assert re.search(r"GMACs a view, \d+ to encode, roughly 1 min on this CPU; about .*iB of tensors", output)
+    code, output = run_here(capsys, *encode_arguments(made, folder), main=encode_latents.main)
+    assert code == 0 and "GMACs a view" in output
+    again = run_here(capsys, *encode_arguments(made, folder, "--dry-run"), main=encode_latents.main)[1]
+    assert "of it there already" in again and ", 0 to encode; about" in again
+
+
+def test_encoding_refuses_a_disk_that_is_too_small(made, tmp_path, capsys, monkeypatch):
+    whole = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: whole._replace(free=1000))
+    folder = tmp_path / "latents"
+    code, output = run_here(capsys, *encode_arguments(made, folder), main=encode_latents.main)
+    assert code != 0 and not folder.exists()
+    assert re.search(r"--output-dir .*latents that are not there yet take .*, 1.0 KiB are free; make room", output)
+    assert "or halve it with --dtype float16" in output
+    code, output = run_here(capsys, *encode_arguments(made, folder, "--dry-run"), main=encode_latents.main)
+    assert code == 0 and "1.0 KiB free" in output  # a plan may be looked at
+
+
+def test_an_encoder_without_content_holds_what_it_holds_with_it(made):
+    vae = open_vae(str(made[1])).requires_grad_(False).eval()
+    images = torch.zeros(3, 3, 16, 16)
+    with torch.no_grad():
+        real = held_at_most(lambda: vae.encode(images))
+        with shapes_only(torch.device("cpu"), vae):
+            planned = held_at_most(lambda: vae.encode(torch.empty(3, 3, 16, 16)))
+    assert planned == pytest.approx(real, abs=images.nbytes) and real > 10 * images.nbytes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--optimizer", "lion"), "lion"), (("--optimizer", "muon"), "; without muon's state)")],
+    ids=["counted", "not counted"],
+)
+def test_a_classifiers_plan_says_what_a_step_holds(arguments, said, tmp_path, capsys):
+    more = ("--dry-run", "--output-dir", tmp_path, *arguments)
+    code, output = run_here(capsys, "--model", "EMOv2-1M", *more, main=train_classifier.main)
+    assert code == 0, output
+    memory = line(output, "memory")
+    assert said in memory and re.search(r"activations \S+ MiB \(micro batch \d+", memory)

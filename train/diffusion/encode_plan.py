@@ -1,0 +1,99 @@
+"""What encoding a data set takes, said before it begins: disk, memory, time."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from d_emo.common.messages import readable_size
+from d_emo.images.autoencoders import LatentSpace
+from d_emo.images.latent_manifest import CacheManifest, latent_bytes, shard_folder
+from d_emo.train.engine.fit import time_on_cpu
+from d_emo.train.engine.memory import told
+from d_emo.train.engine.rehearsal import held_at_most, macs_of, shapes_only, size_of
+
+
+def describe_encoding(
+    manifest: CacheManifest, folder: Path, vae: Any, batch: tuple[int, int], accelerator: Accelerator
+) -> str:
+    """What would be written, for people.
+
+    Args:
+        manifest: of the latents.
+        folder: that they are written into.
+        vae: the autoencoder.
+        batch: images that a process encodes at once, and their channels.
+        accelerator: of the processes.
+    """
+    space, side = manifest.latent_space, manifest.resolution
+    needed, free = room(manifest, folder)
+    whole = manifest.count * manifest.image_bytes
+    left = f"; {readable_size(whole - needed)} of it there already" if needed < whole else ""
+    views = needed // manifest.image_bytes * manifest.flips
+    lines = {
+        "data": f"{manifest.source}: {manifest.count:,} images, {len(manifest.id2label) or 'no'} classes, {side} x "
+        f"{side}, {'and their mirror images' if manifest.flips == 2 else 'not mirrored'}",
+        "latents": f"of {manifest.vae}, {' x '.join(map(str, manifest.shape))}, {space.describe()}",
+        "disk": f"{describe_cache(space, manifest.count, manifest.flips, manifest.shape, manifest.dtype)}{left}; "
+        f"{readable_size(free)} free",
+        "work": told(lambda: describe_work(vae, (*batch, side, side), views, accelerator)),
+        "output": str(folder),
+    }
+    return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+
+def describe_cache(space: LatentSpace, count: int, flips: int, shape: tuple[int, ...], dtype: str) -> str:
+    """The size of a folder of latents, for people."""
+    size = readable_size(count * latent_bytes(space, shape, flips, dtype))
+    half = " (half with --dtype float16)" if dtype == "float32" else ""
+    return f"{count:,} images x {flips} view{'s' * (flips > 1)} = {size} in {dtype}{half}"
+
+
+def describe_work(vae: Any, images: tuple[int, ...], views: int, accelerator: Accelerator) -> str:
+    """Multiply-adds, time and memory of encoding, for people.
+
+    Args:
+        vae: the autoencoder.
+        images: shape of what it encodes at once, (B, channels, H, W).
+        views: images to encode, mirror images too.
+        accelerator: of the processes.
+
+    Raises:
+        RuntimeError: what the encoder computes depends on values.
+    """
+    device = accelerator.device
+    with shapes_only(device, vae), torch.no_grad():
+        macs = macs_of(lambda: vae.encode(torch.empty((1, *images[1:]), dtype=vae.dtype)))
+        held = held_at_most(lambda: vae.encode(torch.empty(images, dtype=vae.dtype)))
+    time = time_on_cpu(macs, views // accelerator.num_processes, device, passes=1) if views else ""
+    return (
+        f"{macs / 1e9:.3f} GMACs a view, {views:,} to encode{time}; about "
+        f"{readable_size(size_of(vae.state_dict()) + held)} of tensors a process"
+    )
+
+
+def check_room(manifest: CacheManifest, folder: Path) -> None:
+    """Refuse to begin what the disk does not take.
+
+    Raises:
+        ValueError: it has too little room for what is not there yet.
+    """
+    needed, free = room(manifest, folder)
+    if needed > free:
+        half = ", or halve it with --dtype float16" if manifest.dtype == "float32" else ""
+        raise ValueError(
+            f"--output-dir {folder}: the latents that are not there yet take {readable_size(needed)}, "
+            f"{readable_size(free)} are free; make room, or choose another disk{half}."
+        )
+
+
+def room(manifest: CacheManifest, folder: Path) -> tuple[int, int]:
+    """Bytes of the latents that are not in the folder yet, and bytes that its disk has free."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    missing = sum(map(len, shard_folder(folder, manifest).missing()))
+    return missing * manifest.image_bytes, shutil.disk_usage(place).free

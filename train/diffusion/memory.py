@@ -1,0 +1,70 @@
+"""What a step of the diffusion trainer holds in memory, with and without gradient checkpointing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from d_emo.common.messages import readable_size
+from d_emo.models import ClassConditionalTransformer2DModel
+from d_emo.train.engine.memory import Launch, TrainingMemory, training_memory
+from d_emo.train.engine.rehearsal import held_at_most, shapes_only, size_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionStep:
+    """A step as far as its memory depends on it; the objective's own tensors, of the latents' size, are left out.
+
+    Attributes:
+        model: as it is trained, on any device; is put in its mode and loses its gradient checkpointing.
+        plain: the network that the average is written into, where that is not the average itself.
+        make_optimizer: gives the optimizer of the model.
+        launch: what is computed on.
+        micro_batch: images.
+        vae: the autoencoder; None for pixels.
+        images: shape of what it encodes at once, (B, channels, H, W); None if latents were encoded beforehand.
+    """
+
+    model: ClassConditionalTransformer2DModel
+    plain: torch.nn.Module | None
+    make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
+    launch: Launch
+    micro_batch: int
+    vae: Any
+    images: tuple[int, int, int, int] | None
+
+    def memory(self, checkpointing: bool) -> TrainingMemory:
+        """Its memory, with gradient checkpointing or without.
+
+        Raises:
+            RuntimeError: see `training_memory`.
+        """
+        (self.model.enable_gradient_checkpointing if checkpointing else self.model.disable_gradient_checkpointing)()
+        memory = training_memory(self.model, self.launch, self.make_optimizer, self._forward)
+        self.model.disable_gradient_checkpointing()
+        return replace(
+            memory,
+            average=memory.average + (0 if self.plain is None else size_of(self.plain.state_dict())),
+            encoder=0 if self.vae is None else size_of(self.vae.state_dict()),
+            encoding=self._encoding(),
+        )
+
+    def describe(self, checkpointing: bool) -> str:
+        """For people; without gradient checkpointing also what it would change."""
+        said = f"micro batch {self.micro_batch}"
+        if not checkpointing:
+            said += f"; {readable_size(self.memory(True).activations)} with --gradient-checkpointing true"
+        return self.memory(checkpointing).describe("AdamW", said)
+
+    def _forward(self) -> torch.Tensor:
+        noisy = torch.empty(self.micro_batch, self.model.config.in_channels, *self.model.sample_shape)
+        labels = torch.empty(self.micro_batch, dtype=torch.long)
+        return self.model(noisy, torch.empty(self.micro_batch), labels, return_dict=False)[0]
+
+    def _encoding(self) -> int:
+        images = self.images
+        if images is None:
+            return 0
+        with shapes_only(self.launch.device, self.vae), torch.no_grad():
+            return held_at_most(lambda: self.vae.encode(torch.empty(images, dtype=self.vae.dtype)))
