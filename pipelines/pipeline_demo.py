@@ -210,8 +210,8 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecoderSwitches, DiffusionPipeline):
                 the scheduler: 250 for DDPM (the DiT protocol) and stochastic flows, 50 for the others.
             guidance_scale: 1.0 is off, larger follows the label more closely at the cost of variety. An
                 unconditional model takes no guidance, whatever the value of this default.
-            guidance_interval: the part of the way in which guidance acts, from 0 (pure noise) to 1 (clean data), the stop
-                not included: 1 - time for flow models, whatever their steps; the share of the steps for others.
+            guidance_interval: the part of the way in which guidance acts, from 0 (pure noise) to 1 (data), its end not
+                included: 1 - time for flow models, whatever their steps; the share of the steps for others.
             guidance_channels: guide only the first so many channels; DiT's script guides three of four. None: all.
             num_images_per_label: images of each label, next to each other in the result.
             height, width: image size in pixels; by default the size that the model was configured for.

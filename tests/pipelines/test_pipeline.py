@@ -133,7 +133,9 @@ def test_a_guidance_interval_is_of_time_on_shifted_steps_too(solver, shift):
     pipeline = tiny_pipeline(flow=True)
     pipeline.scheduler = solver(shift=shift)
     asked = []
-    pipeline.transformer.register_forward_pre_hook(lambda _, arguments: asked.append((arguments[0], arguments[1].clone())))
+    pipeline.transformer.register_forward_pre_hook(
+        lambda _, arguments: asked.append((arguments[0], arguments[1].clone()))
+    )
     images(pipeline, guidance_scale=2.0, guidance_interval=(0.1, 0.7), num_inference_steps=10)
     moments = [1 - timestep[0].item() / 1000 for _, timestep in asked]
     assert [len(latents) == 4 for latents, _ in asked] == [0.1 - 1e-6 <= moment < 0.7 - 1e-6 for moment in moments]
