@@ -191,8 +191,8 @@ class DINOv2Extractor(TransformersExtractor):
             super().__init__(DINOV2_LARGE)
         except ValueError as error:
             raise ValueError(
-                f"--features {FD_DINOV2}: {DINOV2_LARGE} cannot be opened ({first_line(error.__cause__ or error)}). Fetch "
-                "it once where there is a network (Hugging Face keeps it), or leave these features out."
+                f"--features {FD_DINOV2}: {DINOV2_LARGE} cannot be opened ({first_line(error.__cause__ or error)}). "
+                "Fetch it once where there is a network (Hugging Face keeps it), or leave these features out."
             ) from error
         self.name, self.identity = FD_DINOV2, f"{FD_DINOV2}-{weights_digest(self.network)}"
 

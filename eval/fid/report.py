@@ -86,10 +86,9 @@ def write_report(
         parts.append(f"<pre>{html.escape(sweep[1])}</pre>")
     for scores in all_features(last.scores):
         if scores.by_class:
-            lines = "".join(f"<li>{html.escape(line)}</li>" for line in table_lines(scores.by_class))
-            parts.append(
-                f"<h2>{html.escape(title('fid', scores.features, scores.count))} by class</h2><ul>{lines}</ul>"
-            )
+            items = "".join(f"<li>{html.escape(line)}</li>" for line in table_lines(scores.by_class))
+            distance = html.escape(title("fid", scores.features, scores.count))
+            parts.append(f"<h2>{distance} by class</h2><ul>{items}</ul>")
     if curve is not None:
         parts += ["<h2>Over training</h2>", _image(curve, "scores over training")]
     if lines := [f"{name} was left out: {why}" for name, why in last.scores.left_out.items()] + all_notes(last.scores):

@@ -332,9 +332,9 @@ def load_scores(path: Path) -> Scores:
 
 def _from_json(stored: dict[str, Any], wrong: str, remedy: str) -> Scores:
     kinds = {"scores": dict, "left_out": dict, "not_comparable_because": list, "notes": list, "conditions": dict}
-    later: dict[str, Any] = {"intervals": {}, "by_class": {}, "others": []}
-    stored = {**later, **stored}
-    for name, kind in {**kinds, **{name: type(empty) for name, empty in later.items()}}.items():
+    later: dict[str, type] = {"intervals": dict, "by_class": dict, "others": list}
+    stored = {**{name: kind() for name, kind in later.items()}, **stored}
+    for name, kind in {**kinds, **later}.items():
         if not isinstance(stored.get(name), kind):
             raise ValueError(f"{wrong} (there is no {name!r}); {remedy}.")
     for name, ends in stored["intervals"].items():

@@ -6,8 +6,8 @@ Papers sweep guidance for every model that they train. Points share the seed, so
 class in each, and differences between points are less noisy than the points. The small set is the beginning of the full
 one: the best point is chosen on images that are scored again with it.
 
-A point's folder keeps its manifest, scores and a grid; samples and features go once they are scored. A killed sweep goes
-on with the points that have no scores.
+A point's folder keeps its manifest, scores and a grid; samples and features go once they are scored. A killed sweep
+goes on with the points that have no scores.
 """
 
 import itertools
