@@ -20,7 +20,7 @@ from d_emo.schedulers.flow_paths import path_of
 FT_MSE = "stabilityai/sd-vae-ft-mse"
 FT_EMA = "stabilityai/sd-vae-ft-ema"
 PUBLISHED_COUNT = 50_000
-ADM_REFERENCE = "ADM's VIRTUAL_imagenet{side}(_labeled).npz"
+ADM_STATISTICS = "ADM's file"
 # DiT's noise schedule (its `linear` betas).
 DIT_BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
 
@@ -145,58 +145,93 @@ class Publication:
     """Where a preset's settings are published, and what belongs to them besides sampling.
 
     Attributes:
-        source: repository, files and paper.
+        sources: of which settings, where.
         sides: image sizes with published scores; none for a preset of our own.
         unguided: whether the same settings without guidance are published too.
-        reference: what its scores are against; JiT's has statistics of its own.
+        statistics: file of a reference of its own; most take ADM's.
         note: what a reader should know, the other published guidance foremost.
     """
 
-    source: str
+    sources: tuple[tuple[str, str], ...]
     sides: tuple[int, ...] = (256,)
     unguided: bool = False
-    reference: str = ADM_REFERENCE
+    statistics: str | None = None
     note: str = ""
+
+    def reference(self, side: int | str) -> str:
+        """What its scores at a size are against."""
+        return self.statistics.format(side=side) if self.statistics else ADM_STATISTICS
 
 
 PUBLICATIONS: dict[str, Publication] = {
     "dit-400k": Publication(
-        source="facebookresearch/DiT; arXiv 2212.09748, section 5; arXiv 2412.06674, Table XIV",
-        note="EMOv2's table states neither guidance nor decoder",
+        sources=(("all", "arXiv 2212.09748, section 5; arXiv 2412.06674, Table XIV"),),
+        note="Table XIV states neither guidance nor decoder",
     ),
     "dit-script": Publication(
-        source="facebookresearch/DiT, sample_ddp.py", sides=(256, 512), note="the defaults of its script"
+        sources=(("all", "facebookresearch/DiT, sample_ddp.py, its defaults"),),
+        sides=(256, 512),
     ),
     "sit-sde": Publication(
-        source="willisma/SiT; arXiv 2401.08740", sides=(256, 512), note="guided rows of the paper: --guidance-scale 1.5"
+        sources=(("all", "arXiv 2401.08740; willisma/SiT, sample_ddp.py"),),
+        sides=(256, 512),
+        note="its guided rows: 1.5",
     ),
-    "sit-ode": Publication(source="willisma/SiT; arXiv 2401.08740", note="249 evaluations of the model"),
+    "sit-ode": Publication(
+        sources=(("all", "arXiv 2401.08740; willisma/SiT, sample_ddp.py"),), note="249 evaluations of the model"
+    ),
     "repa": Publication(
-        source="sihyun-yu/REPA, README.md (section 4), generate.py, samplers.py; arXiv 2410.06940",
+        sources=(
+            ("sampler, steps, guidance", "sihyun-yu/REPA, README.md, section 4; arXiv 2410.06940"),
+            ("part of the way", "README.md, --guidance-high=0.7; samplers.py, whose time is 1 at the noise"),
+            ("labels, decoder", "generate.py: drawn; ema by default"),
+            ("sizes", "generate.py, --resolution"),
+        ),
         sides=(256, 512),
         unguided=True,
-        note="its guidance_high 0.7 counts from the data; unguided it is sit-sde",
+        note="unguided it is sit-sde",
     ),
     "lightningdit": Publication(
-        source="hustvl/LightningDiT, configs/reproductions/*_800ep_cfg.yaml (read in amudide/LightningDiT), "
-        "models/lightningdit.py",
+        sources=(
+            (
+                "sampler, steps, shift, guidance, part of the way",
+                "hustvl/LightningDiT, configs/reproductions/lightningdit_xl_vavae_f16d32_800ep_cfg.yaml (read in "
+                "amudide/LightningDiT): timestep_shift 0.3, cfg_interval_start 0.125 of a time that is 0 at the noise",
+            ),
+            ("channels", "models/lightningdit.py, forward_with_cfg: 3 of 32"),
+            ("labels", "inference.py: drawn"),
+            ("reference", "the configuration's fid_reference_file"),
+        ),
         unguided=True,
-        note="its model of 64 epochs: 10; its shift 0.3 of t = 1 - s is 1 / 0.3 of s; its 250 points make 249 steps",
+        note="guidance of its model of 64 epochs: 10; its 250 points of time make 249 steps",
     ),
     "rae": Publication(
-        source="bytetriper/RAE, configs/training/ImageNet256/DiTDH-XL_DINOv2-B.yaml, src/sample_ddp.py, "
-        "stage2/transport/integrators.py; arXiv 2510.11690",
+        sources=(
+            (
+                "sampler, steps, guidance",
+                "bytetriper/RAE, configs/training/ImageNet256/DiTDH-XL_DINOv2-B.yaml; arXiv 2510.11690",
+            ),
+            ("shift", "the same, time_dist_shift_dim and _base; src/sample_ddp.py: the root of their ratio"),
+            ("labels", "README.md, --label-sampling equal, its default for FID (about 0.1 lower than drawn ones)"),
+            ("reference", "README.md, Evaluation"),
+            ("sizes", "arXiv 2510.11690"),
+        ),
         sides=(256, 512),
-        note="guided rows: 1.42 by a second, weaker model (autoguidance), everywhere; its 50 points make 49 steps",
+        note="its guided rows: 1.42 by a second, weaker model, on the whole way (configs/stage2/sampling/ImageNet256/"
+        "DiTDHXL-DINOv2-B_AG.yaml, read in Namtk214/RAE); its 50 points of time make 49 steps",
     ),
     "jit": Publication(
-        source="LTH14/JiT, README.md (Evaluation), main_jit.py, denoiser.py, engine_jit.py (read in forks); "
-        "arXiv 2511.13720",
+        sources=(
+            ("sampler, steps", "LTH14/JiT, main_jit.py, its defaults (read in forks); arXiv 2511.13720"),
+            ("guidance, part of the way", "README.md, Evaluation; denoiser.py, whose time is 0 at the noise"),
+            ("labels, reference", "engine_jit.py: as many of each class; fid_stats/ by torch-fidelity"),
+            ("sizes", "README.md"),
+        ),
         sides=(256, 512),
-        reference="fid_stats/jit_in{side}_stats.npz of its repository",
-        note="scale of the model B at both sizes; L 2.4 (512: 2.5), H 2.2 (2.3)",
+        statistics="jit_in{side}_stats.npz",
+        note="guidance of the model B; L: 2.4 (512: 2.5), H: 2.2 (512: 2.3)",
     ),
-    "quick": Publication(source="ours", sides=(), note="curves within a run"),
+    "quick": Publication(sources=(("all", "ours"),), sides=(), note="for curves within a run"),
 }
 # FID-50K at 400K steps, ImageNet 256 x 256 (Table XIV of arXiv 2412.06674, where DiT's and SiT's are quoted too), by
 # model and by what it predicts.
@@ -303,6 +338,8 @@ def make_sampler(settings: SamplingSettings, pipeline: DEMOPipeline) -> Any:
         return FlowMatchEulerDiscreteScheduler(shift=shift)
     if name == "heun":
         return FlowMatchHeunDiscreteScheduler(shift=shift)
+    if shift != 1:
+        raise ValueError(f"--time-shift {shift:g}: --sampler sde takes none; use euler or heun.")
     return FlowMatchEulerMaruyamaScheduler(flow_path=path or "linear")
 
 

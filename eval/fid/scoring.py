@@ -17,7 +17,7 @@ from d_emo.eval.fid.confidence import LEAST_SAMPLES, frechet_interval
 from d_emo.eval.fid.extractors import FD_DINOV2, INCEPTION, FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore
 from d_emo.eval.fid.protocol import (
-    ADM_REFERENCE,
+    ADM_STATISTICS,
     PUBLICATIONS,
     PUBLISHED_COUNT,
     SamplingSettings,
@@ -255,11 +255,10 @@ def why_not_comparable(
         reasons.append(f"images are {width} x {height}, not {published}")
     if not extractor.published:
         reasons.append(f"features are {extractor.name}, not the published Inception weights")
-    own = PUBLICATIONS[preset].reference if preset is not None else ADM_REFERENCE
-    if own != ADM_REFERENCE:
-        file = own.format(side=height).split()[0].rsplit("/", 1)[-1]
-        if reference.statistics != OF_THE_FILE or Path(reference.name).name != file:
-            reasons.append(f"the reference is not {file}, which the scores of preset {preset} are against")
+    wanted = PUBLICATIONS[preset].reference(height) if preset is not None else ADM_STATISTICS
+    if wanted != ADM_STATISTICS:
+        if reference.statistics != OF_THE_FILE or Path(reference.name).name != wanted:
+            reasons.append(f"the reference is not {wanted}, which the scores of preset {preset} are against")
     elif not reference.adm_statistics:
         reasons.append("the reference is not ADM's file of statistics")
     return reasons
