@@ -169,7 +169,7 @@ def test_several_features_stand_in_one_report(capsys, tmp_path, monkeypatch):
         assert line in printed and line in page
     assert "2 of 2 classes have fewer than 384 images" in printed  # pixels: 3 x 8 x 8 features
     assert [one["fid"] is not None for one in other.by_class["classes"]] == [True, True]  # means: 4
-    assert page.count("<table>") == 2 and page.count("by class</h2>") == 2
+    assert page.count("<table>") == 2 and page.count("by class</h2><ul>") == 2
     assert "Frechet distance (pixels)" in summary(scores) and "Frechet distance (means)" in summary(scores)
     code, printed = run_here(
         capsys, "--samples", tmp_path / "drawn", "--reference", tmp_path / "real", "--features", "pixels", "pixels",
