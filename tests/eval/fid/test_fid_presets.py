@@ -88,7 +88,7 @@ def test_the_automatic_shift_is_raes_and_none_is_the_models_own():
         ({"guidance_interval": (0.5, 1.5)}, "--guidance-interval="),
         ({"guidance_interval": "01"}, "--guidance-interval='01' is not"),
         ({"guidance_interval": None}, "--guidance-interval=None is not"),
-        ({"time_shift": 0}, r"--time-shift=0 is not None or a number above 0 \(1 is no shift\) or auto"),
+        ({"time_shift": 0}, r"--time-shift=0 is not None or .* or auto"),
         ({"time_shift": "rae"}, "--time-shift='rae' is not"),
         ({"time_shift": float("inf")}, "--time-shift=inf is not"),
     ],
