@@ -23,7 +23,7 @@ from d_emo.common.ranges import Maybe, checked
 from d_emo.images.labels import LabelLike, LabelResolver, normalize_id2label
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.schedulers import FlowMatchODESolverScheduler
-from d_emo.schedulers.flow_paths import STEPS, path_numbers, path_of, sample_interval
+from d_emo.schedulers.flow_paths import STEPS, path_numbers, path_of, sample_interval, way_done
 
 from . import checks
 from .decoding import DecodingMixin
@@ -34,11 +34,9 @@ from .lora import LoraMixin
 # Where a transformer remembers the class names of its last pipeline, so that they survive Diffusers' ways of making a
 # new pipeline of an old one's parts.
 REMEMBERED_NAMES = "names_of_its_pipeline"
-# The last moment of a guidance interval that lasts to 1.
-PROGRESS_END = 1.0 - 1e-6
 
 Generators = torch.Generator | list[torch.Generator] | None
-# (sample, timestep, progress from 0 to 1) -> what the scheduler takes
+# (sample, timestep, how much of the way is done) -> what the scheduler takes
 Predict = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
@@ -213,7 +211,8 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
                 the scheduler: 250 for DDPM (the DiT protocol) and stochastic flows, 50 for the others.
             guidance_scale: 1.0 is off, larger follows the label more closely at the cost of variety. An
                 unconditional model takes no guidance, whatever the value of this default.
-            guidance_interval: the part of the steps in which guidance acts, as fractions from 0 (pure noise) to 1.
+            guidance_interval: the part of the way in which guidance acts, from 0 (pure noise) to 1 (data), its end not
+                included: 1 - time for flow models, whatever their steps; the share of the steps for others.
             guidance_channels: guide only the first so many channels; DiT's script guides three of four. None: all.
             num_images_per_label: images of each label, next to each other in the result.
             height, width: image size in pixels; by default the size that the model was configured for.
@@ -320,6 +319,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
         self._lay_timesteps(steps, device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
+        moments = way_done(timesteps, self.scheduler.config.num_train_timesteps if self._flow()[0] else None)
         # The scale of the noise is that of the first timestep, so it is known only now.
         latents = start() * getattr(self.scheduler, "init_noise_sigma", 1.0)
         finite = []
@@ -327,7 +327,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
             for step, timestep in enumerate(timesteps):
                 if self._interrupt:
                     break
-                prediction = predict(latents, timestep, step / len(timesteps))
+                prediction = predict(latents, timestep, moments[step])
                 latents = self.scheduler.step(prediction, timestep, latents, **step_arguments, return_dict=False)[0]
                 latents = after_step(step, timestep, latents)
                 finite.append(torch.isfinite(latents).all())
@@ -338,6 +338,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
     def _integrate(self, predict: Predict, start: Callable[[], torch.Tensor], steps: int) -> torch.Tensor:
         """The same by an ODE solver, which asks for velocities when it wants them."""
         end, first = sample_interval(*self._flow())
+        count = self.scheduler.config.num_train_timesteps
         latents = start()
         with self.progress_bar(total=100) as progress_bar:  # percent of the way: how many steps it takes is not known
 
@@ -345,10 +346,9 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
                 if self._interrupt:
                     # From another thread; a solver cannot be left, but it soon ends where nothing moves.
                     return torch.zeros_like(sample)
-                time = float(timestep) / self.scheduler.config.num_train_timesteps
-                progress = (first - time) / (first - end)
+                progress = (first - float(timestep) / count) / (first - end)
                 progress_bar.update(max(0, round(100 * progress) - progress_bar.n))
-                return predict(sample, timestep, min(progress, PROGRESS_END))
+                return predict(sample, timestep, way_done(timestep[None], count)[0])
 
             latents = self.scheduler.integrate(velocity, latents, first, end, steps)
         checks.check_finite([torch.isfinite(latents).all()], self.transformer, self._guidance_scale, self.scheduler)

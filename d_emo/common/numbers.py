@@ -70,5 +70,7 @@ def _typed(read: Callable[[str], Any], rule: Rule) -> Callable[[str], Any]:
     return convert
 
 
+# A number above 0.
+positive = _typed(finite, Real(0, positive=True))
 # The seed of a command that draws samples; that of sample i is this one and i.
 seed = whole_from(0, 2**32 - 1)

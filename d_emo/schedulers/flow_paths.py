@@ -37,6 +37,8 @@ SHIFT = Real(1e-3, 1e3, "1 is no shift, RAE's is 6.9")
 TRAIN_TIMESTEPS = Whole(1, 1_000_000, "models of this package have 1000")
 # How near to an end times may come where a formula has a pole there (SiT's train_eps and sample_eps).
 TRAIN_MARGIN, VP_TRAIN_MARGIN, SAMPLE_MARGIN = 1e-3, 1e-5, 1e-3
+# The last moment before the data: an interval that lasts to 1 has every step.
+LAST_MOMENT = 1.0 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -155,3 +157,17 @@ def path_of(config: Mapping[str, Any]) -> str | None:
     if config.get("flow_path"):
         return str(config["flow_path"])
     return "linear" if config["prediction_type"] in EVERYWHERE else None
+
+
+def way_done(timesteps: torch.Tensor, num_train_timesteps: int | None) -> list[float]:
+    """How much of the way from noise (0) to data (1) lies behind each step.
+
+    Args:
+        timesteps: of all steps, in their order.
+        num_train_timesteps: the timestep of pure noise of a flow, whose way is its time, 1 - s: intervals of guidance
+            then mean what papers mean, on shifted steps too. None for diffusion in steps: the share of the steps.
+    """
+    if num_train_timesteps is None:
+        return [step / len(timesteps) for step in range(len(timesteps))]
+    times = (timestep / num_train_timesteps for timestep in timesteps.tolist())
+    return [min(round(1 - time, 6), LAST_MOMENT) for time in times]  # timesteps are float32

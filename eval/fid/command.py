@@ -3,7 +3,8 @@
 import argparse
 import contextlib
 import re
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from d_emo.common.files import check_apart, check_writable, read_json
 from d_emo.common.locks import output_folder
 from d_emo.common.processes import keep_freed_memory, loader_processes, start_processes
 from d_emo.eval.fid import archives
+from d_emo.eval.fid.by_class import check_classes
 from d_emo.eval.fid.evaluation import Evaluator
 from d_emo.eval.fid.extractors import FeatureExtractor, make_extractor
-from d_emo.eval.fid.image_sets import ImageSet, open_set
+from d_emo.eval.fid.image_sets import ImageSet, open_set, with_classes
 from d_emo.eval.fid.protocol import (
     PUBLISHED_400K,
     SD_LATENTS,
@@ -28,7 +30,16 @@ from d_emo.eval.fid.protocol import (
 from d_emo.eval.fid.references import check_reference, default_cache, load_reference
 from d_emo.eval.fid.report import Entry, plot_curve, write_report
 from d_emo.eval.fid.sampling import apply_settings, image_shape, load_pipeline
-from d_emo.eval.fid.scoring import format_scores, show
+from d_emo.eval.fid.scoring import all_features, format_scores, show
+from d_emo.eval.fid.sweep import (
+    SWEEP_PLOT,
+    best_point,
+    check_points,
+    make_points,
+    parse_sweep,
+    run_sweep,
+    sweep_table,
+)
 from d_emo.pipelines import DEMOPipeline
 from d_emo.schedulers.flow_paths import path_of
 
@@ -56,22 +67,33 @@ def evaluate(options: argparse.Namespace, accelerator: Accelerator) -> None:
     options.num_workers = loader_processes(options.num_workers, 0 if on_cpu else 4)
     check_options(options)
     with accelerator.local_main_process_first():  # one download
-        extractor = make_extractor(options.features, options.inception_weights, not options.unverified_inception)
-    extractor.to(accelerator.device)
-    score = score_images if options.samples else score_models
+        extractors = [
+            make_extractor(name, options.inception_weights, not options.unverified_inception)
+            for name in options.features
+        ]
+    for extractor in extractors:
+        extractor.to(accelerator.device)
+    score = score_images if options.samples else score_swept if options.sweep else score_models
     with contextlib.ExitStack() as locks:
-        entries, folder = score(options, accelerator, extractor, locks)
+        outcome = score(options, accelerator, extractors, locks)
         if accelerator.is_main_process:
-            finish(options, entries, folder)
+            finish(options, outcome)
 
 
 def check_options(options: argparse.Namespace) -> None:
     """Find out before hours of work what would end them.
 
     Raises:
-        ValueError: there is no such reference, or what is made could not be written.
+        ValueError: there is no such reference, features are named twice, a sweep cannot be read, or what is made could
+            not be written.
     """
     check_reference(options.reference)
+    if len(set(options.features)) < len(options.features):
+        raise ValueError(f"--features {' '.join(options.features)}: one is named twice; name each once.")
+    if options.sweep:
+        parse_sweep(options.sweep)
+        if "fid" not in options.metrics:
+            raise ValueError(f"--metrics {' '.join(options.metrics)}: --sweep compares points by fid; add it.")
     if options.inception_weights and not Path(options.inception_weights).is_file():
         raise ValueError(f"--inception-weights {options.inception_weights}: there is no such file.")
     check_writable(cache_dir(options), "--cache-dir", folder=True)
@@ -104,58 +126,94 @@ def lock_folder(folder: Path, accelerator: Accelerator, locks: contextlib.ExitSt
     accelerator.wait_for_everyone()
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What was scored.
+
+    Attributes:
+        entries: in the order of the report.
+        folder: of the report.
+        sweep: what was swept before, as a table.
+    """
+
+    entries: list[Entry]
+    folder: Path
+    sweep: str | None = None
+
+
 def score_images(
-    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor, locks: contextlib.ExitStack
-) -> tuple[list[Entry], Path]:
-    """Score images that exist; the entry, and the folder of the report."""
+    options: argparse.Namespace,
+    accelerator: Accelerator,
+    extractors: Sequence[FeatureExtractor],
+    locks: contextlib.ExitStack,
+) -> Outcome:
+    """Score images that exist."""
     try:
-        images = open_set(options.samples, image_column=options.image_column).first(options.num_images)
+        images = open_set(options.samples, image_column=options.image_column)
+        if options.by_class:
+            images = with_classes(images, options.samples, options.label_column)
+        images = images.first(options.num_images)
+        if options.by_class and images.labels is None:
+            raise ValueError(f"{options.samples}: the classes are not known, which --by-class needs; leave it out.")
     except ValueError as error:
         raise ValueError(f"--samples {error}") from error
     folder = Path(options.output_dir or f"evaluation/{images.name}")
     lock_folder(folder, accelerator, locks)
-    evaluator = make_evaluator(options, accelerator, extractor, images.shape[1:3], images.shape[3])
+    evaluator = make_evaluator(options, accelerator, extractors, images.shape[1:3], images.shape[3])
     entries = [Entry(images.name, None, evaluator.score_images(images, folder), folder)]
     if options.export_npz:
         export(options, accelerator, images)
-    return entries, folder
+    return Outcome(entries, folder)
 
 
 def make_evaluator(
     options: argparse.Namespace,
     accelerator: Accelerator,
-    extractor: FeatureExtractor,
+    extractors: Sequence[FeatureExtractor],
     size: tuple[int, int],
     channels: int,
+    num_classes: int | None = None,
 ) -> Evaluator:
-    """Load the reference first, in case it fails."""
-    reference = load_reference(
-        options.reference,
-        extractor,
-        cache_dir(options),
-        accelerator,
-        size=size,
-        channels=channels,
-        count=options.reference_images,
-        image_column=options.image_column,
-        batch_size=options.feature_batch_size,
-        num_workers=options.num_workers,
-    )
+    """Load the references first, in case one fails."""
+    references = [
+        load_reference(
+            options.reference,
+            extractor,
+            cache_dir(options),
+            accelerator,
+            size=size,
+            channels=channels,
+            count=options.reference_images,
+            image_column=options.image_column,
+            label_column=options.label_column if options.by_class else None,
+            batch_size=options.feature_batch_size,
+            num_workers=options.num_workers,
+        )
+        for extractor in extractors
+    ]
+    if options.by_class:
+        check_classes(references[0], num_classes)
     return Evaluator(
-        reference=reference,
-        extractor=extractor,
+        reference=references[0],
+        extractor=extractors[0],
         accelerator=accelerator,
         metrics=options.metrics,
         batch_size=options.batch_size,
         feature_batch_size=options.feature_batch_size,
         num_workers=options.num_workers,
+        others=list(zip(references[1:], extractors[1:], strict=True)),
+        confidence=options.confidence,
+        by_class=options.by_class,
     )
 
 
 def score_models(
-    options: argparse.Namespace, accelerator: Accelerator, extractor: FeatureExtractor, locks: contextlib.ExitStack
-) -> tuple[list[Entry], Path]:
-    """Draw from each model and score it; the entries, and the folder of the report."""
+    options: argparse.Namespace,
+    accelerator: Accelerator,
+    extractors: Sequence[FeatureExtractor],
+    locks: contextlib.ExitStack,
+) -> Outcome:
+    """Draw from each model and score it."""
     models = find_models(options.model, options.checkpoints)
     evaluator: Evaluator | None = None
     entries: list[Entry] = []
@@ -166,19 +224,72 @@ def score_models(
             folder = output_dir(options, preset)
             lock_folder(folder, accelerator, locks)
         target = folder if step is None else folder / f"step-{step:07d}"
-        if accelerator.is_main_process:
-            print(f"{model}, preset {preset}: {describe_settings(settings)}", flush=True)
-        *size, channels = image_shape(pipeline)
-        evaluator = evaluator or make_evaluator(options, accelerator, extractor, (size[0], size[1]), channels)
-        pipeline.to(accelerator.device)
-        pipeline.set_progress_bar_config(disable=True)
-        scores = evaluator.score_pipeline(pipeline, settings, preset, target)
-        entries.append(Entry(str(model), step, scores, target))
-        if accelerator.is_main_process:
-            print(f"{model}\n{format_scores(scores, extractor.name, settings.num_images)}", flush=True)
-        if options.export_npz:
-            export(options, accelerator, open_set(str(target)))
-    return entries, folder
+        evaluator = evaluator or evaluator_of(options, accelerator, extractors, pipeline)
+        entries.append(score_one(options, evaluator, pipeline, settings, preset, str(model), step, target))
+    return Outcome(entries, folder)
+
+
+def evaluator_of(
+    options: argparse.Namespace,
+    accelerator: Accelerator,
+    extractors: Sequence[FeatureExtractor],
+    pipeline: DEMOPipeline,
+) -> Evaluator:
+    """The evaluator of what a pipeline draws."""
+    height, width, channels = image_shape(pipeline)
+    num_classes = pipeline.transformer.config.num_classes
+    return make_evaluator(options, accelerator, extractors, (height, width), channels, num_classes)
+
+
+def score_one(
+    options: argparse.Namespace,
+    evaluator: Evaluator,
+    pipeline: DEMOPipeline,
+    settings: SamplingSettings,
+    preset: str,
+    name: str,
+    step: int | None,
+    target: Path,
+) -> Entry:
+    """Draw what settings say into a folder, score it, print the scores."""
+    main = evaluator.accelerator.is_main_process
+    if main:
+        print(f"{name}, preset {preset}: {describe_settings(settings)}", flush=True)
+    pipeline.to(evaluator.accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
+    scores = evaluator.score_pipeline(pipeline, settings, preset, target)
+    if main:
+        print(f"{name}\n{format_scores(scores)}", flush=True)
+    if options.export_npz:
+        export(options, evaluator.accelerator, open_set(str(target)))
+    return Entry(name, step, scores, target)
+
+
+def score_swept(
+    options: argparse.Namespace,
+    accelerator: Accelerator,
+    extractors: Sequence[FeatureExtractor],
+    locks: contextlib.ExitStack,
+) -> Outcome:
+    """Score every point of a sweep on a small set, and the best one on the full set."""
+    preset, settings, pipeline = prepare(options.model, options)
+    points = make_points(parse_sweep(options.sweep), settings, options.sweep_images)
+    folder = output_dir(options, preset)
+    check_points(points, pipeline, folder)
+    lock_folder(folder, accelerator, locks)
+    evaluator = evaluator_of(options, accelerator, extractors, pipeline)
+    if accelerator.is_main_process:
+        print(f"{options.model}, preset {preset}: {describe_settings(settings)}; {len(points)} points", flush=True)
+    pipeline.to(accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
+    results = run_sweep(points, evaluator, pipeline, preset, folder)
+    best, table = best_point(results).point, sweep_table(results, extractors[0].name)
+    if accelerator.is_main_process:
+        print(f"{table}\nbest: {best.label}; the full set follows", flush=True)
+    full = replace(best.settings, num_images=settings.num_images)
+    name = f"{options.model}, {best.label}"
+    entry = score_one(options, evaluator, pipeline, full, preset, name, None, folder / best.label)
+    return Outcome([entry], folder, table)
 
 
 def find_models(model: str, checkpoints: str | None) -> list[tuple[str, int | None]]:
@@ -242,17 +353,20 @@ def export(options: argparse.Namespace, accelerator: Accelerator, images: ImageS
     print(f"samples for ADM's evaluator in {options.export_npz}")
 
 
-def finish(options: argparse.Namespace, entries: list[Entry], folder: Path) -> None:
+def finish(options: argparse.Namespace, outcome: Outcome) -> None:
     """Print the last scores or the table over training, write curve and report."""
-    curve = None
+    entries, folder = outcome.entries, outcome.folder
+    curve = sweep = None
     if entries[-1].step is not None:
         curve = folder / "fid.png"
         name, published = published_figure(options.model, entries[-1])
         plot_curve(curve, entries, published, name)
         print(curve_table(entries, name, published))
     elif options.samples:
-        print(f"{entries[-1].name}\n{format_scores(entries[-1].scores, entries[-1].extractor, entries[-1].count)}")
-    write_report(folder / "report.html", f"{options.model or options.samples}", entries, curve)
+        print(f"{entries[-1].name}\n{format_scores(entries[-1].scores)}")
+    if outcome.sweep is not None:
+        sweep = folder / SWEEP_PLOT, outcome.sweep
+    write_report(folder / "report.html", f"{options.model or options.samples}", entries, curve, sweep)
     print(f"scores, pictures and report.html in {folder}")
 
 
@@ -269,12 +383,17 @@ def published_figure(run: str, entry: Entry) -> tuple[str, float | None]:
 
 
 def curve_table(entries: list[Entry], name: str, published: float | None) -> str:
-    """Scores by step, as a table."""
-    columns = [metric for metric in entries[-1].scores.values if not metric.endswith("_std")]
-    lines = [f"| step | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    """Scores by step, as a table; those of more features than one under the features' names."""
+    parts = all_features(entries[-1].scores)
+    columns = [
+        (place, metric) for place, part in enumerate(parts) for metric in part.values if not metric.endswith("_std")
+    ]
+    heads = [f"{metric} ({parts[place].features})" if len(parts) > 1 else metric for place, metric in columns]
+    lines = [f"| step | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for entry in entries:
-        values = " | ".join(show(column, entry.scores.values[column]) for column in columns)
-        lines.append(f"| {entry.step:,} | {values} |")
+        scores = all_features(entry.scores)
+        cells = " | ".join(show(metric, scores[place].values[metric]) for place, metric in columns)
+        lines.append(f"| {entry.step:,} | {cells} |")
     if published is not None:
         lines.append(f"published for {name} at 400K steps: FID-50K {published}")
     return "\n".join(lines)

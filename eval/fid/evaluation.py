@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.common.files import make_folder, write_json
 from d_emo.common.shards import read_manifest
+from d_emo.eval.fid.by_class import as_table, class_distances
 from d_emo.eval.fid.extractors import FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore, compute_features
 from d_emo.eval.fid.image_sets import ImageSet
@@ -28,6 +29,8 @@ FEATURES_FOLDER = "features"
 GRID_CLASSES, GRID_COLUMNS, NEIGHBOUR_COLUMNS = 10, 8, 10
 # Larger pictures are shown smaller, so that a report stays a few megabytes.
 MAX_SHOWN_SIDE = 128
+# Layers besides the pooled one that metrics are of.
+LAYERS = {"sfid": "spatial", "is": "logits"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,9 @@ class Evaluator:
         metrics: names from `METRICS`.
         batch_size: images drawn at once by a process.
         feature_batch_size, num_workers: of the features' computation.
+        others: more references, each with the features that it was computed with; scored beside the first.
+        confidence: whether to give distances their 95% intervals.
+        by_class: whether to give the distance of each class, too.
     """
 
     reference: Reference
@@ -50,6 +56,9 @@ class Evaluator:
     batch_size: int = 32
     feature_batch_size: int = 50
     num_workers: int = 0
+    others: Sequence[tuple[Reference, FeatureExtractor]] = ()
+    confidence: bool = False
+    by_class: bool = False
 
     def score_pipeline(
         self, pipeline: DEMOPipeline, settings: SamplingSettings, preset: str | None, folder: Path
@@ -81,30 +90,47 @@ class Evaluator:
         """
         if self.accelerator.is_main_process:
             make_folder(folder / FEATURES_FOLDER)
-        store = compute_features(
-            images,
-            self.extractor,
-            folder / FEATURES_FOLDER,
-            self.accelerator,
-            self.feature_batch_size,
-            self.num_workers,
-        )
-        scores = compute_scores(store, self.reference, self.extractor, tuple(self.metrics), self.accelerator)
-        num_classes = pipeline.transformer.config.num_classes if pipeline else None
-        drawn = read_manifest(folder, "sample again") if settings else None
-        scores.conditions = describe_conditions(store, self.reference, self.extractor, drawn, settings, preset)
-        scores.not_comparable = why_not_comparable(store, self.reference, self.extractor, settings, preset, num_classes)
-        if settings is None:
-            scores.notes.append("how the samples were drawn is not known here")
+        stores, parts = [], []
+        for reference, extractor in ((self.reference, self.extractor), *self.others):
+            store, scores = self._score_by(reference, extractor, images, folder, pipeline)
+            num_classes = pipeline.transformer.config.num_classes if pipeline else None
+            drawn = read_manifest(folder, "sample again") if settings else None
+            scores.conditions = describe_conditions(store, reference, extractor, drawn, settings, preset)
+            scores.not_comparable = why_not_comparable(store, reference, extractor, settings, preset, num_classes)
+            if settings is None:
+                scores.notes.append("how the samples were drawn is not known here")
+            stores.append(store)
+            parts.append(scores)
+        first, first.others = parts[0], parts[1:]
         if self.accelerator.is_main_process:
             names = pipeline.id2label if pipeline else {}
             save_image(sample_grid(images, names), folder / GRID_FILE)
-            neighbours = neighbour_grid(store, self.reference)
+            neighbours = neighbour_grid(stores[0], self.reference)
             if neighbours is not None:
                 save_image(neighbours, folder / NEIGHBOURS_FILE)
-            write_json(folder / SCORES_FILE, as_json(scores))
+            write_json(folder / SCORES_FILE, as_json(first))
         self.accelerator.wait_for_everyone()
-        return scores
+        return first
+
+    def _score_by(
+        self,
+        reference: Reference,
+        extractor: FeatureExtractor,
+        images: ImageSet,
+        folder: Path,
+        pipeline: DEMOPipeline | None,
+    ) -> tuple[FeatureStore, Scores]:
+        """The features of the samples by one extractor, and what they score."""
+        root = folder / FEATURES_FOLDER
+        store = compute_features(images, extractor, root, self.accelerator, self.feature_batch_size, self.num_workers)
+        # Beside the first features, what others have no layer for is not worth a line.
+        lacking = {metric for metric, layer in LAYERS.items() if layer not in extractor.layers}
+        wanted = tuple(m for m in self.metrics if extractor is self.extractor or m not in lacking)
+        scores = compute_scores(store, reference, extractor, wanted, self.accelerator, self.confidence)
+        if self.by_class and self.accelerator.is_main_process:
+            found = class_distances(store, reference, pipeline.id2label if pipeline else {})
+            scores.by_class = as_table(found, len(reference.moments["pool"].mean))
+        return store, scores
 
 
 def sample_grid(images: ImageSet, names: dict[int, str]) -> PIL.Image.Image:

@@ -15,6 +15,8 @@ import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import torch
 
 from d_emo.common import checks
@@ -23,9 +25,14 @@ from d_emo.common.files import file_digest, remove
 from d_emo.common.messages import first_line
 from d_emo.common.saved_folders import LOADING_ERRORS
 
-INCEPTION, PIXELS = "inception", "pixels"
+INCEPTION, PIXELS, FD_DINOV2 = "inception", "pixels", "fd-dinov2"
+# The literature's FD-DINOv2 (arXiv 2306.04675; layer6ai-labs/dgm-eval, dgm_eval/models/dinov2.py): ViT-L/14's class
+# token after the last norm, of images resized to 224 x 224 by PIL's bicubic filter, not cropped.
+DINOV2_LARGE, DINOV2_SIDE = "facebook/dinov2-large", 224
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # torch-fidelity's names behind the short ones.
 FIDELITY_NAMES = {"clip": "clip-vit-b-32", "dinov2": "dinov2-vit-s-14"}
+NAMES = (INCEPTION, FD_DINOV2, *FIDELITY_NAMES, PIXELS)
 # mixed_6/conv of ADM's graph: 17 x 17 positions, of which the evaluator takes 7 channels.
 SPATIAL_CHANNELS = 7
 # A covariance of more features would not fit in memory, nor be known from any number of images at hand.
@@ -146,8 +153,8 @@ class TransformersExtractor(FeatureExtractor):
             self.network = AutoModel.from_pretrained(name).eval().requires_grad_(False)
         except LOADING_ERRORS as error:
             raise ValueError(
-                f"--features {name}: neither one of inception, clip, dinov2, pixels nor an image model of transformers "
-                f"in a folder or on the Hub ({first_line(error)})."
+                f"--features {name}: neither one of {', '.join(NAMES)} nor an image model of transformers in a folder "
+                f"or on the Hub ({first_line(error)})."
             ) from error
         processor = hashlib.sha256(repr(sorted(self.processor.to_dict().items(), key=str)).encode()).hexdigest()
         self.name, self.identity = name, f"{weights_digest(self.network)}-{processor}"
@@ -157,16 +164,46 @@ class TransformersExtractor(FeatureExtractor):
         self.network.to(device)
         return self
 
+    def prepared(self, images: torch.Tensor) -> torch.Tensor:
+        """What the network takes, of uint8 images (n, C, H, W)."""
+        return self.processor(images=list(as_rgb(images)), return_tensors="pt")["pixel_values"]
+
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The model's pooled output, or the mean over positions where it has none."""
-        prepared = self.processor(images=list(as_rgb(images)), return_tensors="pt")
+        prepared = self.prepared(images)
         with full_precision(self.network.device):
-            output = self.network(prepared["pixel_values"].to(self.network.device))
+            output = self.network(prepared.to(self.network.device))
         pool = getattr(output, "pooler_output", None)
         if pool is None:
             hidden = output.last_hidden_state  # (n, L, D) or (n, D, h, w)
             pool = hidden.mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))
         return {"pool": pool.flatten(1).float().cpu()}
+
+
+class DINOv2Extractor(TransformersExtractor):
+    """The features of FD-DINOv2, by the weights that transformers has of DINOv2 ViT-L/14.
+
+    Its image processor would resize to 256 and crop 224; the published metric resizes to 224 alone.
+    """
+
+    def __init__(self) -> None:
+        try:
+            super().__init__(DINOV2_LARGE)
+        except ValueError as error:
+            raise ValueError(
+                f"--features {FD_DINOV2}: {DINOV2_LARGE} cannot be opened ({first_line(error.__cause__ or error)}). "
+                "Fetch it once where there is a network (Hugging Face keeps it), or leave these features out."
+            ) from error
+        self.name, self.identity = FD_DINOV2, f"{FD_DINOV2}-{weights_digest(self.network)}"
+
+    def prepared(self, images: torch.Tensor) -> torch.Tensor:
+        """Resized by PIL, which rounds to 8 bits, then normalised."""
+        resized = [
+            np.asarray(PIL.Image.fromarray(image).resize((DINOV2_SIDE, DINOV2_SIDE), PIL.Image.Resampling.BICUBIC))
+            for image in as_rgb(images).permute(0, 2, 3, 1).contiguous().numpy()
+        ]
+        pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+        return (pixels - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
 
 
 class PixelExtractor(FeatureExtractor):
@@ -190,7 +227,7 @@ class PixelExtractor(FeatureExtractor):
 
 
 def make_extractor(name: str, inception_weights: str | None = None, verify: bool = True) -> FeatureExtractor:
-    """The extractor of a name: inception, clip, dinov2, pixels, or an image model of transformers.
+    """The extractor of a name: one of `NAMES`, or an image model of transformers.
 
     Raises:
         ValueError: unknown, its package or weights are missing, or the weights are not those of the literature.
@@ -201,6 +238,8 @@ def make_extractor(name: str, inception_weights: str | None = None, verify: bool
     try:
         if name == INCEPTION:
             return InceptionExtractor(inception_weights, verify)
+        if name == FD_DINOV2:
+            return DINOv2Extractor()
         return FidelityExtractor(name) if name in FIDELITY_NAMES else TransformersExtractor(name)
     except ImportError as error:
         raise ValueError(f"--features {name} needs {error.name or error}: pip install 'd-emo[eval]'.") from error

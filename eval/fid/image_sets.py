@@ -22,6 +22,7 @@ from d_emo.eval.fid import archives
 from d_emo.images.decode import DECODE_VERSION, UnreadableImageError, center_crop, to_pixels
 from d_emo.images.digits import digits_source
 from d_emo.images.folders import folder_source
+from d_emo.images.listing import list_classes
 from d_emo.images.shards import tar_source
 from d_emo.images.source import ImageSource
 from d_emo.images.tables import datasets_source
@@ -151,6 +152,41 @@ def open_set(source: str, size: Size | None = None, image_column: str = "image")
     return view(pictures, size, content_hash(pictures.files, path))
 
 
+def with_classes(images: ImageSet, source: str, label_column: str) -> ImageSet:
+    """A set that `open_set` opened, with the classes of its images where they can be known.
+
+    Args:
+        images: the set, with all its images.
+        source: what it was opened from.
+        label_column: column of a parquet file that holds the classes.
+
+    Raises:
+        ValueError: the source's classes are wrong, or the column is missing.
+    """
+    path = Path(source)
+    try:
+        if images.labels is not None or source.endswith((".npz", ".tar")):
+            return images
+        if source.endswith(".parquet"):
+            labels = datasets_source(source, label_column=label_column).labels
+        else:
+            classes = [folder.name for folder in list_classes(path).pictures]
+            files = folder_source(path, unconditional=True).files
+            found = [file.relative_to(path).parts[0] for file in files]
+            if not classes or not {*found} <= {*classes}:
+                return images
+            places = {name: place for place, name in enumerate(classes)}
+            labels = np.array([places[name] for name in found])
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return replace(images, labels=np.asarray(labels)[_order(len(images))])
+
+
+def _order(count: int) -> np.ndarray:
+    """The order in which images are taken."""
+    return np.random.RandomState(0).permutation(count)
+
+
 def view(source: ImageSource, size: Size | None, content: str) -> ImageSet:
     """A source in a fixed shuffled order (folders and tables are often sorted by class).
 
@@ -160,7 +196,7 @@ def view(source: ImageSource, size: Size | None, content: str) -> ImageSet:
         content: stands for what the images hold; their number, classes and size are added.
     """
     source.refuse_unreadable()
-    order = np.random.RandomState(0).permutation(source.size)
+    order = _order(source.size)
     height, width = size or _read(source, order[0]).size[::-1]
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -208,7 +244,7 @@ def _from_archive(path: Path) -> ImageSet:
     images = archives.map_images(path)
     if not len(images):
         raise ValueError(f"{path}: {archives.IMAGES_KEY} holds no images.")
-    order = np.random.RandomState(0).permutation(len(images))  # files are often sorted by class
+    order = _order(len(images))  # files are often sorted by class
 
     def read(start: int, stop: int) -> np.ndarray:
         return images[order[start:stop]]

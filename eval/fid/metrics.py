@@ -58,6 +58,14 @@ class MomentSums:
         self.total += wide.sum(axis=0)
         self.products += wide.T @ wide
 
+    def without(self, features: np.ndarray) -> "MomentSums":
+        """The sums as they were before some of the features (n, D) came in."""
+        less, taken = MomentSums(len(self.total)), MomentSums(len(self.total))
+        taken.add(features)
+        less.count = self.count - taken.count
+        less.total, less.products = self.total - taken.total, self.products - taken.products
+        return less
+
     def moments(self) -> Moments:
         """Mean and covariance.
 

@@ -1,10 +1,7 @@
 """How samples are drawn for a score: the settings, the protocols of the literature by name, the samplers.
 
 Published FIDs differ in choices that papers mention in passing. A preset fixes all of them; a score that departs from
-its preset says so.
-
-Sources: DiT arXiv 2212.09748 (section 5; its sampling script's defaults for `dit-script`), SiT arXiv 2401.08740 (both
-samplers with about 250 evaluations), EMOv2 arXiv 2412.06674 (Table XIV: 250 ancestral steps, no guidance).
+its preset says so. `PUBLICATIONS` has the sources.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -13,7 +10,7 @@ from typing import Any, Literal, get_args
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from d_emo.common.command_line import flag
-from d_emo.common.ranges import Maybe, OneOf, Real, Table, Whole
+from d_emo.common.ranges import Maybe, OneOf, Real, Rule, Table, Whole
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
 from d_emo.schedulers import (
@@ -22,23 +19,60 @@ from d_emo.schedulers import (
     FlowMatchSDEHeunScheduler,
 )
 from d_emo.schedulers.flow_ode import ADAPTIVE
-from d_emo.schedulers.flow_paths import path_of
+from d_emo.schedulers.flow_paths import dimension_shift, path_of
 
 FT_MSE = "stabilityai/sd-vae-ft-mse"
 FT_EMA = "stabilityai/sd-vae-ft-ema"
 # What these two decode; presets that name one of them are for models of such latents.
 SD_LATENTS = LatentSpace(autoencoder="AutoencoderKL", channels=4, factor=8, std=(1 / 0.18215,))
 PUBLISHED_COUNT = 50_000
+ADM_STATISTICS = "ADM's file"
 # DiT's noise schedule (its `linear` betas).
 DIT_BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
 
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "own", "fast"]
+FLOW_SAMPLERS = ("euler", "heun", "sde", "sde-heun")
 LabelRule = Literal["random", "balanced"]
 Weights = Literal["averaged", "raw"]
 Type = Literal["float32", "bfloat16", "float16"]
+AUTO_SHIFT: Literal["auto"] = "auto"
+EVERYWHERE = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Interval(Rule):
+    """A part of the way from noise (0) to data (1): two numbers, START below STOP."""
+
+    def take(self, value: Any) -> tuple[float, float]:
+        """See `Rule`."""
+        if isinstance(value, str) or not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError
+        start, stop = (float(Real(0, 1).take(end)) for end in value)
+        if not start < stop:
+            raise ValueError
+        return start, stop
+
+    def __str__(self) -> str:
+        return "START and STOP with 0 <= START < STOP <= 1 (0 1 guides everywhere)"
+
+
+@dataclass(frozen=True)
+class Shift(Rule):
+    """A positive number, or "auto"."""
+
+    def take(self, value: Any) -> float | str:
+        """See `Rule`."""
+        return AUTO_SHIFT if isinstance(value, str) and value == AUTO_SHIFT else Real(0, positive=True).take(value)
+
+    def __str__(self) -> str:
+        return f"a number above 0 (1 is no shift) or {AUTO_SHIFT}"
+
+
 RULES: Table = {
     **dict.fromkeys(("num_images", "steps"), Whole(1)),
     "guidance_channels": Maybe(Whole(1)),
+    "guidance_interval": Interval(),
+    "time_shift": Maybe(Shift()),
     "guidance_scale": Real(1, hint="1 is no guidance, 0 would draw without class"),
     "seed": Whole(0, 2**32 - 1),
     "sampler": OneOf(get_args(SamplerName)),
@@ -59,6 +93,10 @@ class SamplingSettings:
         steps: sampler steps; one step of heun or sde-heun evaluates the model twice.
         guidance_scale: classifier-free guidance, 1.0 is none.
         guidance_channels: guide the first so many channels only; None is all.
+        guidance_interval: guide in this part of the way only, from 0 (noise) to 1 (data); a flow's 1 - time.
+        time_shift: of a flow's even steps, s -> shift s / (1 + (shift - 1) s) with noise at s = 1, so that above 1 more
+            of them are near the noise; "auto" is RAE's rule, the square root of a latent's values over 4,096; None is
+            what the pipeline's own scheduler has.
         labels: random: uniformly drawn classes (DiT); balanced: classes in turn.
         vae: decoder, a Hub id or folder; None: the one the pipeline carries, or none for pixels.
         seed: image i is a function of (seed, i).
@@ -71,6 +109,8 @@ class SamplingSettings:
     steps: int = 250
     guidance_scale: float = 1.0
     guidance_channels: int | None = None
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    time_shift: float | Literal["auto"] | None = None
     labels: LabelRule = "random"
     vae: str | None = None
     seed: int = 0
@@ -87,7 +127,115 @@ PRESETS: dict[str, SamplingSettings] = {
     "dit-script": SamplingSettings(sampler="ddpm", steps=250, guidance_scale=1.5, guidance_channels=3, vae=FT_EMA),
     "sit-sde": SamplingSettings(sampler="sde", steps=250, vae=FT_EMA),
     "sit-ode": SamplingSettings(sampler="heun", steps=125, vae=FT_EMA),
+    "repa": SamplingSettings(sampler="sde", steps=250, guidance_scale=1.8, guidance_interval=(0.3, 1.0), vae=FT_EMA),
+    "lightningdit": SamplingSettings(
+        sampler="euler",
+        steps=250,
+        guidance_scale=6.7,
+        guidance_channels=3,
+        guidance_interval=(0.125, 1.0),
+        time_shift=1 / 0.3,
+    ),
+    "rae": SamplingSettings(sampler="euler", steps=50, labels="balanced", time_shift=AUTO_SHIFT),
+    "jit": SamplingSettings(
+        sampler="heun", steps=50, labels="balanced", guidance_scale=3.0, guidance_interval=(0.1, 1.0)
+    ),
     "quick": SamplingSettings(sampler="fast", steps=50, num_images=5_000),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """Where a preset's settings are published, and what belongs to them besides sampling.
+
+    Attributes:
+        sources: of which settings, where.
+        sides: image sizes with published scores; none for a preset of our own.
+        unguided: whether the same settings without guidance are published too.
+        statistics: file of a reference of its own; most take ADM's.
+        note: what a reader should know, the other published guidance foremost.
+    """
+
+    sources: tuple[tuple[str, str], ...]
+    sides: tuple[int, ...] = (256,)
+    unguided: bool = False
+    statistics: str | None = None
+    note: str = ""
+
+    def reference(self, side: int | str) -> str:
+        """What its scores at a size are against."""
+        return self.statistics.format(side=side) if self.statistics else ADM_STATISTICS
+
+
+PUBLICATIONS: dict[str, Publication] = {
+    "dit-400k": Publication(
+        sources=(("all", "arXiv 2212.09748, section 5; arXiv 2412.06674, Table XIV"),),
+        note="Table XIV states neither guidance nor decoder",
+    ),
+    "dit-script": Publication(
+        sources=(("all", "facebookresearch/DiT, sample_ddp.py, its defaults"),),
+        sides=(256, 512),
+    ),
+    "sit-sde": Publication(
+        sources=(("all", "arXiv 2401.08740; willisma/SiT, sample_ddp.py"),),
+        sides=(256, 512),
+        note="its guided rows: 1.5",
+    ),
+    "sit-ode": Publication(
+        sources=(("all", "arXiv 2401.08740; willisma/SiT, sample_ddp.py"),), note="249 evaluations of the model"
+    ),
+    "repa": Publication(
+        sources=(
+            ("sampler, steps, guidance", "sihyun-yu/REPA, README.md, section 4; arXiv 2410.06940"),
+            ("part of the way", "README.md, --guidance-high=0.7; samplers.py, whose time is 1 at the noise"),
+            ("labels, decoder", "generate.py: drawn; ema by default"),
+            ("sizes", "generate.py, --resolution"),
+        ),
+        sides=(256, 512),
+        unguided=True,
+        note="unguided it is sit-sde",
+    ),
+    "lightningdit": Publication(
+        sources=(
+            (
+                "sampler, steps, shift, guidance, part of the way",
+                "hustvl/LightningDiT, configs/reproductions/lightningdit_xl_vavae_f16d32_800ep_cfg.yaml (read in "
+                "amudide/LightningDiT): timestep_shift 0.3, cfg_interval_start 0.125 of a time that is 0 at the noise",
+            ),
+            ("channels", "models/lightningdit.py, forward_with_cfg: 3 of 32"),
+            ("labels", "inference.py: drawn"),
+            ("reference", "the configuration's fid_reference_file"),
+        ),
+        unguided=True,
+        note="guidance of its model of 64 epochs: 10; its 250 points of time make 249 steps",
+    ),
+    "rae": Publication(
+        sources=(
+            (
+                "sampler, steps, guidance",
+                "bytetriper/RAE, configs/training/ImageNet256/DiTDH-XL_DINOv2-B.yaml; arXiv 2510.11690",
+            ),
+            ("shift", "the same, time_dist_shift_dim and _base; src/sample_ddp.py: the root of their ratio"),
+            ("labels", "README.md, --label-sampling equal, its default for FID (about 0.1 lower than drawn ones)"),
+            ("reference", "README.md, Evaluation"),
+            ("sizes", "arXiv 2510.11690"),
+        ),
+        sides=(256, 512),
+        note="its guided rows: 1.42 by a second, weaker model, on the whole way (configs/stage2/sampling/ImageNet256/"
+        "DiTDHXL-DINOv2-B_AG.yaml, read in Namtk214/RAE); its 50 points of time make 49 steps",
+    ),
+    "jit": Publication(
+        sources=(
+            ("sampler, steps", "LTH14/JiT, main_jit.py, its defaults (read in forks); arXiv 2511.13720"),
+            ("guidance, part of the way", "README.md, Evaluation; denoiser.py, whose time is 0 at the noise"),
+            ("labels, reference", "engine_jit.py: as many of each class; fid_stats/ by torch-fidelity"),
+            ("sizes", "README.md"),
+        ),
+        sides=(256, 512),
+        statistics="jit_in{side}_stats.npz",
+        note="guidance of the model B; L: 2.4 (512: 2.5), H: 2.2 (512: 2.3)",
+    ),
+    "quick": Publication(sources=(("all", "ours"),), sides=(), note="for curves within a run"),
 }
 # FID-50K at 400K steps, ImageNet 256 x 256 (Table XIV of arXiv 2412.06674, where DiT's and SiT's are quoted too), by
 # model and by what it predicts.
@@ -109,15 +257,29 @@ PUBLISHED_STEPS = 400_000
 
 
 def preset_changes(settings: SamplingSettings, preset: str) -> list[str]:
-    """What settings change of a preset, as "name: preset's -> given", the number and seed of images aside."""
+    """What settings change of a preset, as "name: preset's -> given", the number and seed of images aside.
+
+    No guidance is no change where it is published too, and what guidance is limited to does not matter without it.
+    """
     changes = []
+    wanted_all = PRESETS[preset]
+    if settings.guidance_scale == 1 and (PUBLICATIONS[preset].unguided or wanted_all.guidance_scale == 1):
+        guidance = ("guidance_scale", "guidance_channels", "guidance_interval")
+        wanted_all = replace(wanted_all, **{name: getattr(settings, name) for name in guidance})
     for field in fields(settings):
-        wanted, given = getattr(PRESETS[preset], field.name), getattr(settings, field.name)
+        wanted, given = getattr(wanted_all, field.name), getattr(settings, field.name)
         if field.name == "vae" and wanted and given and given.rstrip("/").split("/")[-1] == wanted.split("/")[-1]:
             continue  # a local copy under its own name
         if field.name not in ("num_images", "seed") and given != wanted:
-            changes.append(f"{field.name}: {wanted} -> {given}")
+            changes.append(f"{field.name}: {show_setting(wanted)} -> {show_setting(given)}")
     return changes
+
+
+def show_setting(value: Any) -> str:
+    """A setting for people."""
+    if isinstance(value, tuple):
+        return " to ".join(f"{end:g}" for end in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def with_settings(preset: str, changes: dict[str, Any]) -> SamplingSettings:
@@ -127,15 +289,30 @@ def with_settings(preset: str, changes: dict[str, Any]) -> SamplingSettings:
     return replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
 
 
-def make_sampler(name: SamplerName, pipeline: DEMOPipeline) -> Any:
-    """The scheduler of a name for a pipeline's model.
+def shift_of(settings: SamplingSettings, pipeline: DEMOPipeline) -> float:
+    """The shift of a flow's steps as a number; 1 is none."""
+    if settings.time_shift is None:
+        return float(pipeline.scheduler.config.get("shift") or 1.0)
+    if settings.time_shift == AUTO_SHIFT:
+        height, width = pipeline.transformer.sample_shape
+        return dimension_shift(pipeline.transformer.config.in_channels * height * width)
+    return float(settings.time_shift)
+
+
+def make_sampler(settings: SamplingSettings, pipeline: DEMOPipeline) -> Any:
+    """The scheduler that settings name, for a pipeline's model.
 
     Raises:
         ValueError: it does not fit what the model predicts; the message gives those that do.
     """
-    config = pipeline.transformer.config
+    config, name = pipeline.transformer.config, settings.sampler
     path = path_of(config)
     flow = path is not None
+    if settings.time_shift is not None and (name == "own" or not flow):
+        reason = (
+            "the pipeline's own sampler has its own" if flow else "the model is none of a flow, whose times it moves"
+        )
+        raise ValueError(f"--time-shift {show_setting(settings.time_shift)}: {reason}; leave it out.")
     if name == "own":
         solver = pipeline.scheduler
         if isinstance(solver, FlowMatchODESolverScheduler) and solver.config.method in ADAPTIVE:
@@ -146,9 +323,12 @@ def make_sampler(name: SamplerName, pipeline: DEMOPipeline) -> Any:
         return solver
     if name == "fast":
         name = "euler" if flow else "ddim"
-    if flow != (name in ("euler", "heun", "sde", "sde-heun")):
-        flows = "euler, heun, sde, sde-heun (presets sit-sde, sit-ode, quick)"
-        fitting = flows if flow else "ddpm, ddim (dit-400k, dit-script)"
+    if flow != (name in FLOW_SAMPLERS):
+        fitting = (
+            f"{', '.join(FLOW_SAMPLERS)} (presets sit-sde, sit-ode, repa, lightningdit, rae, jit, quick)"
+            if flow
+            else "ddpm, ddim (dit-400k, dit-script)"
+        )
         raise ValueError(
             f"--sampler {name}: the model predicts {'the flow' if flow else 'noise'} and is sampled by {fitting}."
         )
@@ -157,7 +337,7 @@ def make_sampler(name: SamplerName, pipeline: DEMOPipeline) -> Any:
         return DDPMScheduler(**DIT_BETAS, variance_type=variance, timestep_spacing="linspace")
     if name == "ddim":
         return DDIMScheduler(**DIT_BETAS, timestep_spacing="leading", set_alpha_to_one=True)
-    shift = pipeline.scheduler.config.get("shift") or 1.0  # belongs to the model, like the noise schedule
+    shift = shift_of(settings, pipeline)
     if name == "euler":
         return FlowMatchEulerDiscreteScheduler(shift=shift)
     if name == "heun":
@@ -169,9 +349,12 @@ def make_sampler(name: SamplerName, pipeline: DEMOPipeline) -> Any:
 def describe_settings(settings: SamplingSettings) -> str:
     """One line with everything that moves the number."""
     channels = "all channels" if settings.guidance_channels is None else f"{settings.guidance_channels} channels"
-    guidance = f"guidance {settings.guidance_scale:g} on {channels}" if settings.guidance_scale > 1 else "no guidance"
+    part = f" from {show_setting(settings.guidance_interval)} of the way" * (settings.guidance_interval != EVERYWHERE)
+    guided = settings.guidance_scale > 1
+    guidance = f"guidance {settings.guidance_scale:g} on {channels}{part}" if guided else "no guidance"
+    shift = "" if settings.time_shift is None else f", time shift {show_setting(settings.time_shift)}"
     decoder = f"decoder {settings.vae}" if settings.vae else "the pipeline's own decoder, if any"
     return (
-        f"{settings.num_images:,} images, {settings.sampler} {settings.steps} steps, {guidance}, "
+        f"{settings.num_images:,} images, {settings.sampler} {settings.steps} steps{shift}, {guidance}, "
         f"{settings.labels} labels, {decoder}, {settings.weights} weights, {settings.dtype}, seed {settings.seed}"
     )

@@ -10,13 +10,14 @@ from d_emo.common.files import cache_folder, file_digest
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.extractors import INCEPTION, FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore, compute_features
-from d_emo.eval.fid.image_sets import ImageSet, check_name, open_set
+from d_emo.eval.fid.image_sets import ImageSet, check_name, open_set, with_classes
 from d_emo.eval.fid.metrics import Moments
 
 # ADM's reference images for precision and recall.
 MANIFOLD_IMAGES = 10_000
 MOMENT_LAYERS = ("pool", "spatial")
 INCEPTION_FEATURES = 2048
+OF_THE_FILE = "of the file"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def load_reference(
     channels: int = 3,
     count: int | None = None,
     image_column: str = "image",
+    label_column: str | None = None,
     batch_size: int = 50,
     num_workers: int = 0,
 ) -> Reference:
@@ -93,6 +95,7 @@ def load_reference(
         channels: of the samples; a grey reference becomes a colour one beside colour samples, and the other way round.
         count: take so many of its images; statistics of a file stay what they are.
         image_column: column of a parquet file.
+        label_column: its column of classes; given where the classes are wanted, of folders too.
         batch_size, num_workers: of the features' computation.
 
     Raises:
@@ -120,6 +123,8 @@ def load_reference(
             )
     else:
         images = open_set(source, size, image_column)
+        if label_column is not None:
+            images = with_classes(images, source, label_column)
         fingerprint = images.fingerprint
     store = None
     if images is not None:
@@ -130,7 +135,7 @@ def load_reference(
     if not statistics and store is not None:
         moments = {name: store.moments(name, accelerator) for name in MOMENT_LAYERS if name in extractor.layers}
     name = source.name if isinstance(source, ImageSet) else source
-    origin = "of the file" if statistics else "computed from its images"
+    origin = OF_THE_FILE if statistics else "computed from its images"
     return Reference(name, moments, images, store, fingerprint, origin, "spatial" in statistics, tuple(notes))
 
 
@@ -146,8 +151,9 @@ def _file_statistics(path: Path, keys: set[str], extractor: FeatureExtractor, no
         found["spatial"] = _moments(path, archives.SPATIAL_STATISTICS_KEYS)
     else:
         notes.append(
-            f"{path.name} has no mu_s, sigma_s: statistics as pytorch-fid writes them, whose resizing differs from "
-            "ADM's (features 2% off); FID against them compares with pytorch-fid's numbers only roughly"
+            f"{path.name} has no mu_s, sigma_s: statistics as torch-fidelity writes them, which JiT's files are, or as "
+            "pytorch-fid does, whose resizing differs from ADM's (features 2% off): FID against those compares with "
+            "pytorch-fid's numbers only roughly"
         )
     return found
 

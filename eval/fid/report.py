@@ -9,9 +9,10 @@ from pathlib import Path
 
 from d_emo.common.files import written_whole
 from d_emo.common.output import say
+from d_emo.eval.fid.by_class import table_lines
 from d_emo.eval.fid.evaluation import GRID_FILE, NEIGHBOURS_FILE, SCORES_FILE
 from d_emo.eval.fid.protocol import PUBLISHED_STEPS
-from d_emo.eval.fid.scoring import TITLES, Scores, load_scores, show, title
+from d_emo.eval.fid.scoring import TITLES, Scores, all_features, all_notes, load_scores, show_score, title
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -45,12 +46,12 @@ class Entry:
     @property
     def extractor(self) -> str:
         """Name of the features."""
-        return self.scores.conditions["features"]["name"]
+        return self.scores.features
 
     @property
     def count(self) -> int:
         """Number of samples."""
-        return self.scores.conditions["samples"]["shape"][0]
+        return self.scores.count
 
 
 def load_entries(folder: Path, name: str) -> list[Entry]:
@@ -66,7 +67,9 @@ def load_entries(folder: Path, name: str) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.step or 0)
 
 
-def write_report(path: Path, heading: str, entries: Sequence[Entry], curve: Path | None = None) -> None:
+def write_report(
+    path: Path, heading: str, entries: Sequence[Entry], curve: Path | None = None, sweep: tuple[Path, str] | None = None
+) -> None:
     """Write a page with the scores of all entries, and with the pictures and conditions of the last one.
 
     Args:
@@ -74,13 +77,21 @@ def write_report(path: Path, heading: str, entries: Sequence[Entry], curve: Path
         heading: its title.
         entries: in the order to show; at least one.
         curve: PNG of FID over training.
+        sweep: PNG of the distance over what was swept, and the table of its points.
     """
     last = entries[-1]
-    parts = [f"<h1>{html.escape(heading)}</h1>", _verdict(last.scores), _score_table(entries)]
+    parts = [f"<h1>{html.escape(heading)}</h1>", _verdict(last.scores), *_score_tables(entries)]
+    if sweep is not None:
+        parts += ["<h2>Swept</h2>", _image(sweep[0], "distance over what was swept")]
+        parts.append(f"<pre>{html.escape(sweep[1])}</pre>")
+    for scores in all_features(last.scores):
+        if scores.by_class:
+            items = "".join(f"<li>{html.escape(line)}</li>" for line in table_lines(scores.by_class))
+            distance = html.escape(title("fid", scores.features, scores.count))
+            parts.append(f"<h2>{distance} by class</h2><ul>{items}</ul>")
     if curve is not None:
         parts += ["<h2>Over training</h2>", _image(curve, "scores over training")]
-    if last.scores.left_out or last.scores.notes:
-        lines = [f"{name} was left out: {why}" for name, why in last.scores.left_out.items()] + last.scores.notes
+    if lines := [f"{name} was left out: {why}" for name, why in last.scores.left_out.items()] + all_notes(last.scores):
         parts += ["<h2>Notes</h2>", "<ul>", *(f"<li>{html.escape(line)}</li>" for line in lines), "</ul>"]
     for file, name in ((GRID_FILE, "Samples by class"), (NEIGHBOURS_FILE, "Nearest images of the reference")):
         if (last.folder / file).is_file():
@@ -103,21 +114,27 @@ def _verdict(scores: Scores) -> str:
     return f'<div class="verdict">Not comparable with published figures:<ul>{reasons}</ul></div>'
 
 
-def _score_table(entries: Sequence[Entry]) -> str:
-    shown = [name for name in TITLES if any(name in entry.scores.values for entry in entries)]
-    head = "".join(f"<th>{html.escape(title(name, entries[-1].extractor, entries[-1].count))}</th>" for name in shown)
-    rows = []
-    for entry in entries:
-        cells = "".join(f'<td class="number">{_number(entry.scores, name)}</td>' for name in shown)
-        rows.append(f"<tr><td>{html.escape(entry.name)}</td>{cells}</tr>")
-    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+def _score_tables(entries: Sequence[Entry]) -> list[str]:
+    """A table for each of the features, the entries in its rows."""
+    tables = []
+    for features in [scores.features for scores in all_features(entries[-1].scores)]:
+        found = [
+            (entry.name, one) for entry in entries for one in all_features(entry.scores) if one.features == features
+        ]
+        shown = [name for name in TITLES if any(name in scores.values for _, scores in found)]
+        head = "".join(f"<th>{html.escape(title(name, features, entries[-1].count))}</th>" for name in shown)
+        rows = []
+        for name, scores in found:
+            cells = "".join(f'<td class="number">{_number(scores, metric)}</td>' for metric in shown)
+            rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
+        tables.append(f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>")
+    return tables
 
 
 def _number(scores: Scores, name: str) -> str:
     if name not in scores.values:
         return "&ndash;"
-    spread = scores.values.get(f"{name}_std")
-    return show(name, scores.values[name]) + ("" if spread is None else f" &plusmn; {show(name, spread)}")
+    return show_score(scores, name).replace("+-", "&plusmn;")
 
 
 def _image(path: Path, description: str) -> str:

@@ -33,6 +33,7 @@ from d_emo.pipelines import DEMOPipeline, open_pipeline
 
 SHARD_SIZE = 128
 SHARD_NAME = "samples-{:08d}.npz"
+SAMPLES_FOLDER = "samples"
 # Key of the class labels' stream, so that it shares nothing with other uses of a seed.
 LABEL_STREAM = 0xD_E30
 LIBRARIES = ("d-emo", "torch", "diffusers", "accelerate", "transformers", "numpy")
@@ -66,7 +67,7 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
         ValueError: decoder or raw weights are missing, or sampler or decoder and model do not fit; the message gives
             the remedy.
     """
-    make_sampler(settings.sampler, pipeline)
+    make_sampler(settings, pipeline)
     if settings.weights == "raw":
         state = Path(model) / "training_state" / "model.safetensors"
         if not state.is_file():
@@ -99,7 +100,7 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
 
 def make_manifest(pipeline: DEMOPipeline, settings: SamplingSettings) -> dict[str, Any]:
     """Everything that moves the samples, ready for JSON."""
-    scheduler = make_sampler(settings.sampler, pipeline)
+    scheduler = make_sampler(settings, pipeline)
     return {
         "sampling": asdict(settings),
         "transformer": weights_digest(pipeline.transformer),
@@ -113,27 +114,39 @@ def make_manifest(pipeline: DEMOPipeline, settings: SamplingSettings) -> dict[st
     }
 
 
+def check_samples(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether a folder says already that it holds such samples.
+
+    Raises:
+        ManifestError: it holds others; the message says what differs.
+    """
+    try:
+        stored = read_manifest(folder, "delete the folder and sample again")
+    except ValueError as error:
+        raise ManifestError(str(error)) from error
+    if stored is None:
+        if (folder / SAMPLES_FOLDER).exists():
+            raise ManifestError(f"{folder} holds samples without a {MANIFEST}; use another --output-dir.")
+        return False
+    if isinstance(stored.get("sampling"), dict):  # what settings there were not yet was as it is by default
+        stored["sampling"] = {**asdict(SamplingSettings()), **stored["sampling"]}
+    free = () if "latent_space" in stored else ("latent_space",)  # of before there was more than one class
+    if changed := differences(stored, manifest, free):
+        raise ManifestError(
+            f"{folder} holds other samples: {'; '.join(changed)}. Use another --output-dir, or delete the folder."
+        )
+    return True
+
+
 def claim_samples(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, or check that the one that is there says the same.
 
     Raises:
         ManifestError: the folder holds other samples; the message says what differs.
     """
-    try:
-        stored = read_manifest(folder, "delete the folder and sample again")
-    except ValueError as error:
-        raise ManifestError(str(error)) from error
-    if stored is not None:
-        free = () if "latent_space" in stored else ("latent_space",)  # of before there was more than one class
-        if changed := differences(stored, manifest, free):
-            raise ManifestError(
-                f"{folder} holds other samples: {'; '.join(changed)}. Use another --output-dir, or delete the folder."
-            )
-        return
-    if (folder / "samples").exists():
-        raise ManifestError(f"{folder} holds samples without a {MANIFEST}; use another --output-dir.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_manifest(folder, manifest)
+    if not check_samples(folder, manifest):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_manifest(folder, manifest)
 
 
 def image_shape(pipeline: DEMOPipeline) -> tuple[int, int, int]:
@@ -175,6 +188,7 @@ def draw_images(pipeline: DEMOPipeline, settings: SamplingSettings, indices: ran
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         guidance_channels=settings.guidance_channels,
+        guidance_interval=settings.guidance_interval,
         generator=[image_generator(settings.seed, index) for index in indices],
         output_type="pt",
     ).images
@@ -201,16 +215,16 @@ def sample_images(
     manifest = make_manifest(pipeline, settings)
     if accelerator.is_main_process:
         claim_samples(folder, manifest)
-        make_folder(folder / "samples")
-        remove_partial(folder / "samples")
+        make_folder(folder / SAMPLES_FOLDER)
+        remove_partial(folder / SAMPLES_FOLDER)
     accelerator.wait_for_everyone()
-    former, pipeline.scheduler = pipeline.scheduler, make_sampler(settings.sampler, pipeline)
+    former, pipeline.scheduler = pipeline.scheduler, make_sampler(settings, pipeline)
     try:
-        _draw_missing(pipeline, settings, folder / "samples", accelerator, batch_size)
+        _draw_missing(pipeline, settings, folder / SAMPLES_FOLDER, accelerator, batch_size)
     finally:
         pipeline.scheduler = former
     accelerator.wait_for_everyone()
-    return from_shards(folder / "samples")
+    return from_shards(folder / SAMPLES_FOLDER)
 
 
 def check_shard(files: ShardFolder, labels: np.ndarray, shape: tuple[int, int, int], shard: range) -> None:

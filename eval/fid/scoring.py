@@ -12,10 +12,19 @@ from accelerate import Accelerator
 from d_emo.common import checks
 from d_emo.common.files import read_json
 from d_emo.eval.fid import metrics
-from d_emo.eval.fid.extractors import INCEPTION, FeatureExtractor
+from d_emo.eval.fid.by_class import table_lines
+from d_emo.eval.fid.confidence import LEAST_SAMPLES, frechet_interval
+from d_emo.eval.fid.extractors import FD_DINOV2, INCEPTION, FeatureExtractor
 from d_emo.eval.fid.features import FeatureStore
-from d_emo.eval.fid.protocol import PUBLISHED_COUNT, SamplingSettings, describe_settings, preset_changes
-from d_emo.eval.fid.references import Reference
+from d_emo.eval.fid.protocol import (
+    ADM_STATISTICS,
+    PUBLICATIONS,
+    PUBLISHED_COUNT,
+    SamplingSettings,
+    describe_settings,
+    preset_changes,
+)
+from d_emo.eval.fid.references import OF_THE_FILE, Reference
 
 # Names as people know them. With other features than Inception's the distance is not called FID.
 TITLES = {
@@ -26,7 +35,11 @@ TITLES = {
     "recall": "recall",
     "kid": "KID",
 }
-IMAGENET_CLASSES, IMAGENET_SIDE = 1000, 256
+IMAGENET_CLASSES = 1000
+# Sizes with published scores, for images of which no more is known.
+IMAGENET_SIDES = (256, 512)
+# The layers that Frechet distances are of.
+FRECHET_LAYERS = {"fid": "pool", "sfid": "spatial"}
 
 
 @dataclass
@@ -39,6 +52,9 @@ class Scores:
         not_comparable: why the scores do not compare with published ones; empty if they do.
         notes: what else a reader should know.
         conditions: everything that moves the scores, ready for JSON.
+        intervals: of distances, their 95% intervals, where they were asked for.
+        by_class: what `by_class.as_table` keeps, where it was asked for.
+        others: scores of the same samples by other features.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -46,6 +62,19 @@ class Scores:
     not_comparable: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    by_class: dict[str, Any] = field(default_factory=dict)
+    others: list["Scores"] = field(default_factory=list)
+
+    @property
+    def features(self) -> str:
+        """Name of the features."""
+        return self.conditions["features"]["name"]
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return self.conditions["samples"]["shape"][0]
 
 
 def show(metric: str, value: float) -> str:
@@ -55,6 +84,8 @@ def show(metric: str, value: float) -> str:
 
 def title(metric: str, extractor: str, count: int) -> str:
     """What to call a metric: "FID-5K" for 5,000 images, "Frechet distance (pixels)" for other features."""
+    if extractor == FD_DINOV2 and metric == "fid":
+        return "FD-DINOv2"
     if extractor != INCEPTION:
         other = {"fid": "Frechet distance", "kid": "kernel distance"}
         return f"{other.get(metric, TITLES[metric])} ({extractor})"
@@ -70,15 +101,18 @@ def compute_scores(
     extractor: FeatureExtractor,
     wanted: tuple[str, ...],
     accelerator: Accelerator,
+    confidence: bool = False,
 ) -> Scores:
     """Compute the metrics wanted; every process calls this, the main one's answer is complete.
+
+    `confidence` also gives the distances' 95% intervals, which take twenty times as long as the distances.
 
     Raises:
         ValueError: features do not fit each other, hold NaN, or are too few.
     """
     scores = Scores(notes=[f"samples: {note}" for note in samples.images.notes])
     scores.notes += [f"reference: {note}" for note in reference.notes]
-    for metric, layer in (("fid", "pool"), ("sfid", "spatial")):
+    for metric, layer in FRECHET_LAYERS.items():
         if metric not in wanted:
             continue
         if layer not in extractor.layers or layer not in reference.moments:
@@ -92,10 +126,23 @@ def compute_scores(
         scores.notes += _rank_notes(metric, moments, reference.moments[layer])
         if accelerator.is_main_process:
             scores.values[metric] = metrics.frechet_distance(reference.moments[layer], moments)
+            if confidence:
+                _add_interval(scores, metric, samples, reference)
     if accelerator.is_main_process:
         _score_features(scores, samples, reference, extractor, wanted, accelerator)
     accelerator.wait_for_everyone()
     return scores
+
+
+def _add_interval(scores: Scores, metric: str, samples: FeatureStore, reference: Reference) -> None:
+    """The interval of a distance, or why there is none."""
+    layer, count = FRECHET_LAYERS[metric], len(samples.images)
+    if count < LEAST_SAMPLES:
+        scores.notes.append(f"{metric}: {count} samples are too few for an interval; {LEAST_SAMPLES} are the least")
+        return
+    scores.intervals[metric] = frechet_interval(
+        lambda indices: samples.load(layer, indices), count, reference.moments[layer], f"interval of {metric}"
+    )
 
 
 def _rank_notes(metric: str, samples: metrics.Moments, reference: metrics.Moments) -> list[str]:
@@ -191,7 +238,7 @@ def why_not_comparable(
     preset: str | None,
     num_classes: int | None,
 ) -> list[str]:
-    """Every reason why the scores are no numbers to put beside published ones for ImageNet 256 x 256."""
+    """Every reason why the scores are no numbers to put beside published ones for ImageNet."""
     reasons = []
     count, height, width, _ = samples.images.shape
     if count != PUBLISHED_COUNT:
@@ -202,53 +249,102 @@ def why_not_comparable(
         reasons += [f"preset {preset} was changed ({change})" for change in preset_changes(settings, preset)]
     if settings is not None and num_classes != IMAGENET_CLASSES:
         reasons.append(f"the model has {num_classes} classes, ImageNet {IMAGENET_CLASSES:,}")
-    if (height, width) != (IMAGENET_SIDE, IMAGENET_SIDE):
-        reasons.append(f"images are {width} x {height}, not {IMAGENET_SIDE} x {IMAGENET_SIDE}")
+    sides = PUBLICATIONS[preset].sides if preset is not None else ()
+    if (height, width) not in [(side, side) for side in sides or IMAGENET_SIDES]:
+        published = " or ".join(f"{side} x {side}" for side in sides or IMAGENET_SIDES)
+        reasons.append(f"images are {width} x {height}, not {published}")
     if not extractor.published:
         reasons.append(f"features are {extractor.name}, not the published Inception weights")
-    if not reference.adm_statistics:
+    wanted = PUBLICATIONS[preset].reference(height) if preset is not None else ADM_STATISTICS
+    if wanted != ADM_STATISTICS:
+        if reference.statistics != OF_THE_FILE or Path(reference.name).name != wanted:
+            reasons.append(f"the reference is not {wanted}, which the scores of preset {preset} are against")
+    elif not reference.adm_statistics:
         reasons.append("the reference is not ADM's file of statistics")
     return reasons
 
 
-def format_scores(scores: Scores, extractor: str, count: int) -> str:
-    """The lines that a person reads: each score, then its conditions."""
-    lines = []
-    for name in TITLES:
-        if name in scores.values:
-            spread = scores.values.get(f"{name}_std")
-            lines.append(
-                f"  {title(name, extractor, count):<28} {show(name, scores.values[name])}"
-                + (f" +- {show(name, spread)}" if spread is not None else "")
-            )
+def format_scores(scores: Scores) -> str:
+    """The lines that a person reads: each score, by class where that was asked for, then its conditions."""
+    lines = [line for part in all_features(scores) for line in _score_lines(part)]
     lines += [f"  {name:<28} left out: {why}" for name, why in scores.left_out.items()]
+    for part in all_features(scores):
+        if part.by_class:
+            lines.append(f"  {title('fid', part.features, part.count)} by class")
+            lines += [f"    {line}" for line in table_lines(part.by_class)]
     if scores.not_comparable:
         lines.append(f"  not comparable with published figures: {'; '.join(scores.not_comparable)}")
     else:
         lines.append("  conditions as published; compatible with ADM's evaluator by construction")
-    return "\n".join(lines + [f"  note: {note}" for note in scores.notes])
+    return "\n".join(lines + [f"  note: {note}" for note in all_notes(scores)])
+
+
+def _score_lines(scores: Scores) -> list[str]:
+    return [
+        f"  {title(name, scores.features, scores.count):<28} {show_score(scores, name)}"
+        for name in TITLES
+        if name in scores.values
+    ]
+
+
+def show_score(scores: Scores, name: str) -> str:
+    """A score with its spread or its interval, where it has one."""
+    text = show(name, scores.values[name])
+    if (spread := scores.values.get(f"{name}_std")) is not None:
+        text += f" +- {show(name, spread)}"
+    if name in scores.intervals:
+        low, high = scores.intervals[name]
+        text += f" (95%: {show(name, low)} to {show(name, high)})"
+    return text
+
+
+def all_features(scores: Scores) -> list[Scores]:
+    """The scores by the first features, which decide, then those by others."""
+    return [scores, *scores.others]
+
+
+def all_notes(scores: Scores) -> list[str]:
+    """What a reader should know, each note once, those of other features with their name."""
+    more = [f"{other.features}: {note}" for other in scores.others for note in other.notes if note not in scores.notes]
+    return scores.notes + more
 
 
 def summary(scores: Scores) -> str:
     """All scores in one line, spreads aside."""
-    features, count = scores.conditions["features"]["name"], scores.conditions["samples"]["shape"][0]
-    shown = {name: value for name, value in scores.values.items() if not name.endswith("_std")}
-    return ", ".join(f"{title(name, features, count)} {show(name, value)}" for name, value in shown.items())
+    return ", ".join(
+        f"{title(name, part.features, part.count)} {show(name, value)}"
+        for part in all_features(scores)
+        for name, value in part.values.items()
+        if not name.endswith("_std")
+    )
 
 
 def load_scores(path: Path) -> Scores:
-    """Scores as `as_json` wrote them.
+    """Scores as `as_json` wrote them; files of versions that had fewer fields, too.
 
     Raises:
         ValueError: the file is damaged.
     """
     remedy = "delete it and score again"
-    stored = read_json(checks.path_named(path, "path"), remedy)
+    return _from_json(read_json(checks.path_named(path, "path"), remedy), f"{path} is damaged", remedy)
+
+
+def _from_json(stored: dict[str, Any], wrong: str, remedy: str) -> Scores:
     kinds = {"scores": dict, "left_out": dict, "not_comparable_because": list, "notes": list, "conditions": dict}
-    if wrong := [name for name, kind in kinds.items() if not isinstance(stored.get(name), kind)]:
-        raise ValueError(f"{path} is damaged (there is no {wrong[0]!r}); {remedy}.")
+    later: dict[str, type] = {"intervals": dict, "by_class": dict, "others": list}
+    stored = {**{name: kind() for name, kind in later.items()}, **stored}
+    for name, kind in {**kinds, **later}.items():
+        if not isinstance(stored.get(name), kind):
+            raise ValueError(f"{wrong} (there is no {name!r}); {remedy}.")
+    for name, ends in stored["intervals"].items():
+        if not isinstance(ends, list) or len(ends) != 2 or not all(isinstance(end, int | float) for end in ends):
+            raise ValueError(f"{wrong} (the interval of {name!r} is no two numbers); {remedy}.")
+    if not all(isinstance(other, dict) for other in stored["others"]):
+        raise ValueError(f"{wrong} ('others' holds no scores); {remedy}.")
     values, left_out, reasons, notes, conditions = (stored[name] for name in kinds)
-    return Scores(values, left_out, reasons, notes, conditions)
+    intervals = {name: (low, high) for name, (low, high) in stored["intervals"].items()}
+    others = [_from_json(other, wrong, remedy) for other in stored["others"]]
+    return Scores(values, left_out, reasons, notes, conditions, intervals, stored["by_class"], others)
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
@@ -260,4 +356,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
         "not_comparable_because": scores.not_comparable,
         "notes": scores.notes,
         "conditions": scores.conditions,
+        "intervals": {name: list(ends) for name, ends in scores.intervals.items()},
+        "by_class": scores.by_class,
+        "others": [as_json(other) for other in scores.others],
     }

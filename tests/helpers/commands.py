@@ -133,6 +133,9 @@ COMMANDS = {
             "d_emo.eval.tables.model_table.list_models",
         ),
         SweptCommand(
+            "preset_table", "d_emo.eval.tables.preset_table", (), "d_emo.eval.tables.preset_table.settings_row"
+        ),
+        SweptCommand(
             "loader_speed",
             "d_emo.eval.benchmarks.loader_speed",
             (),

@@ -50,6 +50,7 @@ RULES = {
     "count": _rule("one"),
     "count or zero": _rule("zero", "one"),
     "side of 32 or more": _rule(),
+    "two numbers": _rule(),
     "two or more": _rule(),
     # numbers
     "number": _rule("zero", "minus one", "one", "a fraction", "more than one", "1e30", "10^30"),
@@ -88,10 +89,12 @@ KINDS = {
     ),
     "count or zero": ("num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every"),
     "side of 32 or more": ("train_classifier resolution",),
-    "two or more": ("throughput repeats",),
+    "two or more": ("throughput repeats", "sweep_images"),
+    "two numbers": ("guidance_interval",),
     "number": ("logit_normal_mean",),
     "positive": (
         "min_snr_gamma", "logit_normal_std", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
+        "time_shift",
     ),
     "positive or zero": (
         "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
@@ -110,7 +113,7 @@ KINDS = {
         "statistics",
     ),
     "boolean that needs another": ("streaming", "train_classifier unconditional"),
-    "switch": ("unverified_inception",),
+    "switch": ("unverified_inception", "confidence", "by_class"),
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "lr_decay", "dtype", "flow_path",
         "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes", "throughput compile",
@@ -143,6 +146,7 @@ KINDS = {
         "encode_latents dataset",  # beside --train-data-dir
         "evaluate_classifier dataset",  # beside --data-dir
         "evaluate_fid model",  # beside --samples
+        "sweep",  # without --model
         "checkpoints",  # without --model
     ),
 }  # fmt: skip

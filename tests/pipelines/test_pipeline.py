@@ -127,6 +127,29 @@ def test_guidance_interval_acts_in_its_steps_only():
     assert batches == [2, 4, 4, 2]
 
 
+@pytest.mark.parametrize("shift", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("solver", [FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler])
+def test_a_guidance_interval_is_of_time_on_shifted_steps_too(solver, shift):
+    pipeline = tiny_pipeline(flow=True)
+    pipeline.scheduler = solver(shift=shift)
+    asked = []
+    pipeline.transformer.register_forward_pre_hook(
+        lambda _, arguments: asked.append((arguments[0], arguments[1].clone()))
+    )
+    images(pipeline, guidance_scale=2.0, guidance_interval=(0.1, 0.7), num_inference_steps=10)
+    moments = [1 - timestep[0].item() / 1000 for _, timestep in asked]
+    assert [len(latents) == 4 for latents, _ in asked] == [0.1 - 1e-6 <= moment < 0.7 - 1e-6 for moment in moments]
+    assert 0 < sum(len(latents) == 4 for latents, _ in asked) < len(asked)
+
+
+def test_a_guidance_interval_of_a_diffusion_in_steps_is_of_its_steps():
+    pipeline = tiny_pipeline()
+    batches = []
+    pipeline.transformer.register_forward_pre_hook(lambda _, arguments: batches.append(len(arguments[0])))
+    images(pipeline, guidance_scale=2.0, guidance_interval=(0.3, 0.7), num_inference_steps=10)
+    assert batches == [2] * 3 + [4] * 4 + [2] * 3
+
+
 def test_scale_one_runs_no_second_branch_and_is_recorded():
     pipeline = tiny_pipeline()
     batches = []

@@ -384,7 +384,7 @@ def test_a_backbone_of_transformers_gives_pooled_features(tmp_path):
     pool = extractor(images)["pool"]
     assert pool.shape == (3, 12) and pool.std() > 0
     torch.testing.assert_close(extractor(images[:, :1])["pool"].shape, torch.Size([3, 12]))
-    with pytest.raises(ValueError, match="neither one of inception, clip, dinov2, pixels nor"):
+    with pytest.raises(ValueError, match="neither one of inception, fd-dinov2, clip, dinov2, pixels nor"):
         make_extractor(str(tmp_path / "nowhere"))
 
 

@@ -58,6 +58,10 @@ def draw(pipeline, folder, accelerator, batch_size=4, **settings):
     return sample_images(pipeline, SamplingSettings(**{**FEW, **settings}), folder, accelerator, batch_size)
 
 
+def sampler(name, pipeline, **settings):
+    return make_sampler(SamplingSettings(sampler=name, **settings), pipeline)
+
+
 def all_images(images):
     return images.read(0, len(images)).astype(int)
 
@@ -226,34 +230,34 @@ def test_presets_are_the_published_protocols():
 
 def test_samplers_fit_the_model_or_are_refused():
     noise, flow = tiny_pipeline(), tiny_pipeline(flow=True)
-    ddpm = make_sampler("ddpm", noise)
+    ddpm = sampler("ddpm", noise)
     assert (ddpm.config.timestep_spacing, ddpm.config.variance_type) == ("linspace", "learned_range")
-    assert isinstance(make_sampler("fast", noise), DDIMScheduler)
-    assert isinstance(make_sampler("sde", flow), FlowMatchEulerMaruyamaScheduler)
-    assert isinstance(make_sampler("sde-heun", flow), FlowMatchSDEHeunScheduler)
-    heun = make_sampler("heun", flow)
+    assert isinstance(sampler("fast", noise), DDIMScheduler)
+    assert isinstance(sampler("sde", flow), FlowMatchEulerMaruyamaScheduler)
+    assert isinstance(sampler("sde-heun", flow), FlowMatchSDEHeunScheduler)
+    heun = sampler("heun", flow)
     assert isinstance(heun, FlowMatchHeunDiscreteScheduler)
     heun.set_timesteps(PRESETS["sit-ode"].steps)
     assert len(heun.timesteps) == 249
     flow.scheduler = FlowMatchODESolverScheduler(method="midpoint")
-    assert make_sampler("own", flow) is flow.scheduler
+    assert sampler("own", flow) is flow.scheduler
     flow.scheduler = FlowMatchODESolverScheduler()
     with pytest.raises(ValueError, match="--sampler own: dopri5 chooses its steps for a batch"):
-        make_sampler("own", flow)
+        sampler("own", flow)
     curved = tiny_pipeline(flow=True, flow_path="vp")
-    assert make_sampler("sde", curved).config.flow_path == "vp"
+    assert sampler("sde", curved).config.flow_path == "vp"
     with pytest.raises(ValueError, match="--sampler sde: the model predicts noise"):
-        make_sampler("sde", noise)
+        sampler("sde", noise)
     with pytest.raises(ValueError, match=r"--sampler ddpm: the model predicts the flow.*sit-sde"):
-        make_sampler("ddpm", flow)
+        sampler("ddpm", flow)
 
 
 def test_every_sampler_of_a_flow_keeps_the_shift_that_its_model_was_trained_with():
     pipeline = tiny_pipeline(flow=True)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=2.5)
     for name in ("euler", "heun", "sde", "sde-heun", "fast", "own"):
-        assert make_sampler(name, pipeline).config.shift == 2.5
-    assert make_sampler("sde", tiny_pipeline(flow=True)).config.shift == 1
+        assert sampler(name, pipeline).config.shift == 2.5
+    assert sampler("sde", tiny_pipeline(flow=True)).config.shift == 1
 
 
 @pytest.mark.parametrize(
