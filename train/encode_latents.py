@@ -1,10 +1,11 @@
-"""Encode a data set with a VAE once, so that training reads latents instead of encoding every image in every epoch.
+"""Encode a data set with an autoencoder once, so that training reads latents instead of encoding every image in every epoch.
 
     accelerate launch train/encode_latents.py --train-data-dir imagenet/train --output-dir latents/imagenet256
     accelerate launch train/train_dit.py --model D-EMOv2-B-2 --latents latents/imagenet256
 
-Stores mean and standard deviation of each image and of its mirror image: training draws from them as it would from
-the VAE.
+Stores the autoencoder's posterior of each image and of its mirror image: training draws from it as it would from the
+autoencoder. --statistics true also measures mean and deviation a channel, by which training then normalises; on a
+finished folder, the same command with it encodes nothing anew.
 Run it again to go on after any interruption, on any number of processes.
 """
 

@@ -22,6 +22,7 @@ _CKPT = ("resume_from", "model")
 _START = ("init_from", "model")
 _PRECISION = ("mixed_precision bf16", "dtype bfloat16")
 _GUIDANCE = ("sample_guidance_scale", "guidance_scale")
+_INTERVAL = ("guidance_interval (START STOP, 0 is noise)",)
 _SIDE = ("resolution", "image_size")
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -40,6 +41,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "loss_weight": ("loss_weighting",),
     "num_sampling_steps": _STEPS,
     "num_inference_steps": _STEPS,
+    "guidance_low": _INTERVAL,
+    "guidance_high": _INTERVAL,
+    "interval_min": _INTERVAL,
+    "interval_max": _INTERVAL,
+    "cfg_interval_start": _INTERVAL,
+    "timestep_shift": ("time_shift (LightningDiT's is 1 / ours)",),
+    "label_sampling": ("labels",),
     "sampling_method": ("sampler",),
     "per_proc_batch_size": ("batch_size", *_MICRO),
     "num_fid_samples": ("num_images", "fid_images"),

@@ -255,7 +255,8 @@ def why_not_comparable(
         reasons.append(f"images are {width} x {height}, not {published}")
     if not extractor.published:
         reasons.append(f"features are {extractor.name}, not the published Inception weights")
-    wanted = PUBLICATIONS[preset].reference(height) if preset is not None else ADM_STATISTICS
+    side = height if height in sides else (sides or IMAGENET_SIDES)[0]
+    wanted = PUBLICATIONS[preset].reference(side) if preset is not None else ADM_STATISTICS
     if wanted != ADM_STATISTICS:
         if reference.statistics != OF_THE_FILE or Path(reference.name).name != wanted:
             reasons.append(f"the reference is not {wanted}, which the scores of preset {preset} are against")

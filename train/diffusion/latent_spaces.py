@@ -82,13 +82,12 @@ def _as_trained(
             f"--vae {config.model.vae}: --init-from {initial.name} was trained on other latents: {'; '.join(other)}; "
             f"use its own: --vae {initial.name}/vae."
         )
-    chosen = trained if trained.measured_on else own
-    if asked is not None and not same_scale(asked, chosen):
+    if asked is not None and not same_scale(asked, trained):
         raise ValueError(
             f"--latent-statistics {config.model.latent_statistics} ({describe_scale(asked)}): --init-from "
-            f"{initial.name} was trained with {describe_scale(chosen)}; leave it out."
+            f"{initial.name} was trained with {describe_scale(trained)}; leave it out."
         )
-    return _measured(chosen, own, f"--init-from {initial.name}")
+    return _measured(trained, own, f"--init-from {initial.name}")
 
 
 def _measured(space: LatentSpace, own: LatentSpace, origin: str) -> ChosenSpace:
