@@ -10,7 +10,7 @@ from helpers.training import TINY, run_here
 
 from d_emo.common.messages import readable_size
 from d_emo.images.latent_cache import LatentCache
-from d_emo.images.latents import open_vae
+from d_emo.images.autoencoders import open_vae
 from d_emo.train import encode_latents, train_classifier
 from d_emo.train.engine.rehearsal import held_at_most, shapes_only
 
