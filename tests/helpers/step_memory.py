@@ -1,10 +1,13 @@
 """What training steps of a model take of a process of their own, beside what was counted before: two numbers in MiB.
 
-python tests/helpers/step_memory.py D-EMOv2-S-2 8                   a micro batch of 8, 32 x 32 x 4
-python tests/helpers/step_memory.py D-EMOv2-S-2 8 checkpointing     with gradient checkpointing
-MALLOC_MMAP_THRESHOLD_=32768 python tests/helpers/step_memory.py ...    without gaps between tensors (glibc)
+    python tests/helpers/step_memory.py D-EMOv2-S-2 8                  a micro batch of 8, 32 x 32 x 4
+    python tests/helpers/step_memory.py D-EMOv2-S-2 8 checkpointing    with gradient checkpointing
+    python tests/helpers/step_memory.py D-EMOv2-S-2 8 apart            each tensor in pages of its own, without gaps
+
+The first number is what was counted.
 """
 
+import ctypes
 import sys
 
 import torch
@@ -60,7 +63,11 @@ def main(name: str, batch: str, *more: str) -> None:
         model.enable_gradient_checkpointing()
     total = counted(model, int(batch)).total
     train("-".join([*name.split("-")[:-1], "8"]), 1, checkpointing, num_layers=1)  # libraries and kernels are loaded
-    keep_freed_memory()
+    if "apart" in more:
+        m_mmap_threshold = -3  # malloc.h
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**15)
+    else:
+        keep_freed_memory()  # as the trainers do
     with PeakMemory(CPU) as peak:
         train(name, int(batch), checkpointing)
     print(f"{total / 2**20:.0f} {peak.mib:.0f}")
