@@ -159,7 +159,8 @@ def run_sweep(
         evaluator.accelerator.wait_for_everyone()
         scores = _stored_scores(target, evaluator)
         if scores is None:
-            scores = judge.score_pipeline(pipeline, point.settings, preset, target)
+            judge.score_pipeline(pipeline, point.settings, preset, target)
+            scores = load_scores(target / SCORES_FILE)  # the main process alone has computed them
             if main:
                 for part in (SAMPLES_FOLDER, FEATURES_FOLDER):
                     shutil.rmtree(target / part, ignore_errors=True)

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from helpers.paths import ROOT
 from helpers.pipelines import tiny_pipeline
+from helpers.processes import run_script
 from helpers.training import run_here
 
 from d_emo.eval import evaluate_fid
@@ -24,11 +26,14 @@ def model(tmp_path_factory):
     return folder
 
 
-def swept(capsys, model, tmp_path, *more):
-    arguments = ("--model", model, "--preset", "quick", "--num-images", 24, "--steps", 2, "--reference", "digits",
+def arguments(model, tmp_path, *more):
+    return ("--model", model, "--preset", "quick", "--num-images", 24, "--steps", 2, "--reference", "digits",
                  "--features", "pixels", "--output-dir", tmp_path / "out", "--cache-dir", tmp_path / "cache",
                  "--sweep-images", 10, "--metrics", "fid", *more)  # fmt: skip
-    return run_here(capsys, *arguments, main=evaluate_fid.main)
+
+
+def swept(capsys, model, tmp_path, *more):
+    return run_here(capsys, *arguments(model, tmp_path, *more), main=evaluate_fid.main)
 
 
 def test_ranges_have_both_ends_and_lists_are_as_given():
@@ -117,6 +122,18 @@ def test_the_best_point_of_a_small_set_is_scored_on_the_full_one(capsys, model, 
     assert len(folders) == 4
     assert all({p.name for p in (out / "sweep" / f).iterdir()} >= {"scores.json", "samples.png"} for f in folders)
     assert not list((out / "sweep").glob("*/samples")) and (out / label / "samples").is_dir()
+
+
+def test_two_processes_sweep_as_one_does(capsys, model, tmp_path):
+    more = ("--sweep", "guidance=1,4", "--output-dir")
+    line = [str(word) for word in arguments(model, tmp_path, *more, tmp_path / "both")]
+    code, printed = run_script(tmp_path / "log", ROOT / "eval" / "evaluate_fid.py", *line, processes=2)
+    assert code == 0, printed
+    code, printed = swept(capsys, model, tmp_path, *more, tmp_path / "one")
+    assert code == 0, printed
+    both, one = (json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("both", "one"))
+    assert both["best"] == one["best"] and printed.count("point ") == 2
+    assert [p["fid"] for p in both["points"]] == pytest.approx([p["fid"] for p in one["points"]], rel=1e-2)
 
 
 def test_a_sweep_goes_on_where_it_was_killed(capsys, model, tmp_path, monkeypatch):
