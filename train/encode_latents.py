@@ -1,4 +1,4 @@
-"""Encode a data set with an autoencoder once, so that training reads latents instead of encoding every image in every epoch.
+"""Encode a data set with an autoencoder once: training then reads latents and encodes no image again in every epoch.
 
     accelerate launch train/encode_latents.py --train-data-dir imagenet/train --output-dir latents/imagenet256
     accelerate launch train/train_dit.py --model D-EMOv2-B-2 --latents latents/imagenet256

@@ -170,6 +170,18 @@ def test_a_killed_run_ends_with_the_same_bits(capsys, name, pictures, vaes, tmp_
     assert losses(killed) == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["AutoencoderRAE", "ConsistencyDecoderVAE"])
+def test_grids_and_scores_on_the_way(capsys, name, pictures, vaes, tmp_path):
+    """Where images are resized or decoding draws noise."""
+    data = (*model_for(name), "--train-data-dir", pictures, "--vae", vaes / name, "--resolution", 32)
+    shown = ("--sample-every", 5, "--sample-steps", 4, "--samples-per-class", 1, "--fid-every", 5, "--fid-images", 8,
+             "--fid-features", "pixels")  # fmt: skip
+    train(capsys, tmp_path, tmp_path / "run", *data, *shown)
+    assert (tmp_path / "run" / "samples" / "step-0000005.png").is_file()
+    assert list((tmp_path / "run" / "fid").glob("step-0000005/scores.json"))
+
+
 def test_an_autoencoder_that_makes_one_size_only_decides_the_resolution(capsys, pictures, vaes, tmp_path):
     """Without --resolution: where a folder's default is 256."""
     words = ("--train-data-dir", pictures, "--vae", vaes / "AutoencoderRAE")
