@@ -9,8 +9,8 @@ from helpers.made import write_pictures, write_vae
 from helpers.training import TINY, run_here
 
 from d_emo.common.messages import readable_size
-from d_emo.images.latent_cache import LatentCache
 from d_emo.images.autoencoders import open_vae
+from d_emo.images.latent_cache import LatentCache
 from d_emo.train import encode_latents, train_classifier
 from d_emo.train.diffusion.encode_plan import describe_cache
 from d_emo.train.engine.rehearsal import held_at_most, shapes_only
