@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers.made import write_pictures, write_vae
+from helpers.models import tiny_model
 from helpers.training import TINY, run_here
 
 from d_emo.common.messages import readable_size
@@ -13,6 +14,8 @@ from d_emo.images.autoencoders import open_vae
 from d_emo.images.latent_cache import LatentCache
 from d_emo.train import encode_latents, train_classifier
 from d_emo.train.diffusion.encode_plan import describe_cache
+from d_emo.train.diffusion.memory import DiffusionStep
+from d_emo.train.engine.memory import Launch
 from d_emo.train.engine.rehearsal import held_at_most, shapes_only
 
 
@@ -112,6 +115,18 @@ def test_an_encoder_without_content_holds_what_it_holds_with_it(made):
         with shapes_only(torch.device("cpu"), vae):
             planned = held_at_most(lambda: vae.encode(torch.empty(3, 3, 16, 16)))
     assert planned == pytest.approx(real, abs=images.nbytes) and real > 10 * images.nbytes
+
+
+def test_a_plain_copy_of_the_average_counts_with_it():
+    model = tiny_model().train()
+    alone, beside = (
+        DiffusionStep(
+            model=model, plain=plain, make_optimizer=lambda module: torch.optim.AdamW(module.parameters()),
+            launch=Launch(torch.device("cpu")), micro_batch=2, vae=None, images=None,
+        ).memory(False)
+        for plain in (None, model)
+    )  # fmt: skip
+    assert beside.average == 2 * alone.average == 2 * alone.weights
 
 
 @pytest.mark.parametrize(
