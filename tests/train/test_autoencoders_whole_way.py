@@ -32,7 +32,7 @@ OTHERS = {
     "ConsistencyDecoderVAE": "AutoencoderTiny",
 }  # fmt: skip
 COMMON = ("--global-batch-size", 4, "--checkpoint-every", 3, "--log-every", 1, "--report-to", "none", "--sample-every",
-          0, "--num-workers", 0, "--learning-rate", "1e-3", "--ema-decay", "0.5", "--kernels", "reference")  # fmt: skip
+          0, "--num-workers", 0, "--ema-decay", "0.5", "--kernels", "reference")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
