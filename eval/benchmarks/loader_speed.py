@@ -55,7 +55,10 @@ SD_VAE = {
 def random_latents(folder: Path, count: int, resolution: int, vae: Any) -> CacheManifest:
     """A folder of random posteriors of the right size: how fast they are read does not depend on what they are."""
     space = latent_space(vae)
-    side = space.side(resolution)
+    try:
+        side = space.side(resolution)
+    except ValueError as error:
+        raise ValueError(f"--resolution {resolution}: {error}") from error
     manifest = CacheManifest(
         source="random", fingerprint="random", count=count, id2label={}, resolution=resolution, flips=2,
         shape=(space.channels, side, side), dtype="float32", vae="random", vae_digest=str(weights_digest(vae)),

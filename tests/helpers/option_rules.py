@@ -88,7 +88,7 @@ KINDS = {
         "fid_cost samples", "fid_cost reference", "patch_bottleneck",
     ),
     "count or zero": ("num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every"),
-    "side of 32 or more": ("train_classifier resolution",),
+    "side of 32 or more": ("train_classifier resolution", "loader_speed resolution"),
     "two or more": ("throughput repeats", "sweep_images"),
     "two numbers": ("guidance_interval",),
     "number": ("logit_normal_mean",),
@@ -100,7 +100,7 @@ KINDS = {
         "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
         "train_classifier max_grad_norm", "evaluate_fid guidance_scale",
     ),
-    "one, its default": ("time_shift",),
+    "one, its default": ("train_dit time_shift",),
     "one or more": ("guidance_scale", "sample_guidance_scale"),
     "share below one": (
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
