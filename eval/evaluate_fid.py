@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.numbers import finite_by, finite_from, seed, whole_from
+from d_emo.common.numbers import finite_from, seed, whole_from
 from d_emo.eval.fid.names import METRICS, PRESET_NOTES
 
 
@@ -119,11 +119,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def shift(text: str) -> float | str:
     """The type of --time-shift."""
-    if text == "auto":
-        return text
-    from d_emo.schedulers.flow_paths import SHIFT  # brings torch, which --help does without
+    from d_emo.eval.fid.protocol import read_shift  # brings torch, which --help does without
 
-    return finite_by(SHIFT)(text)
+    return read_shift(text)
 
 
 if __name__ == "__main__":

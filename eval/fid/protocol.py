@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from d_emo.common.command_line import flag
+from d_emo.common.numbers import finite_by
 from d_emo.common.ranges import Maybe, OneOf, Real, Rule, Table, Whole
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
@@ -66,6 +67,11 @@ class Shift(Rule):
 
     def __str__(self) -> str:
         return f"{SHIFT} or {AUTO_SHIFT}"
+
+
+def read_shift(text: str) -> float | str:
+    """The type of an argparse option that takes a shift."""
+    return text if text == AUTO_SHIFT else finite_by(SHIFT)(text)
 
 
 RULES: Table = {
