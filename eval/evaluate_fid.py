@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.numbers import finite_from, positive, seed, whole_from
+from d_emo.common.numbers import finite_from, seed, whole_from
 from d_emo.eval.fid.names import METRICS, PRESET_NOTES
 
 
@@ -119,7 +119,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def shift(text: str) -> float | str:
     """The type of --time-shift."""
-    return text if text == "auto" else positive(text)
+    from d_emo.eval.fid.protocol import read_shift  # brings torch, which --help does without
+
+    return read_shift(text)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,12 @@ def whole_by(rule: Whole) -> Callable[[str], int]:
 
 def finite_from(low: float) -> Callable[[str], float]:
     """The type of an argparse option that takes a number of at least `low`."""
-    return _typed(finite, Real(low))
+    return finite_by(Real(low))
+
+
+def finite_by(rule: Real) -> Callable[[str], float]:
+    """The type of an argparse option that takes what a configuration takes."""
+    return _typed(finite, rule)
 
 
 def _typed(read: Callable[[str], Any], rule: Rule) -> Callable[[str], Any]:

@@ -10,8 +10,9 @@ from d_emo.eval.fid.features import FeatureStore
 from d_emo.eval.fid.metrics import MomentSums, frechet_distance
 from d_emo.eval.fid.references import Reference
 
-# Images of a class and a feature, on either side. N images of D features add about D / (4 N) of the variance to the
-# distance (measured on Gaussians: 0.14 of it at two images a feature, 0.29 at one, 0.5 below one).
+# Images of a class and a feature, on either side. N images of D features on a side add about D / (4 N) of the variance
+# to the distance: of Gaussians 0.13 of it at two images a feature, 0.30 at one, 0.68 at half of one (for many features,
+# where the covariance's eigenvalues are Marchenko and Pastur's).
 IMAGES_A_FEATURE = 2
 # Covariances of 2,048 features take 34 MB each.
 CLASSES_AT_ONCE = 16

@@ -275,7 +275,7 @@ def score_swept(
     preset, settings, pipeline = prepare(options.model, options)
     points = make_points(parse_sweep(options.sweep), settings, options.sweep_images)
     folder = output_dir(options, preset)
-    check_points(points, pipeline, folder)
+    check_points(points, settings.num_images, pipeline, folder)
     lock_folder(folder, accelerator, locks)
     evaluator = evaluator_of(options, accelerator, extractors, pipeline)
     if accelerator.is_main_process:

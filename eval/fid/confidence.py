@@ -7,7 +7,8 @@ distance without group g, of G groups (the delete-a-group jackknife; Efron and T
 
 All theta_g are of as many samples, so the bias of the distance, which depends on that number, is the same in each and
 drops out of the variance. It stays in the distance: the interval is about the distance expected of this many samples,
-against this reference, and not about the distance of infinitely many.
+against this reference, and not about the distance of infinitely many. Where labels are balanced and a group is no whole
+number of rounds through the classes, groups differ by their classes too, and the interval is wider than it need be.
 """
 
 import math

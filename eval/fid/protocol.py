@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from d_emo.common.command_line import flag
+from d_emo.common.numbers import finite_by
 from d_emo.common.ranges import Maybe, OneOf, Real, Rule, Table, Whole
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
@@ -19,7 +20,7 @@ from d_emo.schedulers import (
     FlowMatchSDEHeunScheduler,
 )
 from d_emo.schedulers.flow_ode import ADAPTIVE
-from d_emo.schedulers.flow_paths import dimension_shift, path_of
+from d_emo.schedulers.flow_paths import SHIFT, dimension_shift, path_of
 
 FT_MSE = "stabilityai/sd-vae-ft-mse"
 FT_EMA = "stabilityai/sd-vae-ft-ema"
@@ -31,7 +32,7 @@ ADM_STATISTICS = "ADM's file"
 DIT_BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
 
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "own", "fast"]
-FLOW_SAMPLERS = ("euler", "heun", "sde", "sde-heun")
+NOISE_SAMPLERS, FLOW_SAMPLERS = ("ddpm", "ddim"), ("euler", "heun", "sde", "sde-heun")
 LabelRule = Literal["random", "balanced"]
 Weights = Literal["averaged", "raw"]
 Type = Literal["float32", "bfloat16", "float16"]
@@ -58,14 +59,19 @@ class Interval(Rule):
 
 @dataclass(frozen=True)
 class Shift(Rule):
-    """A positive number, or "auto"."""
+    """What schedulers take, or "auto"."""
 
     def take(self, value: Any) -> float | str:
         """See `Rule`."""
-        return AUTO_SHIFT if isinstance(value, str) and value == AUTO_SHIFT else Real(0, positive=True).take(value)
+        return AUTO_SHIFT if isinstance(value, str) and value == AUTO_SHIFT else SHIFT.take(value)
 
     def __str__(self) -> str:
-        return f"a number above 0 (1 is no shift) or {AUTO_SHIFT}"
+        return f"{SHIFT} or {AUTO_SHIFT}"
+
+
+def read_shift(text: str) -> float | str:
+    """The type of an argparse option that takes a shift."""
+    return text if text == AUTO_SHIFT else finite_by(SHIFT)(text)
 
 
 RULES: Table = {
@@ -199,8 +205,9 @@ PUBLICATIONS: dict[str, Publication] = {
         sources=(
             (
                 "sampler, steps, shift, guidance, part of the way",
-                "hustvl/LightningDiT, configs/reproductions/lightningdit_xl_vavae_f16d32_800ep_cfg.yaml (read in "
-                "amudide/LightningDiT): timestep_shift 0.3, cfg_interval_start 0.125 of a time that is 0 at the noise",
+                "hustvl/LightningDiT (all read in amudide/LightningDiT), "
+                "configs/reproductions/lightningdit_xl_vavae_f16d32_800ep_cfg.yaml: timestep_shift 0.3, "
+                "cfg_interval_start 0.125 of a time that is 0 at the noise",
             ),
             ("channels", "models/lightningdit.py, forward_with_cfg: 3 of 32"),
             ("labels", "inference.py: drawn"),
@@ -216,8 +223,11 @@ PUBLICATIONS: dict[str, Publication] = {
                 "bytetriper/RAE, configs/training/ImageNet256/DiTDH-XL_DINOv2-B.yaml; arXiv 2510.11690",
             ),
             ("shift", "the same, time_dist_shift_dim and _base; src/sample_ddp.py: the root of their ratio"),
-            ("labels", "README.md, --label-sampling equal, its default for FID (about 0.1 lower than drawn ones)"),
-            ("reference", "README.md, Evaluation"),
+            (
+                "labels, reference",
+                "README.md (read in a fork), --label-sampling equal, its default for FID (about 0.1 lower than drawn "
+                "ones), and Evaluation",
+            ),
             ("sizes", "arXiv 2510.11690"),
         ),
         sides=(256, 512),
@@ -226,8 +236,11 @@ PUBLICATIONS: dict[str, Publication] = {
     ),
     "jit": Publication(
         sources=(
-            ("sampler, steps", "LTH14/JiT, main_jit.py, its defaults (read in forks); arXiv 2511.13720"),
-            ("guidance, part of the way", "README.md, Evaluation; denoiser.py, whose time is 0 at the noise"),
+            ("sampler, steps", "LTH14/JiT (all read in forks), main_jit.py, its defaults; arXiv 2511.13720"),
+            (
+                "guidance, part of the way",
+                "README.md, Evaluation; denoiser.py: its time, 0 at the noise, above 0.1",
+            ),
             ("labels, reference", "engine_jit.py: as many of each class; fid_stats/ by torch-fidelity"),
             ("sizes", "README.md"),
         ),
@@ -323,14 +336,12 @@ def make_sampler(settings: SamplingSettings, pipeline: DEMOPipeline) -> Any:
         return solver
     if name == "fast":
         name = "euler" if flow else "ddim"
-    if flow != (name in FLOW_SAMPLERS):
-        fitting = (
-            f"{', '.join(FLOW_SAMPLERS)} (presets sit-sde, sit-ode, repa, lightningdit, rae, jit, quick)"
-            if flow
-            else "ddpm, ddim (dit-400k, dit-script)"
-        )
+    fitting = FLOW_SAMPLERS if flow else NOISE_SAMPLERS
+    if name not in fitting:
+        presets = [preset for preset, one in PRESETS.items() if one.sampler in (*fitting, "fast")]
         raise ValueError(
-            f"--sampler {name}: the model predicts {'the flow' if flow else 'noise'} and is sampled by {fitting}."
+            f"--sampler {name}: the model predicts {'the flow' if flow else 'noise'} and is sampled by "
+            f"{', '.join(fitting)} (presets {', '.join(presets)})."
         )
     if name == "ddpm":
         variance = "learned_range" if config.learn_sigma else "fixed_small"

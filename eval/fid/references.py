@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -43,6 +44,15 @@ class Reference:
     statistics: str
     adm_statistics: bool
     notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """What it is, ready for JSON."""
+        return {
+            "name": self.name,
+            "hash": self.fingerprint,
+            "images": list(self.images.shape) if self.images else None,
+            "statistics": self.statistics,
+        }
 
     def manifold_indices(self) -> np.ndarray:
         """The images that precision, recall and KID use: all, or a fixed random choice of 10,000."""

@@ -130,6 +130,8 @@ def check_samples(folder: Path, manifest: dict[str, Any]) -> bool:
         return False
     if isinstance(stored.get("sampling"), dict):  # what settings there were not yet was as it is by default
         stored["sampling"] = {**asdict(SamplingSettings()), **stored["sampling"]}
+    if isinstance(stored.get("scheduler_config"), dict) and "shift" in manifest["scheduler_config"]:
+        stored["scheduler_config"].setdefault("shift", 1.0)  # of before all samplers of flows had one
     free = () if "latent_space" in stored else ("latent_space",)  # of before there was more than one class
     if changed := differences(stored, manifest, free):
         raise ManifestError(

@@ -210,12 +210,7 @@ def describe_conditions(
         "protocol": f"preset {preset}: {describe_settings(settings)}" if settings else "drawn by others",
         "preset": preset,
         "drawn": drawn,
-        "reference": {
-            "name": reference.name,
-            "hash": reference.fingerprint,
-            "images": list(reference.images.shape) if reference.images else None,
-            "statistics": reference.statistics,
-        },
+        "reference": reference.as_json(),
         "features": {"name": extractor.name, "identity": extractor.identity},
         "definitions": {
             "inception_score_chunk": metrics.IS_CHUNK,

@@ -50,7 +50,7 @@ class Point:
     @property
     def label(self) -> str:
         """Name of its folder."""
-        return ",".join(f"{name}-{value:g}" for name, value in self.values.items())
+        return ",".join(f"{name}-{value:.12g}" for name, value in self.values.items())
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,14 @@ def make_points(grid: dict[str, list[float]], settings: SamplingSettings, count:
     return points
 
 
-def check_points(points: Sequence[Point], pipeline: DEMOPipeline, folder: Path) -> None:
+def check_points(points: Sequence[Point], count: int, pipeline: DEMOPipeline, folder: Path) -> None:
     """Find out before anything is drawn what would end a sweep.
+
+    Args:
+        points: of the small set.
+        count: images of the full one.
+        pipeline: draws them.
+        folder: of the report.
 
     Raises:
         ValueError: the sampler does not take a point's steps or shift.
@@ -141,7 +147,9 @@ def check_points(points: Sequence[Point], pipeline: DEMOPipeline, folder: Path) 
             raise ValueError(f"--sweep, {point.label}: {error}") from error
         finally:
             pipeline.scheduler = own
-        check_samples(folder / SWEEP_FOLDER / point.label, make_manifest(pipeline, point.settings))
+        small = make_manifest(pipeline, point.settings)
+        check_samples(folder / SWEEP_FOLDER / point.label, small)
+        check_samples(folder / point.label, {**small, "sampling": {**small["sampling"], "num_images": count}})
 
 
 def run_sweep(
@@ -161,11 +169,10 @@ def run_sweep(
         if scores is None:
             judge.score_pipeline(pipeline, point.settings, preset, target)
             scores = load_scores(target / SCORES_FILE)  # the main process alone has computed them
-            if main:
-                for part in (SAMPLES_FOLDER, FEATURES_FOLDER):
-                    shutil.rmtree(target / part, ignore_errors=True)
         results.append(ScoredPoint(point, scores.values[METRIC]))
         if main:
+            for part in (SAMPLES_FOLDER, FEATURES_FOLDER):
+                shutil.rmtree(target / part, ignore_errors=True)
             name = title(METRIC, evaluator.extractor.name, point.settings.num_images)
             say(f"point {place + 1} of {len(points)}, {point.label}: {name} {show(METRIC, results[-1].distance)}")
     if main:
@@ -178,9 +185,10 @@ def _stored_scores(target: Path, evaluator: Evaluator) -> Scores | None:
     """A point's scores, if they are there and of the same features and reference; its samples are (`check_points`)."""
     try:
         scores = load_scores(target / SCORES_FILE)
+        reference = evaluator.reference
         same = (
             scores.conditions["features"]["identity"] == evaluator.extractor.identity
-            and scores.conditions["reference"]["hash"] == evaluator.reference.fingerprint
+            and {**scores.conditions["reference"], "name": reference.name} == reference.as_json()
         )
         return scores if same and METRIC in scores.values else None
     except (OSError, ValueError, KeyError, TypeError):

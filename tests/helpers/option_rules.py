@@ -57,6 +57,7 @@ RULES = {
     "positive": _rule("one", "a fraction", "more than one", "1e30", "10^30"),
     "positive or zero": _rule("zero", "one", "a fraction", "more than one", "1e30", "10^30"),
     "one, its default": _rule("one"),  # others go with an option that the base line does not have
+    "up to a thousand": _rule("one", "a fraction", "more than one"),
     "one or more": _rule("one", "more than one", "1e30", "10^30"),
     "share below one": _rule("zero", "a fraction"),
     "share": _rule("zero", "one", "a fraction"),
@@ -94,13 +95,13 @@ KINDS = {
     "number": ("logit_normal_mean",),
     "positive": (
         "min_snr_gamma", "logit_normal_std", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
-        "time_shift",
     ),
     "positive or zero": (
         "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
         "train_classifier max_grad_norm", "evaluate_fid guidance_scale",
     ),
     "one, its default": ("train_dit time_shift",),
+    "up to a thousand": ("evaluate_fid time_shift",),
     "one or more": ("guidance_scale", "sample_guidance_scale"),
     "share below one": (
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",

@@ -27,8 +27,8 @@ def published_parameters(depth, dim, heads, patch, channels, tokens, normed=True
     return depth * block + entry + tokens * dim + time_and_labels + context * dim + output
 
 
-# Millions as the papers round them: arXiv 2511.13720, tables of ImageNet 256 and 512; LightningDiT's XL: 675 in arXiv
-# 2501.01423 (B and L are DiT's sizes, 130 and 458).
+# Millions as others quote them of the papers, whose own tables could not be looked at: JiT's (arXiv 2511.13720) of 256
+# and 512 pixels, and 675 for LightningDiT's XL (arXiv 2501.01423); its B and L are counted here (DiT's: 130 and 458).
 @pytest.mark.parametrize(
     ("name", "overrides", "sizes", "millions"),
     [
@@ -53,7 +53,7 @@ def test_parameters_are_those_of_the_published_definitions(name, overrides, size
 
 
 @pytest.mark.parametrize(("name", "gmacs"), [("JiT-B-16", 25), ("JiT-L-16", 88), ("JiT-H-16", 182)])
-def test_macs_round_to_the_papers_flops(name, gmacs):
+def test_macs_round_to_the_flops_that_are_quoted_of_the_paper(name, gmacs):
     with torch.device("meta"):
         assert round(count_macs(create_model(name)) / 1e9) == gmacs
 

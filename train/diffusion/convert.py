@@ -113,12 +113,13 @@ def _vae_name(model: ClassConditionalTransformer2DModel, given: str | None) -> s
 
 
 def _pipeline_around(model: ClassConditionalTransformer2DModel, options: argparse.Namespace) -> DEMOPipeline:
-    objective = OptimizationOptions(objective="dit" if path_of(model.config) is None else "sit")
+    objective = OptimizationOptions(
+        objective="dit" if path_of(model.config) is None else "sit",
+        time_shift=model.config.get("noise_scale", 1.0),  # even steps of JiT's own time
+    )
     named = model.config.num_classes == IMAGENET_CLASSES
     names = dict(enumerate(english_names(imagenet_wnid_to_name()))) if named else None
-    scheduler: Any = make_objective(objective).make_scheduler()
-    if (shift := model.config.get("noise_scale", 1.0)) != 1:  # even steps of JiT's own time
-        scheduler = scheduler.from_config(scheduler.config, shift=shift)
+    scheduler = make_objective(objective).make_scheduler()
     return DEMOPipeline(model, scheduler, vae=load_vae(_vae_name(model, options.vae)), id2label=names)
 
 

@@ -113,6 +113,14 @@ def test_classes_with_enough_images_get_the_distance_of_their_own_images(tmp_pat
     assert lines[0].split(":")[0] == max("ab", key=lambda name: found[name].fid)
 
 
+@pytest.mark.parametrize(("images_a_feature", "share"), [(2, 0.134), (1, 0.302), (0.5, 0.681)])
+def test_too_few_images_of_a_class_add_the_documents_share_of_the_variance(images_a_feature, share):
+    features, random = 200, np.random.RandomState(0)
+    rows = random.randn(int(images_a_feature * features), features)
+    added = frechet_distance(Moments(0, rows.mean(0), np.eye(features)), moments_of(rows))
+    assert added / features == pytest.approx(share, rel=0.03)
+
+
 def test_class_folders_give_each_image_its_own_class(tmp_path):
     root = class_folders(tmp_path / "real", {"z": 5, "a": 3, "m": 4})
     images = with_classes(open_set(str(root)), str(root), "label")

@@ -7,6 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteSche
 from helpers.paths import ROOT
 from helpers.pipelines import tiny_pipeline
 
+from d_emo import FlowMatchEulerMaruyamaScheduler, FlowMatchODESolverScheduler
 from d_emo.eval.fid import sampling
 from d_emo.eval.fid.names import PRESET_NOTES
 from d_emo.eval.fid.protocol import (
@@ -88,7 +89,8 @@ def test_the_automatic_shift_is_raes_and_none_is_the_models_own():
         ({"guidance_interval": (0.5, 1.5)}, "--guidance-interval="),
         ({"guidance_interval": "01"}, "--guidance-interval='01' is not"),
         ({"guidance_interval": None}, "--guidance-interval=None is not"),
-        ({"time_shift": 0}, r"--time-shift=0 is not None or .* or auto"),
+        ({"time_shift": 0}, r"--time-shift=0 is not None or a number from 0.001 to 1000 \(.*\) or auto"),
+        ({"time_shift": 2000}, "--time-shift=2000 is not None or"),
         ({"time_shift": "rae"}, "--time-shift='rae' is not"),
         ({"time_shift": float("inf")}, "--time-shift=inf is not"),
     ],
@@ -127,6 +129,29 @@ def test_samples_of_before_there_were_intervals_and_shifts_go_on(tmp_path):
     with pytest.raises(ManifestError, match=r"sampling\.time_shift None -> 2"):
         changed = SamplingSettings(num_images=2, steps=2, sampler="euler", time_shift=2)
         sample_images(pipeline, changed, tmp_path, Accelerator(cpu=True), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("euler", None), ("heun", None), ("sde", None), ("own", "sde"), ("own", "ode")],
+)
+def test_samples_of_before_all_samplers_had_a_shift_go_on_unless_it_shifts(tmp_path, name, own):
+    def pipeline(**shift):
+        made = tiny_pipeline(flow=True)
+        if own is not None:
+            kinds = {"sde": FlowMatchEulerMaruyamaScheduler, "ode": FlowMatchODESolverScheduler}
+            made.scheduler = kinds[own](**shift, **({"method": "euler"} if own == "ode" else {}))
+        elif shift:
+            made.scheduler = FlowMatchEulerDiscreteScheduler(**shift)
+        return made
+
+    settings = SamplingSettings(num_images=2, steps=2, sampler=name)
+    manifest = make_manifest(pipeline(), settings)
+    assert manifest["scheduler_config"].pop("shift") == 1
+    sampling.claim_samples(tmp_path, manifest)
+    assert sampling.check_samples(tmp_path, make_manifest(pipeline(), settings))
+    with pytest.raises(ManifestError, match=r"scheduler_config\.shift 1\.0 -> 3\.0"):
+        sampling.check_samples(tmp_path, make_manifest(pipeline(shift=3.0), settings))
 
 
 def test_no_guidance_is_no_change_of_a_preset_whose_paper_gives_it_too():
@@ -178,3 +203,9 @@ def test_heun_asks_twice_a_step_and_once_in_the_last():
     settings = SamplingSettings(sampler="heun", steps=5, guidance_interval=(0.1, 1.0))
     assert isinstance(make_sampler(settings, pipeline), FlowMatchHeunDiscreteScheduler)
     assert len(laid(pipeline, settings)) == 9
+
+
+def test_the_document_counts_the_guided_evaluations_of_jits_preset():
+    times = laid(tiny_pipeline(flow=True), PRESETS["jit"])
+    guided = [1 - time for time in times if 0.1 <= 1 - time < 1]
+    assert (len(times), len(guided)) == (99, 90) and guided[0] == pytest.approx(0.102, abs=1e-4)

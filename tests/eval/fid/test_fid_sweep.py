@@ -1,6 +1,7 @@
 """Sweeps: the grid that is meant, mistakes before anything is drawn, what is scored, what a kill leaves."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -51,6 +52,8 @@ def test_points_are_every_combination_with_the_other_settings_of_the_preset():
     assert found == [(25, (0.0, 0.9), 2), (25, (0.4, 0.9), 2), (50, (0.0, 0.9), 2), (50, (0.4, 0.9), 2)]
     assert {(p.settings.num_images, p.settings.guidance_scale) for p in points} == {(30, 1.5)}
     assert points[1].label == "steps-25,interval-start-0.4,shift-2"
+    near = make_points(parse_sweep(["guidance=1.5:1.500001:0.0000005"]), base, 30)
+    assert len({point.label for point in near}) == 3  # folders of their own
     assert make_points({"steps": [3.0]}, base, 1000)[0].settings.num_images == 100
 
 
@@ -158,10 +161,25 @@ def test_a_sweep_goes_on_where_it_was_killed(capsys, model, tmp_path, monkeypatc
     code, printed = swept(capsys, model, tmp_path, "--sweep", "guidance=1,2,4", "--output-dir", whole)
     stored = [json.loads((folder / "sweep.json").read_text()) for folder in (tmp_path / "out", whole)]
     assert [p["fid"] for p in stored[0]["points"]] == pytest.approx([p["fid"] for p in stored[1]["points"]], rel=1e-2)
-    # Another number of images is other samples, found before anything is drawn.
+    # Another number of images is other samples, found before anything is drawn: of the small set, and of the full one.
     again.clear()
     code, printed = swept(capsys, model, tmp_path, "--sweep", "guidance=1,2,4", "--sweep-images", 12)
     assert code != 0 and "sampling.num_images 10 -> 12" in printed and not again
+    shutil.rmtree(tmp_path / "out" / "sweep")
+    code, printed = swept(capsys, model, tmp_path, "--sweep", "guidance=1,2,4", "--num-images", 25)
+    assert code != 0 and "sampling.num_images 24 -> 25" in printed and not again
+
+
+def test_points_are_scored_again_against_another_reference_and_their_samples_do_not_stay(capsys, model, tmp_path):
+    distances, point = [], tmp_path / "out" / "sweep" / "guidance-2"
+    for count in (100, 100, 300):
+        code, printed = swept(capsys, model, tmp_path, "--sweep", "guidance=2", "--reference-images", count)
+        assert code == 0, printed
+        assert load_scores(point / "scores.json").conditions["reference"]["images"][0] == count
+        assert not (point / "samples").exists()
+        (point / "samples").mkdir()  # as a kill after the scores leaves them
+        distances.append(json.loads((tmp_path / "out" / "sweep.json").read_text())["points"][0]["fid"])
+    assert distances[0] == distances[1] != distances[2]
 
 
 def test_the_plot_is_against_what_takes_most_values_and_the_table_marks_the_best(tmp_path, monkeypatch):
