@@ -81,7 +81,7 @@ def test_latents_are_normalised_by_what_was_measured_on_them(made, measured_spac
     line = next(line for line in plan.describe().splitlines() if line.startswith("  statistics "))
     assert "measured on pictures (--latents " in line
     assert line.endswith("; the autoencoder's own: mean 0, deviation 1")
-    assert "normalised by values by channel (deviations " in plan.describe()
+    assert f"({measured_space.describe()}), 4 x 16 x 16" in plan.describe()
 
 
 def test_none_stands_for_the_autoencoders_own(made):
