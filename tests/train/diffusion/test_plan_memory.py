@@ -25,6 +25,7 @@ from d_emo.train.engine import fit
 from d_emo.train.engine.memory import Launch
 from d_emo.train.engine.rehearsal import held_at_most, shapes_only
 
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Pictures, and a VAE that halves each side."""
