@@ -56,7 +56,7 @@ def check_parts(scheduler: Any, vae: Any) -> None:
     if not isinstance(scheduler, SchedulerMixin):
         raise ValueError(f"scheduler={shown(scheduler)} is none; pass one of Diffusers' or of d_emo.schedulers.")
     if vae is not None and not (isinstance(vae, torch.nn.Module) and hasattr(vae, "config")):
-        raise ValueError(f"vae={shown(vae)} is none; pass an AutoencoderKL, or None for a model of pixels.")
+        raise ValueError(f"vae={shown(vae)} is none; pass one of Diffusers' autoencoders, or None for pixels.")
 
 
 def check_guidance(scale: Any, interval: Any, guided_channels: Any, channels: int) -> None:

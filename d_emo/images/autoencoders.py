@@ -218,6 +218,27 @@ def latent_space(vae: Any) -> LatentSpace:
         raise ValueError(f"{name}: {first_line(error)}") from error
 
 
+def doubtful_scale(vae: Any) -> str:
+    """Why an autoencoder's own statistics look wrong, and what to do, for people; empty where they do not.
+
+    Folders of VA-VAE have values by channel that normalise by themselves, and often a `scaling_factor` only because
+    Diffusers' class has a default.
+    """
+    import diffusers
+
+    name, config = class_of(vae), vae.config
+    if config.get("latents_std") is None:
+        return ""
+    scale = config.scaling_factor
+    if scale == 1 or scale != inspect.signature(getattr(diffusers, name)).parameters["scaling_factor"].default:
+        return ""
+    return (
+        f"the autoencoder has latents_std and scaling_factor={scale:g} besides, which is the default of {name}: "
+        f"latents have a deviation of about {scale:.2g}. Where latents_std alone is meant, as VA-VAE's is, say "
+        '"scaling_factor": 1.0 in its config.json, or measure statistics (encode_latents.py --statistics true)'
+    )
+
+
 def _sides(vae: Any, taken: str, given: str) -> tuple[int, int]:
     # Where the configuration leaves the second out, the class derives it.
     return int(vae.config[taken]), int(vae.config[given] or vae.decoder_image_size)

@@ -1,5 +1,6 @@
 """Parameters and multiply-adds of a model, counted rather than quoted."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,14 +31,20 @@ def count_macs(model: ClassConditionalTransformer2DModel) -> int:
 
 def count_macs_on(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
     """Multiply-adds of one forward pass in eval mode on these inputs, counted as `count_macs` does."""
-    counter = FlopCounterMode(display=False)
     training = model.training
     model.eval()
+    macs = macs_of(lambda: model(*inputs))
+    model.train(training)
+    return macs
+
+
+def macs_of(work: Callable[[], object]) -> int:
+    """Multiply-adds of the products and convolutions in `work`, without gradients."""
+    counter = FlopCounterMode(display=False)
     # Plain PyTorch: the kernels' own check, made before their first use, would be counted too, and PyTorch's counter
     # does not know its own fused attention for CPUs.
     with use_backend("reference"), sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
-        model(*inputs)
-    model.train(training)
+        work()
     return counter.get_total_flops() // 2
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import diffusers
 import torch
 
-from d_emo.images.autoencoders import KINDS
+from d_emo.images.autoencoder_kinds import KINDS
 
 DOWN, UP = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
 # Factor 2 and latents of 4 channels where no other number is given.

@@ -12,7 +12,7 @@ from helpers.autoencoders import CONFIGS, tiny_autoencoder
 from safetensors.torch import load_file, save_file
 
 from d_emo.images.autoencoder_kinds import KINDS
-from d_emo.images.autoencoders import class_of, latent_space, open_vae, space_of
+from d_emo.images.autoencoders import class_of, doubtful_scale, latent_space, open_vae, space_of
 from d_emo.images.latents import decode_latents, draw_latents, encode_images, encode_posterior
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -311,6 +311,13 @@ def test_what_models_cannot_work_on_is_refused_by_name():
         latent_space(
             tiny_autoencoder("AutoencoderTiny", decoder_block_out_channels=(8,) * 3, num_decoder_blocks=(1,) * 3)
         )
+
+
+def test_only_the_default_scale_beside_a_deviation_a_channel_is_doubted():
+    assert not any(doubtful_scale(tiny_autoencoder(name)) for name in CONFIGS)
+    text = doubtful_scale(tiny_autoencoder(PER_CHANNEL, scaling_factor=0.18215))
+    assert "scaling_factor=0.18215" in text and "deviation of about 0.18." in text and '"scaling_factor": 1.0' in text
+    assert not doubtful_scale(tiny_autoencoder("AutoencoderKL", scaling_factor=0.18215))
 
 
 def test_derived_and_compiled_autoencoders_count_as_their_class():

@@ -10,7 +10,7 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from helpers.models import fresh_model, randomize, tiny_model
 
 from d_emo import DEMOTransformer2DModel, create_model, list_models
-from d_emo.models.flops import count_macs, count_parameters
+from d_emo.models.flops import count_macs, count_parameters, macs_of
 from d_emo.models.layers import sincos_positions
 
 FAMILIES = ["D-EMOv2", "DiT", "LightningDiT", "JiT"]
@@ -22,6 +22,12 @@ def inputs(model, batch: int = 3, height: int = 16, width: int = 16):
     timestep = torch.linspace(20, 900, batch)
     labels = torch.arange(batch) % (model.config.num_classes + 1)
     return latents, timestep, labels
+
+
+def test_multiply_adds_of_a_product_and_of_attention_are_those_of_their_shapes():
+    assert macs_of(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 3 * 5 * 7
+    tokens = torch.ones(2, 3, 11, 4)  # two products of 11 x 11 x 4 a head
+    assert macs_of(lambda: F.scaled_dot_product_attention(tokens, tokens, tokens)) == 2 * 3 * 2 * 11 * 11 * 4
 
 
 # Published in the paper's Table XIV and recomputed from the definition; DiT-S-2 is the published DiT's own count.

@@ -21,7 +21,7 @@ from d_emo.kernels import backend_report
 from d_emo.models.flops import count_macs_on, count_parameters
 from d_emo.train.classification.config import ClassifierConfig
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
-from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
+from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
 from d_emo.train.engine.memory import Launch, told, training_memory
 
 TIMM = "timm:"
@@ -107,8 +107,9 @@ class ClassifierPlan:
         model = self.build_model()
         macs = count_macs_on(model, torch.zeros(1, 3, self.resolution, self.resolution))
         seen = self.max_train_steps * layout.global_batch_size
-        epochs = f"{seen / self.source.size:,.1f} epochs, " if self.source.size else ""
-        device = self.launch.device
+        length = [f"{self.max_train_steps:,} steps", f"{seen:,} images", time_of_training(macs, seen, self.launch)]
+        if self.source.size:
+            length.insert(1, f"{seen / self.source.size:,.1f} epochs")
         lines = {
             "model": f"{self.model_name}: {count_parameters(model):,} parameters, {macs / 1e6:.1f} MMACs an image "
             "(forward)",
@@ -122,9 +123,9 @@ class ClassifierPlan:
             "optimizer": f"{options.optimizer}, learning rate {options.learning_rate:g} ({options.lr_decay} after "
             f"{self.warmup_steps:,} steps of warm-up), decay {options.weight_decay:g}, averaging {options.ema_decay}",
             "batch": layout.describe(),
-            "length": f"{self.max_train_steps:,} steps, {epochs}{seen:,} images{time_on_cpu(macs, seen, device)}",
+            "length": ", ".join(filter(None, length)),
             "memory": told(lambda: self.describe_memory(model.train())),
-            "kernels": backend_report(device),
+            "kernels": backend_report(self.launch.device),
             "output": str(self.output_dir),
         }
         return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())

@@ -27,7 +27,9 @@ class ModelOptions:
     )
     lora_alpha: int | None = option(None, "Scale of the adapters, over their rank. Default: the rank.")
     resolution: int | None = option(
-        None, "Image side in pixels. Default: 16 for the digits, 256 for folders, for a data set as its first image."
+        None,
+        "Image side in pixels. Default: with --vae auto that of --init-from; 16 for the digits, 256 for folders, for a "
+        "data set as its first image.",
     )
     color: Literal["auto", "grey", "rgb"] = option(
         "auto",
@@ -36,7 +38,7 @@ class ModelOptions:
     vae: str = option(
         "auto",
         "Folder or Hub id of one of Diffusers' autoencoders of images (docs/autoencoders.md lists them), or 'none' to "
-        "train on pixels. 'auto' is stabilityai/sd-vae-ft-ema at 128 pixels and more, pixels below.",
+        "train on pixels. 'auto' is what --init-from has, else stabilityai/sd-vae-ft-ema at 128 pixels and more.",
     )
     latent_statistics: str | None = option(
         None,

@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from d_emo.common.messages import readable_size
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.images.latent_manifest import CacheManifest, latent_bytes, shard_folder
+from d_emo.models.flops import macs_of
 from d_emo.train.engine.fit import time_on_cpu
 from d_emo.train.engine.memory import told
-from d_emo.train.engine.rehearsal import held_at_most, macs_of, shapes_only, size_of
+from d_emo.train.engine.rehearsal import held_at_most, shapes_only, size_of
 
 
 def describe_encoding(
@@ -62,17 +63,35 @@ def describe_work(vae: Any, images: tuple[int, ...], views: int, accelerator: Ac
         accelerator: of the processes.
 
     Raises:
-        RuntimeError: what the encoder computes depends on values.
+        RuntimeError: see `macs_of_encoding`.
     """
     device = accelerator.device
-    with shapes_only(device, vae), torch.no_grad():
-        macs = macs_of(lambda: vae.encode(torch.empty((1, *images[1:]), dtype=vae.dtype)))
-        held = held_at_most(lambda: vae.encode(torch.empty(images, dtype=vae.dtype)))
-    time = time_on_cpu(macs, views // accelerator.num_processes, device, passes=1) if views else ""
+    macs, held = macs_of_encoding(vae, images[1:], device), held_by_encoding(vae, images, device)
+    time = time_on_cpu(macs * views / accelerator.num_processes, device) if views else ""
     return (
-        f"{macs / 1e9:.3f} GMACs a view, {views:,} to encode{time}; about "
+        f"{macs / 1e9:.3f} GMACs a view, {views:,} to encode{f', {time}' if time else ''}; about "
         f"{readable_size(size_of(vae.state_dict()) + held)} of tensors a process"
     )
+
+
+def macs_of_encoding(vae: Any, image: tuple[int, ...], device: torch.device) -> int:
+    """Multiply-adds of encoding an image (channels, H, W).
+
+    Raises:
+        RuntimeError: what the encoder computes depends on values.
+    """
+    with shapes_only(device, vae):
+        return macs_of(lambda: vae.encode(torch.empty((1, *image), dtype=vae.dtype)))
+
+
+def held_by_encoding(vae: Any, images: tuple[int, ...], device: torch.device) -> int:
+    """The most bytes that encoding images (B, channels, H, W) at once holds, beside the autoencoder's weights.
+
+    Raises:
+        RuntimeError: see `macs_of_encoding`.
+    """
+    with shapes_only(device, vae), torch.no_grad():
+        return held_at_most(lambda: vae.encode(torch.empty(images, dtype=vae.dtype)))
 
 
 def check_room(manifest: CacheManifest, folder: Path) -> None:

@@ -18,7 +18,7 @@ from d_emo.common.locks import output_folder
 from d_emo.common.output import Progress, say
 from d_emo.common.processes import agreed, keep_freed_memory, leave_interrupts, loader_processes, start_processes
 from d_emo.images import latent_cache, latent_manifest
-from d_emo.images.autoencoders import latent_space
+from d_emo.images.autoencoders import doubtful_scale, latent_space
 from d_emo.images.decode import UnreadableImageError
 from d_emo.images.latents import encode_posterior
 from d_emo.train.data.batches import Pixels, TrainingImages
@@ -87,6 +87,8 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     )
     if accelerator.is_main_process:
         say(describe_encoding(manifest, folder, vae, (options.batch_size, source.channels), accelerator))
+        if not options.statistics and (doubt := doubtful_scale(vae)):
+            say(f"  note       {doubt}.")
     if options.dry_run:
         return
     agreed(accelerator, lambda: check_room(manifest, folder))

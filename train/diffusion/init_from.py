@@ -12,7 +12,7 @@ import torch
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.pipelines import open_pipeline
 from d_emo.schedulers.flow_paths import path_of
-from d_emo.train.diffusion.objectives import PREDICTIONS
+from d_emo.train.diffusion.objectives import prediction_of
 
 LABELS, POSITIONS = "label_embed.weight", "pos_embed"
 # What a new task may change of a model's configuration.
@@ -37,9 +37,27 @@ class InitialWeights:
         self.name = name
         self.transformer: ClassConditionalTransformer2DModel = pipeline.transformer
         self.id2label = pipeline.id2label
-        self.vae = pipeline.vae
         self.time_shift = float(pipeline.scheduler.config.get("shift") or 1.0)
         self.space = pipeline.latent_space
+        self._vae = pipeline.vae
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the images that it was trained on."""
+        return self.transformer.sample_shape[0] * (1 if self.space is None else self.space.factor)
+
+    def autoencoder(self) -> Any:
+        """The pipeline's own, frozen; None for pixels.
+
+        Raises:
+            ValueError: it is trained on latents and saved without their autoencoder.
+        """
+        if self.space is not None and self._vae is None:
+            raise ValueError(
+                f"--vae auto: --init-from {self.name} was saved without the {self.space.autoencoder} that it was "
+                "trained with; name that: --vae FOLDER."
+            )
+        return None if self._vae is None else self._vae.requires_grad_(False)
 
     def config(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """The new model's configuration: the old one with the task's grid and number of classes.
@@ -67,11 +85,10 @@ class InitialWeights:
         path = path_of(config)
         options = ["--objective dit"] if path is None else ["--objective sit", f"--flow-path {path}"]
         if path is not None:
-            kind = next(kind for kind, name in PREDICTIONS.items() if name == config.prediction_type)
-            options.append(f"--prediction {kind}")
+            options.append(f"--prediction {prediction_of(config.prediction_type)}")
             options += [f"--time-shift {self.time_shift:g}"] if self.time_shift != 1 else []
-        if self.vae is not None:
-            return [*options, f"--vae {self.name}/vae"]
+        if self.space is not None:
+            return [*options, "--vae auto"]
         return [*options, "--vae none", f"--color {'grey' if config.in_channels == 1 else 'rgb'}"]
 
     def build(self, config: Mapping[str, Any], id2label: Mapping[int, str]) -> ClassConditionalTransformer2DModel:

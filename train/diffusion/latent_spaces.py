@@ -80,9 +80,10 @@ def _as_trained(
     if other := trained.differences(own):
         raise ValueError(
             f"--vae {config.model.vae}: --init-from {initial.name} was trained on other latents: {'; '.join(other)}; "
-            f"use its own: --vae {initial.name}/vae."
+            "use its own: --vae auto."
         )
-    if asked is not None and not same_scale(asked, trained):
+    measured = trained.measured_on or (asked is not None and asked.measured_on)
+    if asked is not None and measured and not same_scale(asked, trained):
         raise ValueError(
             f"--latent-statistics {config.model.latent_statistics} ({describe_scale(asked)}): --init-from "
             f"{initial.name} was trained with {describe_scale(trained)}; leave it out."
@@ -113,8 +114,9 @@ def _carried(vae: str) -> LatentSpace | None:
 
 
 def identity_of(space: LatentSpace) -> str:
-    """A space in a line that another one does not have: its description, and a hash of mean and deviation."""
-    return f"{space.describe()}, {content_digest({'mean': space.mean, 'std': space.std})[:12]}"
+    """A space in a line that another one does not have, beside the hash of the autoencoder's weights."""
+    measured = f"statistics measured on {space.measured_on}, " if space.measured_on else ""
+    return f"{space.autoencoder}, {measured}{content_digest({'mean': space.mean, 'std': space.std})[:12]}"
 
 
 def resolution_of(asked: int | None, default: int, space: LatentSpace | None) -> int:

@@ -8,8 +8,9 @@ import torch
 
 from d_emo.common.messages import readable_size
 from d_emo.models import ClassConditionalTransformer2DModel
+from d_emo.train.diffusion.encode_plan import held_by_encoding
 from d_emo.train.engine.memory import Launch, TrainingMemory, training_memory
-from d_emo.train.engine.rehearsal import held_at_most, shapes_only, size_of
+from d_emo.train.engine.rehearsal import size_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class DiffusionStep:
             memory,
             average=memory.average + (0 if self.plain is None else size_of(self.plain.state_dict())),
             encoder=0 if self.vae is None else size_of(self.vae.state_dict()),
-            encoding=self._encoding(),
+            encoding=0 if self.images is None else held_by_encoding(self.vae, self.images, self.launch.device),
         )
 
     def describe(self, checkpointing: bool) -> str:
@@ -61,10 +62,3 @@ class DiffusionStep:
         noisy = torch.empty(self.micro_batch, self.model.config.in_channels, *self.model.sample_shape)
         labels = torch.empty(self.micro_batch, dtype=torch.long)
         return self.model(noisy, torch.empty(self.micro_batch), labels, return_dict=False)[0]
-
-    def _encoding(self) -> int:
-        images = self.images
-        if images is None:
-            return 0
-        with shapes_only(self.launch.device, self.vae), torch.no_grad():
-            return held_at_most(lambda: self.vae.encode(torch.empty(images, dtype=self.vae.dtype)))

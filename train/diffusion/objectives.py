@@ -25,6 +25,11 @@ NUM_TRAIN_TIMESTEPS = 1000
 PREDICTIONS = {"velocity": "flow_prediction", "noise": "epsilon", "score": "score", "data": "sample"}
 
 
+def prediction_of(prediction_type: str) -> str:
+    """The value of --prediction that a model's configuration stands for."""
+    return next(word for word, name in PREDICTIONS.items() if name == prediction_type)
+
+
 class Objective(Protocol):
     """What the trainer needs of an objective."""
 

@@ -11,6 +11,8 @@ from importlib import resources
 
 import numpy as np
 
+from d_emo.eval.fid.protocol import SD_LATENTS
+from d_emo.images.autoencoders import LatentSpace
 from d_emo.train.diffusion.plan import Plan
 
 FILE = "published_losses.csv"
@@ -28,6 +30,7 @@ OPTIONS = {
     "weight_decay": 0.0,
     "max_grad_norm": None,
     "init_from": None,
+    "patch_bottleneck": None,
 }
 
 
@@ -72,7 +75,12 @@ def read_published(model: str) -> PublishedLoss | None:
 def published_loss(plan: Plan) -> PublishedLoss | None:
     """The curve to hold a run against; None where its settings are not the published ones."""
     settings = plan.config.flat()
-    same = all(settings[name] == value for name, value in OPTIONS.items())
+    same = all(settings[name] == value for name, value in OPTIONS.items()) and _of_sd(plan.space)
     if not (same and plan.latent_shape == LATENTS and len(plan.source.id2label) == CLASSES and plan.flip):
         return None
     return read_published(plan.model_name)
+
+
+def _of_sd(space: LatentSpace | None) -> bool:
+    """Whether latents are the SD VAE's, normalised as it is usual."""
+    return space is not None and not space.measured_on and not space.differences(SD_LATENTS)

@@ -10,21 +10,27 @@ from diffusers.optimization import get_scheduler
 
 from d_emo.common.digests import weights_digest
 from d_emo.common.messages import first_line
-from d_emo.images.autoencoders import LatentSpace, open_vae
+from d_emo.images.autoencoders import LatentSpace, doubtful_scale, open_vae
 from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.models.flops import count_macs, count_parameters
 from d_emo.pipelines import DEMOPipeline, default_steps
-from d_emo.train.diffusion.config import AUTO_VAE, DiffusionRunOptions, OptimizationOptions, TrainConfig
-from d_emo.train.diffusion.encode_plan import describe_cache
+from d_emo.train.diffusion.config import (
+    AUTO_VAE,
+    DiffusionRunOptions,
+    ModelOptions,
+    OptimizationOptions,
+    TrainConfig,
+)
+from d_emo.train.diffusion.encode_plan import describe_cache, macs_of_encoding
 from d_emo.train.diffusion.init_from import InitialWeights
 from d_emo.train.diffusion.latent_spaces import OWN, check_latents, choose_space, identity_of, resolution_of, side_of
 from d_emo.train.diffusion.lora import add_lora, set_mode
 from d_emo.train.diffusion.memory import DiffusionStep
-from d_emo.train.diffusion.objectives import Objective, make_objective
+from d_emo.train.diffusion.objectives import Objective, make_objective, prediction_of
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
-from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_on_cpu
+from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
 from d_emo.train.engine.memory import Launch, told
 
 # From this side on, --vae auto trains on latents.
@@ -117,10 +123,10 @@ class Plan:
             model, trained = self.build_model(), self.build_trained()
         adapters = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
         options, layout, macs = self.config, self.layout, count_macs(model)
-        classes = len(self.source.id2label)
+        classes, doubt = len(self.source.id2label), self._doubt()
         space = "pixels"
         if self.space is not None:
-            space = f"latents of {vae_name(options.model.vae, self.resolution)} ({self.space.describe()})"
+            space = f"latents of {vae_name(options.model, self.resolution, self.initial)} ({self.space.describe()})"
         shape = " x ".join(map(str, self.latent_shape))
         seen = self.max_train_steps * layout.global_batch_size
         epochs = f"{seen / self.source.size:,.1f} epochs" if self.source.size else f"{seen:,} images"
@@ -132,7 +138,7 @@ class Plan:
             f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
             "space": f"{space}, {shape}{self.cache_hint()}",
             **({"statistics": self.scale} if self.scale else {}),
-            "objective": f"{options.optimization.objective} ({self.objective.prediction_type}"
+            "objective": f"{options.optimization.objective} ({prediction_of(self.objective.prediction_type)}"
             f"{f' on the {self.objective.flow_path} path' if self.objective.flow_path else ''}{self._shift()}), "
             "label dropout "
             f"{options.optimization.class_dropout_prob if classes else 0}",
@@ -141,10 +147,11 @@ class Plan:
             + (f", {self.warmup_steps:,} steps of warm-up" if self.warmup_steps else "")
             + f"), averaging {options.optimization.ema_decay}",
             "batch": layout.describe(),
-            "length": f"{self.max_train_steps:,} steps, {epochs}{time_on_cpu(macs, seen, self.launch.device)}",
+            "length": ", ".join(filter(None, (f"{self.max_train_steps:,} steps", epochs, self._time(macs, seen)))),
             "memory": told(lambda: self.step(model, trained).describe(options.model.gradient_checkpointing)),
             "kernels": backend_report(self.launch.device),
             "output": str(self.output_dir),
+            **({"note": f"{doubt}."} if doubt else {}),
         }
         return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
 
@@ -155,9 +162,30 @@ class Plan:
         text = "" if given == 1 else f", times shifted by {given:.4g}"
         return text if trained == given else f"{text}; --init-from was trained with --time-shift {trained:.4g}"
 
+    def _doubt(self) -> str:
+        """What looks wrong about the autoencoder's own statistics, where a run on them begins."""
+        taken = self.vae is not None and not self.scale and (self.initial is None or self.initial.space is None)
+        return doubtful_scale(self.vae) if taken else ""
+
+    def _time(self, macs: int, images: int) -> str:
+        """Roughly how long so many images take on a CPU, encoding them included; empty on other devices."""
+        encoded = self._encoded()
+
+        def time() -> str:
+            encoding = 0 if encoded is None else macs_of_encoding(self.vae, encoded[1:], self.launch.device)
+            return time_of_training(macs, images, self.launch, encoding)
+
+        return told(time)
+
+    def _encoded(self) -> tuple[int, int, int, int] | None:
+        """Shape of the images that are encoded in a step; None where none are."""
+        if self.vae is None or self.source.latents is not None:
+            return None
+        return (self.layout.micro_batch_size, self.source.channels, self.resolution, self.resolution)
+
     def cache_hint(self) -> str:
         """What latents encoded beforehand would take, where every image is encoded in every epoch."""
-        if self.space is None or self.source.latents is not None or not self.source.size:
+        if self.space is None or self._encoded() is None or not self.source.size:
             return ""
         size = describe_cache(self.space, self.source.size, 1 + self.flip, self.latent_shape, "float32")
         return f", encoded in every epoch; once by train/encode_latents.py: {size}"
@@ -168,7 +196,6 @@ class Plan:
         """What a step's memory depends on, of the model and the model as it is trained, on the meta device."""
         adapted = self.config.model.lora_rank is not None
         set_mode(trained, frozen_norms=adapted)
-        images = (self.layout.micro_batch_size, self.source.channels, self.resolution, self.resolution)
         return DiffusionStep(
             model=trained,
             plain=model if adapted or self.launch.sharded else None,
@@ -176,7 +203,7 @@ class Plan:
             launch=self.launch,
             micro_batch=self.layout.micro_batch_size,
             vae=self.vae,
-            images=None if self.vae is None or self.source.latents is not None else images,
+            images=self._encoded(),
         )
 
 
@@ -187,10 +214,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         ValueError: they do not; the message names the option and the remedy.
     """
     initial = initial_weights(config)
-    # --vae auto and the resolution follow given weights that see pixels.
-    pixels = initial if initial is not None and initial.vae is None and config.model.vae == "auto" else None
-    resolution = config.model.resolution or (pixels.transformer.sample_shape[0] if pixels else source.resolution)
-    vae = load_vae("none" if pixels else vae_name(config.model.vae, resolution))
+    vae, resolution = choose_vae(config.model, source, initial)
     source = in_color(source, config.model.color, None if vae else initial)
     if source.latents is not None:
         check_latents(config, source.latents.manifest, vae)
@@ -293,11 +317,28 @@ def output_dir(config: TrainConfig, source: ImageSource) -> Path:
     return config.run.folder(model_name(config), source.name)
 
 
-def vae_name(name: str, resolution: int) -> str:
-    """What --vae stands for: a folder, a Hub id or "none"."""
-    if name != "auto":
-        return name
+def vae_name(options: ModelOptions, resolution: int, initial: InitialWeights | None) -> str:
+    """What --vae stands for: a folder, a Hub id or "none"; the pipeline's, where it is that of --init-from."""
+    if options.vae != "auto":
+        return options.vae
+    if initial is not None:
+        return "none" if initial.space is None else initial.name
     return AUTO_VAE if resolution >= AUTO_VAE_RESOLUTION else "none"
+
+
+def choose_vae(options: ModelOptions, source: ImageSource, initial: InitialWeights | None) -> tuple[Any, int]:
+    """The autoencoder, None for pixels, and the side of images in pixels, as far as it does not decide that itself.
+
+    With --vae auto both follow the weights to start from; latents that were encoded beforehand keep their size.
+
+    Raises:
+        ValueError: it does not load.
+    """
+    if options.vae == "auto" and initial is not None:
+        default = initial.resolution if source.latents is None else source.resolution
+        return initial.autoencoder(), options.resolution or default
+    resolution = options.resolution or source.resolution
+    return load_vae(vae_name(options, resolution, initial)), resolution
 
 
 def load_vae(name: str) -> Any:

@@ -5,6 +5,7 @@ import time
 
 import torch
 
+from d_emo.train.engine.memory import Launch
 from d_emo.train.engine.plan import RunPlan
 
 # A warm-up takes at most this share of a run: a longer one is shortened, so that short runs learn at all.
@@ -44,18 +45,28 @@ def share_of_start(decay: float, warmup: bool, steps: int) -> float:
     return product * decay ** (steps - early)
 
 
-def time_on_cpu(macs: int, images: int, device: torch.device, passes: int = PASSES) -> str:
-    """A rough time for so many images of a network, for people; empty on other devices.
+def time_of_training(macs: int, images: int, launch: Launch, encoding: int = 0) -> str:
+    """A rough time of a run on a CPU, for people; empty on other devices.
+
+    Args:
+        macs: multiply-adds of the network's forward pass of an image.
+        images: that all processes see in all steps.
+        launch: what the run computes on.
+        encoding: multiply-adds of what is done with an image before, without gradients.
+    """
+    return time_on_cpu((PASSES * macs + encoding) * images / launch.processes, launch.device)
+
+
+def time_on_cpu(macs: float, device: torch.device) -> str:
+    """A rough time for so many multiply-adds of networks, for people; empty on other devices.
 
     From the rate of PyTorch's products on this machine, measured in some milliseconds, and a guess (`REACHED_RATE`). On
     a Zen 5 EPYC it was right for the digits' recipe (a minute for 46 seconds) and, since the kernels' products are
     faster there than PyTorch's, 2.4 times too long for S-2 (`docs/speed.md`).
 
     Args:
-        macs: multiply-adds of a forward pass of an image.
-        images: that it sees.
+        macs: of a process, all of them.
         device: where.
-        passes: cost of what is done with an image, over that of a forward pass; training's by default.
     """
     if device.type != "cpu":
         return ""
@@ -66,10 +77,10 @@ def time_on_cpu(macs: int, images: int, device: torch.device, passes: int = PASS
         torch.mm(matrix, matrix)
         seconds.append(time.perf_counter() - start)
     rate = TIMED_SIDE**3 / min(seconds)
-    minutes = passes * macs * images / (REACHED_RATE * rate) / 60
+    minutes = macs / (REACHED_RATE * rate) / 60
     if minutes < 90:
-        return f", roughly {max(1, round(minutes))} min on this CPU"
-    return f", roughly {minutes / 60:,.0f} hours on this CPU"
+        return f"roughly {max(1, round(minutes))} min on this CPU"
+    return f"roughly {minutes / 60:,.0f} hours on this CPU"
 
 
 def notes(plan: RunPlan) -> list[str]:

@@ -13,7 +13,6 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class HeldBytes(TorchDispatchMode):
@@ -91,13 +90,6 @@ def held_at_most(work: Callable[[], object]) -> int:
     with HeldBytes() as held:
         work()
     return held.most
-
-
-def macs_of(work: Callable[[], object]) -> int:
-    """Multiply-adds of the products and convolutions in `work`."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops() // 2
 
 
 def size_of(tensors: Any) -> int:

@@ -10,10 +10,13 @@ import torch
 from accelerate import Accelerator
 from helpers.autoencoders import tiny_autoencoder
 from helpers.made import write_pictures
+from helpers.models import tiny_model
+from helpers.pipelines import dit_scheduler
 from helpers.training import losses, run_here, train_to_the_end
 
 from d_emo import DEMOPipeline
-from d_emo.images.autoencoders import latent_space, space_of
+from d_emo.common.digests import weights_digest
+from d_emo.images.autoencoders import latent_space, open_vae, space_of
 from d_emo.images.latent_statistics import read_statistics
 from d_emo.pipelines.decoding import REMEMBERED_LATENTS
 from d_emo.train import encode_latents
@@ -134,8 +137,62 @@ def test_training_from_the_pipeline_takes_its_statistics_over(made, trained, mea
     message = refusal(*data, "--vae", made / "vae", "--latent-statistics", "none")
     assert "--latent-statistics none (mean 0, deviation 1)" in message and "was trained with mean" in message
     message = refusal(*data, "--vae", made / "other-class")
-    assert f"--init-from {trained} was trained on other latents" in message
+    assert f"--init-from {trained} was trained on other latents" in message and "--vae auto." in message
     assert "autoencoder AutoencoderKL -> AsymmetricAutoencoderKL" in message
+
+
+def test_by_default_weights_bring_their_autoencoder_and_resolution(made, trained, measured_space):
+    pictures = ("--init-from", trained, "--train-data-dir", made / "pictures")
+    plan = planned(*pictures)
+    assert plan.space == measured_space and plan.resolution == 32 and plan.latent_shape == (4, 16, 16)
+    assert plan.identity()["vae_digest"] == weights_digest(open_vae(str(made / "vae")))
+    assert not any(parameter.requires_grad for parameter in plan.vae.parameters())
+    assert f"  latents of {trained} (AutoencoderKL" in plan.describe()
+    assert planned(*pictures, "--resolution", 16).latent_shape == (4, 8, 8)
+    assert planned("--init-from", trained, "--latents", made / "plain").space == measured_space
+    assert "--objective dit --vae auto." in refusal(*pictures, "--vae", "none", "--resolution", 32)
+
+
+def test_weights_whose_autoencoder_is_not_with_them_ask_for_it(made, trained, tmp_path):
+    DEMOPipeline.from_pretrained(trained, vae=None).save_pretrained(tmp_path / "bare")
+    words = ("--init-from", tmp_path / "bare", "--train-data-dir", made / "pictures", "--resolution", 32)
+    assert "was saved without the AutoencoderKL that it was trained with; name that: --vae" in refusal(*words)
+    assert planned(*words, "--vae", made / "vae").space == planned(*words[:1], trained, *words[2:]).space
+
+
+def test_a_run_from_weights_in_half_precision_goes_on_by_their_statistics(made, tmp_path):
+    """Flux2's are among the autoencoder's weights, where half precision rounds them; such a run keeps `none`."""
+    vae = tiny_autoencoder("AutoencoderKLFlux2")
+    model = tiny_model(in_channels=16, sample_size=8, num_classes=3)
+    pipeline = DEMOPipeline(model, dit_scheduler(), vae=vae)
+    exact = pipeline.latent_space
+    pipeline.to(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    words = ("--init-from", tmp_path, "--train-data-dir", made / "pictures")
+    plan = planned(*words)
+    assert plan.space == exact != latent_space(plan.vae)
+    again = planned(*words, "--latent-statistics", plan.identity()["latent_statistics"])
+    assert again.space == exact and again.identity() == plan.identity()
+
+
+@pytest.mark.parametrize(("scale", "doubted"), [(0.18215, True), (1.0, False), (0.5, False)])
+def test_a_scale_that_a_folder_has_by_default_alone_is_said_aloud(made, tmp_path, capsys, scale, doubted):
+    tiny_autoencoder("AutoencoderKL per channel", scaling_factor=scale).save_pretrained(tmp_path / "vae")
+    config = json.loads((tmp_path / "vae" / "config.json").read_text())
+    if doubted:
+        del config["scaling_factor"]
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
+    data = ("--train-data-dir", made / "pictures", "--vae", tmp_path / "vae", "--resolution", 32)
+    note = "  note       the autoencoder has latents_std and scaling_factor=0.18215 besides"
+    remedies = ('"scaling_factor": 1.0 in its config.json', "--statistics true")
+    assert (note in planned(*data).describe()) == doubted
+    if not doubted:
+        return
+    for measured in ("false", "true"):
+        encode_latents.main([str(word) for word in (*data, "--output-dir", tmp_path / measured, "--num-workers", 0,
+                                                    "--statistics", measured)])  # fmt: skip
+        printed = capsys.readouterr().out
+        assert all((text in printed) == (measured == "false") for text in (note, *remedies))
+    assert note not in planned("--latents", tmp_path / "true", "--vae", tmp_path / "vae").describe()
 
 
 def test_weights_that_were_trained_without_statistics_go_on_without(made, trained, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from accelerate import Accelerator
 from helpers.models import randomize
 
+from d_emo.eval.fid.protocol import SD_LATENTS
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import load_source
 from d_emo.train.diffusion import figures, trainer
@@ -25,7 +26,7 @@ def plan_of(*arguments, published_data=True):
     plan = make_plan(config, load_source(config.data), Accelerator(cpu=True))
     if published_data:
         source = plan.source.__class__(**{**plan.source.__dict__, "id2label": {i: str(i) for i in range(CLASSES)}})
-        plan = plan.__class__(**{**plan.__dict__, "latent_shape": LATENTS, "source": source, "flip": True})
+        plan = replace(plan, latent_shape=LATENTS, space=SD_LATENTS, source=source, flip=True)
     return plan
 
 
@@ -59,6 +60,7 @@ def test_the_copy_is_the_published_curve_thinned(shared):
         ("--learning-rate", "2e-4"),
         ("--class-dropout-prob", "0"),
         ("--min-snr-gamma", "5"),
+        ("--patch-bottleneck", "64"),
         ("--model", "DiT-S-2"),
         ("--model", "D-EMOv2-S-4"),
     ],
@@ -70,6 +72,13 @@ def test_other_settings_are_not_compared(change):
 
 def test_other_data_is_not_compared():
     assert published_loss(plan_of(published_data=False)) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"autoencoder": "AutoencoderTiny"}, {"std": (1 / 0.13025,)}, {"measured_on": "imagenet"}]
+)
+def test_other_latents_of_that_shape_are_not_compared(change):
+    assert published_loss(replace(plan_of(), space=replace(SD_LATENTS, **change))) is None
 
 
 def test_log_line_and_picture_show_the_published_loss(tmp_path, capsys):

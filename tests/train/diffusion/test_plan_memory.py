@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers.made import write_pictures, write_vae
 from helpers.models import tiny_model
 from helpers.training import TINY, run_here
@@ -13,9 +14,14 @@ from helpers.training import TINY, run_here
 from d_emo.common.messages import readable_size
 from d_emo.images.autoencoders import LatentSpace, open_vae
 from d_emo.images.latent_cache import LatentCache
+from d_emo.models.flops import count_macs, macs_of
 from d_emo.train import encode_latents, train_classifier
+from d_emo.train.data.sources import load_source
+from d_emo.train.diffusion.config import parse_config
 from d_emo.train.diffusion.encode_plan import describe_cache
 from d_emo.train.diffusion.memory import DiffusionStep
+from d_emo.train.diffusion.plan import make_plan
+from d_emo.train.engine import fit
 from d_emo.train.engine.memory import Launch
 from d_emo.train.engine.rehearsal import held_at_most, shapes_only
 
@@ -66,6 +72,23 @@ def test_a_plan_says_what_encoding_in_every_epoch_takes_and_what_encoding_once_w
     code, output = run_here(capsys, *TINY, "--vae", vae, "--latents", tmp_path / "latents", "--dry-run")
     assert code == 0 and "encode_latents" not in output
     assert "autoencoder" in line(output, "memory") and "before them" not in output
+
+
+def test_the_length_of_a_run_counts_the_images_that_it_encodes(made, tmp_path, monkeypatch):
+    pictures, vae = made
+    encode_latents.main([str(word) for word in encode_arguments(made, tmp_path / "latents")])
+    monkeypatch.setattr(fit, "time_on_cpu", lambda macs, device: f"{macs:.0f} MACs")
+    encoder = macs_of(lambda: open_vae(str(vae)).encode(torch.zeros(1, 3, 16, 16)))
+    cases = (
+        (encoder, ("--train-data-dir", pictures, "--vae", vae, "--resolution", 16)),
+        (0, ("--latents", tmp_path / "latents", "--vae", vae)),
+    )
+    for before, words in cases:
+        config = parse_config([str(word) for word in (*TINY, *words, "--max-train-steps", 5)])
+        plan = make_plan(config, load_source(config.data), Accelerator(cpu=True))
+        total = 5 * 8 * (3 * count_macs(plan.build_model()) + before)
+        assert encoder > 1e5 and line(plan.describe(), "length").endswith(f"{total:.0f} MACs")
+    assert fit.time_of_training(10, 100, Launch(torch.device("cpu"), processes=2), encoding=4) == "1700 MACs"
 
 
 def encode_latents_size(made, tmp_path, capsys):

@@ -28,7 +28,7 @@ def test_an_automatic_shift_is_saved_with_what_it_came_to_and_compared(capsys, t
     run = (*TINY, *DATA, "--max-train-steps", 1, "--output-dir", tmp_path / "run")
     code, printed = run_here(capsys, *run, "--time-shift", "auto")
     # 1 x 16 x 16 values: the root of 256 / 4096.
-    assert code == 0 and "sit (sample on the linear path, times shifted by 0.25)" in printed, printed
+    assert code == 0 and "sit (data on the linear path, times shifted by 0.25)" in printed, printed
     pipeline = DEMOPipeline.from_pretrained(tmp_path / "run")
     assert (pipeline.scheduler.config.shift, pipeline.transformer.config.prediction_type) == (0.25, "sample")
     assert json.loads((tmp_path / "run/run.json").read_text())["time_shift"] == 0.25
@@ -47,6 +47,12 @@ def test_a_shift_is_a_number_or_auto_and_decides_the_results(capsys):
         with pytest.raises(SystemExit):
             parse_config(["--time-shift", text])
         assert "--time-shift" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["velocity", "noise", "score", "data"])
+def test_the_plan_calls_a_prediction_what_the_option_calls_it(word):
+    assert f"  sit ({word} on the linear path), " in plan_of("--prediction", word).describe()
+    assert "  dit (noise), " in plan_of("--objective", "dit").describe()
 
 
 def test_the_plan_says_where_the_weights_to_start_from_had_another_shift(tmp_path):

@@ -14,7 +14,7 @@ from d_emo import create_model
 from d_emo.common.messages import readable_size
 from d_emo.kernels import use_backend
 from d_emo.train.engine.memory import Launch, TrainingMemory, told, training_memory
-from d_emo.train.engine.rehearsal import HeldBytes, held_at_most, macs_of, shapes_only, size_of
+from d_emo.train.engine.rehearsal import HeldBytes, held_at_most, shapes_only, size_of
 
 
 def passes(model, autocast):
@@ -146,10 +146,6 @@ def test_held_bytes_count_what_exists_and_not_views():
         second.add_(1)
         del second
     assert (held.now, held.most) == (0, 8000)
-
-
-def test_multiply_adds_of_a_product_are_those_of_its_shapes():
-    assert macs_of(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 3 * 5 * 7
 
 
 @pytest.mark.parametrize(
