@@ -37,6 +37,8 @@ from d_emo.train.engine.memory import Launch, told
 AUTO_VAE_RESOLUTION = 128
 # Of the paper's training runs.
 PAPER_STEPS = 400_000
+# Schedules of Diffusers that have no warm-up.
+WITHOUT_WARMUP = ("constant", "piecewise_constant")
 # --color by the channels of pictures.
 COLORS = {1: "grey", 3: "rgb"}
 
@@ -143,9 +145,7 @@ class Plan:
             "label dropout "
             f"{options.optimization.class_dropout_prob if classes else 0}",
             "optimizer": f"AdamW, learning rate {options.optimization.learning_rate:g} "
-            f"({options.optimization.lr_scheduler}"
-            + (f", {self.warmup_steps:,} steps of warm-up" if self.warmup_steps else "")
-            + f"), averaging {options.optimization.ema_decay}",
+            f"({options.optimization.lr_scheduler}" + self._warmup() + f"), averaging {options.optimization.ema_decay}",
             "batch": layout.describe(),
             "length": ", ".join(filter(None, (f"{self.max_train_steps:,} steps", epochs, self._time(macs, seen)))),
             "memory": told(lambda: self.step(model, trained).describe(options.model.gradient_checkpointing)),
@@ -154,6 +154,15 @@ class Plan:
             **({"note": f"{doubt}."} if doubt else {}),
         }
         return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+    def _warmup(self) -> str:
+        """What the plan says of the warm-up, also where the schedule has none."""
+        if not self.warmup_steps:
+            return ""
+        said = f", {self.warmup_steps:,} steps of warm-up"
+        if self.config.optimization.lr_scheduler not in WITHOUT_WARMUP:
+            return said
+        return f"{said}, which this schedule leaves out: --lr-scheduler constant_with_warmup has them"
 
     def _shift(self) -> str:
         """What the plan says of the time shift: that of this run, and of the one that it starts from."""
