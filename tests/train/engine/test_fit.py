@@ -83,6 +83,13 @@ def test_num_epochs_is_the_length_of_a_run():
         parse_config(["--num-epochs", "2", "--max-train-steps", "5"])
 
 
+@pytest.mark.parametrize(("schedule", "left_out"), [("constant", True), ("constant_with_warmup", False)])
+def test_a_warm_up_that_a_schedule_leaves_out_is_said(schedule, left_out):
+    described = plan_of("--max-train-steps", 40, "--lr-warmup-steps", 5, "--lr-scheduler", schedule).describe()
+    assert f"({schedule}, 5 steps of warm-up" in described
+    assert ("which this schedule leaves out: --lr-scheduler constant_with_warmup" in described) == left_out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
