@@ -313,6 +313,12 @@ def test_what_models_cannot_work_on_is_refused_by_name():
         )
 
 
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
+    tiny_autoencoder().save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"config.json: its VAE does not load \(it is a file, no folder\)"):
+        open_vae(str(tmp_path / "vae" / "config.json"))
+
+
 def test_derived_and_compiled_autoencoders_count_as_their_class():
     class Mine(AutoencoderKL):
         pass

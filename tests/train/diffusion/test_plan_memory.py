@@ -10,7 +10,7 @@ from helpers.models import tiny_model
 from helpers.training import TINY, run_here
 
 from d_emo.common.messages import readable_size
-from d_emo.images.autoencoders import open_vae
+from d_emo.images.autoencoders import LatentSpace, open_vae
 from d_emo.images.latent_cache import LatentCache
 from d_emo.train import encode_latents, train_classifier
 from d_emo.train.diffusion.encode_plan import describe_cache
@@ -79,8 +79,12 @@ def encode_latents_size(made, tmp_path, capsys):
 
 def test_imagenet_at_256_pixels_takes_78_gib():
     """1,281,167 x 2 views x 2 values x 4 x 32 x 32 x 4 bytes = 83,962,560,512."""
-    assert describe_cache(1_281_167, 2, (4, 32, 32), "float32").startswith("1,281,167 images x 2 views = 78 GiB in f")
-    assert describe_cache(1_281_167, 1, (4, 32, 32), "float16") == "1,281,167 images x 1 view = 20 GiB in float16"
+    space = LatentSpace(autoencoder="AutoencoderKL", channels=4, factor=8)
+    both = describe_cache(space, 1_281_167, 2, (4, 32, 32), "float32")
+    assert both.startswith("1,281,167 images x 2 views = 78 GiB in float32")
+    assert (
+        describe_cache(space, 1_281_167, 1, (4, 32, 32), "float16") == "1,281,167 images x 1 view = 20 GiB in float16"
+    )
 
 
 def test_encoding_says_what_it_takes_and_a_dry_run_writes_nothing(made, tmp_path, capsys):
