@@ -149,7 +149,10 @@ def begun_manifest(folder: Path, manifest: CacheManifest) -> CacheManifest | Non
     free = ("vae", "source", "labels_digest", "latent_space")
     changed = differences(asdict(begun), asdict(manifest), free) + begun.other_latents(manifest.latent_space)
     if changed:
-        raise LatentCacheError(f"{folder} holds other latents: {'; '.join(changed)}. Choose another folder.")
+        raise LatentCacheError(
+            f"{folder} holds other latents: {'; '.join(changed)}. Give the options that it was begun with, or choose "
+            "another folder."
+        )
     return begun
 
 

@@ -51,6 +51,7 @@ def test_a_plan_for_a_folder_of_other_latents_is_refused(capsys, made, tmp_path)
     assert encode(capsys, made, made / "grey", tmp_path / "latents")[0] == 0
     code, printed = encode(capsys, made, made / "tiny", tmp_path / "latents", "--dry-run")
     assert code != 0 and "holds other latents: " in printed
+    assert "Give the options that it was begun with, or choose another folder." in printed
     assert "autoencoder AutoencoderKL -> AutoencoderTiny" in printed and "of it there already" not in printed
     code, printed = encode(capsys, made, made / "grey", tmp_path / "latents", "--dry-run")
     assert code == 0 and "of it there already" in printed
