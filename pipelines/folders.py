@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import DiTPipeline, ModelMixin, SchedulerMixin
+from diffusers import ConfigMixin, DiTPipeline, ModelMixin, SchedulerMixin
 
 from d_emo.common.messages import first_line
 from d_emo.common.ranges import Table, take
@@ -54,6 +54,16 @@ class FolderMixin:
         mixed: Any = super()
         return mixed.from_pretrained(name, **loading)
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: Any, **kwargs: Any) -> Any:
+        """Diffusers' own; an autoencoder that Diffusers then loads, also for `DiffusionPipeline`, is read strictly."""
+        mixed: Any = super()
+        parts, *others = mixed.extract_init_dict(config_dict, **kwargs)
+        entry = parts.get("vae")
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] == "diffusers" and entry[1] in KINDS:
+            parts["vae"] = [StrictAutoencoder.__module__, StrictAutoencoder.__name__]
+        return parts, *others
+
     def to_dit_pipeline(self) -> DiTPipeline:
         """This pipeline as Diffusers' `DiTPipeline`: network, schedule, decoder and class names; weights are copied.
 
@@ -81,6 +91,35 @@ class FolderMixin:
         made = DiTPipeline(transformer=transformer, vae=self.vae, scheduler=scheduler, id2label=names)
         made.register_to_config(id2label=names)  # which it reads from a folder, but would not write
         return made
+
+
+class StrictAutoencoder(ModelMixin, ConfigMixin):
+    """In place of an autoencoder's class while Diffusers loads a pipeline: makes the class that the folder names.
+
+    Diffusers itself fills weights that are missing with random ones.
+    """
+
+    config_name = "config.json"
+
+    @classmethod
+    def from_pretrained(cls, name: Any, **options: Any) -> Any:
+        """An autoencoder of its folder.
+
+        Raises:
+            ValueError: weights are missing or left over, or the configuration is out of range.
+        """
+        try:
+            config = diffusers.AutoencoderKL.load_config(name)
+            check_class(config.get("_class_name"))
+            return load_autoencoder(name, config, **options)
+        except LOADING_ERRORS as error:
+            reason = first_line(error).removeprefix(f"{name}: ").rstrip(".")
+            raise ValueError(f"{name}: this vae does not load ({reason}); restore that folder.") from error
+
+    @classmethod
+    def from_config(cls, config: Any, **options: Any) -> Any:
+        """One without weights, by which Diffusers plans where parts go."""
+        return getattr(diffusers, check_class(config.get("_class_name"))).from_config(config, **options)
 
 
 def _index(wanted: Any, name: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -292,6 +292,8 @@ def open_vae(name: str, dtype: torch.dtype | None = None) -> Any:
 def _stored_config(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     """What an autoencoder's config.json says, and the subfolder where it lies, as an argument of `from_pretrained`."""
     folder, inside = Path(name), {"subfolder": "vae"}
+    if folder.is_file():
+        raise ValueError("it is a file, no folder")
     if folder.is_dir():
         place = inside if (folder / "vae" / "config.json").is_file() else {}
         folder = folder / place.get("subfolder", "")

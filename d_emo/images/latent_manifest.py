@@ -123,13 +123,8 @@ def claim_latents(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> 
     stored = io.BytesIO()
     np.save(stored, labels)
     digest = hashlib.sha256(stored.getbuffer()).hexdigest()
-    refuse_other_content(folder)
-    if (folder / MANIFEST).is_file():
-        begun = read_cache_manifest(folder)
-        free = ("vae", "source", "labels_digest", "latent_space")
-        changed = differences(asdict(begun), asdict(manifest), free) + begun.other_latents(manifest.latent_space)
-        if changed:
-            raise LatentCacheError(f"{folder} holds other latents: {'; '.join(changed)}. Choose another folder.")
+    begun = begun_manifest(folder, manifest)
+    if begun is not None:
         digest = begun.labels_digest or digest
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,6 +134,26 @@ def claim_latents(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> 
     if not path.is_file() or file_digest(path) != digest:
         with written_whole(path) as partial:
             partial.write_bytes(stored.getbuffer())
+
+
+def begun_manifest(folder: Path, manifest: CacheManifest) -> CacheManifest | None:
+    """The manifest of a folder of latents that was begun; None where there is nothing yet.
+
+    Raises:
+        LatentCacheError: it holds something else than `manifest` says; the message says what differs.
+    """
+    refuse_other_content(folder)
+    if not (folder / MANIFEST).is_file():
+        return None
+    begun = read_cache_manifest(folder)
+    free = ("vae", "source", "labels_digest", "latent_space")
+    changed = differences(asdict(begun), asdict(manifest), free) + begun.other_latents(manifest.latent_space)
+    if changed:
+        raise LatentCacheError(
+            f"{folder} holds other latents: {'; '.join(changed)}. Give the options that it was begun with, or choose "
+            "another folder."
+        )
+    return begun
 
 
 def refuse_other_content(folder: Path) -> None:

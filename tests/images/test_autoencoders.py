@@ -258,6 +258,12 @@ def others():
     return {"VQModel": VQModel(block_out_channels=(8,), norm_num_groups=4), "UNet2DModel": unet}
 
 
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
+    tiny_autoencoder().save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"config.json: its VAE does not load \(it is a file, no folder\)"):
+        open_vae(str(tmp_path / "vae" / "config.json"))
+
+
 def test_a_class_that_is_not_supported_is_refused_with_the_list(tmp_path):
     for name, model in others().items():
         model.save_pretrained(tmp_path / name)

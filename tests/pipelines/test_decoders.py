@@ -8,10 +8,12 @@ import shutil
 import accelerate
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderTiny, DiffusionPipeline
+from diffusers.utils import logging
 from helpers.autoencoders import CONFIGS, tiny_autoencoder
 from helpers.models import tiny_model
 from helpers.pipelines import dit_scheduler, images, tiny_pipeline
+from safetensors.torch import load_file, save_file
 
 from d_emo import DEMOPipeline
 from d_emo.images.autoencoders import latent_space
@@ -60,6 +62,30 @@ def test_a_pipeline_comes_back_with_its_autoencoder_and_description(name, tmp_pa
         torch.testing.assert_close(pictures(loaded), expected, **CLOSE)
     again = DEMOPipeline.from_pipe(loaded)
     assert again.latent_space == space and again.vae is loaded.vae
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_diffusers_loader_fills_no_autoencoder_with_random_weights(name, tmp_path, caplog):
+    pipeline_around(tiny_autoencoder(name)).save_pretrained(tmp_path)
+    logging.enable_propagation()
+    DiffusionPipeline.from_pretrained(tmp_path)
+    logging.disable_propagation()
+    assert not [record for record in caplog.records if "config attributes" in record.message]
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    lacking = min(state)
+    del state[lacking]
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"this vae does not load .*missing in the file: {lacking};"):
+        DiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_diffusers_ways_of_loading_reach_the_autoencoder(tmp_path):
+    """Types, variants and maps of devices, which plan with a model without weights."""
+    pipeline_around(tiny_autoencoder("AutoencoderTiny")).save_pretrained(tmp_path, variant="fp16")
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16, device_map="balanced")
+    assert isinstance(loaded.vae, AutoencoderTiny) and loaded.vae.dtype == torch.float16 and not loaded.vae.training
+    assert torch.isfinite(next(loaded.vae.parameters())).all()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

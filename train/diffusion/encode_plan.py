@@ -36,7 +36,8 @@ def describe_encoding(
     views = needed // manifest.image_bytes * manifest.flips
     lines = {
         "data": f"{manifest.source}: {manifest.count:,} images, {len(manifest.id2label) or 'no'} classes, {side} x "
-        f"{side}, {'and their mirror images' if manifest.flips == 2 else 'not mirrored'}",
+        f"{side}{' in grey' * (space.image_channels == 1)}, "
+        f"{'and their mirror images' if manifest.flips == 2 else 'not mirrored'}",
         "latents": f"of {manifest.vae}, {' x '.join(map(str, manifest.shape))}, {space.describe()}",
         "disk": f"{describe_cache(space, manifest.count, manifest.flips, manifest.shape, manifest.dtype)}{left}; "
         f"{readable_size(free)} free",

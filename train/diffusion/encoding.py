@@ -4,6 +4,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from d_emo.train.diffusion.encode_config import EncodeConfig, EncodeOptions
 from d_emo.train.diffusion.encode_plan import check_room, describe_encoding
 from d_emo.train.diffusion.latent_spaces import resolution_of, side_of
 from d_emo.train.diffusion.measuring import discard_statistics, measure
-from d_emo.train.diffusion.plan import load_vae
+from d_emo.train.diffusion.plan import AUTO_VAE_RESOLUTION, COLORS, load_vae, vae_name
 
 
 class _Images(Dataset):
@@ -62,14 +63,16 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     source = load_source(data)
     if source.stream is not None:
         raise ValueError("--streaming: encoding takes images by index; fetch the files and name them without it.")
-    vae = load_vae(options.vae)
+    named = vae_name(options.vae, AUTO_VAE_RESOLUTION)
+    vae = load_vae(named)
     if vae is None:
         raise ValueError("--vae none: latents are what a VAE makes; train on pixels without this step.")
     space = latent_space(vae)
     resolution = resolution_of(options.resolution, source.resolution, space)
     side = side_of(space, resolution)
-    if space.image_channels != source.channels:
-        raise ValueError(f"--vae {options.vae} takes {space.image_channels} channels, images have {source.channels}.")
+    if space.image_channels not in COLORS:
+        raise ValueError(f"--vae {named} takes {space.image_channels} channels; pictures have 1 (grey) or 3 (colour).")
+    source = replace(source, channels=space.image_channels)
     flips = 2 if (source.flip if data.random_flip is None else data.random_flip) else 1
     manifest = latent_manifest.CacheManifest(
         source=source.name,
@@ -80,11 +83,12 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         shape=(space.channels, side, side),
         flips=flips,
         dtype=options.dtype,
-        vae=options.vae,
+        vae=named,
         vae_digest=str(weights_digest(vae)),
         latent_space=space,
         shard_size=options.shard_size,
     )
+    agreed(accelerator, lambda: latent_manifest.begun_manifest(folder, manifest))
     if accelerator.is_main_process:
         say(describe_encoding(manifest, folder, vae, (options.batch_size, source.channels), accelerator))
         if not options.statistics and (doubt := doubtful_scale(vae)):

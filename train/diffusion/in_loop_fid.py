@@ -54,7 +54,9 @@ class InLoopFID:
             source, cache = images.first(min(len(images), MAX_REFERENCE_IMAGES)), self.folder / "reference"
         else:
             source, cache = options.fid_reference, default_cache()
-        reference = load_reference(source, extractor, cache, accelerator, size=size, channels=plan.source.channels)
+        # Latents do not say what their pictures were: the samples are what the autoencoder makes.
+        channels = plan.source.channels if plan.space is None else plan.space.image_channels
+        reference = load_reference(source, extractor, cache, accelerator, size=size, channels=channels)
         self.evaluator = Evaluator(
             reference=reference,
             extractor=extractor,
