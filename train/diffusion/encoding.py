@@ -25,11 +25,12 @@ from d_emo.images.latents import encode_posterior
 from d_emo.train.data.batches import Pixels, TrainingImages
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import check_output, load_source
+from d_emo.train.diffusion.config import AUTO_VAE
 from d_emo.train.diffusion.encode_config import EncodeConfig, EncodeOptions
 from d_emo.train.diffusion.encode_plan import check_room, describe_encoding
 from d_emo.train.diffusion.latent_spaces import resolution_of, side_of
 from d_emo.train.diffusion.measuring import discard_statistics, measure
-from d_emo.train.diffusion.plan import AUTO_VAE_RESOLUTION, COLORS, load_vae, vae_name
+from d_emo.train.diffusion.plan import COLORS, load_vae
 
 
 class _Images(Dataset):
@@ -63,7 +64,7 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     source = load_source(data)
     if source.stream is not None:
         raise ValueError("--streaming: encoding takes images by index; fetch the files and name them without it.")
-    named = vae_name(options.vae, AUTO_VAE_RESOLUTION)
+    named = AUTO_VAE if options.vae == "auto" else options.vae
     vae = load_vae(named)
     if vae is None:
         raise ValueError("--vae none: latents are what a VAE makes; train on pixels without this step.")

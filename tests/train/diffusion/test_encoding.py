@@ -42,7 +42,7 @@ def test_pictures_are_encoded_in_the_colours_that_the_autoencoder_takes(capsys, 
 
 
 def test_auto_stands_for_the_default_autoencoder(capsys, made, tmp_path, monkeypatch):
-    monkeypatch.setattr("d_emo.train.diffusion.plan.AUTO_VAE", str(made / "tiny"))
+    monkeypatch.setattr("d_emo.train.diffusion.encoding.AUTO_VAE", str(made / "tiny"))
     assert encode(capsys, made, "auto", tmp_path / "latents")[0] == 0
     assert json.loads((tmp_path / "latents" / "manifest.json").read_text())["vae"] == str(made / "tiny")
 
