@@ -13,13 +13,14 @@ from d_emo.common.command_line import flag
 from d_emo.common.ranges import Maybe, OneOf, Real, Rule, Table, Whole
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
+from d_emo.pipelines.checks import MAX_GUIDANCE
 from d_emo.schedulers import (
     FlowMatchEulerMaruyamaScheduler,
     FlowMatchODESolverScheduler,
     FlowMatchSDEHeunScheduler,
 )
 from d_emo.schedulers.flow_ode import ADAPTIVE
-from d_emo.schedulers.flow_paths import dimension_shift, path_of
+from d_emo.schedulers.flow_paths import SHIFT, dimension_shift, path_of
 
 FT_MSE = "stabilityai/sd-vae-ft-mse"
 FT_EMA = "stabilityai/sd-vae-ft-ema"
@@ -58,14 +59,14 @@ class Interval(Rule):
 
 @dataclass(frozen=True)
 class Shift(Rule):
-    """A positive number, or "auto"."""
+    """What schedulers take as a shift, or "auto"."""
 
     def take(self, value: Any) -> float | str:
         """See `Rule`."""
-        return AUTO_SHIFT if isinstance(value, str) and value == AUTO_SHIFT else Real(0, positive=True).take(value)
+        return AUTO_SHIFT if isinstance(value, str) and value == AUTO_SHIFT else SHIFT.take(value)
 
     def __str__(self) -> str:
-        return f"a number above 0 (1 is no shift) or {AUTO_SHIFT}"
+        return f"{AUTO_SHIFT} or {SHIFT}"
 
 
 RULES: Table = {
@@ -73,7 +74,7 @@ RULES: Table = {
     "guidance_channels": Maybe(Whole(1)),
     "guidance_interval": Interval(),
     "time_shift": Maybe(Shift()),
-    "guidance_scale": Real(1, hint="1 is no guidance, 0 would draw without class"),
+    "guidance_scale": Real(1, MAX_GUIDANCE, hint="1 is no guidance, 0 would draw without class"),
     "seed": Whole(0, 2**32 - 1),
     "sampler": OneOf(get_args(SamplerName)),
     "labels": OneOf(get_args(LabelRule)),

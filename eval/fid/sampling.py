@@ -24,6 +24,7 @@ from d_emo.common.digests import weights_digest
 from d_emo.common.files import make_folder, remove_partial
 from d_emo.common.messages import first_line
 from d_emo.common.output import Progress, say
+from d_emo.common.ranges import Maybe, Whole
 from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.image_sets import ImageSet, from_shards
@@ -68,6 +69,8 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
             the remedy.
     """
     make_sampler(settings, pipeline)
+    channels = pipeline.transformer.config.in_channels
+    Maybe(Whole(1, channels, "the model's")).check(settings.guidance_channels, "--guidance-channels")
     if settings.weights == "raw":
         state = Path(model) / "training_state" / "model.safetensors"
         if not state.is_file():
@@ -128,8 +131,11 @@ def check_samples(folder: Path, manifest: dict[str, Any]) -> bool:
         if (folder / SAMPLES_FOLDER).exists():
             raise ManifestError(f"{folder} holds samples without a {MANIFEST}; use another --output-dir.")
         return False
-    if isinstance(stored.get("sampling"), dict):  # what settings there were not yet was as it is by default
-        stored["sampling"] = {**asdict(SamplingSettings()), **stored["sampling"]}
+    # What settings there were not yet was as it is by default, and no scheduler shifted where it could not.
+    for table, default in {"sampling": asdict(SamplingSettings()), "scheduler_config": {"shift": 1.0}}.items():
+        if isinstance(stored.get(table), dict):
+            known = {name: value for name, value in default.items() if name in manifest[table]}
+            stored[table] = {**known, **stored[table]}
     free = () if "latent_space" in stored else ("latent_space",)  # of before there was more than one class
     if changed := differences(stored, manifest, free):
         raise ManifestError(
