@@ -20,7 +20,7 @@ from d_emo.schedulers import (
     FlowMatchSDEHeunScheduler,
 )
 from d_emo.schedulers.flow_ode import ADAPTIVE
-from d_emo.schedulers.flow_paths import SHIFT, dimension_shift, path_of
+from d_emo.schedulers.flow_paths import dimension_shift, path_of
 
 FT_MSE = "stabilityai/sd-vae-ft-mse"
 FT_EMA = "stabilityai/sd-vae-ft-ema"
@@ -59,14 +59,14 @@ class Interval(Rule):
 
 @dataclass(frozen=True)
 class Shift(Rule):
-    """What schedulers take as a shift, or "auto"."""
+    """A positive number, or "auto"."""
 
     def take(self, value: Any) -> float | str:
         """See `Rule`."""
-        return AUTO_SHIFT if isinstance(value, str) and value == AUTO_SHIFT else SHIFT.take(value)
+        return AUTO_SHIFT if isinstance(value, str) and value == AUTO_SHIFT else Real(0, positive=True).take(value)
 
     def __str__(self) -> str:
-        return f"{AUTO_SHIFT} or {SHIFT}"
+        return f"a number above 0 (1 is no shift) or {AUTO_SHIFT}"
 
 
 RULES: Table = {

@@ -131,11 +131,8 @@ def check_samples(folder: Path, manifest: dict[str, Any]) -> bool:
         if (folder / SAMPLES_FOLDER).exists():
             raise ManifestError(f"{folder} holds samples without a {MANIFEST}; use another --output-dir.")
         return False
-    # What settings there were not yet was as it is by default, and no scheduler shifted where it could not.
-    for table, default in {"sampling": asdict(SamplingSettings()), "scheduler_config": {"shift": 1.0}}.items():
-        if isinstance(stored.get(table), dict):
-            known = {name: value for name, value in default.items() if name in manifest[table]}
-            stored[table] = {**known, **stored[table]}
+    if isinstance(stored.get("sampling"), dict):  # what settings there were not yet was as it is by default
+        stored["sampling"] = {**asdict(SamplingSettings()), **stored["sampling"]}
     free = () if "latent_space" in stored else ("latent_space",)  # of before there was more than one class
     if changed := differences(stored, manifest, free):
         raise ManifestError(

@@ -50,7 +50,7 @@ class Point:
     @property
     def label(self) -> str:
         """Name of its folder."""
-        return ",".join(f"{name}-{_exact(value)}" for name, value in self.values.items())
+        return ",".join(f"{name}-{value:g}" for name, value in self.values.items())
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,10 @@ def make_points(grid: dict[str, list[float]], settings: SamplingSettings, count:
         if "shift" in point:
             changes["time_shift"] = point["shift"]
         if "steps" in point:
-            changes["steps"] = _exact(point["steps"])
+            steps = point["steps"]
+            changes["steps"] = int(steps) if steps.is_integer() else steps
         points.append(Point(point, replace(settings, **changes)))
     return points
-
-
-def _exact(value: float) -> int | float:
-    """A number that prints with all its digits, whole ones without a point."""
-    return int(value) if value.is_integer() else value
 
 
 def check_points(points: Sequence[Point], pipeline: DEMOPipeline, folder: Path) -> None:

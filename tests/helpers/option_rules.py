@@ -53,9 +53,9 @@ RULES = {
     "two numbers": _rule(),
     "two or more": _rule(),
     # numbers
+    "zero, its default": _rule("zero"),
     "positive": _rule("one", "a fraction", "more than one", "1e30", "10^30"),
     "positive or zero": _rule("zero", "one", "a fraction", "more than one", "1e30", "10^30"),
-    "zero, its default": _rule("zero"),
     "one, its default": _rule("one"),  # others go with an option that the base line does not have
     "one or more": _rule("one", "more than one", "1e30", "10^30"),
     "share below one": _rule("zero", "a fraction"),
@@ -91,6 +91,7 @@ KINDS = {
     "side of 32 or more": ("train_classifier resolution",),
     "two or more": ("throughput repeats", "sweep_images"),
     "two numbers": ("guidance_interval",),
+    "zero, its default": ("logit_normal_mean",),
     "positive": (
         "min_snr_gamma", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
         "evaluate_fid time_shift",
@@ -99,8 +100,7 @@ KINDS = {
         "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
         "train_classifier max_grad_norm", "evaluate_fid guidance_scale",
     ),
-    "zero, its default": ("logit_normal_mean",),
-    "one, its default": ("time_shift", "logit_normal_std"),
+    "one, its default": ("train_dit time_shift", "logit_normal_std"),
     "one or more": ("guidance_scale", "sample_guidance_scale"),
     "share below one": (
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",

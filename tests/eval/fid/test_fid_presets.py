@@ -1,7 +1,5 @@
 """Presets of published protocols: what they draw with, where they may be compared, the document's table."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from accelerate import Accelerator
@@ -90,7 +88,7 @@ def test_the_automatic_shift_is_raes_and_none_is_the_models_own():
         ({"guidance_interval": (0.5, 1.5)}, "--guidance-interval="),
         ({"guidance_interval": "01"}, "--guidance-interval='01' is not"),
         ({"guidance_interval": None}, "--guidance-interval=None is not"),
-        ({"time_shift": 0}, "--time-shift=0 is not None or auto or a number from 0.001"),
+        ({"time_shift": 0}, r"--time-shift=0 is not None or .* or auto"),
         ({"time_shift": "rae"}, "--time-shift='rae' is not"),
         ({"time_shift": float("inf")}, "--time-shift=inf is not"),
     ],
@@ -129,16 +127,6 @@ def test_samples_of_before_there_were_intervals_and_shifts_go_on(tmp_path):
     with pytest.raises(ManifestError, match=r"sampling\.time_shift None -> 2"):
         changed = SamplingSettings(num_images=2, steps=2, sampler="euler", time_shift=2)
         sample_images(pipeline, changed, tmp_path, Accelerator(cpu=True), 2)
-
-
-def test_stochastic_samples_of_before_schedulers_shifted_go_on(tmp_path):
-    pipeline, settings = tiny_pipeline(flow=True), SamplingSettings(num_images=2, steps=2, sampler="sde")
-    manifest = make_manifest(pipeline, settings)
-    assert manifest["scheduler_config"].pop("shift") == 1
-    sampling.claim_samples(tmp_path, manifest)
-    assert len(sample_images(pipeline, settings, tmp_path, Accelerator(cpu=True), 2)) == 2
-    with pytest.raises(ManifestError, match=r"scheduler_config\.shift 1\.0 -> 2"):
-        sample_images(pipeline, replace(settings, time_shift=2), tmp_path, Accelerator(cpu=True), 2)
 
 
 def test_no_guidance_is_no_change_of_a_preset_whose_paper_gives_it_too():

@@ -54,11 +54,6 @@ def test_points_are_every_combination_with_the_other_settings_of_the_preset():
     assert make_points({"steps": [3.0]}, base, 1000)[0].settings.num_images == 100
 
 
-def test_points_that_differ_in_the_last_digit_have_folders_of_their_own():
-    points = make_points(parse_sweep(["guidance=1,1.0000001"]), SamplingSettings(), 30)
-    assert [point.label for point in points] == ["guidance-1", "guidance-1.0000001"]
-
-
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
@@ -73,10 +68,9 @@ def test_points_that_differ_in_the_last_digit_have_folders_of_their_own():
         (["steps=1,2", "steps=3"], "steps is swept twice"),
         (["steps=1:100:1", "guidance=1,2,3"], "300 points or more; at most 200"),
         (["guidance=0.5"], "--guidance-scale=0.5 is not a number from 1 to 1000"),
+        (["guidance=1,1e6"], "--guidance-scale=1000000.0 is not a number from 1 to 1000"),
         (["steps=2.5"], "--steps=2.5 is not a whole number"),
         (["shift=0"], "--time-shift=0.0 is not None or"),
-        (["shift=1,5000"], "--time-shift=5000.0 is not None or auto or a number from 0.001 to 1000"),
-        (["guidance=1,1e6"], "--guidance-scale=1000000.0 is not a number from 1 to 1000"),
         (["interval-start=0.9", "interval-stop=0.5"], "--guidance-interval="),
     ],
 )  # fmt: skip
