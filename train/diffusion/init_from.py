@@ -65,13 +65,13 @@ class InitialWeights:
         """The options that fit these weights."""
         config = self.transformer.config
         path = path_of(config)
-        options = ["--objective dit"] if path is None else ["--objective sit", f"--flow-path {path}"]
+        bottleneck = config.get("patch_bottleneck")
+        options = [] if bottleneck is None else [f"--patch-bottleneck {bottleneck}"]
+        options += ["--objective dit"] if path is None else ["--objective sit", f"--flow-path {path}"]
         if path is not None:
             kind = next(kind for kind, name in PREDICTIONS.items() if name == config.prediction_type)
             options.append(f"--prediction {kind}")
             options += [f"--time-shift {self.time_shift:g}"] if self.time_shift != 1 else []
-        if (bottleneck := config.get("patch_bottleneck")) is not None:
-            options.append(f"--patch-bottleneck {bottleneck}")
         if self.vae is not None:
             return [*options, f"--vae {self.name}/vae"]
         return [*options, "--vae none", f"--color {'grey' if config.in_channels == 1 else 'rgb'}"]

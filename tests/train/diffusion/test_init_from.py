@@ -76,7 +76,7 @@ def test_another_network_is_refused(trained, task, message):
 
 def test_the_remedy_names_the_bottleneck_of_the_patches(tmp_path):
     tiny_pipeline(flow=True, patch_bottleneck=5).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"patch_bottleneck 5, not 6\. .*--patch-bottleneck 5 --vae"):
+    with pytest.raises(ValueError, match=r"patch_bottleneck 5, not 6\. .*: --patch-bottleneck 5 --objective sit"):
         build(tmp_path, NAMES, patch_bottleneck=6)
 
 
