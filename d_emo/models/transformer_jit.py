@@ -7,8 +7,11 @@ published weights.
 Shapes: B batch, h x w token grid, K class tokens, D hidden size, d channels of a head.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from diffusers import FirstBlockCacheConfig
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
@@ -71,6 +74,19 @@ class JiTTransformer2DModel(ClassConditionalTransformer2DModel):
             return RotaryBlock(hidden_size, num_attention_heads, mlp_ratio, norm_eps)
 
         self.build(make_block, RMSNorm(hidden_size, eps=norm_eps))
+
+    def enable_cache(self, config: Any) -> None:
+        """See Diffusers' `CacheMixin`.
+
+        Raises:
+            ValueError: a cache that compares sequences across blocks between which class tokens join.
+        """
+        if self.config.context_length and isinstance(config, FirstBlockCacheConfig):
+            raise ValueError(
+                "FirstBlockCacheConfig: it needs sequences that keep their length from block to block, and "
+                f"context_length={self.config.context_length} class tokens join this network's; use MagCacheConfig."
+            )
+        super().enable_cache(config)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

@@ -14,6 +14,7 @@ from d_emo.common.numbers import finite_by
 from d_emo.common.ranges import Maybe, OneOf, Real, Rule, Table, Whole
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
+from d_emo.pipelines.checks import MAX_GUIDANCE
 from d_emo.schedulers import (
     FlowMatchEulerMaruyamaScheduler,
     FlowMatchODESolverScheduler,
@@ -79,7 +80,7 @@ RULES: Table = {
     "guidance_channels": Maybe(Whole(1)),
     "guidance_interval": Interval(),
     "time_shift": Maybe(Shift()),
-    "guidance_scale": Real(1, hint="1 is no guidance, 0 would draw without class"),
+    "guidance_scale": Real(1, MAX_GUIDANCE, hint="1 is no guidance, 0 would draw without class"),
     "seed": Whole(0, 2**32 - 1),
     "sampler": OneOf(get_args(SamplerName)),
     "labels": OneOf(get_args(LabelRule)),

@@ -24,6 +24,7 @@ from d_emo.common.digests import weights_digest
 from d_emo.common.files import make_folder, remove_partial
 from d_emo.common.messages import first_line
 from d_emo.common.output import Progress, say
+from d_emo.common.ranges import Maybe, Whole
 from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.image_sets import ImageSet, from_shards
@@ -68,6 +69,8 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
             the remedy.
     """
     make_sampler(settings, pipeline)
+    channels = pipeline.transformer.config.in_channels
+    Maybe(Whole(1, channels, "the model's")).check(settings.guidance_channels, "--guidance-channels")
     if settings.weights == "raw":
         state = Path(model) / "training_state" / "model.safetensors"
         if not state.is_file():

@@ -53,7 +53,7 @@ RULES = {
     "two numbers": _rule(),
     "two or more": _rule(),
     # numbers
-    "number": _rule("zero", "minus one", "one", "a fraction", "more than one", "1e30", "10^30"),
+    "zero, its default": _rule("zero"),
     "positive": _rule("one", "a fraction", "more than one", "1e30", "10^30"),
     "positive or zero": _rule("zero", "one", "a fraction", "more than one", "1e30", "10^30"),
     "one, its default": _rule("one"),  # others go with an option that the base line does not have
@@ -92,15 +92,15 @@ KINDS = {
     "side of 32 or more": ("train_classifier resolution", "loader_speed resolution"),
     "two or more": ("throughput repeats", "sweep_images"),
     "two numbers": ("guidance_interval",),
-    "number": ("logit_normal_mean",),
+    "zero, its default": ("logit_normal_mean",),
     "positive": (
-        "min_snr_gamma", "logit_normal_std", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
+        "min_snr_gamma", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
     ),
     "positive or zero": (
         "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
         "train_classifier max_grad_norm", "evaluate_fid guidance_scale",
     ),
-    "one, its default": ("train_dit time_shift",),
+    "one, its default": ("train_dit time_shift", "logit_normal_std"),
     "up to a thousand": ("evaluate_fid time_shift",),
     "one or more": ("guidance_scale", "sample_guidance_scale"),
     "share below one": (

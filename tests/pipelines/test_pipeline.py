@@ -413,6 +413,15 @@ def test_caches_skip_blocks_and_stay_near(cache):
     torch.testing.assert_close(images(pipeline, num_inference_steps=10), exact)
 
 
+def test_a_cache_by_the_first_block_is_refused_where_class_tokens_join_later():
+    cache = FirstBlockCacheConfig(threshold=0.5)
+    with pytest.raises(ValueError, match=r"FirstBlockCacheConfig: .*context_length=3 class tokens .*MagCacheConfig"):
+        tiny_model("JiT").enable_cache(cache)
+    plain = tiny_model("JiT", context_length=0)
+    plain.enable_cache(cache)
+    assert plain.is_cache_enabled
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cpu_offload_gives_the_same_image():
     pipeline = tiny_pipeline()

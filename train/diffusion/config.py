@@ -132,6 +132,10 @@ class OptimizationOptions(StepOptions):
             self.min_snr_gamma,
             "must be positive",
         )
+        if self.time_sampling != "logit-normal":
+            for name, default in {"logit_normal_mean": 0.0, "logit_normal_std": 1.0}.items():
+                given = getattr(self, name)
+                require(given == default, name, given, "belongs to --time-sampling logit-normal")
         require(self.logit_normal_std > 0, "logit_normal_std", self.logit_normal_std, "must be positive")
         require(0 <= self.class_dropout_prob < 1, "class_dropout_prob", self.class_dropout_prob, "must be in [0, 1)")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")

@@ -83,7 +83,9 @@ class InitialWeights:
         """The options that fit these weights."""
         config = self.transformer.config
         path = path_of(config)
-        options = ["--objective dit"] if path is None else ["--objective sit", f"--flow-path {path}"]
+        bottleneck = config.get("patch_bottleneck")
+        options = [] if bottleneck is None else [f"--patch-bottleneck {bottleneck}"]
+        options += ["--objective dit"] if path is None else ["--objective sit", f"--flow-path {path}"]
         if path is not None:
             options.append(f"--prediction {prediction_of(config.prediction_type)}")
             options += [f"--time-shift {self.time_shift:g}"] if self.time_shift != 1 else []

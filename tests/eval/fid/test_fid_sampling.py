@@ -252,6 +252,15 @@ def test_samplers_fit_the_model_or_are_refused():
         sampler("ddpm", flow)
 
 
+def test_more_guided_channels_than_the_model_has_are_refused_by_their_option():
+    pipeline = tiny_pipeline(flow=True)
+    channels = pipeline.transformer.config.in_channels
+    apply_settings(pipeline, "m", SamplingSettings(sampler="euler", guidance_channels=channels))
+    message = rf"--guidance-channels={channels + 1} is not None or a whole number from 1 to {channels} \(the model's\)"
+    with pytest.raises(ValueError, match=message):
+        apply_settings(pipeline, "m", SamplingSettings(sampler="euler", guidance_channels=channels + 1))
+
+
 def test_every_sampler_of_a_flow_keeps_the_shift_that_its_model_was_trained_with():
     pipeline = tiny_pipeline(flow=True)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=2.5)
@@ -265,7 +274,7 @@ def test_every_sampler_of_a_flow_keeps_the_shift_that_its_model_was_trained_with
     [
         ({"num_images": 0}, "--num-images=0 is not a whole number from 1 on"),
         ({"guidance_scale": 0.0}, "0 would draw without class"),
-        ({"guidance_scale": float("nan")}, "--guidance-scale=nan is not a number from 1 on"),
+        ({"guidance_scale": float("nan")}, "--guidance-scale=nan is not a number from 1 to 1000"),
         ({"seed": -1}, "--seed=-1"),
     ],
 )

@@ -74,6 +74,12 @@ def test_another_network_is_refused(trained, task, message):
         build(trained[0], NAMES, **task)
 
 
+def test_the_remedy_names_the_bottleneck_of_the_patches(tmp_path):
+    tiny_pipeline(flow=True, patch_bottleneck=5).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"patch_bottleneck 5, not 6\. .*: --patch-bottleneck 5 --objective sit"):
+        build(tmp_path, NAMES, patch_bottleneck=6)
+
+
 def test_fine_tuning_from_the_command_line_and_resuming(capsys, tmp_path):
     common = ("--global-batch-size", 8, "--micro-batch-size", 8, "--sample-every", 0, "--report-to", "none")
     first = ("--config", ROOT / "train/configs/digits.yaml", "--output-dir", tmp_path / "first", "--max-train-steps", 2)

@@ -301,6 +301,8 @@ def test_auto_follows_from_the_shape_and_is_saved_with_the_scheduler():
         ({"prediction": "data", "loss_weighting": "velocity"}, "--loss-weighting velocity: belongs to"),
         ({"objective": "dit", "prediction": "data"}, "--prediction data: belongs to --objective sit"),
         ({"objective": "dit", "time_shift": "auto"}, "--time-shift auto: belongs to --objective sit"),
+        ({"logit_normal_mean": 0.8}, "--logit-normal-mean 0.8: belongs to --time-sampling logit-normal"),
+        ({"logit_normal_std": 0.8}, "--logit-normal-std 0.8: belongs to --time-sampling logit-normal"),
         ({"objective": "dit", "time_shift": 2.0}, "--time-shift 2.0: belongs to --objective sit"),
         ({"time_shift": 0.0}, "--time-shift=0.0 is not a number from 0.001 to 1000"),
     ],
