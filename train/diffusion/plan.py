@@ -128,7 +128,8 @@ class Plan:
         classes, doubt = len(self.source.id2label), self._doubt()
         space = "pixels"
         if self.space is not None:
-            space = f"latents of {vae_name(options.model, self.resolution, self.initial)} ({self.space.describe()})"
+            named = vae_name(options.model, self.source, self.resolution, self.initial)
+            space = f"latents of {named} ({self.space.describe()})"
         shape = " x ".join(map(str, self.latent_shape))
         seen = self.max_train_steps * layout.global_batch_size
         epochs = f"{seen / self.source.size:,.1f} epochs" if self.source.size else f"{seen:,} images"
@@ -326,10 +327,15 @@ def output_dir(config: TrainConfig, source: ImageSource) -> Path:
     return config.run.folder(model_name(config), source.name)
 
 
-def vae_name(options: ModelOptions, resolution: int, initial: InitialWeights | None) -> str:
-    """What --vae stands for: a folder, a Hub id or "none"; the pipeline's, where it is that of --init-from."""
+def vae_name(options: ModelOptions, source: ImageSource, resolution: int, initial: InitialWeights | None) -> str:
+    """What --vae stands for: a folder, a Hub id or "none"; the pipeline's, where it is that of --init-from.
+
+    Latents that were encoded beforehand name their own.
+    """
     if options.vae != "auto":
         return options.vae
+    if source.latents is not None and initial is None:
+        return str(source.latents.manifest.vae)
     if initial is not None:
         return "none" if initial.space is None else initial.name
     return AUTO_VAE if resolution >= AUTO_VAE_RESOLUTION else "none"
@@ -347,7 +353,7 @@ def choose_vae(options: ModelOptions, source: ImageSource, initial: InitialWeigh
         default = initial.resolution if source.latents is None else source.resolution
         return initial.autoencoder(), options.resolution or default
     resolution = options.resolution or source.resolution
-    return load_vae(vae_name(options, resolution, initial)), resolution
+    return load_vae(vae_name(options, source, resolution, initial)), resolution
 
 
 def load_vae(name: str) -> Any:

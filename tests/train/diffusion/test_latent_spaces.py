@@ -153,6 +153,12 @@ def test_by_default_weights_bring_their_autoencoder_and_resolution(made, trained
     assert "--objective dit --vae auto." in refusal(*pictures, "--vae", "none", "--resolution", 32)
 
 
+def test_latents_bring_the_autoencoder_that_made_them(made):
+    plan = planned("--latents", made / "plain")
+    assert weights_digest(plan.vae) == weights_digest(open_vae(str(made / "vae")))
+    assert f"latents of {made / 'vae'} (AutoencoderKL" in plan.describe()
+
+
 def test_weights_whose_autoencoder_is_not_with_them_ask_for_it(made, trained, tmp_path):
     DEMOPipeline.from_pretrained(trained, vae=None).save_pretrained(tmp_path / "bare")
     words = ("--init-from", tmp_path / "bare", "--train-data-dir", made / "pictures", "--resolution", 32)
