@@ -38,7 +38,7 @@ class ModelOptions:
     vae: str = option(
         "auto",
         "Folder or Hub id of one of Diffusers' autoencoders of images (docs/autoencoders.md lists them), or 'none' to "
-        "train on pixels. 'auto' is what --init-from has, or what made --latents, else stabilityai/sd-vae-ft-ema at 128 "
+        "train on pixels. 'auto' is what --init-from has, or made --latents, else stabilityai/sd-vae-ft-ema at 128 "
         "pixels and more.",
     )
     latent_statistics: str | None = option(
