@@ -121,10 +121,10 @@ def chosen_backend() -> str:
 
 
 @contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Choose an implementation for a `with` block."""
+def use_backend(name: str | None) -> Iterator[None]:
+    """Choose an implementation for a `with` block; None leaves the choice as it is."""
     previous = chosen_backend()
-    set_backend(name)
+    set_backend(previous if name is None else name)
     try:
         yield
     finally:

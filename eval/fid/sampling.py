@@ -8,6 +8,7 @@ what is not as it was written.
 import functools
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -107,14 +108,20 @@ def make_manifest(pipeline: DEMOPipeline, settings: SamplingSettings) -> dict[st
     return {
         "sampling": asdict(settings),
         "transformer": weights_digest(pipeline.transformer),
+        "transformer_config": _plain(pipeline.transformer.config),
         "decoder": weights_digest(pipeline.vae),
         "latent_space": None if pipeline.latent_space is None else asdict(pipeline.latent_space),
         "scheduler": type(scheduler).__name__,
-        "scheduler_config": {name: value for name, value in sorted(scheduler.config.items()) if name[0] != "_"},
+        "scheduler_config": _plain(scheduler.config),
         "num_classes": pipeline.transformer.config.num_classes,
         "shard_size": SHARD_SIZE,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
     }
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without Diffusers' notes."""
+    return {name: value for name, value in sorted(config.items()) if name[0] != "_"}
 
 
 def check_samples(folder: Path, manifest: dict[str, Any]) -> bool:
@@ -135,7 +142,8 @@ def check_samples(folder: Path, manifest: dict[str, Any]) -> bool:
         stored["sampling"] = {**asdict(SamplingSettings()), **stored["sampling"]}
     if isinstance(stored.get("scheduler_config"), dict) and "shift" in manifest["scheduler_config"]:
         stored["scheduler_config"].setdefault("shift", 1.0)  # of before all samplers of flows had one
-    free = () if "latent_space" in stored else ("latent_space",)  # of before there was more than one class
+    # Folders of before these moved anything do not say them.
+    free = tuple(name for name in ("latent_space", "transformer_config") if name not in stored)
     if changed := differences(stored, manifest, free):
         raise ManifestError(
             f"{folder} holds other samples: {'; '.join(changed)}. Use another --output-dir, or delete the folder."

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification
 
 from d_emo.common.processes import is_sharded, loader_processes
 from d_emo.eval.classification.accuracy import Predictions, predict
-from d_emo.kernels import set_backend
+from d_emo.kernels import use_backend
 from d_emo.train.classification.augmentation import Augmentation, Targets
 from d_emo.train.classification.config import ClassifierConfig
 from d_emo.train.classification.distillation import Teacher
@@ -80,14 +80,13 @@ def run(config: ClassifierConfig) -> None:
     source, validation = load_sources(config.data)
     check_output(config.data, output_dir(config, source))
     accelerator = start.make_accelerator(config.run, config.optimization.mixed_precision, output_dir(config, source))
-    if config.model.kernels:
-        set_backend(config.model.kernels)
-    plan = make_classifier_plan(config, source, validation, accelerator)
-    start.announce(plan, accelerator, "--train-data-dir")
-    if config.run.dry_run:
-        return
-    classifier = make_run(plan, accelerator)
-    loop.run_to_the_end(classifier, lambda: train(classifier))
+    with use_backend(config.model.kernels):
+        plan = make_classifier_plan(config, source, validation, accelerator)
+        start.announce(plan, accelerator, "--train-data-dir")
+        if config.run.dry_run:
+            return
+        classifier = make_run(plan, accelerator)
+        loop.run_to_the_end(classifier, lambda: train(classifier))
 
 
 def make_run(plan: ClassifierPlan, accelerator: Accelerator) -> ClassifierRun:

@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 
 from d_emo.common.processes import is_sharded
 from d_emo.images.latents import draw_latents, encode_images
-from d_emo.kernels import set_backend
+from d_emo.kernels import use_backend
 from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, Pixels, TrainingLatents
 from d_emo.train.data.sources import check_output, load_source
@@ -29,14 +29,13 @@ def run(config: TrainConfig) -> None:
     source = load_source(config.data)
     check_output(config.data, output_dir(config, source))
     accelerator = start.make_accelerator(config.run, config.optimization.mixed_precision, output_dir(config, source))
-    if config.model.kernels:
-        set_backend(config.model.kernels)
-    plan = make_plan(config, source, accelerator)
-    start.announce(plan, accelerator, "--dataset or --train-data-dir")
-    if config.run.dry_run:
-        return
-    diffusion = make_run(plan, accelerator)
-    loop.run_to_the_end(diffusion, lambda: train(diffusion))
+    with use_backend(config.model.kernels):
+        plan = make_plan(config, source, accelerator)
+        start.announce(plan, accelerator, "--dataset or --train-data-dir")
+        if config.run.dry_run:
+            return
+        diffusion = make_run(plan, accelerator)
+        loop.run_to_the_end(diffusion, lambda: train(diffusion))
 
 
 def make_run(plan: Plan, accelerator: Accelerator) -> Run:

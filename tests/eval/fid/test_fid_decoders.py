@@ -89,7 +89,10 @@ def test_samples_say_which_latents_they_were_drawn_from(tmp_path):
     pipeline.register_to_config(latent_space={**pipeline.config.latent_space, "std": (0.5,), "measured_on": "digits"})
     with pytest.raises(ManifestError, match=r"latent_space.measured_on '' -> 'digits'; latent_space.std"):
         sample_images(pipeline, SETTINGS, tmp_path, accelerator, 3)
+    pipeline.transformer.register_to_config(norm_eps=1e-3)  # the same weights, another network
+    with pytest.raises(ManifestError, match=r"transformer_config.norm_eps 1e-06 -> 0.001"):
+        sample_images(pipeline, SETTINGS, tmp_path, accelerator, 3)
     # Samples of before there was more than one class of autoencoder.
-    del manifest["latent_space"]
+    del manifest["latent_space"], manifest["transformer_config"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert len(sample_images(pipeline, SETTINGS, tmp_path, accelerator, 3)) == 3

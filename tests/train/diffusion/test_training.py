@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from d_emo import DEMOPipeline
 from d_emo.kernels.cpp import build
+from d_emo.kernels.dispatch import chosen_backend
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -238,11 +239,12 @@ def test_another_runs_folder_is_not_touched(tmp_path, capsys):
 def test_kernels_leave_the_losses_of_digits_steps_as_they_were_to_1e_4(tmp_path, capsys, steps):
     arguments = ["--config", ROOT / "train" / "configs" / "digits.yaml", "--max-train-steps", steps]
     arguments += ["--log-every", "1", "--sample-every", "0", "--report-to", "none", "--output-dir"]
-    traces = []
+    traces, before = [], chosen_backend()
     for kernels, name in (("native", "C++"), ("reference", "plain PyTorch, as chosen")):
         code, output = run_here(capsys, *arguments, tmp_path / kernels, "--kernels", kernels)
         assert code == 0, output
         assert f"kernels    {name}" in output
+        assert chosen_backend() == before  # the choice is the run's
         lines = (tmp_path / kernels / "train_log.csv").read_text().splitlines()[1:]
         traces.append([float(line.split(",")[1]) for line in lines])
     assert len(traces[0]) == steps
