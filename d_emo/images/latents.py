@@ -33,16 +33,19 @@ def encode_posterior(vae: Any, images: torch.Tensor) -> torch.Tensor:
     return torch.stack([pixel_unshuffle(part.float(), group_side(vae)) for part in parts], dim=1)
 
 
-def draw_latents(space: LatentSpace, posterior: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def draw_latents(space: LatentSpace, posterior: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
     """A draw from posteriors (B, M, C, h, w), float32 (B, C, h, w), normalised for training.
 
-    `noise` is standard normal, (B, C, h, w); zeros give the posterior's mean. It is not used where M = 1.
+    `noise` is standard normal, (B, C, h, w); zeros give the posterior's mean, and so does None. It is not used where
+    M = 1.
     """
-    mean = posterior[:, 0]
-    return space.normalized(mean + posterior[:, 1] * noise.float() if posterior.shape[1] == 2 else mean)
+    latents = posterior[:, 0]
+    if posterior.shape[1] == 2 and noise is not None:
+        latents = latents + posterior[:, 1] * noise.float()
+    return space.normalized(latents)
 
 
-def encode_images(vae: Any, space: LatentSpace, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def encode_images(vae: Any, space: LatentSpace, images: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
     """Latents (B, C, h, w) of images (B, channels, H, W) in [-1, 1], drawn with `noise`, normalised for training."""
     return draw_latents(space, encode_posterior(vae, images), noise)
 

@@ -328,16 +328,16 @@ def output_dir(config: TrainConfig, source: ImageSource) -> Path:
 
 
 def vae_name(options: ModelOptions, source: ImageSource, resolution: int, initial: InitialWeights | None) -> str:
-    """What --vae stands for: a folder, a Hub id or "none"; the pipeline's, where it is that of --init-from.
+    """What --vae stands for: a folder, a Hub id or "none".
 
-    Latents that were encoded beforehand name their own.
+    "auto" is what the pipeline of --init-from has, else what made the latents, else a default.
     """
     if options.vae != "auto":
         return options.vae
-    if source.latents is not None and initial is None:
-        return str(source.latents.manifest.vae)
     if initial is not None:
         return "none" if initial.space is None else initial.name
+    if source.latents is not None:
+        return str(source.latents.manifest.vae)
     return AUTO_VAE if resolution >= AUTO_VAE_RESOLUTION else "none"
 
 

@@ -126,7 +126,10 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     seed, positions = plan.config.run.seed, batch.positions
     data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
     if plan.space is not None:
-        draw = stream.normal(seed, "vae", positions, plan.latent_shape).to(device)
+        # Where an image has one latent nothing is drawn: for RAE's that would take as long as the noise below.
+        draw = None
+        if not plan.space.deterministic:
+            draw = stream.normal(seed, "vae", positions, plan.latent_shape).to(device)
         if plan.source.latents is None:
             data = encode_images(plan.vae, plan.space, data, draw)
         else:
