@@ -3,7 +3,6 @@
 import torch
 
 from d_emo import EMOv2Config, EMOv2ForSemanticSegmentation, EMOv2SegmentationConfig
-from helpers.models import randomize
 
 HEADS = ("deeplabv3", "pspnet", "segformer", "semantic_fpn")
 STRIDES = {"deeplabv3": 32, "pspnet": 32, "segformer": 4, "semantic_fpn": 4}
@@ -13,14 +12,19 @@ NARROW = {"head_channels": 8, "auxiliary_channels": 8, "pyramid_channels": 8}
 
 
 @torch.no_grad()
-def awake(model: torch.nn.Module) -> torch.nn.Module:
-    """Random parameters under which the logits depend on the input: the heads' norms keep what comes in."""
-    randomize(model)
+def awake(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random parameters under which the logits depend on the picture: every layer keeps the size of what comes in."""
+    generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
-        if name.endswith("bn.weight"):
-            tensor.fill_(1.5)
-        elif name.endswith("classifier.weight"):
-            tensor.mul_(10)
+        if not tensor.is_floating_point():
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() > 1:
+            tensor.copy_(noise * 1.5 / tensor[0].numel() ** 0.5)
+        elif name.endswith(("running_var", "layer_scale")):
+            tensor.copy_(0.5 + noise.abs())
+        else:
+            tensor.copy_(0.1 * noise + name.endswith("weight"))
     return model
 
 

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.segmenters import HEADS, NARROW, STRIDES, TINY, awake, labels, pixels, segmenter
+from helpers.segmenters import HEADS, NARROW, STRIDES, TINY, labels, pixels, segmenter
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -263,11 +263,7 @@ def test_folders_hold_all_that_a_pipeline_needs(head, tmp_path):
 def test_a_whole_folder_loads_without_a_word(head, tmp_path):
     model = segmenter(head, dropout=0.2, auxiliary_weight=0.3)
     model.save_pretrained(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).to_dict() == {
-        **model.config.to_dict(),
-        "_name_or_path": str(tmp_path),
-        "dtype": torch.float32,
-    } or isinstance(AutoConfig.from_pretrained(tmp_path), EMOv2SegmentationConfig)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), EMOv2SegmentationConfig)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded, information = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
@@ -330,8 +326,7 @@ def test_a_processor_that_is_there_is_kept_and_a_file_is_no_folder(tmp_path):
         segmenter().save_pretrained(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("head", "dtype"), [*((head, torch.bfloat16) for head in HEADS), ("deeplabv3", torch.float16)])
 def test_folders_load_in_half_precision(head, dtype, tmp_path):
     model = segmenter(head)
     model.save_pretrained(tmp_path)
@@ -372,15 +367,14 @@ def test_a_configuration_refuses_what_is_none(changes, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "expected"), [(683, 512, (512, 683)), (500, 1000, (1024, 512)), (3000, 300, (205, 2050))]
+    ("width", "height", "expected"), [(683, 512, (512, 683)), (500, 1000, (1024, 512)), (3000, 300, (205, 2048))]
 )
 def test_pictures_get_the_published_evaluations_size(width, height, expected):
-    """Short side 512, long side at most 2048 (transformers rounds the short side first, and the long one may exceed)."""
-    for processor in (make_segmentation_processor(), AutoImageProcessor.from_pretrained):
-        if not isinstance(processor, SegformerImageProcessorPil):
-            processor = SegformerImageProcessor(**make_segmentation_processor().to_dict())
+    """Short side 512, long side at most 2048, as mmcv's rescaling to (2048, 512) makes it."""
+    plain = make_segmentation_processor()
+    for processor in (plain, SegformerImageProcessor.from_dict(plain.to_dict())):
         given = processor(picture(width, height), return_tensors="pt")["pixel_values"]
-        assert abs(given.shape[2] - expected[0]) <= 1 and abs(given.shape[3] - expected[1]) <= 2
+        assert tuple(given.shape[2:]) == expected
 
 
 def test_labels_of_ade20k_are_shifted():
@@ -444,4 +438,5 @@ def test_a_fresh_models_layer_scale_and_norms_are_the_networks():
     )
     scales = [tensor for name, tensor in model.named_parameters() if name.endswith("layer_scale")]
     assert scales and all((scale == 1e-6).all() for scale in scales)
-    assert awake(model) is model and all((scale != 1e-6).all() for scale in scales)
+    state = model.state_dict()
+    assert all(tensor.eq(1).all() for name, tensor in state.items() if name.endswith(("norm.weight", "bn.weight")))
