@@ -159,7 +159,7 @@ class UNet(nn.Module):
     @property
     def first_layer(self) -> nn.Module:
         """The convolution that takes the images."""
-        return self.encoder[0].blocks[0].conv
+        return next(layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, H, W) -> the decoder's outputs from coarse to fine, (B, C, H / s, W / s) for s = D, ..., 2, 1.

@@ -61,9 +61,10 @@ class UEMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
             config.layer_scale,
         )
         *_, second, finest = self.backbone.channels
-        self.decode_head = DeepLabv3Head(finest, config.num_labels, config.head_channels, dropout=config.dropout)
+        classes = config.num_labels or 0  # at least 2, by the configuration
+        self.decode_head = DeepLabv3Head(finest, classes, config.head_channels, dropout=config.dropout)
         self.auxiliary_head = (
-            AuxiliaryHead(second, config.num_labels, config.auxiliary_channels, config.dropout)
+            AuxiliaryHead(second, classes, config.auxiliary_channels, config.dropout)
             if config.auxiliary
             else None
         )
