@@ -38,8 +38,11 @@ if TYPE_CHECKING:
         FlowMatchODESolverScheduler,
         FlowMatchSDEHeunScheduler,
     )
+    from d_emo.segmentation.sliding import predict_in_windows
     from d_emo.segmentation.transformers_config import EMOv2SegmentationConfig
     from d_emo.segmentation.transformers_models import EMOv2ForSemanticSegmentation
+    from d_emo.segmentation.unet_config import UEMOv2Config
+    from d_emo.segmentation.unet_models import UEMOv2ForSemanticSegmentation
     from d_emo.segmentation.variants import create_segmenter, list_segmenters
 
 __version__ = "0.1.0.dev0"
@@ -59,6 +62,8 @@ __all__ = [
     "FlowMatchSDEHeunScheduler",
     "JiTTransformer2DModel",
     "LightningDiTTransformer2DModel",
+    "UEMOv2Config",
+    "UEMOv2ForSemanticSegmentation",
     "WeightAverage",
     "create_classifier",
     "create_model",
@@ -67,6 +72,7 @@ __all__ = [
     "list_models",
     "list_segmenters",
     "make_image_processor",
+    "predict_in_windows",
 ]
 
 # Where the names of `__all__` live.
@@ -85,6 +91,8 @@ _HOMES = {
     "FlowMatchSDEHeunScheduler": "d_emo.schedulers",
     "JiTTransformer2DModel": "d_emo.models",
     "LightningDiTTransformer2DModel": "d_emo.models",
+    "UEMOv2Config": "d_emo.segmentation.unet_config",
+    "UEMOv2ForSemanticSegmentation": "d_emo.segmentation.unet_models",
     "WeightAverage": "d_emo.common.averaging",
     "create_classifier": "d_emo.classification.variants",
     "create_model": "d_emo.models",
@@ -93,6 +101,7 @@ _HOMES = {
     "list_models": "d_emo.models",
     "list_segmenters": "d_emo.segmentation.variants",
     "make_image_processor": "d_emo.classification.transformers_models",
+    "predict_in_windows": "d_emo.segmentation.sliding",
 }
 # Modules that are there as attributes without an import of their own.
 _MODULES = (

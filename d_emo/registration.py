@@ -78,6 +78,7 @@ def _load_configuration(_: ModuleType) -> None:
     """Import the configurations, which register themselves, and their models when they are first used."""
     importlib.import_module("d_emo.classification.transformers_config")
     importlib.import_module("d_emo.segmentation.transformers_config")
+    importlib.import_module("d_emo.segmentation.unet_config")
 
 
 @contextmanager
