@@ -22,13 +22,13 @@ from d_emo.classification.checks import check_pixels
 from d_emo.classification.emov2 import initialize
 from d_emo.classification.irmb import make_block
 from d_emo.classification.ranges import CLASSIFIER
-from d_emo.common.block_ranges import SIDE
+from d_emo.common.block_ranges import CLASSES, SIDE
 from d_emo.common.ranges import Maybe, OneOf, OneOrPair, Relation, Table, Whole, checked
 
 BLOCKS = ("irmb", "i2rmb")
 NETWORK: Table = {
     "block": Maybe(OneOf(BLOCKS)),
-    "num_classes": Whole(1, CLASSIFIER["num_classes"].high),  # type: ignore[attr-defined]
+    "num_classes": Whole(1, CLASSES.high),
     "image_size": OneOrPair(SIDE),
     "in_channels": CLASSIFIER["in_channels"],
 }
@@ -74,8 +74,10 @@ def deit_tiny(
         raise ImportError("deit_tiny needs timm; pip install 'd-emo[timm]'.") from error
 
     sides = _sides(image_size)
-    own = {} if block is None else {"class_token": False, "global_pool": "avg", "fc_norm": False}
-    model = create_model("deit_tiny_patch16_224", num_classes=num_classes, img_size=sides, in_chans=in_channels, **own)
+    own: dict[str, Any] = {} if block is None else {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    model: Any = create_model(
+        "deit_tiny_patch16_224", num_classes=num_classes, img_size=sides, in_chans=in_channels, **own
+    )
     if block is not None:
         grid = sides[0] // DEIT_PATCH, sides[1] // DEIT_PATCH
         model.blocks = nn.Sequential(*(TokenBlock(DEIT_WIDTH, DEIT_HEADS, block, grid) for _ in range(DEIT_DEPTH)))

@@ -1,10 +1,12 @@
 """DeiT-Tiny and PVT-Tiny with the paper's blocks: published sizes, other images, what they refuse."""
 
 import builtins
+import re
 
 import pytest
 import torch
 from helpers.models import randomize
+from transformers import PvtConfig, PvtForImageClassification
 
 from d_emo.classification.other_networks import deit_tiny, pvt_tiny
 from d_emo.models.flops import count_macs_on, count_parameters
@@ -14,7 +16,7 @@ PUBLISHED = [(5.7, 1.3), (4.9, 1.1), (5.0, 1.3), (13.2, 1.9), (11.7, 1.8), (11.9
 networks = pytest.mark.parametrize(("build", "block"), NETWORKS, ids=lambda part: getattr(part, "__name__", part))
 
 
-@pytest.mark.parametrize(("network", "published"), zip(NETWORKS, PUBLISHED, strict=True), ids=str)
+@pytest.mark.parametrize(("network", "published"), [*zip(NETWORKS, PUBLISHED, strict=True)], ids=str)
 def test_blocks_in_other_networks_have_the_published_size(network, published):
     """Parameters to the paper's cut decimal; multiply-adds to 0.15 billion, since the paper's counter is not known."""
     build, block = network
@@ -25,9 +27,41 @@ def test_blocks_in_other_networks_have_the_published_size(network, published):
     assert count_macs_on(model, images) / 1e9 == pytest.approx(macs, abs=0.15)
 
 
-def test_plain_pvt_tiny_has_the_parameters_of_its_paper():
-    """13.23M in arXiv 2102.12122's repository; with the class token and its position."""
-    assert count_parameters(pvt_tiny()) == 13_233_640
+# Names of transformers' PVT, whose defaults are PVT-Tiny, in this package's.
+PVT_NAMES = {
+    r"^pvt.encoder.patch_embeddings.3.cls_token": "class_token",
+    r"^pvt.encoder.patch_embeddings.(.).position_embeddings": r"positions.\1",
+    r"^pvt.encoder.patch_embeddings.(.).projection": r"embeddings.\1",
+    r"^pvt.encoder.patch_embeddings.(.).layer_norm": r"norms.\1",
+    r"^pvt.encoder.block": "stages",
+    r"attention.self.sequence_reduction": "attention.shorten",
+    r"attention.self.layer_norm": "attention.norm",
+    r"attention.self": "attention",
+    r"attention.output.dense": "project",
+    r"layer_norm_1": "norm",
+    r"layer_norm_2": "mlp.0",
+    r"mlp.dense1": "mlp.1",
+    r"mlp.dense2": "mlp.3",
+    r"^pvt.encoder.layer_norm": "norm",
+    r"^classifier": "head",
+}
+
+
+def test_plain_pvt_tiny_is_transformers_with_the_same_weights():
+    """To 1e-4 of outputs of about 1: the epsilons of a few norms differ, 1e-5 and 1e-6."""
+    reference = randomize(PvtForImageClassification(PvtConfig(num_labels=5, image_size=64))).eval()
+    model = pvt_tiny(num_classes=5, image_size=64).eval()
+    state = {}
+    for name, tensor in reference.state_dict().items():
+        for theirs, ours in PVT_NAMES.items():
+            name = re.sub(theirs, ours, name)
+        state[name] = tensor[0] if name.startswith("positions") else tensor
+    model.load_state_dict(state)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, logits = reference(images).logits, model(images)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
 @networks
