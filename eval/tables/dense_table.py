@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d_emo import create_segmenter, create_video_classifier
+from d_emo import create_segmenter
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import CommandError, command
 from d_emo.models.flops import PublishedMacs, count_macs_as_published, count_parameters
@@ -108,7 +108,9 @@ def _segmenters(system: str, head: str, *published: tuple[float, float]) -> list
     def build(size: str) -> Callable[[], nn.Module]:
         return lambda: create_segmenter(f"EMOv2-{size}", head=head, num_classes=150)
 
-    return [Row(system, size, (512, 512), build(size), *figures) for size, figures in zip(SIZES, published, strict=True)]
+    return [
+        Row(system, size, (512, 512), build(size), *figures) for size, figures in zip(SIZES, published, strict=True)
+    ]
 
 
 def _detectors(
@@ -190,8 +192,8 @@ def count(row: Row) -> Counted:
 
 
 def as_printed(number: int) -> str:
-    """A count as the paper's counter (mmengine) prints it: three decimals of T from 100 G on, of G from 100 M on, of M."""
-    scale, letter = next((s, unit) for s, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M")) if number > s // 10 or unit == "M")
+    """A count as the paper's counter prints it: three decimals of T from 100 G on, of G from 100 M on, else of M."""
+    scale, letter = (1e12, "T") if number > 1e11 else (1e9, "G") if number > 1e8 else (1e6, "M")
     return f"{number / scale:.3f}".rstrip("0").rstrip(".") + letter
 
 
