@@ -223,7 +223,7 @@ def table_row(row: Row, counted: Counted) -> str:
     """One line of the Markdown table."""
     macs = counted.macs
     numbers = (macs.products, macs.norms, macs.resampling, macs.total)
-    published = "-" if row.macs is None else f"{row.macs:g}"
+    published = "-" if row.macs is None else f"{row.macs:.{1 if row.macs < 100 else 0}f}"
     cells = [
         f"{row.system} {row.size}" if row.size not in row.system else row.system,
         row.input,
