@@ -120,10 +120,8 @@ def _detectors(
 
     def build(size: str) -> Callable[[], nn.Module]:
         def make() -> nn.Module:
-            from d_emo import detection
-
             options = {"image_size": image[0]} if kind == "ssdlite" else {}
-            return _Heads(getattr(detection, kind)(f"EMOv2-{size}", num_classes=80, **options))
+            return _Heads(getattr(d_emo.detection, kind)(f"EMOv2-{size}", num_classes=80, **options))
 
         return make
 
