@@ -76,15 +76,15 @@ def test_head_and_tensors_are_those_of_the_published_log():
 def dense_attention(attention, tokens, kind, window):
     """Attention of all tokens at once, of which only those of the same window see each other."""
     _, *grid, _ = tokens.shape
-    places = torch.cartesian_prod(*(torch.arange(side) for side in grid))                   # (N, 3)
+    places = torch.cartesian_prod(*(torch.arange(side) for side in grid))  # (N, 3)
     sides = torch.tensor(window)
     groups = places // sides if kind == "neighborhood" else places % (torch.tensor(grid) // sides)
-    apart = (groups[:, None] != groups[None]).any(-1)                                       # (N, N)
+    apart = (groups[:, None] != groups[None]).any(-1)  # (N, N)
     qkv = attention.to_qkv(tokens).flatten(1, 3)
     q, k, v = qkv.split((attention.dim, attention.dim, attention.inner_dim), dim=-1)
     q, k, v = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
     scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(apart, float("-inf"))
-    mixed = scores.softmax(-1) @ torch.nn.functional.gelu(v)                                # (B, h, N, e)
+    mixed = scores.softmax(-1) @ torch.nn.functional.gelu(v)  # (B, h, N, e)
     return mixed.transpose(1, 2).flatten(2).unflatten(1, grid)
 
 
