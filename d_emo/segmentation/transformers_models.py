@@ -78,8 +78,8 @@ class SegmentationPreTrainedModel(StrictLoading, PreTrainedModel):
     accepts_loss_kwargs = False
 
     def __init__(self, config: Any):
-        check_ignored(config.num_labels, config.semantic_loss_ignore_index)
         super().__init__(config)
+        check_ignored(config.num_labels, config.semantic_loss_ignore_index)
 
     def predict(self, pixel_values: torch.Tensor) -> Prediction:
         """(B, C, H, W), normalised and checked -> logits, and in training the auxiliary head's."""
