@@ -163,6 +163,33 @@ def test_retinanets_coarser_levels_come_from_stage_4_and_have_no_activation():
     assert [level.shape[-1] for level in levels.values()] == [32, 16, 8, 4, 2] and model.backbone.strides[-1] == 128
 
 
+def test_retinanets_losses_are_sums_over_the_batch_by_its_anchors_on_objects():
+    model = detector(retinanet, frozen_stages=4).train()  # an image's features do not depend on the others
+    images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
+    targets = [target(images[0]), target(images[1], box=(4.0, 4.0, 60.0, 60.0))]
+    on_objects = []
+
+    def counting(anchors, targets):
+        quality = box_iou(targets["boxes"], anchors)
+        on_objects.append((model.proposal_matcher(quality) >= 0).sum())
+
+    model.anchor_generator.register_forward_hook(
+        lambda _, __, anchors: [counting(some, given) for some, given in zip(anchors, asked, strict=True)] and None
+    )
+    with torch.no_grad():
+        each = []
+        for image, given in zip(images, targets, strict=True):
+            asked = [given]
+            each.append(model([image], [given]))
+        asked = targets
+        both = model(images, targets)
+    first, second = on_objects[:2]
+    assert first != second and min(first, second) > 0
+    for name, loss in both.items():
+        expected = (first * each[0][name] + second * each[1][name]) / (first + second)
+        torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_mask_r_cnns_losses_are_torchvisions_but_for_l1_and_masks_of_0_and_1(monkeypatch):
     model = detector(mask_rcnn).train()
     images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
