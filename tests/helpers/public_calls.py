@@ -227,6 +227,20 @@ CALLS: dict[str, PublicCall] = {
         lambda: {"model": torch.nn.Conv2d(3, 2, 1), "pixel_values": torch.zeros(1, 3, 20, 16), "window": 16,
                  "stride": 8},
     ),
+    "create_segmenter": PublicCall(_network("create_segmenter"), lambda: {"name": "EMOv2-1M", "head": "segformer"},
+                                   called={"name": "segmenter"}),
+    "list_segmenters": PublicCall(_network("list_segmenters"), dict),
+    "EMOv2SegmentationConfig": PublicCall(
+        _network("EMOv2SegmentationConfig"), lambda: {"backbone_config": _classifier_config()}
+    ),
+    "EMOv2ForSemanticSegmentation": PublicCall(
+        _network("EMOv2ForSemanticSegmentation"), lambda: {"config": _segmenter_config()}
+    ),
+    "EMOv2ForSemanticSegmentation.forward": PublicCall(
+        lambda: _network("EMOv2ForSemanticSegmentation")()(_segmenter_config()).eval().forward,
+        lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
+        left={"output_hidden_states": "a switch of transformers'", "return_dict": "a switch of transformers'"},
+    ),
     "I2RMB": PublicCall(_public("d_emo.models", "I2RMB"), lambda: {"dim": 16, "num_heads": 2}),
     "window_attention": PublicCall(
         _public("d_emo.kernels", "window_attention"),
@@ -292,6 +306,12 @@ def _unet_config() -> Any:
     from d_emo import UEMOv2Config
 
     return UEMOv2Config(**UNET, num_labels=2)
+
+
+def _segmenter_config() -> Any:
+    from d_emo import EMOv2SegmentationConfig
+
+    return EMOv2SegmentationConfig(_classifier_config(), head_channels=8, auxiliary_channels=8)
 
 
 def _moments() -> Any:

@@ -334,7 +334,7 @@ def test_folders_load_in_half_precision(head, dtype, tmp_path):
     with torch.no_grad():
         output, expected = half(pixels().to(dtype), labels=labels()), model(pixels(), labels=labels())
         assert half.dtype == output.logits.dtype == dtype and output.loss.dtype == torch.float32
-        torch.testing.assert_close(output.logits.float(), expected.logits, atol=0.05, rtol=0.05)
+        assert (output.logits.float() - expected.logits).std() < 0.07 * expected.logits.std()
         with torch.autocast("cpu", dtype):
             assert model(pixels(), labels=labels()).loss.isfinite()
 
@@ -422,7 +422,7 @@ def test_parts_on_several_devices_give_the_same(head, tmp_path):
     split = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, device_map={**parts, "decode_head": "disk"},
                                                              offload_folder=tmp_path / "off")  # fmt: skip
     with torch.no_grad():
-        torch.testing.assert_close(split(pixels()).logits, model(pixels()).logits)
+        torch.testing.assert_close(split(pixels()).logits, model(pixels()).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_torch_export_takes_it():
