@@ -70,8 +70,8 @@ def create_segmenter(
         num_classes: the background included; 150 as in ADE20K, whose label 0 is no class.
         **overrides: arguments of `EMOv2SegmentationConfig` (`auxiliary=False`, `head_channels`, `dropout`, `id2label`,
             which says itself how many classes there are) and of its `EMOv2Config` (`window_size`, `drop_path`,
-            `num_channels`). Windows are 10 tokens a side unless given (EMOv1-1M and 2M: 7, EMOv1-5M: 16). For names that
-            are whole networks, arguments of `UEMOv2Config`.
+            `num_channels`). Windows are 10 tokens a side unless given (EMOv1-1M and 2M: 7, EMOv1-5M: 16).
+            Whole networks take those of `UEMOv2Config`.
 
     Raises:
         ValueError: an unknown name, head or override, with the nearest known one; a folder of another model; or a
