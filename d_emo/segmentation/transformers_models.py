@@ -74,6 +74,8 @@ class SegmentationPreTrainedModel(StrictLoading, PreTrainedModel):
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     task_weights = re.compile(r"(decode_head|auxiliary_head)\.classifier\.")
+    # `from_pretrained(folder, auxiliary=False)`, for inference.
+    _keys_to_ignore_on_load_unexpected = [r"auxiliary_head\..*"]
     # The loss is a mean over the batch: transformers' Trainer divides it by the number of accumulated batches.
     accepts_loss_kwargs = False
 
