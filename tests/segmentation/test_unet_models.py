@@ -166,6 +166,18 @@ def test_a_plain_unets_weights_do_not_become_half_a_u_emov2(tmp_path):
         UEMOv2ForSemanticSegmentation.from_pretrained(tmp_path, config=UEMOv2Config(num_labels=2, **SMALL))
 
 
+@torch.no_grad()
+def test_a_folder_loads_without_the_auxiliary_head_and_with_other_windows(tmp_path):
+    model, image = small(), pixels(1, 3, 64, 64)
+    model.save_pretrained(tmp_path)
+    lean = UEMOv2ForSemanticSegmentation.from_pretrained(tmp_path, auxiliary=False)
+    assert lean.auxiliary_head is None
+    torch.testing.assert_close(lean(image).logits, model(image).logits, atol=0, rtol=0)
+    other = UEMOv2ForSemanticSegmentation.from_pretrained(tmp_path, window_size=10)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), atol=0, rtol=0)
+    assert (other(image).logits - model(image).logits).abs().max() > 1e-4
+
+
 def test_another_number_of_classes_makes_new_classifiers_alone(tmp_path):
     model = small()
     model.save_pretrained(tmp_path)
