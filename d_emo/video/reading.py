@@ -6,8 +6,10 @@ and frames are chosen by their number whatever the rate does.
 """
 
 import bisect
+import http.client
 import io
 import os
+import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +19,9 @@ import torch
 from d_emo.common.messages import first_line, shown
 from d_emo.common.ranges import checked
 from d_emo.video.ranges import FRAMES
+
+# Seconds in which an address has to answer.
+PATIENCE = 60
 
 
 @checked({"num_frames": FRAMES})
@@ -66,9 +71,9 @@ class Video:
             raise ImportError("reading videos needs PyAV; pip install 'd-emo[video]'.") from error
         # PyAV's own, and what it stumbles over in damaged files.
         self._errors = (av.error.FFmpegError, ArithmeticError, EOFError, LookupError, OSError, ValueError)
-        self.name, opened = _opened(source)
+        self.name, self._source = _opened(source)
         try:
-            self._container: Any = av.open(opened, metadata_errors="replace")
+            self._container: Any = av.open(self._source, metadata_errors="replace")
         except self._errors as error:
             raise ValueError(f"{self.name} is no video that FFmpeg reads ({first_line(error)}).") from error
         try:
@@ -84,6 +89,9 @@ class Video:
         self._stream = stream = self._container.streams.best("video") or self._container.streams.video[0]
         if stream.codec_context is None:
             raise ValueError(f"{self.name} is in a codec that this FFmpeg does not know; convert it.")
+        self.fps = float(stream.average_rate) if stream.average_rate else None
+        self.duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
+        self.height, self.width = stream.height, stream.width
         times, keyframes = [], []
         try:
             for packet in self._container.demux(stream):
@@ -93,7 +101,7 @@ class Video:
                         keyframes.append(packet.pts)
             if None in times or not keyframes:  # formats without times: frames are counted by decoding them
                 self._rewind()
-                times, keyframes = list(range(sum(1 for _ in self._container.decode(stream)))), []
+                times, keyframes = list(range(sum(1 for _ in self._container.decode(self._stream)))), []
         except self._errors as error:
             raise ValueError(f"{self.name} is damaged ({first_line(error)}).") from error
         if not times:
@@ -101,9 +109,6 @@ class Video:
         # Where there are no keyframes, times are numbers.
         self._times: list[int] = sorted(times)
         self._keyframes: list[int] = sorted(keyframes)
-        self.fps = float(stream.average_rate) if stream.average_rate else None
-        self.duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
-        self.height, self.width = stream.height, stream.width
 
     def __len__(self) -> int:
         return len(self._times)
@@ -152,24 +157,35 @@ class Video:
         return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
     def _rewind(self) -> None:
-        self._container.seek(0)
+        """Begin again; some formats cannot be sought in, not even for their beginning."""
+        import av
+
+        index = self._stream.index  # gone with the container
+        self._container.close()
+        if isinstance(self._source, io.BytesIO):
+            self._source.seek(0)
+        self._container = av.open(self._source, metadata_errors="replace")
+        self._stream = self._container.streams[index]
 
     def _from_keyframe(self, time: int) -> Iterator[tuple[int, Any]]:
-        """Times and frames from a keyframe on."""
-        for start in (time, None):
-            if start is None or not self._keyframes:
-                self._rewind()
-            else:
-                self._container.seek(start, stream=self._stream, backward=True)
-            for number, frame in enumerate(self._container.decode(self._stream)):
-                current = frame.pts if self._keyframes else number
-                if current is None:
-                    continue
-                if number == 0 and start is not None and current > time:
-                    break  # a seek that came out too late: from the beginning
-                yield current, frame
-            else:
+        """Times and frames from a keyframe on; from the beginning where a seek comes out behind it, or at no frame."""
+        if self._keyframes:
+            self._container.seek(time, stream=self._stream, backward=True)
+            right = False
+            for frame in self._container.decode(self._stream):
+                if not right and (frame.pts is None or frame.pts > time):
+                    break
+                right = True
+                if frame.pts is not None:
+                    yield frame.pts, frame
+            if right:
                 return
+        self._rewind()
+        for number, frame in enumerate(self._container.decode(self._stream)):
+            if not self._keyframes:
+                yield number, frame
+            elif frame.pts is not None:
+                yield frame.pts, frame
 
 
 def _opened(source: Any) -> tuple[str, Any]:
@@ -178,11 +194,10 @@ def _opened(source: Any) -> tuple[str, Any]:
         raise ValueError(f"path={shown(source)} is not the name of a video file.")
     name = os.fspath(source)
     if name.startswith(("http://", "https://")):
-        import httpx
-
         try:
-            return name, io.BytesIO(httpx.get(name, follow_redirects=True).raise_for_status().content)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            with urllib.request.urlopen(name, timeout=PATIENCE) as answer:
+                return name, io.BytesIO(answer.read())
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ValueError(f"{name} cannot be fetched ({first_line(error)}).") from error
     if "\0" in name or not os.path.isfile(name):  # noqa: PTH113  # Path would raise on names that are too long
         raise ValueError(f"path={shown(name)} is no file; pass the name of a video file.")

@@ -1,8 +1,11 @@
 """Frames of files: which ones, of any rate, format and size, upright; and files that are none."""
 
+import functools
+import http.server
 import itertools
 import struct
 import sys
+import threading
 import wave
 
 import numpy as np
@@ -21,10 +24,12 @@ def test_the_middle_of_each_part_is_taken():
     assert middles(2, 4) == [0, 0, 1, 1] and middles(3, 4) == [0, 1, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.mov", "a.ts", "a.webm", "a.m4v"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.mov", "a.ts", "a.webm", "a.h264", "a.mpg"])
 @pytest.mark.parametrize("gop", [1, 6])
 def test_these_frames_come_out_of_every_format(tmp_path, name, gop):
-    codec = {"a.webm": "libvpx-vp9", "a.ts": "mpeg2video"}.get(name, "mpeg4")
+    codec = {"a.webm": "libvpx-vp9", "a.ts": "mpeg2video", "a.mpg": "mpeg2video", "a.h264": "libx264"}.get(
+        name, "mpeg4"
+    )
     path = write_video(tmp_path / name, 20, gop=gop, codec=codec)
     clip = read_clip(path)
     assert clip.shape == (4, 3, 32, 48) and clip.dtype == torch.uint8
@@ -82,7 +87,7 @@ def test_odd_and_upright_sizes_keep_rows_and_columns(tmp_path, size):
     assert red > 200 and green < 60 and clip[0, :, height // 2 + 4 :].float().mean() < 20
 
 
-# What a player does to (x, y): to the right of a picture, clockwise by quarter turns. ISO 14496-12's matrix (a, b, c, d).
+# What a player does to (x, y): clockwise, by quarter turns: ISO 14496-12's matrix (a, b, c, d).
 TURNS = {0: (1, 0, 0, 1), 1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}
 
 
@@ -124,6 +129,33 @@ def test_the_shared_clips_frames_are_those_of_decoding_it_all(shared):
     assert clip.shape == (5, 3, 270, 480) and count == 390
     for frame, number in zip(clip, wanted, strict=True):
         assert np.array_equal(frame.permute(1, 2, 0).numpy(), expected[number])
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Of a server of this folder."""
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Says nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_address_is_fetched(tmp_path, address):
+    for name, codec in (("a.mp4", "mpeg4"), ("a.h264", "libx264")):
+        write_video(tmp_path / name, 20, codec=codec)
+        assert numbers_of(read_clip(f"{address}/{name}")) == [2, 7, 12, 17]
+    for wrong in (f"{address}/missing.mp4", "http://127.0.0.1:1/a.mp4", "https://", "http://[::1"):
+        with pytest.raises(ValueError, match=r"cannot be fetched \(") as caught:
+            read_clip(wrong)
+        assert "\n" not in str(caught.value)
 
 
 # ---- files that are none ---------------------------------------------------------------------------------------------
