@@ -4,7 +4,6 @@ Source: tables XI and A4 of arXiv 2412.06674, the configurations and logs of its
 582a96f).
 """
 
-import contextlib
 import difflib
 import fnmatch
 import os
@@ -14,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
 
+from d_emo.classification.backbones import dense_window, normalization
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
 from d_emo.classification.transformers_models import EMOv2Backbone
 from d_emo.classification.variants import CLASSIFIERS
@@ -23,7 +23,6 @@ from d_emo.common.messages import first_line, shown
 from d_emo.common.ranges import take
 from d_emo.segmentation.ranges import HEADS, SEGMENTER
 from d_emo.segmentation.transformers_config import (
-    WINDOW_SIZE,
     EMOv2SegmentationConfig,
     SegmenterConfig,
     arguments_of,
@@ -32,8 +31,6 @@ from d_emo.segmentation.transformers_config import (
 from d_emo.segmentation.transformers_models import EMOv2ForSemanticSegmentation, SegmentationPreTrainedModel
 from d_emo.segmentation.unet_models import UNETS, create_unet
 
-# Windows other than 10 tokens (config). Those of EMOv1-20M and EMOv2-50M were not published: 10, as the rest.
-WINDOW_SIZES = {"EMOv1-1M": 7, "EMOv1-2M": 7, "EMOv1-5M": 16}
 # Channels of SegFormer's head other than 288 (log of EMOv2-1M; for EMOv1-1M inferred).
 SEGFORMER_CHANNELS = {"EMOv2-1M": 180, "EMOv1-1M": 180}
 # What may differ from a trained classifier's configuration: no weight depends on it.
@@ -70,7 +67,7 @@ def create_segmenter(
         num_classes: the background included; 150 as in ADE20K, whose label 0 is no class.
         **overrides: arguments of `EMOv2SegmentationConfig` (`auxiliary=False`, `head_channels`, `dropout`, `id2label`,
             which says itself how many classes there are) and of its `EMOv2Config` (`window_size`, `drop_path`,
-            `num_channels`). Windows are 10 tokens a side unless given (EMOv1-1M and 2M: 7, EMOv1-5M: 16).
+            `num_channels`). Windows are 10 tokens a side unless given (EMOv1-1M and 2M: 7, EMOv1-5M and 20M: 16).
             Whole networks take those of `UEMOv2Config`.
 
     Raises:
@@ -93,10 +90,10 @@ def create_segmenter(
     trained: EMOv2Backbone | None = None
     size: str | None = known
     if known:
-        backbone = EMOv2Config.of(known, **{"window_size": WINDOW_SIZES.get(known, WINDOW_SIZE), **inner})
+        backbone = EMOv2Config.of(known, **{**_published(EMOv2Config.of(known)), **inner})
     else:
         backbone, trained, size = _trained(name, inner)
-        outer = {**_normalization(name), **outer}
+        outer = {**normalization(name, backbone.num_channels), **outer}
     if head == "segformer" and size in SEGFORMER_CHANNELS:
         outer.setdefault("head_channels", SEGFORMER_CHANNELS[size])
     model = EMOv2ForSemanticSegmentation(EMOv2SegmentationConfig(backbone, head, **outer))
@@ -174,20 +171,17 @@ def _trained(name: Any, overrides: dict[str, Any]) -> tuple[EMOv2Config, EMOv2Ba
                 f"{key}={shown(value)} does not fit the weights of {name}, which has {shown(said[key])}; leave it out."
             )
     size = next((size for size in CLASSIFIERS if _shape(EMOv2Config.of(size)) == _shape(stored)), None)
-    published = {"window_size": WINDOW_SIZES.get(str(size), WINDOW_SIZE), "clip_window": False}
+    published = _published(stored)
     if size is not None:
         published["drop_path"] = CLASSIFIERS[size].get("drop_path", EMOv2Config().drop_path)
     config = EMOv2Config(**{**said, **published, **overrides})
     return config, EMOv2Backbone.from_pretrained(name, config=config), size
 
 
+def _published(config: EMOv2Config) -> dict[str, Any]:
+    """Windows as published, in grids padded up to them."""
+    return {"window_size": dense_window(config, "segmentation"), "clip_window": False}
+
+
 def _shape(config: EMOv2Config) -> list[Any]:
     return [getattr(config, key) for key in SHAPE]
-
-
-def _normalization(name: Any) -> dict[str, Any]:
-    """The mean and deviation that a folder's images are normalised with, if it says so."""
-    with contextlib.suppress(OSError, ValueError):  # saved without an image processor
-        processor: Any = AutoImageProcessor.from_pretrained(name)
-        return {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
-    return {}

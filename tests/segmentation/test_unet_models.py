@@ -53,14 +53,13 @@ def test_parameters_and_multiply_adds_are_the_published_ones(name, parameters, w
     assert count_parameters(model.decode_head) == 41_442
     assert count_parameters(model.auxiliary_head) == 73_986
     counted = count_macs_as_published(plain, image)
-    assert counted[0] == products
-    assert counted[1] >= products + norms  # resampling beside them
+    assert (counted.products, counted.norms) == (products, norms)
 
 
 def test_windows_of_10_change_no_parameter_and_cost_what_the_published_file_would():
     with torch.device("meta"):
         model = create_segmenter("U-EMOv2-5M", num_classes=2, window_size=10, auxiliary=False)
-        counted, _ = count_macs_as_published(model, torch.empty(1, 3, 256, 256))
+        counted = count_macs_as_published(model, torch.empty(1, 3, 256, 256)).products
     assert (count_parameters(model), counted) == (21_323_170, 71_117_630_464)
 
 
