@@ -127,6 +127,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "model_ema": _EMA,
     "model_ema_decay": ("ema_decay",),
     "model_ema_warmup": ("ema_warmup",),
+    "train_interpolation": ("interpolation",),
     "aa": ("auto_augment",),
     "reprob": ("random_erasing",),
     "smoothing": ("label_smoothing",),

@@ -116,9 +116,9 @@ KINDS = {
     "boolean that needs another": ("streaming", "train_classifier unconditional"),
     "switch": ("unverified_inception", "confidence", "by_class"),
     "choice": (
-        "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "lr_decay", "dtype", "flow_path",
-        "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes", "throughput compile",
-        "throughput models", "clock", "layout", "time_sampling",
+        "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "interpolation", "lr_decay",
+        "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
+        "throughput compile", "throughput models", "clock", "layout", "time_sampling",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
