@@ -1,0 +1,1 @@
+"""Segmenters: backbones with decode heads, and networks that are segmenters as a whole."""

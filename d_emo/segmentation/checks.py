@@ -1,0 +1,62 @@
+"""What segmenters refuse: labels that they cannot learn from, and batches too small for BatchNorm, in one line each."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
+def refuse_single_value(norm: nn.Module, features: torch.Tensor) -> None:
+    """Refuse to train BatchNorm on one value a channel, which has no deviation.
+
+    Args:
+        norm: that follows.
+        features: (B, C, h, w), what it will work on, or what a convolution makes that of.
+
+    Raises:
+        ValueError: B, h and w are 1, and the norm is in training. A synchronised one sees other processes' too.
+    """
+    if not (isinstance(norm, nn.BatchNorm2d) and norm.training) or torch.jit.is_tracing():
+        return
+    if features.shape[0] == features.shape[-2] == features.shape[-1] == 1:
+        raise ValueError(
+            "a batch of 1 image leaves BatchNorm a single value a channel to train on; pass 2 images or more (loaders "
+            "take drop_last=True), or call eval()."
+        )
+
+
+def check_labels(labels: Any, pixels: torch.Tensor, classes: int, ignored: int) -> None:
+    """Refuse labels that the loss cannot work on.
+
+    Args:
+        labels: (B, h, w) class ids, of the images' size or proportions.
+        pixels: (B, C, H, W).
+        classes: K.
+        ignored: an id that the loss leaves out.
+
+    Raises:
+        ValueError: labels of another shape, type or range.
+    """
+    batch, _, height, width = pixels.shape
+    rule = f"pass integers ({batch}, {height}, {width}) from 0 to {classes - 1}, {ignored} where nothing is known"
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"labels is a {type(labels).__name__}; {rule}.")
+    shape = tuple(labels.shape)
+    if labels.dim() == 4 and labels.shape[1] == 1:
+        raise ValueError(f"labels have the shape {shape}; pass labels[:, 0], one id a pixel.")
+    if labels.dim() != 3 or len(labels) != batch or 0 in shape:
+        raise ValueError(f"labels have the shape {shape}; {rule}.")
+    if labels.dtype not in _WHOLE:
+        raise ValueError(f"labels are {labels.dtype}; {rule} (labels.long()).")
+    # The loss resizes the logits, so that labels may be finer or coarser; never of a picture of other proportions.
+    if abs(shape[1] * width - shape[2] * height) > max(height, width):
+        raise ValueError(f"labels are {shape[1]} x {shape[2]}, the images {height} x {width}; {rule}.")
+    # On a GPU a look at the values would wait for it; while a graph is recorded there are none.
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
+    if wrong.numel():
+        remedy = " (the image processor's do_reduce_labels=True shifts ids from 1 on)" if wrong[0] == classes else ""
+        raise ValueError(f"labels have {wrong[0].item()}, the model has {classes} classes; {rule}{remedy}.")
