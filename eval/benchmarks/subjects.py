@@ -82,7 +82,7 @@ class Subject:
 
     def _prepare_onnx(self) -> Callable[[], None]:
         """The same pass in onnxruntime, as many threads as torch has."""
-        from d_emo.classification.export import OnnxModel, save_onnx
+        from d_emo.export import OnnxModel, save_onnx
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
