@@ -38,6 +38,9 @@ if TYPE_CHECKING:
         FlowMatchODESolverScheduler,
         FlowMatchSDEHeunScheduler,
     )
+    from d_emo.segmentation.transformers_config import EMOv2SegmentationConfig
+    from d_emo.segmentation.transformers_models import EMOv2ForSemanticSegmentation
+    from d_emo.segmentation.variants import create_segmenter, list_segmenters
 
 __version__ = "0.1.0.dev0"
 
@@ -48,7 +51,9 @@ __all__ = [
     "EMOv2Backbone",
     "EMOv2Config",
     "EMOv2ForImageClassification",
+    "EMOv2ForSemanticSegmentation",
     "EMOv2Model",
+    "EMOv2SegmentationConfig",
     "FlowMatchEulerMaruyamaScheduler",
     "FlowMatchODESolverScheduler",
     "FlowMatchSDEHeunScheduler",
@@ -57,8 +62,10 @@ __all__ = [
     "WeightAverage",
     "create_classifier",
     "create_model",
+    "create_segmenter",
     "list_classifiers",
     "list_models",
+    "list_segmenters",
     "make_image_processor",
 ]
 
@@ -70,7 +77,9 @@ _HOMES = {
     "EMOv2Backbone": "d_emo.classification.transformers_models",
     "EMOv2Config": "d_emo.classification.transformers_models",
     "EMOv2ForImageClassification": "d_emo.classification.transformers_models",
+    "EMOv2ForSemanticSegmentation": "d_emo.segmentation.transformers_models",
     "EMOv2Model": "d_emo.classification.transformers_models",
+    "EMOv2SegmentationConfig": "d_emo.segmentation.transformers_config",
     "FlowMatchEulerMaruyamaScheduler": "d_emo.schedulers",
     "FlowMatchODESolverScheduler": "d_emo.schedulers",
     "FlowMatchSDEHeunScheduler": "d_emo.schedulers",
@@ -79,14 +88,16 @@ _HOMES = {
     "WeightAverage": "d_emo.common.averaging",
     "create_classifier": "d_emo.classification.variants",
     "create_model": "d_emo.models",
+    "create_segmenter": "d_emo.segmentation.variants",
     "list_classifiers": "d_emo.classification.variants",
     "list_models": "d_emo.models",
+    "list_segmenters": "d_emo.segmentation.variants",
     "make_image_processor": "d_emo.classification.transformers_models",
 }
 # Modules that are there as attributes without an import of their own.
 _MODULES = (
     "classification", "common", "detection", "eval", "export", "images", "kernels", "models", "pipelines",
-    "schedulers", "timm_models", "train",
+    "schedulers", "segmentation", "timm_models", "train",
 )  # fmt: skip
 
 

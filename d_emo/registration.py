@@ -75,8 +75,9 @@ def _extend_tables(module: ModuleType) -> None:
 
 
 def _load_configuration(_: ModuleType) -> None:
-    """Import EMOv2's configuration, which registers itself, and the models when it is first used."""
+    """Import the configurations, which register themselves, and their models when they are first used."""
     importlib.import_module("d_emo.classification.transformers_config")
+    importlib.import_module("d_emo.segmentation.transformers_config")
 
 
 @contextmanager

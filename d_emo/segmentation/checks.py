@@ -60,3 +60,15 @@ def check_labels(labels: Any, pixels: torch.Tensor, classes: int, ignored: int) 
     if wrong.numel():
         remedy = " (the image processor's do_reduce_labels=True shifts ids from 1 on)" if wrong[0] == classes else ""
         raise ValueError(f"labels have {wrong[0].item()}, the model has {classes} classes; {rule}{remedy}.")
+
+
+def check_ignored(classes: int, ignored: int) -> None:
+    """Refuse to leave out a label that is a class.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if 0 <= ignored < classes:
+        raise ValueError(
+            f"semantic_loss_ignore_index={ignored} is one of the {classes} classes; choose another, such as -100."
+        )

@@ -1,7 +1,7 @@
 """What a configuration of a segmenter may say; light, since transformers reads its own part while it is imported."""
 
 from d_emo.common.block_ranges import CHANNELS
-from d_emo.common.ranges import Flag, Maybe, OneOf, Real, Table, Whole
+from d_emo.common.ranges import Each, Flag, Maybe, OneOf, Real, Table, Whole
 
 HEADS = ("deeplabv3", "pspnet", "segformer", "semantic_fpn")
 # Those whose published systems learn with an auxiliary head on stage 3.
@@ -19,10 +19,11 @@ SEGMENTER: Table = {
     "auxiliary_weight": Real(0, 1e3),
     "semantic_loss_ignore_index": Whole(-(2**31), 2**31 - 1),
     "loss_over_ignored": Flag(),
+    "image_mean": Maybe(Each(Real(-1e3, 1e3), 1, 4096)),
+    "image_std": Maybe(Each(Real(0, 1e3, positive=True), 1, 4096)),
 }
 # Those on EMOv2.
 ON_BACKBONE: Table = {
-    **SEGMENTER,
     "head": OneOf(HEADS),
     "head_channels": Maybe(CHANNELS),
     "auxiliary": Maybe(Flag()),

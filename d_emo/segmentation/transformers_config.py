@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_config import RENAMED, EMOv2Config, names_by_number, numbers_by_name
 from d_emo.common.messages import shown
 from d_emo.common.ranges import Table, checked, take
@@ -23,24 +24,31 @@ WINDOW_SIZE = 10
 
 
 class SegmenterConfig(PreTrainedConfig):
-    """What the configurations of all segmenters share; see `EMOv2SegmentationConfig`.
+    """What the configurations of all segmenters share. Each has `num_channels` too.
 
-    Attributes:
-        num_channels: of the images.
+    Args:
+        dropout: probability of dropping a channel before the classifiers, in training.
+        auxiliary_weight: of the auxiliary head's loss.
+        semantic_loss_ignore_index: label that the loss leaves out.
+        loss_over_ignored: divide the loss by all pixels, as mmsegmentation 1.2.2 does by default, instead of by those
+            with a label.
+        image_mean, image_std: one number a channel, in [0, 1], which images are normalised with; None for ImageNet's.
+        **more: transformers' own, `num_labels` and `id2label` among them; the latter may be a list of names, and
+            `label2id` follows from it. At least 2 classes; the background is one of them.
+
+    Raises:
+        ValueError: a value out of range, or names of classes that are no list.
     """
 
-    num_channels: int
-    dropout: float
-    auxiliary_weight: float
-    semantic_loss_ignore_index: int
-    loss_over_ignored: bool
-
+    @checked(SEGMENTER)
     def __init__(
         self,
         dropout: float = 0.1,
         auxiliary_weight: float = 0.4,
         semantic_loss_ignore_index: int = IGNORED,
         loss_over_ignored: bool = False,
+        image_mean: Any = None,
+        image_std: Any = None,
         **more: Any,
     ):
         # The Auto classes find a model by its configuration, so that the models are registered before there is one.
@@ -54,6 +62,8 @@ class SegmenterConfig(PreTrainedConfig):
         self.auxiliary_weight = auxiliary_weight
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
         self.loss_over_ignored = loss_over_ignored
+        self.image_mean = list(image_mean or IMAGENET_MEAN)
+        self.image_std = list(image_std or IMAGENET_STD)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # `from_pretrained(folder, id2label=...)` sets them on a configuration that is there.
@@ -76,13 +86,7 @@ class EMOv2SegmentationConfig(SegmenterConfig):
         auxiliary: learn with a second head on stage 3; None for the published: with "deeplabv3" and "pspnet".
         auxiliary_channels: of that head.
         pyramid_channels: of "semantic_fpn"'s feature pyramid.
-        dropout: probability of dropping a channel before the classifiers, in training.
-        auxiliary_weight: of the second head's loss.
-        semantic_loss_ignore_index: label that the loss leaves out.
-        loss_over_ignored: divide the loss by all pixels, as mmsegmentation 1.2.2 does by default, instead of by those
-            with a label.
-        **more: transformers' own, `num_labels` and `id2label` among them; the latter may be a list of names, and
-            `label2id` follows from it. At least 2 classes; the background is one of them.
+        **more: see `SegmenterConfig`.
 
     Raises:
         ValueError: a value out of range, or names of classes that are no list.
@@ -100,10 +104,6 @@ class EMOv2SegmentationConfig(SegmenterConfig):
         auxiliary: bool | None = None,
         auxiliary_channels: int = 256,
         pyramid_channels: int = 256,
-        dropout: float = 0.1,
-        auxiliary_weight: float = 0.4,
-        semantic_loss_ignore_index: int = IGNORED,
-        loss_over_ignored: bool = False,
         **more: Any,
     ):
         self.backbone_config = _backbone(backbone_config)
@@ -112,10 +112,10 @@ class EMOv2SegmentationConfig(SegmenterConfig):
         self.auxiliary = head in WITH_AUXILIARY if auxiliary is None else auxiliary
         self.auxiliary_channels = auxiliary_channels
         self.pyramid_channels = pyramid_channels
-        super().__init__(dropout, auxiliary_weight, semantic_loss_ignore_index, loss_over_ignored, **more)
+        super().__init__(**more)
 
     @property
-    def num_channels(self) -> int:  # type: ignore[override]
+    def num_channels(self) -> int:
         """Channels of the images, as the backbone's."""
         return self.backbone_config.num_channels
 
@@ -130,25 +130,30 @@ def _backbone(config: Any) -> EMOv2Config:
     return EMOv2Config.from_dict(dict(config))
 
 
-def check_overrides(owner: str, overrides: Iterable[str], *configurations: type[PreTrainedConfig]) -> None:
-    """Refuse arguments that none of these configurations has.
+def arguments_of(*configurations: type[PreTrainedConfig]) -> set[str]:
+    """Names of the arguments that configurations of these classes take, transformers' own left out."""
+    return {name for kind in configurations for name in inspect.signature(kind).parameters} - {"more"}
+
+
+def check_overrides(owner: str, overrides: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse arguments that a network does not have.
 
     Args:
         owner: what the message begins with.
         overrides: names of arguments.
-        *configurations: classes; what transformers has in all of them is known too.
+        known: names that it has; what every configuration of transformers says is known too.
 
     Raises:
         ValueError: an unknown name, with the nearest known one.
     """
-    own = {name for kind in configurations for name in inspect.signature(kind).parameters} - {"more"}
-    shared = PreTrainedConfig()
+    names, shared = sorted(known), PreTrainedConfig()
     for override in overrides:
-        if override not in own and not hasattr(shared, override):
-            renamed = RENAMED.get(override)
-            near = [renamed] if renamed else difflib.get_close_matches(override, sorted(own), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(own))}."
-            raise ValueError(f"{owner} has no {override}; {hint}")
+        if override in names or (override != "num_labels" and not callable(getattr(shared, override, print))):
+            continue
+        renamed = {**RENAMED, "num_labels": "num_classes"}.get(override)
+        near = [renamed] if renamed else difflib.get_close_matches(override, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}."
+        raise ValueError(f"{owner} has no {override}; {hint}")
 
 
 # exist_ok: a reload makes a new class.

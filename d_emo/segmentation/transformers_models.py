@@ -31,7 +31,7 @@ from d_emo.classification.checks import check_pixels
 from d_emo.classification.loading import StrictLoading
 from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_models import EMOv2Backbone
-from d_emo.segmentation.checks import check_labels
+from d_emo.segmentation.checks import check_ignored, check_labels
 from d_emo.segmentation.heads import (
     AuxiliaryHead,
     Classifier,
@@ -69,12 +69,17 @@ class SegmentationPreTrainedModel(StrictLoading, PreTrainedModel):
     """
 
     config_class: Any = SegmenterConfig
+    config: Any
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     task_weights = re.compile(r"(decode_head|auxiliary_head)\.classifier\.")
     # The loss is a mean over the batch: transformers' Trainer divides it by the number of accumulated batches.
     accepts_loss_kwargs = False
+
+    def __init__(self, config: Any):
+        check_ignored(config.num_labels, config.semantic_loss_ignore_index)
+        super().__init__(config)
 
     def predict(self, pixel_values: torch.Tensor) -> Prediction:
         """(B, C, H, W), normalised and checked -> logits, and in training the auxiliary head's."""
@@ -146,16 +151,14 @@ class SegmentationPreTrainedModel(StrictLoading, PreTrainedModel):
         """For weights that no file had: mmsegmentation's, and torchvision's in the feature pyramid."""
         if isinstance(module, Classifier):
             init.normal_(module.weight, std=0.01)
-            init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d) and module.bias is None:
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=1)
-            init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -164,7 +167,7 @@ class SegmentationPreTrainedModel(StrictLoading, PreTrainedModel):
 
     def make_image_processor(self) -> SegformerImageProcessorPil:
         """The published evaluation's preprocessing: see `make_segmentation_processor`."""
-        return make_segmentation_processor()
+        return make_segmentation_processor(self.config.image_mean, self.config.image_std)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> None:
         """Save the model; and an image processor for its images, unless the folder has one.
@@ -210,7 +213,8 @@ class EMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
         super().__init__(config)
         self.backbone = EMOv2Backbone(config.backbone_config)
         widths = list(config.backbone_config.widths)
-        made = {"num_classes": config.num_labels, "channels": config.head_channels, "dropout": config.dropout}
+        classes, dropout = int(config.num_labels or 0), config.dropout
+        made: dict[str, Any] = {"num_classes": classes, "channels": config.head_channels, "dropout": dropout}
         self.neck = feature_pyramid(widths, config.pyramid_channels) if config.head == "semantic_fpn" else None
         self.decode_head: nn.Module
         if config.head == "deeplabv3":
@@ -222,9 +226,7 @@ class EMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
         else:
             self.decode_head = SemanticFPNHead(config.pyramid_channels, levels=len(widths), **made)
         self.auxiliary_head = (
-            AuxiliaryHead(widths[-2], config.num_labels, config.auxiliary_channels, config.dropout)
-            if config.auxiliary
-            else None
+            AuxiliaryHead(widths[-2], classes, config.auxiliary_channels, dropout) if config.auxiliary else None
         )
         self.post_init()
 
@@ -234,9 +236,8 @@ class EMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
 
     def predict(self, pixel_values: torch.Tensor) -> Prediction:
         """See `SegmentationPreTrainedModel`; hidden states are those of stem and stages, (B, C, H / 2^i, W / 2^i)."""
-        _, *stages = hidden_states = self.backbone(
-            pixel_values, output_hidden_states=True, return_dict=True
-        ).hidden_states
+        maps = self.backbone(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
+        _, *stages = maps
         auxiliary = self.auxiliary_head(stages[-2]) if self.training and self.auxiliary_head is not None else None
         if self.neck is not None:
             levels = self.neck(OrderedDict((str(number), stage) for number, stage in enumerate(stages)))
@@ -245,21 +246,26 @@ class EMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
             logits = self.decode_head(stages)  # (B, K, H / 4, W / 4)
         else:
             logits = self.decode_head(stages[-1])  # (B, K, H / 32, W / 32)
-        return Prediction(logits, auxiliary, hidden_states)
+        return Prediction(logits, auxiliary, maps)
 
 
-def make_segmentation_processor() -> SegformerImageProcessorPil:
+def make_segmentation_processor(
+    image_mean: Sequence[float] = IMAGENET_MEAN, image_std: Sequence[float] = IMAGENET_STD
+) -> SegformerImageProcessorPil:
     """The published evaluation's preprocessing on ADE20K, as transformers' SegFormer has it.
 
-    Short side 512, long side at most 2048, ratio kept; ImageNet's mean and deviation. Pictures of different ratios
+    Short side 512, long side at most 2048, ratio kept. Pictures of different ratios
     make no batch then: take them one by one, or pass `size={"height": 512, "width": 512}`. ADE20K's labels, whose 0 is
     no class, need `do_reduce_labels=True`; `post_process_semantic_segmentation` gives maps of the pictures' sizes.
+
+    Args:
+        image_mean, image_std: one number a channel, of values in [0, 1].
     """
     return SegformerImageProcessorPil(
         size={"shortest_edge": SHORT_SIDE, "longest_edge": LONG_SIDE},
         resample=PILImageResampling.BILINEAR,
-        image_mean=list(IMAGENET_MEAN),
-        image_std=list(IMAGENET_STD),
+        image_mean=list(image_mean),
+        image_std=list(image_std),
         do_convert_rgb=True,
     )
 

@@ -4,19 +4,41 @@ Source: tables XI and A4 of arXiv 2412.06674, the configurations and logs of its
 582a96f).
 """
 
+import contextlib
+import difflib
 import fnmatch
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from d_emo.classification.variants import CLASSIFIERS
-from d_emo.common.messages import shown
-from d_emo.segmentation.transformers_models import SegmentationPreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor
 
-# Windows other than 10 tokens (config). EMOv1-20M's and 50M's were not published: 10, as the rest.
+from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
+from d_emo.classification.transformers_models import EMOv2Backbone
+from d_emo.classification.variants import CLASSIFIERS
+from d_emo.common.messages import first_line, shown
+from d_emo.common.ranges import take
+from d_emo.segmentation.ranges import HEADS, SEGMENTER
+from d_emo.segmentation.transformers_config import (
+    WINDOW_SIZE,
+    EMOv2SegmentationConfig,
+    SegmenterConfig,
+    arguments_of,
+    check_overrides,
+)
+from d_emo.segmentation.transformers_models import EMOv2ForSemanticSegmentation, SegmentationPreTrainedModel
+
+# Windows other than 10 tokens (config). Those of EMOv1-20M and EMOv2-50M were not published: 10, as the rest.
 WINDOW_SIZES = {"EMOv1-1M": 7, "EMOv1-2M": 7, "EMOv1-5M": 16}
-# Channels of SegFormer's head other than 288 (log of EMOv2-1M; EMOv1-1M has the same by inference).
+# Channels of SegFormer's head other than 288 (log of EMOv2-1M; for EMOv1-1M inferred).
 SEGFORMER_CHANNELS = {"EMOv2-1M": 180, "EMOv1-1M": 180}
-# Networks that are segmenters as a whole: name -> function of (num_classes, overrides).
+# What may differ from a trained classifier's configuration: no weight depends on it.
+FREE = ("window_size", "clip_window", "drop_path", "output_stride", "image_size")
+# What tells the published sizes apart.
+SHAPE = ("version", "depths", "widths")
+
+# Networks that are segmenters as a whole: name -> function of (num_classes, overrides), which checks both.
 WHOLE_NETWORKS: dict[str, Callable[[int, dict[str, Any]], SegmentationPreTrainedModel]] = {}
 
 
@@ -28,3 +50,118 @@ def list_segmenters(pattern: str = "*") -> list[str]:
     if not isinstance(pattern, str):
         raise ValueError(f"pattern={shown(pattern)} is a {type(pattern).__name__}; pass a string such as 'EMOv2-*'.")
     return fnmatch.filter([*CLASSIFIERS, *WHOLE_NETWORKS], pattern)
+
+
+def create_segmenter(
+    name: str, head: str = "deeplabv3", num_classes: int = 150, **overrides: Any
+) -> SegmentationPreTrainedModel:
+    """Build a published segmenter: a model of transformers, whose `logits` are on the head's own grid.
+
+    Args:
+        name: one of `list_segmenters()`, for fresh weights; or the folder or Hub id of a trained classifier, whose
+            weights the stages get (its last norm and its head are dropped).
+        head: "deeplabv3" and "pspnet" (on stage 4, stride 32; they learn with an auxiliary head), "segformer" and
+            "semantic_fpn" (on all stages, stride 4). Names that are whole networks have one of their own.
+        num_classes: the background included; 150 as in ADE20K, whose label 0 is no class.
+        **overrides: arguments of `EMOv2SegmentationConfig` (`auxiliary=False`, `head_channels`, `dropout`, `id2label`,
+            which says itself how many classes there are) and of its `EMOv2Config` (`window_size`, `drop_path`,
+            `num_channels`). Windows are 10 tokens a side unless given (EMOv1-1M and 2M: 7, EMOv1-5M: 16).
+
+    Raises:
+        ValueError: an unknown name, head or override, with the nearest known one; a folder of another model; or a
+            value out of range.
+    """
+    if not isinstance(name, str | os.PathLike) or not str(name):
+        raise ValueError(
+            f"segmenter {shown(name)} is no name; pass one of {', '.join(list_segmenters())}, or a folder."
+        )
+    is_folder = Path(name).is_dir()
+    if name in WHOLE_NETWORKS and not is_folder:
+        if head not in ("deeplabv3", None):
+            raise ValueError(f"head={shown(head)} does not go with {name}, which is a whole network; leave it out.")
+        return WHOLE_NETWORKS[str(name)](num_classes, overrides)
+    _check_head(head)
+    of_backbone = {*NETWORK_ARGUMENTS, "num_channels", "image_size"}
+    own = arguments_of(EMOv2SegmentationConfig, SegmenterConfig) - {"backbone_config"}
+    check_overrides("create_segmenter", overrides, {*own, *of_backbone})
+    inner = {key: value for key, value in overrides.items() if key in of_backbone}
+    outer = {key: value for key, value in overrides.items() if key not in of_backbone}
+    outer.update(_classes(num_classes, outer.get("id2label")))
+
+    if name in CLASSIFIERS and not is_folder:
+        size: str | None = str(name)
+        trained: EMOv2Backbone | None = None
+        backbone = EMOv2Config.of(str(name), **{"window_size": WINDOW_SIZES.get(str(name), WINDOW_SIZE), **inner})
+    else:
+        backbone, trained, size = _trained(name, inner)
+        outer = {**_normalization(name), **outer}
+    if head == "segformer" and size in SEGFORMER_CHANNELS:
+        outer.setdefault("head_channels", SEGFORMER_CHANNELS[size])
+    model = EMOv2ForSemanticSegmentation(EMOv2SegmentationConfig(backbone, head, **outer))
+    if trained is not None:
+        model.backbone.load_state_dict(trained.state_dict())
+    return model
+
+
+def _check_head(head: Any) -> None:
+    if head not in HEADS:
+        spelled = {known.replace("_", ""): known for known in HEADS}
+        plain = str(head).lower().replace("_", "").replace("-", "")
+        close = [spelled[near] for near in difflib.get_close_matches(plain, spelled, n=2, cutoff=0.5)]
+        close += [known for known in HEADS if len(plain) > 2 and plain in spelled and known not in close]
+        hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(HEADS)}."
+        raise ValueError(f"head={shown(head)} is unknown; {hint}")
+
+
+def _classes(num_classes: Any, names: Any) -> dict[str, Any]:
+    """`num_labels`, or `id2label` where the classes have names; both must agree."""
+    rule = {"num_classes": SEGMENTER["num_classes"]}
+    number = take("create_segmenter", {"num_classes": num_classes}, rule)["num_classes"]
+    if names is None:
+        return {"num_labels": number}
+    if hasattr(names, "__len__") and number not in (len(names), 150):  # 150 is what it is unless given
+        raise ValueError(f"num_classes={number}, and id2label has {len(names)} names; leave num_classes out.")
+    return {"id2label": names}
+
+
+def _trained(name: Any, overrides: dict[str, Any]) -> tuple[EMOv2Config, EMOv2Backbone, str | None]:
+    """A trained classifier's configuration for segmentation, its stages, and which published size it is, if one.
+
+    Raises:
+        ValueError: there is no such folder, it holds something else, or the weights do not fit the overrides.
+    """
+    try:
+        stored = AutoConfig.from_pretrained(name)
+        if not isinstance(stored, EMOv2Config):
+            raise ValueError(f"it holds a model of the type {stored.model_type!r}")
+    except (OSError, ValueError, RuntimeError) as error:
+        close = difflib.get_close_matches(str(name).replace("_", "-"), list_segmenters(), n=3)
+        meant = f"did you mean {', '.join(close)}?" if close else f"or one of {', '.join(list_segmenters())}."
+        raise ValueError(
+            f"segmenter {shown(str(name))} does not load as a trained EMOv2 ({first_line(error)}); pass the folder or "
+            f"Hub id of a classifier; {meant}"
+        ) from error
+    said = {key: getattr(stored, key) for key in (*NETWORK_ARGUMENTS, "num_channels", "image_size")}
+    for key, value in overrides.items():
+        if key not in FREE and (list(value) if isinstance(value, tuple) else value) != said[key]:
+            raise ValueError(
+                f"{key}={shown(value)} does not fit the weights of {name}, which are of {shown(said[key])}."
+            )
+    size = next((size for size in CLASSIFIERS if _shape(EMOv2Config.of(size)) == _shape(stored)), None)
+    published = {"window_size": WINDOW_SIZES.get(str(size), WINDOW_SIZE), "clip_window": False}
+    if size is not None:
+        published["drop_path"] = CLASSIFIERS[size].get("drop_path", EMOv2Config().drop_path)
+    config = EMOv2Config(**{**said, **published, **overrides})
+    return config, EMOv2Backbone.from_pretrained(name, config=config), size
+
+
+def _shape(config: EMOv2Config) -> list[Any]:
+    return [getattr(config, key) for key in SHAPE]
+
+
+def _normalization(name: Any) -> dict[str, Any]:
+    """The mean and deviation that a folder's images are normalised with, if it says so."""
+    with contextlib.suppress(OSError, ValueError):  # saved without an image processor
+        processor: Any = AutoImageProcessor.from_pretrained(name)
+        return {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
+    return {}
