@@ -21,17 +21,8 @@ from d_emo.classification.emov2 import EMOBlock
 from d_emo.common.ranges import checked
 from d_emo.models.checkpointing import checkpoint_block
 from d_emo.models.i2rmb import SpanningWindowAttention
+from d_emo.segmentation.heads import ConvUnit
 from d_emo.segmentation.unet_ranges import UNET, pairs_fit
-
-
-class ConvUnit(nn.Sequential):
-    """Convolution without bias that keeps the grid, BatchNorm, ReLU: (B, C, H, W) -> (B, O, H, W)."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.act = nn.ReLU()
 
 
 class Pair(nn.Module):
@@ -165,6 +156,11 @@ class UNet(nn.Module):
         self.channels = [*reversed(widths)]  # of what `forward` gives
         self.apply(initialize)
 
+    @property
+    def first_layer(self) -> nn.Module:
+        """The convolution that takes the images."""
+        return self.encoder[0].blocks[0].conv
+
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, H, W) -> the decoder's outputs from coarse to fine, (B, C, H / s, W / s) for s = D, ..., 2, 1.
 
@@ -184,7 +180,7 @@ class UNet(nn.Module):
 
     def check(self, pixels: torch.Tensor) -> None:
         """Refuse images that the network cannot take; see `forward`."""
-        check_pixels(pixels, self.encoder[0].blocks[0].conv)
+        check_pixels(pixels, self.first_layer)
         if torch.jit.is_tracing():
             return
         (height, width), multiple = pixels.shape[2:], self.reduction
@@ -200,13 +196,22 @@ class UNet(nn.Module):
 def initialize(module: nn.Module) -> None:
     """Convolutions from Kaiming's normal distribution over their outputs, without bias; norms keep PyTorch's ones.
 
-    The blocks' linear layers are 1x1 convolutions in the published code and start as these. Its queries and keys are
-    one convolution and its values another, so that each part of the joint layer counts its own outputs.
+    The blocks' linear layers, which are 1x1 convolutions in the published code, start as those do.
     """
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, SpanningWindowAttention):  # after its layer
-        for part in module.to_qkv.weight.split((2 * module.dim, module.inner_dim)):
-            nn.init.kaiming_normal_(part, mode="fan_out", nonlinearity="relu")
+        module.to_qkv.weight.copy_(fresh_projections(module))
+
+
+def fresh_projections(attention: SpanningWindowAttention) -> torch.Tensor:
+    """Initial weights of queries and keys, and of values, (2C + E, C): each part counts its own outputs.
+
+    They are one layer here and two convolutions in the published code.
+    """
+    weight = torch.empty_like(attention.to_qkv.weight)
+    for part in weight.split((2 * attention.dim, attention.inner_dim)):
+        nn.init.kaiming_normal_(part, mode="fan_out", nonlinearity="relu")
+    return weight

@@ -1,37 +1,34 @@
 """What a configuration of U-EMOv2 or the plain UNet may say; light, as the configuration's module is."""
 
-from d_emo.common.block_ranges import (
-    BLOCK,
-    CHANNELS,
-    EXPANSION,
-    KERNEL,
-    MAX_PARAMETERS,
-    SIDE,
-    WINDOW,
-    Values,
-    undivided,
-)
+from d_emo.common.block_ranges import CHANNELS, EXPANSION, KERNEL, MAX_PARAMETERS, SIDE, WINDOW, Values, undivided
 from d_emo.common.ranges import Flag, Maybe, OneOf, Real, Table, Whole
+from d_emo.segmentation.ranges import SEGMENTER
 
 # What a stage's pair is made of: blocks of EMOv2, or 3x3 units.
 PAIRS = ("i2rmb", "conv")
+# The network's arguments, `in_channels` as the configuration's `num_channels`.
 UNET: Table = {
     "block": OneOf(PAIRS, "i2rmb is U-EMOv2, conv the plain UNet"),
     "in_channels": Whole(1, 4096),
-    "num_channels": Whole(1, 4096),
     "base_channels": CHANNELS,
-    "depth": Whole(2, 8, "5 as published"),
+    "depth": Whole(2, 8, "5 is published"),
     "expansion": EXPANSION,
     "head_dim": CHANNELS,
     "window_size": WINDOW,
     "clip_window": Flag(),
     "kernel_size": KERNEL,
     "layer_scale": Maybe(Real(-1e3, 1e3)),
+}
+# The configuration's.
+UNET_SEGMENTER: Table = {
+    **SEGMENTER,
+    **UNET,
+    "num_channels": UNET["in_channels"],
     "head_channels": CHANNELS,
-    "head_dilations": BLOCK["dilation"],
+    "auxiliary": Flag(),
     "auxiliary_channels": CHANNELS,
     "image_size": SIDE,
-}  # fmt: skip
+}
 
 
 def pairs_fit(values: Values) -> str:
@@ -49,4 +46,12 @@ def pairs_fit(values: Values) -> str:
                 f"head_dim={head_dim} cuts {width} channels and their {inner} inner ones into no whole heads; "
                 f"choose a divisor of base_channels={base}, and an expansion such as 2"
             )
+    return ""
+
+
+def image_divides(values: Values) -> str:
+    """The image processor's side is one that the network takes."""
+    side, multiple = values["image_size"], 2 ** (values["depth"] - 1)
+    if side % multiple:
+        return f"image_size={side} is no multiple of {multiple}, which depth={values['depth']} needs (256 is published)"
     return ""

@@ -1,0 +1,124 @@
+"""U-EMOv2 and the plain UNet-S5-D16 as segmenters in the classes of transformers, and by name.
+
+Importing this module registers them, and the first `UEMOv2Config` imports it, so that
+`AutoModelForSemanticSegmentation`, `AutoImageProcessor` and `pipeline("image-segmentation")` find them after
+`import d_emo`. The network itself is plain PyTorch (`unet.py`).
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerImageProcessor,
+    SegformerImageProcessorPil,
+)
+from transformers import initialization as init
+from transformers.image_utils import PILImageResampling
+
+from d_emo.classification.emov2 import EMOBlock
+from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from d_emo.models.i2rmb import SpanningWindowAttention
+from d_emo.segmentation.heads import AuxiliaryHead, DeepLabv3Head
+from d_emo.segmentation.transformers_config import check_overrides
+from d_emo.segmentation.transformers_models import Prediction, SegmentationPreTrainedModel
+from d_emo.segmentation.unet import UNet, fresh_projections
+from d_emo.segmentation.unet_config import UEMOv2Config
+
+# Source: Table XII of arXiv 2412.06674; what differs from U-EMOv2-5M, which is the configuration's default.
+UNETS: dict[str, dict[str, Any]] = {"U-EMOv2-5M": {}, "UNet-S5-D16": {"block": "conv"}}
+
+
+class UEMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
+    """U-EMOv2 or the plain UNet under DeepLabv3's head; logits have the images' size.
+
+    Images have sides that are multiples of 2^(depth - 1), 16 as published; `predict_in_windows` takes any.
+
+    Attributes:
+        backbone: encoder and decoder.
+        decode_head: on the finest output, gives the logits.
+        auxiliary_head: on the second finest, in training; None where there is none.
+    """
+
+    config_class = UEMOv2Config
+    base_model_prefix = "backbone"
+    _no_split_modules = ["Pair", "UpStage", "DeepLabv3Head"]
+
+    def __init__(self, config: UEMOv2Config):
+        super().__init__(config)
+        self.backbone = UNet(
+            config.block,
+            config.num_channels,
+            config.base_channels,
+            config.depth,
+            config.expansion,
+            config.head_dim,
+            config.window_size,
+            config.clip_window,
+            config.kernel_size,
+            config.layer_scale,
+        )
+        *_, second, finest = self.backbone.channels
+        self.decode_head = DeepLabv3Head(finest, config.num_labels, config.head_channels, dropout=config.dropout)
+        self.auxiliary_head = (
+            AuxiliaryHead(second, config.num_labels, config.auxiliary_channels, config.dropout)
+            if config.auxiliary
+            else None
+        )
+        self.post_init()
+
+    def first_layer(self) -> nn.Module:
+        """See `SegmentationPreTrainedModel`."""
+        return self.backbone.first_layer
+
+    def predict(self, pixel_values: torch.Tensor) -> Prediction:
+        """See `SegmentationPreTrainedModel`; hidden states are the decoder's outputs, from coarse to fine."""
+        outputs = self.backbone(pixel_values)
+        logits = self.decode_head(outputs[-1])  # (B, K, H, W)
+        auxiliary = self.auxiliary_head(outputs[-2]) if self.training and self.auxiliary_head is not None else None
+        return Prediction(logits, auxiliary, outputs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """For weights that no file had: see `unet.initialize`; the heads' are every segmenter's."""
+        if isinstance(module, nn.Linear):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SpanningWindowAttention):  # after its layer
+            init.copy_(module.to_qkv.weight, fresh_projections(module))
+        elif isinstance(module, EMOBlock):
+            if module.layer_scale is not None:
+                init.constant_(module.layer_scale, self.config.layer_scale)
+        else:
+            super()._init_weights(module)
+
+    def make_image_processor(self) -> SegformerImageProcessorPil:
+        """Resizes pictures to the configuration's side, 256; ImageNet's mean and deviation.
+
+        The published run saw crops of 256 at full resolution: for pictures as they are, pass `do_resize=False` and use
+        `predict_in_windows`.
+        """
+        return SegformerImageProcessorPil(
+            size={"height": self.config.image_size, "width": self.config.image_size},
+            resample=PILImageResampling.BILINEAR,
+            image_mean=list(IMAGENET_MEAN),
+            image_std=list(IMAGENET_STD),
+            do_convert_rgb=True,
+        )
+
+
+def create_unet(name: str, num_classes: int, overrides: dict[str, Any]) -> UEMOv2ForSemanticSegmentation:
+    """A network of `UNETS` with fresh weights; see `create_segmenter`."""
+    check_overrides(name, overrides, UEMOv2Config)
+    return UEMOv2ForSemanticSegmentation(UEMOv2Config(num_labels=num_classes, **{**UNETS[name], **overrides}))
+
+
+# exist_ok: a reload makes new classes.
+AutoModelForSemanticSegmentation.register(UEMOv2Config, UEMOv2ForSemanticSegmentation, exist_ok=True)
+AutoImageProcessor.register(
+    UEMOv2Config, slow_image_processor_class=SegformerImageProcessorPil,
+    fast_image_processor_class=SegformerImageProcessor, exist_ok=True,
+)  # fmt: skip
