@@ -8,14 +8,14 @@ Shapes: B batch, H x W grid of a stage, C channels in, O channels out, E inner c
 Blocks work channels last; stages take and give (B, C, H, W) in channels-last memory, so that nothing is copied between.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from d_emo.classification.checks import check_features, check_pixels, refuse_single_values
 from d_emo.classification.irmb import make_block
-from d_emo.classification.ranges import CLASSIFIER, stages_agree
+from d_emo.classification.ranges import CLASSIFIER, FREEZING, stages_agree
 from d_emo.common.ranges import checked
 from d_emo.models.checkpointing import checkpoint_block
 from d_emo.models.i2rmb import BATCH_NORM_EPS
@@ -204,7 +204,13 @@ class EMOv2(nn.Module):
         layer_scale: initial value, None for none.
         drop_path: probability of the last block; rises linearly from 0.
         output_stride: how much the grid shrinks in all; below 32 the last stages keep it and dilate, for segmentation.
+
+    Attributes:
+        frozen_stages, fixed_statistics: what `freeze` was last told.
     """
+
+    frozen_stages = 0
+    fixed_statistics = False
 
     @checked(CLASSIFIER, stages_agree)
     def __init__(
@@ -304,6 +310,45 @@ class EMOv2(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> logits (B, num_classes)."""
         return self.forward_head(self.forward_features(pixels))
+
+    @checked(FREEZING)
+    def freeze(self, stages: int = 1, statistics: bool = True) -> None:
+        """Keep the first stages as they are, and BatchNorm's statistics everywhere, while the rest learns.
+
+        What is frozen stays so through `train()` of a network around this one, copies and loaded weights. Call again
+        for another choice: `freeze(0, False)` lets everything learn. Detection trains with `freeze(1, True)`.
+
+        Args:
+            stages: the stem and so many stages get no gradient, and work as in `eval()`; 0 for none of them.
+            statistics: the other stages' BatchNorms, too, normalise by their running statistics and keep them; scale and
+                shift learn.
+
+        Raises:
+            ValueError: there are not so many stages.
+        """
+        parts = [self.stem, *self.stages]
+        if stages >= len(parts):
+            raise ValueError(f"freeze: stages={stages} is not 0 to {len(parts) - 1}, the stages of this network.")
+        for part in parts[: self.frozen_stages + 1 if self.frozen_stages else 0]:
+            part.requires_grad_(True)
+        self.frozen_stages, self.fixed_statistics = stages, statistics
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "EMOv2":
+        """PyTorch's, which leaves what `freeze` froze in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        for module in self.modules() if self.fixed_statistics else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def _frozen_parts(self) -> Iterator[nn.Module]:
+        if self.frozen_stages:
+            yield from (self.stem, *self.stages[: self.frozen_stages])
 
     def __prepare_scriptable__(self) -> "EMOv2":
         raise RuntimeError(

@@ -46,6 +46,8 @@ CLASSIFIER: Table = {
     "output_stride": OneOf((8, 16, 32)),
     "image_size": SIDE,
 }
+# What `EMOv2.freeze` takes.
+FREEZING: Table = {"stages": Whole(0, STAGES, "0 freezes none"), "statistics": Flag()}
 PER_STAGE = ("widths", "expansions", "head_dims", "kernel_sizes", "norms", "activations")
 
 
