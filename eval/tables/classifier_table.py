@@ -107,7 +107,7 @@ def count(row: Row) -> Counted:
     """Build a row's network and count."""
     model = create_classifier(row.name, **row.overrides)
     return Counted(
-        count_parameters(model), count_macs_as_published(model, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))[1]
+        count_parameters(model), count_macs_as_published(model, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)).total
     )
 
 

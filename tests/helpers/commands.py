@@ -120,6 +120,18 @@ COMMANDS = {
             "d_emo.eval.benchmarks.side_by_side.run",
         ),
         SweptCommand(
+            "receptive_field",
+            "d_emo.eval.receptive_field",
+            ("--models", "EMOv2-1M", "--image-size", "32", "--num-images", "1"),
+            "d_emo.eval.classification.receptive_fields.open_network",
+        ),
+        SweptCommand(
+            "dense_table",
+            "d_emo.eval.tables.dense_table",
+            ("--only", "V-EMOv2-5M*"),
+            "d_emo.eval.tables.dense_table.count",
+        ),
+        SweptCommand(
             "sampling_table",
             "d_emo.eval.tables.sampling_table",
             ("--model", "@pipeline"),

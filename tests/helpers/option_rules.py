@@ -89,7 +89,9 @@ KINDS = {
         "fid_cost samples", "fid_cost reference", "patch_bottleneck",
     ),
     "count or zero": ("num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every"),
-    "side of 32 or more": ("train_classifier resolution", "loader_speed resolution"),
+    "side of 32 or more": (
+        "train_classifier resolution", "loader_speed resolution", "receptive_field image_size",
+    ),
     "two or more": ("throughput repeats", "sweep_images"),
     "two numbers": ("guidance_interval",),
     "zero, its default": ("logit_normal_mean",),
@@ -118,18 +120,18 @@ KINDS = {
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
-        "throughput compile", "throughput models", "clock", "layout", "time_sampling",
+        "throughput compile", "throughput models", "clock", "layout", "time_sampling", "stride",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
         "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
-        "reference", "pattern", "models", "license", "allow_change",
+        "reference", "pattern", "only", "models", "license", "allow_change",
     ),
     "JSON": ("model_config",),
     "file to read": ("config", "checkpoint", "inception_weights", "fid_inception_weights", "samples", "images"),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
-        "data_dir", "export", "runs", "checkouts", "latent_statistics",
+        "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
     ),
     "file to write": ("export_npz", "output"),
     "folder to write": ("output_dir", "cache_dir", "throughput output"),
