@@ -18,19 +18,21 @@ them, and Core ML files are float16. Extras: `export` (ONNX), `coreml`.
 """
 
 from d_emo.export.files import FORMATS, as_in_file, export_program, save_coreml, save_onnx, save_program
-from d_emo.export.inputs import example_images
+from d_emo.export.inputs import ImageSize, example_images, frames_of
 from d_emo.export.networks import Candidates, Logits, as_network
 from d_emo.export.onnx_model import OnnxModel
 
 __all__ = [
     "FORMATS",
     "Candidates",
+    "ImageSize",
     "Logits",
     "OnnxModel",
     "as_in_file",
     "as_network",
     "example_images",
     "export_program",
+    "frames_of",
     "save_coreml",
     "save_onnx",
     "save_program",

@@ -114,7 +114,9 @@ def save_onnx(model: nn.Module, image_size: ImageSize, path: str | os.PathLike, 
         program.save(str(partial), external_data=False)
 
 
-def save_coreml(model: nn.Module, image_size: ImageSize, path: str | os.PathLike) -> None:
+def save_coreml(
+    model: nn.Module, image_size: ImageSize, path: str | os.PathLike, num_frames: int | None = None
+) -> None:
     """Write an `.mlpackage` folder for a batch of one, in half precision. Arguments as of `export_program`.
 
     Raises:
@@ -128,12 +130,13 @@ def save_coreml(model: nn.Module, image_size: ImageSize, path: str | os.PathLike
     path = path_of_file(path)
     if path.suffix != ".mlpackage":
         raise ValueError(f"path={str(path)!r} is no .mlpackage; Core ML's folders end so.")
-    program = export_program(as_in_file(model, "coreml"), image_size, batch_size=1).run_decompositions({})
+    program = export_program(as_in_file(model, "coreml"), image_size, 1, num_frames).run_decompositions({})
     _drop_aliases(program)
+    names = [OUTPUT, BOXES][: len(program.graph_signature.user_outputs)]
     try:
         converted: Any = coremltools.convert(
             program,
-            outputs=[coremltools.TensorType(OUTPUT)],
+            outputs=[coremltools.TensorType(name) for name in names],
             minimum_deployment_target=coremltools.target.iOS16,
         )
         with written_folder(path) as partial:
