@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from d_emo.segmentation.transformers_config import EMOv2SegmentationConfig
     from d_emo.segmentation.transformers_models import EMOv2ForSemanticSegmentation
     from d_emo.segmentation.variants import create_segmenter, list_segmenters
+    from d_emo.video.processing import make_video_processor
+    from d_emo.video.reading import read_clip
+    from d_emo.video.sizes import list_video_classifiers
+    from d_emo.video.transformers_models import VEMOv2Config, VEMOv2ForVideoClassification
+    from d_emo.video.variants import create_video_classifier
 
 __version__ = "0.1.0.dev0"
 
@@ -59,14 +64,20 @@ __all__ = [
     "FlowMatchSDEHeunScheduler",
     "JiTTransformer2DModel",
     "LightningDiTTransformer2DModel",
+    "VEMOv2Config",
+    "VEMOv2ForVideoClassification",
     "WeightAverage",
     "create_classifier",
     "create_model",
     "create_segmenter",
+    "create_video_classifier",
     "list_classifiers",
     "list_models",
     "list_segmenters",
+    "list_video_classifiers",
     "make_image_processor",
+    "make_video_processor",
+    "read_clip",
 ]
 
 # Where the names of `__all__` live.
@@ -85,19 +96,25 @@ _HOMES = {
     "FlowMatchSDEHeunScheduler": "d_emo.schedulers",
     "JiTTransformer2DModel": "d_emo.models",
     "LightningDiTTransformer2DModel": "d_emo.models",
+    "VEMOv2Config": "d_emo.video.transformers_models",
+    "VEMOv2ForVideoClassification": "d_emo.video.transformers_models",
     "WeightAverage": "d_emo.common.averaging",
     "create_classifier": "d_emo.classification.variants",
     "create_model": "d_emo.models",
     "create_segmenter": "d_emo.segmentation.variants",
+    "create_video_classifier": "d_emo.video.variants",
     "list_classifiers": "d_emo.classification.variants",
     "list_models": "d_emo.models",
     "list_segmenters": "d_emo.segmentation.variants",
+    "list_video_classifiers": "d_emo.video.sizes",
     "make_image_processor": "d_emo.classification.transformers_models",
+    "make_video_processor": "d_emo.video.processing",
+    "read_clip": "d_emo.video.reading",
 }
 # Modules that are there as attributes without an import of their own.
 _MODULES = (
     "classification", "common", "detection", "eval", "export", "images", "kernels", "models", "pipelines",
-    "schedulers", "segmentation", "timm_models", "train",
+    "schedulers", "segmentation", "timm_models", "train", "video",
 )  # fmt: skip
 
 

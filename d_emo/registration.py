@@ -76,8 +76,8 @@ def _extend_tables(module: ModuleType) -> None:
 
 def _load_configuration(_: ModuleType) -> None:
     """Import the configurations, which register themselves, and their models when they are first used."""
-    importlib.import_module("d_emo.classification.transformers_config")
-    importlib.import_module("d_emo.segmentation.transformers_config")
+    for part in ("classification", "segmentation", "video"):
+        importlib.import_module(f"d_emo.{part}.transformers_config")
 
 
 @contextmanager

@@ -37,6 +37,19 @@ def check_pixels(pixels: Any, conv: nn.Module) -> None:
         raise ValueError(f"pixel_values have {pixels.shape[1]} channels, the model takes {channels}{remedy}.")
     if 0 in (pixels.shape[0], pixels.shape[2], pixels.shape[3]):
         raise ValueError(f"pixel_values have the shape {tuple(pixels.shape)}: no pixel; leave out empty batches.")
+    check_type(pixels, conv)
+
+
+def check_type(pixels: torch.Tensor, conv: nn.Module) -> None:
+    """Refuse numbers of another type than the first layer's.
+
+    Args:
+        pixels: of any shape.
+        conv: the first layer.
+
+    Raises:
+        ValueError: they are no floating-point numbers, or of another type and no autocast changes it.
+    """
     if not pixels.is_floating_point():
         raise ValueError(f"pixel_values are {pixels.dtype}; pass normalised floating-point numbers (image processor).")
     weight = getattr(conv, "weight", None)

@@ -33,11 +33,11 @@ class DropPath(nn.Module):
         self.probability = probability
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+        """(B, H, W, C) -> (B, H, W, C), or any other shape that begins with the batch."""
         if not self.training or self.probability == 0:
             return hidden_states
         keep = 1 - self.probability
-        mask = hidden_states.new_empty(len(hidden_states), 1, 1, 1).bernoulli_(keep)
+        mask = hidden_states.new_empty(len(hidden_states), *[1] * (hidden_states.dim() - 1)).bernoulli_(keep)
         return hidden_states * (mask / keep)
 
 
@@ -134,12 +134,14 @@ class Stage(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, O, H / 2, W / 2), or the grid as it was where the first block does not halve it."""
-        hidden_states = hidden_states.permute(0, 2, 3, 1)  # (B, H, W, C)
+        return self.run_blocks(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, O, H / 2, W / 2)
+
+    def run_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) -> (B, H / 2, W / 2, O), or the grid as it was."""
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            # (B, H / 2, W / 2, O)
             hidden_states = checkpoint_block(block, hidden_states) if again else block(hidden_states)
-        return hidden_states.permute(0, 3, 1, 2)  # (B, O, H / 2, W / 2)
+        return hidden_states
 
 
 class StemV2(nn.Sequential):

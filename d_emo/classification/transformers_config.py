@@ -30,7 +30,41 @@ LABELS: Table = {"num_labels": CLASSIFIER["num_classes"]}
 RENAMED = {"num_classes": "num_labels", "in_channels": "num_channels", "in_chans": "num_channels"}
 
 
-class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
+class NamedClasses:
+    """What configurations of classifiers share: names of classes as transformers has them, and options by name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `from_pretrained(folder, id2label=...)` sets them on a configuration that is there.
+        value = take(type(self).__name__, {name: value}, LABELS)[name]
+        if name == "id2label" and value is not None:
+            value = names_by_number(value)
+            super().__setattr__("label2id", numbers_by_name(value))
+        super().__setattr__(name, value)
+
+    @staticmethod
+    def named(options: dict[str, Any]) -> dict[str, Any]:
+        """Options of transformers' own, `id2label` as numbers to names and `label2id` after it."""
+        if options.get("id2label") is not None:
+            names = names_by_number(options["id2label"])
+            return {**options, "id2label": names, "label2id": options.get("label2id") or numbers_by_name(names)}
+        return options
+
+    @classmethod
+    def refuse_unknown(cls, overrides: Mapping[str, Any]) -> None:
+        """Refuse what neither the configuration nor transformers has.
+
+        Raises:
+            ValueError: there is such an option; the message offers the nearest.
+        """
+        known = inspect.signature(cls).parameters
+        for override in overrides:
+            if override not in known and not hasattr(PreTrainedConfig(), override):
+                near = [RENAMED[override]] if override in RENAMED else difflib.get_close_matches(override, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"see {cls.__name__} for what it has."
+                raise ValueError(f"{cls.__name__} has no {override}; {hint}")
+
+
+class EMOv2Config(NamedClasses, BackboneConfigMixin, PreTrainedConfig):
     """Configuration of an EMOv1 or EMOv2 network; `EMOv2Config.of("EMOv2-5M")` gives the published sizes.
 
     Args:
@@ -79,10 +113,7 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         # The Auto classes find a model by its configuration, so that the models are registered before there is one.
         # Not before: this module is imported in the middle of transformers' own import.
         import_module("d_emo.classification.transformers_models")
-        if more.get("id2label") is not None:
-            more["id2label"] = names_by_number(more["id2label"])
-            more["label2id"] = more.get("label2id") or numbers_by_name(more["id2label"])
-        super().__init__(**more)
+        super().__init__(**self.named(more))
         self.version = version
         self.depths = list(depths)
         self.widths = list(widths)
@@ -107,14 +138,6 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(self.depths) + 1))]
         self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # `from_pretrained(folder, id2label=...)` sets them on a configuration that is there.
-        value = take(type(self).__name__, {name: value}, LABELS)[name]
-        if name == "id2label" and value is not None:
-            value = names_by_number(value)
-            super().__setattr__("label2id", numbers_by_name(value))
-        super().__setattr__(name, value)
-
     @classmethod
     def of(cls, name: str, image_size: int = 224, **overrides: Any) -> "EMOv2Config":
         """The configuration of a published size.
@@ -127,12 +150,7 @@ class EMOv2Config(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: the name is unknown, or an override that neither the configuration nor transformers has.
         """
-        known = inspect.signature(cls).parameters
-        for override in overrides:
-            if override not in known and not hasattr(PreTrainedConfig(), override):
-                near = [RENAMED[override]] if override in RENAMED else difflib.get_close_matches(override, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else "see EMOv2Config for what it has."
-                raise ValueError(f"EMOv2Config has no {override}; {hint}")
+        cls.refuse_unknown(overrides)
         from d_emo.classification.variants import classifier_config
 
         return cls(**{**classifier_config(name, image_size), "image_size": image_size, **overrides})

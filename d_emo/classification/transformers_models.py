@@ -32,7 +32,6 @@ from transformers.modeling_outputs import (
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from d_emo.classification.checks import check_labels
-from d_emo.classification.emov2 import EMOBlock
 from d_emo.classification.loading import StrictLoading
 from d_emo.classification.preprocessing import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
@@ -50,10 +49,10 @@ def _resized_fits(values: Mapping[str, Any]) -> str:
 class EMOv2PreTrainedModel(StrictLoading, PreTrainedModel):
     """What both models share: names and initialisation."""
 
-    config_class = EMOv2Config
+    config_class: Any = EMOv2Config
     base_model_prefix = "emov2"
     main_input_name = "pixel_values"
-    input_modalities = ["image"]
+    input_modalities: Any = ["image"]
     _no_split_modules = ["EMOBlock", "StemV1", "StemV2"]
     # Each stage checks for itself, in a way that leaves BatchNorm's statistics exact; options of PyTorch's own
     # function (`gradient_checkpointing_kwargs`) change nothing.
@@ -70,18 +69,18 @@ class EMOv2PreTrainedModel(StrictLoading, PreTrainedModel):
             init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, nn.Conv2d | nn.Conv3d):
             init.kaiming_uniform_(module.weight, a=5**0.5)  # PyTorch's own
             if module.bias is not None:
                 bound = (module.weight[0].numel()) ** -0.5
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d | nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
             for name, buffer in module.named_buffers(recurse=False):
                 (init.ones_ if name == "running_var" else init.zeros_)(buffer)
-        elif isinstance(module, EMOBlock) and module.layer_scale is not None:
-            init.constant_(module.layer_scale, self.config.layer_scale)
+        elif isinstance(scale := getattr(module, "layer_scale", None), nn.Parameter):
+            init.constant_(scale, self.config.layer_scale)
 
 
 class EMOv2Model(EMOv2PreTrainedModel):
@@ -171,17 +170,27 @@ class EMOv2ForImageClassification(EMOv2PreTrainedModel):
             save_directory: folder.
             *args, **options: see transformers.
         """
-        if not isinstance(save_directory, str | os.PathLike) or not str(save_directory):
-            raise ValueError(f"save_directory={save_directory!r} is no path of a folder.")
-        folder = Path(save_directory)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"save_directory={str(folder)!r} is a file; pass a folder.")
+        folder = folder_to_write(save_directory)
         writes = options.get("is_main_process", args[0] if args else True)
         if writes and self.config.num_channels == 3 and not (folder / IMAGE_PROCESSOR_NAME).exists():
             # Before the model, which may be uploaded with all that is in the folder.
             folder.mkdir(parents=True, exist_ok=True)
             make_image_processor(self.config.image_size).save_pretrained(folder)
         super().save_pretrained(save_directory, *args, **options)
+
+
+def folder_to_write(save_directory: Any) -> Path:
+    """The folder that a model is to be saved in.
+
+    Raises:
+        ValueError: it is no path, or a file.
+    """
+    if not isinstance(save_directory, str | os.PathLike) or not str(save_directory):
+        raise ValueError(f"save_directory={save_directory!r} is no path of a folder.")
+    folder = Path(save_directory)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"save_directory={str(folder)!r} is a file; pass a folder.")
+    return folder
 
 
 class EMOv2Backbone(BackboneMixin, EMOv2PreTrainedModel):

@@ -1,0 +1,67 @@
+"""What V-EMOv2 refuses: clips that it cannot work on, in one line each."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from d_emo.classification.checks import check_type
+
+
+def check_clips(clips: Any, conv: nn.Module) -> None:
+    """Refuse clips that the first layer cannot take.
+
+    Args:
+        clips: (B, T, C, H, W), normalised.
+        conv: the first layer, whose parameters say how many channels and which type of numbers it takes.
+
+    Raises:
+        ValueError: it is no such tensor.
+    """
+    if torch.jit.is_tracing():  # every comparison would be warned of
+        return
+    channels = getattr(conv, "in_channels", None)
+    shape = f"(B, T, {channels or 'C'}, H, W)"
+    if isinstance(clips, torch.fx.Proxy):
+        raise ValueError("V-EMOv2 cannot be traced by torch.fx, its windows depend on the grid; use torch.export.")
+    if not isinstance(clips, torch.Tensor):
+        given = type(clips).__name__
+        raise ValueError(f"pixel_values is a {given}; pass a tensor {shape}, as the video processor makes it.")
+    given = f"pixel_values have the shape {tuple(clips.shape)}"
+    if clips.dim() != 5:
+        remedy = "; for one clip pass pixel_values[None]" if clips.dim() == 4 else ""
+        raise ValueError(f"{given}, not {shape}{remedy}.")
+    if channels and clips.shape[2] != channels:
+        remedy = ""
+        if clips.shape[1] == channels:
+            remedy = " (frames come before channels: permute(0, 2, 1, 3, 4))"
+        elif clips.shape[4] == channels:
+            remedy = " (channels come third: permute(0, 1, 4, 2, 3))"
+        raise ValueError(f"{given}: {clips.shape[2]} channels, the model takes {channels}{remedy}.")
+    if 0 in clips.shape:
+        raise ValueError(f"{given}: no pixel; leave out empty batches.")
+    check_type(clips, conv)
+
+
+def refuse_single_values(network: nn.Module, clips: Any, frames: int, reduction: int) -> None:
+    """Refuse to train BatchNorm on one value a channel, which has no deviation.
+
+    Args:
+        network: with the norms.
+        clips: (B, T, C, H, W).
+        frames: so many the last stage has of such a clip.
+        reduction: so many times smaller is the smallest grid.
+
+    Raises:
+        ValueError: the batch is one clip that ends as a single value.
+    """
+    if not network.training or torch.jit.is_tracing():
+        return
+    if clips.shape[0] != 1 or frames != 1 or max(clips.shape[3:]) > reduction:
+        return
+    if any(isinstance(norm, nn.BatchNorm3d) and norm.training for norm in network.modules()):
+        height, width = clips.shape[3:]
+        raise ValueError(
+            f"one clip of {clips.shape[1]} x {height} x {width} leaves BatchNorm a single value to train on; pass 2 "
+            "clips or more, larger ones, or call eval()."
+        )

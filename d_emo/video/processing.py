@@ -1,0 +1,105 @@
+"""How clips become the input of V-EMOv2: transformers' video processor, with the published choice of frames.
+
+Source: the published training log's validation: short side 160, centre crop 160, mean 114.75 and deviation 57.375 of
+255 in every channel; the video in equal parts, the middle frame of each. Bilinear resizing is inferred.
+Needs torchvision; files are read by PyAV (`reading.py`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoVideoProcessor,
+    VideoMAEImageProcessor,
+    VideoMAEImageProcessorPil,
+    VideoMAEVideoProcessor,
+)
+from transformers.image_utils import PILImageResampling
+from transformers.video_utils import VideoMetadata
+
+from d_emo.common.block_ranges import SIDE
+from d_emo.common.ranges import checked
+from d_emo.video.ranges import FRAMES
+from d_emo.video.reading import Video, middles
+
+MEAN, DEVIATION = 114.75 / 255, 57.375 / 255
+
+
+class VEMOv2VideoProcessor(VideoMAEVideoProcessor):
+    """Chooses, resizes, crops and normalises the frames of clips: `processor(videos)["pixel_values"]`, (B, T, C, H, W).
+
+    A video is a path, an address, a tensor or array (N, C, H, W) or (N, H, W, C) of 0 to 255, a list of pictures; or a
+    list of those. Of every one `num_frames` frames are taken, the middle ones of as many equal parts, of arrays and
+    lists too (of as many pictures: all). `do_sample_frames=False` takes all frames, `fps` that many a second.
+    """
+
+    size = {"shortest_edge": 160}
+    crop_size = {"height": 160, "width": 160}
+    image_mean = [MEAN] * 3
+    image_std = [DEVIATION] * 3
+    do_sample_frames = True
+    num_frames = 4
+
+    def sample_frames(
+        self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **options: Any
+    ) -> np.ndarray:
+        """The numbers of the frames to take, from 0 on."""
+        if fps is not None:
+            return super().sample_frames(metadata, fps=fps, **options)
+        return np.array(middles(metadata.total_num_frames, num_frames or self.num_frames))
+
+    def fetch_videos(
+        self, video_url_or_urls: Any, sample_indices_fn: Callable[..., Any] | None = None
+    ) -> tuple[torch.Tensor, VideoMetadata] | list[Any]:
+        """Frames of a file (T, C, H, W) and what is known of it, or of each file of a list."""
+        if isinstance(video_url_or_urls, list):
+            return list(zip(*[self.fetch_videos(name, sample_indices_fn) for name in video_url_or_urls], strict=True))
+        with Video(video_url_or_urls) as video:
+            metadata = VideoMetadata(
+                total_num_frames=len(video),
+                fps=video.fps,
+                duration=video.duration,
+                height=video.height,
+                width=video.width,
+                video_backend="pyav",
+            )
+            chosen = range(len(video)) if sample_indices_fn is None else sample_indices_fn(metadata=metadata)
+            metadata.frames_indices = [int(number) for number in chosen]
+            return video.frames(metadata.frames_indices), metadata
+
+
+@checked({"image_size": SIDE, "num_frames": FRAMES})
+def make_video_processor(image_size: int = 160, num_frames: int = 4) -> VEMOv2VideoProcessor:
+    """The published validation's preprocessing.
+
+    Args:
+        image_size: side of what the model sees; the short side is resized to it, the middle cut out.
+        num_frames: of a clip.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+    return VEMOv2VideoProcessor(num_frames=num_frames, resample=PILImageResampling.BILINEAR, **_sizes(image_size))
+
+
+def make_frame_processor(image_size: int) -> VideoMAEImageProcessorPil:
+    """The same for frames that somebody has chosen, which is what AutoImageProcessor finds."""
+    return VideoMAEImageProcessorPil(
+        resample=PILImageResampling.BILINEAR, image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3, **_sizes(image_size)
+    )
+
+
+def _sizes(image_size: int) -> dict[str, Any]:
+    return {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+
+
+def register_processors(config: type) -> None:
+    """Enter the processors for a configuration's models; again after a reload."""
+    AutoVideoProcessor.register(config, VEMOv2VideoProcessor, exist_ok=True)
+    AutoImageProcessor.register(
+        config, slow_image_processor_class=VideoMAEImageProcessorPil, fast_image_processor_class=VideoMAEImageProcessor,
+        exist_ok=True,
+    )  # fmt: skip

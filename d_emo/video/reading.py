@@ -1,0 +1,197 @@
+"""Frames of video files, by PyAV (extra `video`), which is imported where it is used.
+
+A file is looked through once without decoding, which gives the time of every frame; then only the frames that are asked
+for, and those that they depend on back to a keyframe, are decoded. So a long video costs neither memory nor much time,
+and frames are chosen by their number whatever the rate does.
+"""
+
+import bisect
+import io
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from d_emo.common.messages import first_line, shown
+from d_emo.common.ranges import checked
+from d_emo.video.ranges import FRAMES
+
+
+@checked({"num_frames": FRAMES})
+def read_clip(path: str | os.PathLike, num_frames: int = 4) -> torch.Tensor:
+    """The frames that the published evaluation takes: a video in equal parts, and the middle frame of each.
+
+    Args:
+        path: a video file of any format that FFmpeg reads, or its address (http, https).
+        num_frames: T. Of a video with fewer frames some are there more than once.
+
+    Returns:
+        (T, 3, H, W), uint8, RGB, upright as the file's rotation says; the video processor takes it.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, or holds no video.
+        ImportError: PyAV is not installed.
+    """
+    with Video(path) as video:
+        return video.frames(middles(len(video), num_frames))
+
+
+def middles(count: int, num_frames: int) -> list[int]:
+    """The numbers of `num_frames` frames of `count`, each in the middle of its part of equal parts, from 0 on."""
+    return [(2 * part + 1) * count // (2 * num_frames) for part in range(num_frames)]
+
+
+class Video:
+    """An open video file; a context manager.
+
+    Args:
+        source: path, or address (http, https).
+
+    Attributes:
+        fps: frames a second on average; None where the file does not say.
+        duration: seconds; None where it does not say.
+        height, width: as stored, before rotation.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, or holds no video.
+        ImportError: PyAV is not installed.
+    """
+
+    def __init__(self, source: str | os.PathLike):
+        try:
+            import av
+        except ImportError as error:
+            raise ImportError("reading videos needs PyAV; pip install 'd-emo[video]'.") from error
+        self._errors = (av.error.FFmpegError, OSError, EOFError)
+        self.name, opened = _opened(source)
+        try:
+            self._container: Any = av.open(opened)
+        except self._errors as error:
+            raise ValueError(f"{self.name} is no video that FFmpeg reads ({first_line(error)}).") from error
+        try:
+            self._look_through()
+        except BaseException:
+            self.close()
+            raise
+
+    def _look_through(self) -> None:
+        """Every frame's time and the keyframes', without decoding where the file tells them."""
+        if not self._container.streams.video:
+            raise ValueError(f"{self.name} holds no video stream; pass a video.")
+        self._stream = stream = self._container.streams.best("video")
+        times, keyframes = [], []
+        try:
+            for packet in self._container.demux(stream):
+                if packet.size and not packet.is_discard:
+                    times.append(packet.pts)
+                    if packet.is_keyframe:
+                        keyframes.append(packet.pts)
+            if None in times:  # formats without times: by decoding
+                self._rewind()
+                times = [frame.pts for frame in self._container.decode(stream)]
+                keyframes = []
+        except self._errors as error:
+            raise ValueError(f"{self.name} is damaged ({first_line(error)}).") from error
+        if not times:
+            raise ValueError(f"{self.name} holds no frame; the file is damaged or empty.")
+        untimed = None in times
+        self._times: list[int] = list(range(len(times))) if untimed else sorted(times)
+        self._keyframes = [] if untimed else sorted(keyframes)
+        self.fps = float(stream.average_rate) if stream.average_rate else None
+        self.duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
+        self.height, self.width = stream.height, stream.width
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def frames(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Frames by their numbers from 0 on, in any order and repeated at will.
+
+        Returns:
+            (T, 3, H, W), uint8, RGB, upright; all of the first one's size.
+
+        Raises:
+            ValueError: a frame cannot be decoded.
+        """
+        found: dict[int, np.ndarray] = {}
+        reading, time, picture = self._from_keyframe(0), None, None
+        for number in sorted({int(number) for number in numbers}):
+            wanted = self._times[number]
+            keyframe = (
+                self._keyframes[max(bisect.bisect_right(self._keyframes, wanted) - 1, 0)] if self._keyframes else 0
+            )
+            if time is None or time < keyframe <= wanted:
+                reading, time = self._from_keyframe(keyframe), None
+            try:
+                while time is None or time < wanted:
+                    time, picture = next(reading)
+            except StopIteration:  # the last frames of some files are never shown
+                pass
+            except self._errors as error:
+                raise ValueError(
+                    f"{self.name} is damaged: frame {number} is unreadable ({first_line(error)})."
+                ) from error
+            if picture is None:
+                raise ValueError(f"{self.name} is damaged: frame {number} is unreadable.")
+            found[number] = _pixels(picture, next(iter(found.values()), None))
+        stacked = np.stack([found[int(number)] for number in numbers])  # (T, H, W, 3)
+        return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+
+    def _rewind(self) -> None:
+        self._container.seek(0)
+
+    def _from_keyframe(self, time: int) -> Iterator[tuple[int, Any]]:
+        """Times and frames from a keyframe on."""
+        for start in (time, None):
+            if start is None or not self._keyframes:
+                self._rewind()
+            else:
+                self._container.seek(start, stream=self._stream, backward=True)
+            for number, frame in enumerate(self._container.decode(self._stream)):
+                current = frame.pts if self._keyframes else number
+                if current is None:
+                    continue
+                if number == 0 and start is not None and current > time:
+                    break  # a seek that came out too late: from the beginning
+                yield current, frame
+            else:
+                return
+
+
+def _opened(source: Any) -> tuple[str, Any]:
+    """What to call a source, and what PyAV opens."""
+    if not isinstance(source, str | os.PathLike) or not isinstance(os.fspath(source), str) or not os.fspath(source):
+        raise ValueError(f"path={shown(source)} is not the name of a video file.")
+    name = os.fspath(source)
+    if name.startswith(("http://", "https://")):
+        import httpx
+
+        try:
+            return name, io.BytesIO(httpx.get(name, follow_redirects=True).raise_for_status().content)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ValueError(f"{name} cannot be fetched ({first_line(error)}).") from error
+    if "\0" in name or not os.path.isfile(name):  # noqa: PTH113  # Path would raise on names that are too long
+        raise ValueError(f"path={shown(name)} is no file; pass the name of a video file.")
+    return name, name
+
+
+def _pixels(frame: Any, first: np.ndarray | None) -> np.ndarray:
+    """A decoded frame, upright: (H, W, 3), uint8; of the size of the first one."""
+    turned = round(frame.rotation / 90) % 4  # quarter turns against the clock
+    sides = {}
+    if first is not None:
+        height, width = first.shape[:2] if turned % 2 == 0 else first.shape[1::-1]
+        sides = {"height": height, "width": width}
+    return np.rot90(frame.to_ndarray(format="rgb24", **sides), turned)

@@ -1,0 +1,101 @@
+"""V-EMOv2 in the classes of transformers: classifier and video processor.
+
+Importing this module registers them, and the first `VEMOv2Config` imports it, so that
+`AutoModelForVideoClassification`, `AutoVideoProcessor`, `AutoImageProcessor` and `pipeline("video-classification")`
+find them after `import d_emo`. The network itself is plain PyTorch (`v_emov2.py`).
+"""
+
+import os
+import re
+from typing import Any
+
+import torch
+from transformers import AutoModelForVideoClassification
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, is_torchvision_available
+
+from d_emo.classification.checks import check_labels
+from d_emo.classification.transformers_models import EMOv2PreTrainedModel, folder_to_write
+from d_emo.video.transformers_config import VEMOv2Config
+
+
+class VEMOv2ForVideoClassification(EMOv2PreTrainedModel):
+    """V-EMOv2 with its classifier; the plain network is `v_emov2`."""
+
+    config_class = VEMOv2Config
+    base_model_prefix = "v_emov2"
+    input_modalities = "video"
+    task_weights = re.compile(r"v_emov2\.head\.")
+    _no_split_modules = ["VideoBlock", "VideoStem"]
+    # The loss is a mean over the batch: transformers' Trainer divides it by the number of accumulated batches.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: VEMOv2Config):
+        super().__init__(config)
+        self.v_emov2 = config.build(config.num_labels or 0)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> ImageClassifierOutputWithNoAttention | tuple:
+        """Logits, and the loss where labels are given.
+
+        Args:
+            pixel_values: (B, T, C, H, W), normalised; any number of frames from 1 on, any size.
+            labels: (B,) class ids, or (B, num_labels) for several labels a clip; see `config.problem_type`.
+            output_hidden_states: return the outputs of stem and stages, (B, O, T', H / 2^i, W / 2^i).
+            return_dict: False for a plain tuple.
+
+        Raises:
+            ValueError: clips of another shape or type, or labels that are no classes of this model.
+        """
+        stages = self.v_emov2.forward_stages(pixel_values)
+        logits = self.v_emov2.forward_head(self.v_emov2.normed(stages[-1]))  # (B, num_labels)
+        loss = None
+        if labels is not None:
+            check_labels(labels, len(logits), self.config.num_labels or 0, self.config.problem_type)
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        output = ImageClassifierOutputWithNoAttention(
+            loss=loss,
+            logits=logits,
+            hidden_states=tuple(stages) if self.wants(output_hidden_states, "output_hidden_states") else None,
+        )
+        return output if self.wants(return_dict, "return_dict") else output.to_tuple()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> None:
+        """Save the model; and the processors of its clips, unless the folder has them.
+
+        Without them `pipeline("video-classification", folder)` would not know how to prepare a clip. They are for
+        frames of three channels and need torchvision; models of others are saved without.
+
+        Args:
+            save_directory: folder.
+            *args, **options: see transformers.
+        """
+        folder = folder_to_write(save_directory)
+        writes = options.get("is_main_process", args[0] if args else True)
+        if writes and self.config.num_channels == 3 and is_torchvision_available():
+            from d_emo.video.processing import make_frame_processor, make_video_processor
+
+            # Before the model, which may be uploaded with all that is in the folder.
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / VIDEO_PROCESSOR_NAME).exists():
+                make_video_processor(self.config.image_size, self.config.num_frames).save_pretrained(folder)
+            if not (folder / IMAGE_PROCESSOR_NAME).exists():
+                make_frame_processor(self.config.image_size).save_pretrained(folder)
+        super().save_pretrained(save_directory, *args, **options)
+
+
+# exist_ok: a reload makes new classes.
+AutoModelForVideoClassification.register(VEMOv2Config, VEMOv2ForVideoClassification, exist_ok=True)
+if is_torchvision_available():
+    from d_emo.video.processing import register_processors
+
+    register_processors(VEMOv2Config)
+
+__all__ = ["VEMOv2Config", "VEMOv2ForVideoClassification"]
