@@ -30,7 +30,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from d_emo.classification.checks import check_pixels
 from d_emo.classification.loading import StrictLoading
 from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from d_emo.classification.transformers_models import EMOv2Backbone
+from d_emo.classification.transformers_models import EMOv2Backbone, EMOv2Config
 from d_emo.segmentation.checks import check_ignored, check_labels
 from d_emo.segmentation.heads import (
     AuxiliaryHead,
@@ -78,8 +78,8 @@ class SegmentationPreTrainedModel(StrictLoading, PreTrainedModel):
     accepts_loss_kwargs = False
 
     def __init__(self, config: Any):
-        check_ignored(config.num_labels, config.semantic_loss_ignore_index)
         super().__init__(config)
+        check_ignored(config.num_labels, config.semantic_loss_ignore_index)
 
     def predict(self, pixel_values: torch.Tensor) -> Prediction:
         """(B, C, H, W), normalised and checked -> logits, and in training the auxiliary head's."""
@@ -229,6 +229,21 @@ class EMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
             AuxiliaryHead(widths[-2], classes, config.auxiliary_channels, dropout) if config.auxiliary else None
         )
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        """transformers' `from_pretrained`, strict; a classifier's folder is for `create_segmenter`.
+
+        Raises:
+            ValueError: the folder holds another model, or weights are missing, left over or of other shapes.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        except ValueError as error:
+            if f"model_type {EMOv2Config.model_type!r}" not in str(error):
+                raise
+            name = pretrained_model_name_or_path
+            raise ValueError(f"{name} holds no decode head; put one on it: create_segmenter({str(name)!r}).") from error
 
     def first_layer(self) -> nn.Module:
         """See `SegmentationPreTrainedModel`."""

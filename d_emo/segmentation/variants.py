@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import fnmatch
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,11 @@ def create_segmenter(
         ValueError: an unknown name, head or override, with the nearest known one; a folder of another model; or a
             value out of range.
     """
-    if not isinstance(name, str | os.PathLike) or not str(name):
-        raise ValueError(
-            f"segmenter {shown(name)} is no name; pass one of {', '.join(list_segmenters())}, or a folder."
-        )
-    is_folder = Path(name).is_dir()
-    if name in WHOLE_NETWORKS and not is_folder:
-        if head not in ("deeplabv3", None):
-            raise ValueError(f"head={shown(head)} does not go with {name}, which is a whole network; leave it out.")
-        return WHOLE_NETWORKS[str(name)](num_classes, overrides)
+    known = _known(name)
+    if known in WHOLE_NETWORKS:
+        if head != "deeplabv3":
+            raise ValueError(f"head={shown(head)} does not go with {known}, which is a whole network; leave it out.")
+        return WHOLE_NETWORKS[known](num_classes, overrides)
     _check_head(head)
     of_backbone = {*NETWORK_ARGUMENTS, "num_channels", "image_size"}
     own = arguments_of(EMOv2SegmentationConfig, SegmenterConfig) - {"backbone_config"}
@@ -88,10 +85,10 @@ def create_segmenter(
     outer = {key: value for key, value in overrides.items() if key not in of_backbone}
     outer.update(_classes(num_classes, outer.get("id2label")))
 
-    if name in CLASSIFIERS and not is_folder:
-        size: str | None = str(name)
-        trained: EMOv2Backbone | None = None
-        backbone = EMOv2Config.of(str(name), **{"window_size": WINDOW_SIZES.get(str(name), WINDOW_SIZE), **inner})
+    trained: EMOv2Backbone | None = None
+    size: str | None = known
+    if known:
+        backbone = EMOv2Config.of(known, **{"window_size": WINDOW_SIZES.get(known, WINDOW_SIZE), **inner})
     else:
         backbone, trained, size = _trained(name, inner)
         outer = {**_normalization(name), **outer}
@@ -103,14 +100,38 @@ def create_segmenter(
     return model
 
 
+def _known(name: Any) -> str:
+    """A published name as it is; empty for a folder and for what may be a Hub id.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    names = list_segmenters()
+    if isinstance(name, str | os.PathLike) and str(name) and "\0" not in str(name):
+        if Path(name).is_dir():
+            return ""
+        if str(name) in names:
+            return str(name)
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+            return ""
+    # Whatever the case: timm writes the names in small letters with underscores.
+    spelled = {known.lower(): known for known in names}
+    close = [spelled[near] for near in difflib.get_close_matches(str(name).lower().replace("_", "-"), spelled, n=3)]
+    hint = (
+        f"did you mean {', '.join(close)}?" if close else f"pass a classifier's folder, or one of {', '.join(names)}."
+    )
+    raise ValueError(f"segmenter {shown(name)} is unknown; {hint}")
+
+
 def _check_head(head: Any) -> None:
-    if head not in HEADS:
-        spelled = {known.replace("_", ""): known for known in HEADS}
-        plain = str(head).lower().replace("_", "").replace("-", "")
-        close = [spelled[near] for near in difflib.get_close_matches(plain, spelled, n=2, cutoff=0.5)]
-        close += [known for known in HEADS if len(plain) > 2 and plain in spelled and known not in close]
-        hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(HEADS)}."
-        raise ValueError(f"head={shown(head)} is unknown; {hint}")
+    if isinstance(head, str) and head in HEADS:
+        return
+    spelled = {known.replace("_", ""): known for known in HEADS}
+    plain = str(head).lower().replace("_", "").replace("-", "")
+    close = [spelled[near] for near in difflib.get_close_matches(plain, spelled, n=2, cutoff=0.5)]
+    close += [known for near, known in spelled.items() if len(plain) > 2 and plain in near and known not in close]
+    hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(HEADS)}."
+    raise ValueError(f"head={shown(head)} is unknown; {hint}")
 
 
 def _classes(num_classes: Any, names: Any) -> dict[str, Any]:
@@ -132,20 +153,20 @@ def _trained(name: Any, overrides: dict[str, Any]) -> tuple[EMOv2Config, EMOv2Ba
     """
     try:
         stored = AutoConfig.from_pretrained(name)
-        if not isinstance(stored, EMOv2Config):
-            raise ValueError(f"it holds a model of the type {stored.model_type!r}")
     except (OSError, ValueError, RuntimeError) as error:
-        close = difflib.get_close_matches(str(name).replace("_", "-"), list_segmenters(), n=3)
-        meant = f"did you mean {', '.join(close)}?" if close else f"or one of {', '.join(list_segmenters())}."
         raise ValueError(
-            f"segmenter {shown(str(name))} does not load as a trained EMOv2 ({first_line(error)}); pass the folder or "
-            f"Hub id of a classifier; {meant}"
+            f"segmenter {shown(str(name))} does not load ({first_line(error)}); pass the folder or Hub id of a trained "
+            f"classifier, or one of {', '.join(list_segmenters())}."
         ) from error
+    if not isinstance(stored, EMOv2Config):
+        of_ours = isinstance(stored, SegmenterConfig)
+        remedy = "open it with AutoModelForSemanticSegmentation.from_pretrained" if of_ours else "pass a classifier's"
+        raise ValueError(f"segmenter {shown(str(name))} holds a model of the type {stored.model_type!r}; {remedy}.")
     said = {key: getattr(stored, key) for key in (*NETWORK_ARGUMENTS, "num_channels", "image_size")}
     for key, value in overrides.items():
         if key not in FREE and (list(value) if isinstance(value, tuple) else value) != said[key]:
             raise ValueError(
-                f"{key}={shown(value)} does not fit the weights of {name}, which are of {shown(said[key])}."
+                f"{key}={shown(value)} does not fit the weights of {name}, which has {shown(said[key])}; leave it out."
             )
     size = next((size for size in CLASSIFIERS if _shape(EMOv2Config.of(size)) == _shape(stored)), None)
     published = {"window_size": WINDOW_SIZES.get(str(size), WINDOW_SIZE), "clip_window": False}

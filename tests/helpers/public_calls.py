@@ -212,6 +212,20 @@ CALLS: dict[str, PublicCall] = {
         lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
         left={"output_hidden_states": "a switch of transformers'", "return_dict": "a switch of transformers'"},
     ),
+    "create_segmenter": PublicCall(_network("create_segmenter"), lambda: {"name": "EMOv2-1M", "head": "segformer"},
+                                   called={"name": "segmenter"}),
+    "list_segmenters": PublicCall(_network("list_segmenters"), dict),
+    "EMOv2SegmentationConfig": PublicCall(
+        _network("EMOv2SegmentationConfig"), lambda: {"backbone_config": _classifier_config()}
+    ),
+    "EMOv2ForSemanticSegmentation": PublicCall(
+        _network("EMOv2ForSemanticSegmentation"), lambda: {"config": _segmenter_config()}
+    ),
+    "EMOv2ForSemanticSegmentation.forward": PublicCall(
+        lambda: _network("EMOv2ForSemanticSegmentation")()(_segmenter_config()).eval().forward,
+        lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
+        left={"output_hidden_states": "a switch of transformers'", "return_dict": "a switch of transformers'"},
+    ),
     "I2RMB": PublicCall(_public("d_emo.models", "I2RMB"), lambda: {"dim": 16, "num_heads": 2}),
     "window_attention": PublicCall(
         _public("d_emo.kernels", "window_attention"),
@@ -271,6 +285,12 @@ def _classifier_config() -> Any:
     from d_emo import EMOv2Config
 
     return EMOv2Config(**CLASSIFIER, image_size=32, num_labels=3)
+
+
+def _segmenter_config() -> Any:
+    from d_emo import EMOv2SegmentationConfig
+
+    return EMOv2SegmentationConfig(_classifier_config(), head_channels=8, auxiliary_channels=8)
 
 
 def _moments() -> Any:
