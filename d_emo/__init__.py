@@ -38,8 +38,11 @@ if TYPE_CHECKING:
         FlowMatchODESolverScheduler,
         FlowMatchSDEHeunScheduler,
     )
+    from d_emo.segmentation.sliding import predict_in_windows
     from d_emo.segmentation.transformers_config import EMOv2SegmentationConfig
     from d_emo.segmentation.transformers_models import EMOv2ForSemanticSegmentation
+    from d_emo.segmentation.unet_config import UEMOv2Config
+    from d_emo.segmentation.unet_models import UEMOv2ForSemanticSegmentation
     from d_emo.segmentation.variants import create_segmenter, list_segmenters
     from d_emo.video.processing import make_video_processor
     from d_emo.video.reading import read_clip
@@ -64,6 +67,8 @@ __all__ = [
     "FlowMatchSDEHeunScheduler",
     "JiTTransformer2DModel",
     "LightningDiTTransformer2DModel",
+    "UEMOv2Config",
+    "UEMOv2ForSemanticSegmentation",
     "VEMOv2Config",
     "VEMOv2ForVideoClassification",
     "WeightAverage",
@@ -77,6 +82,7 @@ __all__ = [
     "list_video_classifiers",
     "make_image_processor",
     "make_video_processor",
+    "predict_in_windows",
     "read_clip",
 ]
 
@@ -96,6 +102,8 @@ _HOMES = {
     "FlowMatchSDEHeunScheduler": "d_emo.schedulers",
     "JiTTransformer2DModel": "d_emo.models",
     "LightningDiTTransformer2DModel": "d_emo.models",
+    "UEMOv2Config": "d_emo.segmentation.unet_config",
+    "UEMOv2ForSemanticSegmentation": "d_emo.segmentation.unet_models",
     "VEMOv2Config": "d_emo.video.transformers_models",
     "VEMOv2ForVideoClassification": "d_emo.video.transformers_models",
     "WeightAverage": "d_emo.common.averaging",
@@ -109,6 +117,7 @@ _HOMES = {
     "list_video_classifiers": "d_emo.video.sizes",
     "make_image_processor": "d_emo.classification.transformers_models",
     "make_video_processor": "d_emo.video.processing",
+    "predict_in_windows": "d_emo.segmentation.sliding",
     "read_clip": "d_emo.video.reading",
 }
 # Modules that are there as attributes without an import of their own.

@@ -322,7 +322,7 @@ class EMOv2(nn.Module):
 
         Args:
             stages: the stem and so many stages get no gradient, and work as in `eval()`; 0 for none of them.
-            statistics: the other stages' BatchNorms, too, normalise by their running statistics and keep them; scale and
+            statistics: the other stages' BatchNorms, too, normalise by running statistics and keep them; scale and
                 shift learn.
 
         Raises:

@@ -59,7 +59,8 @@ class PublishedMacs:
             one (which this package attends to once and doubles).
         norms: 2 a value of BatchNorm of any dimension (1 without weights), 5 of LayerNorm (4 without weights).
         resampling: 4 an output value of bilinear and 1 of nearest-neighbour upsampling, to the same size too, and 1 an
-            input value of adaptive average pooling. Means over a whole map by other operators count nothing.
+            input value of adaptive average pooling to more than one value. To one value PyTorch runs a mean, which
+            counts nothing; to count that, too, would change no published figure.
     """
 
     products: int
@@ -90,12 +91,13 @@ class _Watched(TorchFunctionMode):
             self.norms += output.numel() * (4 if named.get("weight") is None else 5)
         elif function is F.interpolate:
             self.resampling += output.numel() * _UPSAMPLING.get(named.get("mode", "nearest"), 0)
-        elif function in _POOLING:
+        elif function in _POOLING and output.numel() > output.shape[: -_POOLING[function]].numel():
             self.resampling += named["input"].numel()
         return output
 
 
-_POOLING = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+# Adaptive average pooling, and the dimensions that it goes over.
+_POOLING = {F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2, F.adaptive_avg_pool3d: 3}
 _UPSAMPLING = {"nearest": 1, "nearest-exact": 1, "bilinear": 4}
 _FIRST_ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias"),

@@ -58,6 +58,8 @@ def predict_in_windows(
     Raises:
         ValueError: a value out of range, images of another shape or type, or a model that gives no such logits.
     """
+    if not callable(model):
+        raise ValueError(f"model is a {type(model).__name__}; pass a segmenter, or a function that gives logits.")
     _check_images(pixel_values)
     window, stride = _pair(window), _pair(stride)
     batch, _, *sides = pixel_values.shape

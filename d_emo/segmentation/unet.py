@@ -20,7 +20,6 @@ from d_emo.classification.checks import check_pixels, refuse_single_values
 from d_emo.classification.emov2 import EMOBlock
 from d_emo.common.ranges import checked
 from d_emo.models.checkpointing import checkpoint_block
-from d_emo.models.i2rmb import SpanningWindowAttention
 from d_emo.segmentation.heads import ConvUnit
 from d_emo.segmentation.unet_ranges import UNET, pairs_fit
 
@@ -159,7 +158,7 @@ class UNet(nn.Module):
     @property
     def first_layer(self) -> nn.Module:
         """The convolution that takes the images."""
-        return self.encoder[0].blocks[0].conv
+        return next(layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
 
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, H, W) -> the decoder's outputs from coarse to fine, (B, C, H / s, W / s) for s = D, ..., 2, 1.
@@ -187,31 +186,30 @@ class UNet(nn.Module):
         if height % multiple or width % multiple:
             raise ValueError(
                 f"images of {height} x {width} have sides that are no multiples of {multiple}; resize or pad them, "
-                "or cut them into windows by d_emo.segmentation.predict_in_windows."
+                "or cut them into windows by d_emo.predict_in_windows."
             )
         refuse_single_values(self, pixels, multiple)
 
 
 @torch.no_grad()
 def initialize(module: nn.Module) -> None:
-    """Convolutions from Kaiming's normal distribution over their outputs, without bias; norms keep PyTorch's ones.
+    """Convolutions from Kaiming's normal distribution over their outputs; norms keep PyTorch's ones.
 
     The blocks' linear layers, which are 1x1 convolutions in the published code, start as those do.
     """
-    if isinstance(module, nn.Conv2d | nn.Linear):
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        module.weight.copy_(fresh_projections(module))
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, SpanningWindowAttention):  # after its layer
-        module.to_qkv.weight.copy_(fresh_projections(module))
 
 
-def fresh_projections(attention: SpanningWindowAttention) -> torch.Tensor:
-    """Initial weights of queries and keys, and of values, (2C + E, C): each part counts its own outputs.
+def fresh_projections(layer: nn.Linear) -> torch.Tensor:
+    """Initial weights of queries, keys and values, (2C + E, C), which are the only linear layers with a bias.
 
-    They are one layer here and two convolutions in the published code.
+    Queries and keys are one convolution in the published code and values another: each counts its own outputs.
     """
-    weight = torch.empty_like(attention.to_qkv.weight)
-    for part in weight.split((2 * attention.dim, attention.inner_dim)):
+    weight, dim = torch.empty_like(layer.weight), layer.in_features
+    for part in weight.split((2 * dim, layer.out_features - 2 * dim)):
         nn.init.kaiming_normal_(part, mode="fan_out", nonlinearity="relu")
     return weight

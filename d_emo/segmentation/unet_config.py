@@ -9,7 +9,6 @@ from typing import Any
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from d_emo.common.ranges import checked
-from d_emo.segmentation.ranges import IGNORED
 from d_emo.segmentation.transformers_config import SegmenterConfig
 from d_emo.segmentation.unet_ranges import UNET_SEGMENTER, image_divides, pairs_fit
 
@@ -24,10 +23,8 @@ class UEMOv2Config(SegmenterConfig):
         head_channels: of DeepLabv3's head, on the finest output.
         auxiliary: learn with a second head on the second finest output.
         auxiliary_channels: of that head.
-        dropout, auxiliary_weight, semantic_loss_ignore_index, loss_over_ignored: see `EMOv2SegmentationConfig`.
         image_size: side in pixels that the image processor resizes to; a multiple of 2^(depth - 1).
-        **more: transformers' own, `num_labels` and `id2label` among them; the latter may be a list of names, and
-            `label2id` follows from it. 2 classes as published: background and vessel.
+        **more: see `SegmenterConfig`. 2 classes as published: background and vessel.
 
     Raises:
         ValueError: a value out of range, heads that do not divide the channels, or names of classes that are no list.
@@ -51,15 +48,11 @@ class UEMOv2Config(SegmenterConfig):
         head_channels: int = 16,
         auxiliary: bool = True,
         auxiliary_channels: int = 64,
-        dropout: float = 0.1,
-        auxiliary_weight: float = 0.4,
-        semantic_loss_ignore_index: int = IGNORED,
-        loss_over_ignored: bool = False,
         image_size: int = 256,
         **more: Any,
     ):
         import_module("d_emo.segmentation.unet_models")  # see SegmenterConfig
-        super().__init__(dropout, auxiliary_weight, semantic_loss_ignore_index, loss_over_ignored, **more)
+        super().__init__(**more)
         self.block = block
         self.num_channels = num_channels
         self.base_channels = base_channels

@@ -5,6 +5,7 @@ Importing this module registers them, and the first `UEMOv2Config` imports it, s
 `import d_emo`. The network itself is plain PyTorch (`unet.py`).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,10 +20,8 @@ from transformers import initialization as init
 from transformers.image_utils import PILImageResampling
 
 from d_emo.classification.emov2 import EMOBlock
-from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from d_emo.models.i2rmb import SpanningWindowAttention
 from d_emo.segmentation.heads import AuxiliaryHead, DeepLabv3Head
-from d_emo.segmentation.transformers_config import check_overrides
+from d_emo.segmentation.transformers_config import SegmenterConfig, arguments_of, check_overrides
 from d_emo.segmentation.transformers_models import Prediction, SegmentationPreTrainedModel
 from d_emo.segmentation.unet import UNet, fresh_projections
 from d_emo.segmentation.unet_config import UEMOv2Config
@@ -61,11 +60,10 @@ class UEMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
             config.layer_scale,
         )
         *_, second, finest = self.backbone.channels
-        self.decode_head = DeepLabv3Head(finest, config.num_labels, config.head_channels, dropout=config.dropout)
+        classes, dropout = int(config.num_labels or 0), config.dropout
+        self.decode_head = DeepLabv3Head(finest, classes, config.head_channels, dropout=dropout)
         self.auxiliary_head = (
-            AuxiliaryHead(second, config.num_labels, config.auxiliary_channels, config.dropout)
-            if config.auxiliary
-            else None
+            AuxiliaryHead(second, classes, config.auxiliary_channels, dropout) if config.auxiliary else None
         )
         self.post_init()
 
@@ -83,20 +81,18 @@ class UEMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """For weights that no file had: see `unet.initialize`; the heads' are every segmenter's."""
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            init.copy_(module.weight, fresh_projections(module))
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, SpanningWindowAttention):  # after its layer
-            init.copy_(module.to_qkv.weight, fresh_projections(module))
-        elif isinstance(module, EMOBlock):
-            if module.layer_scale is not None:
-                init.constant_(module.layer_scale, self.config.layer_scale)
+        elif isinstance(module, EMOBlock) and module.layer_scale is not None:
+            init.constant_(module.layer_scale, self.config.layer_scale)
         else:
             super()._init_weights(module)
 
     def make_image_processor(self) -> SegformerImageProcessorPil:
-        """Resizes pictures to the configuration's side, 256; ImageNet's mean and deviation.
+        """Resizes pictures to the configuration's side, 256, and normalises them.
 
         The published run saw crops of 256 at full resolution: for pictures as they are, pass `do_resize=False` and use
         `predict_in_windows`.
@@ -104,16 +100,25 @@ class UEMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
         return SegformerImageProcessorPil(
             size={"height": self.config.image_size, "width": self.config.image_size},
             resample=PILImageResampling.BILINEAR,
-            image_mean=list(IMAGENET_MEAN),
-            image_std=list(IMAGENET_STD),
+            image_mean=list(self.config.image_mean),
+            image_std=list(self.config.image_std),
             do_convert_rgb=True,
         )
 
 
-def create_unet(name: str, num_classes: int, overrides: dict[str, Any]) -> UEMOv2ForSemanticSegmentation:
-    """A network of `UNETS` with fresh weights; see `create_segmenter`."""
-    check_overrides(name, overrides, UEMOv2Config)
-    return UEMOv2ForSemanticSegmentation(UEMOv2Config(num_labels=num_classes, **{**UNETS[name], **overrides}))
+def create_unet(name: str, classes: Mapping[str, Any], overrides: Mapping[str, Any]) -> UEMOv2ForSemanticSegmentation:
+    """A network of `UNETS` with fresh weights.
+
+    Args:
+        name: of `UNETS`.
+        classes: `num_labels` or `id2label`.
+        overrides: arguments of `UEMOv2Config`.
+
+    Raises:
+        ValueError: an unknown override, or a value out of range.
+    """
+    check_overrides(name, overrides, arguments_of(UEMOv2Config, SegmenterConfig))
+    return UEMOv2ForSemanticSegmentation(UEMOv2Config(**{**UNETS[name], **overrides, **classes}))
 
 
 # exist_ok: a reload makes new classes.

@@ -2,7 +2,6 @@
 
 from d_emo.common.block_ranges import CHANNELS, EXPANSION, KERNEL, MAX_PARAMETERS, SIDE, WINDOW, Values, undivided
 from d_emo.common.ranges import Flag, Maybe, OneOf, Real, Table, Whole
-from d_emo.segmentation.ranges import SEGMENTER
 
 # What a stage's pair is made of: blocks of EMOv2, or 3x3 units.
 PAIRS = ("i2rmb", "conv")
@@ -19,9 +18,8 @@ UNET: Table = {
     "kernel_size": KERNEL,
     "layer_scale": Maybe(Real(-1e3, 1e3)),
 }
-# The configuration's.
+# The configuration's, beside what those of all segmenters have.
 UNET_SEGMENTER: Table = {
-    **SEGMENTER,
     **UNET,
     "num_channels": UNET["in_channels"],
     "head_channels": CHANNELS,

@@ -10,6 +10,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from d_emo.segmentation.transformers_config import (
     check_overrides,
 )
 from d_emo.segmentation.transformers_models import EMOv2ForSemanticSegmentation, SegmentationPreTrainedModel
+from d_emo.segmentation.unet_models import UNETS, create_unet
 
 # Windows other than 10 tokens (config). Those of EMOv1-20M and EMOv2-50M were not published: 10, as the rest.
 WINDOW_SIZES = {"EMOv1-1M": 7, "EMOv1-2M": 7, "EMOv1-5M": 16}
@@ -39,8 +41,10 @@ FREE = ("window_size", "clip_window", "drop_path", "output_stride", "image_size"
 # What tells the published sizes apart.
 SHAPE = ("version", "depths", "widths")
 
-# Networks that are segmenters as a whole: name -> function of (num_classes, overrides), which checks both.
-WHOLE_NETWORKS: dict[str, Callable[[int, dict[str, Any]], SegmentationPreTrainedModel]] = {}
+# Networks that are segmenters as a whole: name -> function of (`num_labels` or `id2label`, overrides).
+WHOLE_NETWORKS: dict[str, Callable[[dict[str, Any], dict[str, Any]], SegmentationPreTrainedModel]] = {
+    name: partial(create_unet, name) for name in UNETS
+}
 
 
 def list_segmenters(pattern: str = "*") -> list[str]:
@@ -77,6 +81,15 @@ def create_segmenter(
         if head != "deeplabv3":
             raise ValueError(f"head={shown(head)} does not go with {known}, which is a whole network; leave it out.")
         return WHOLE_NETWORKS[known](num_classes, overrides)
+    if not isinstance(name, str | os.PathLike) or not str(name):
+        raise ValueError(
+            f"segmenter {shown(name)} is no name; pass one of {', '.join(list_segmenters())}, or a folder."
+        )
+    is_folder = Path(name).is_dir()
+    if name in WHOLE_NETWORKS and not is_folder:
+        if head not in ("deeplabv3", None):
+            raise ValueError(f"head={shown(head)} does not go with {name}, which is a whole network; leave it out.")
+        return WHOLE_NETWORKS[str(name)](_classes(num_classes, overrides.get("id2label")), overrides)
     _check_head(head)
     of_backbone = {*NETWORK_ARGUMENTS, "num_channels", "image_size"}
     own = arguments_of(EMOv2SegmentationConfig, SegmenterConfig) - {"backbone_config"}

@@ -64,10 +64,11 @@ class Video:
             import av
         except ImportError as error:
             raise ImportError("reading videos needs PyAV; pip install 'd-emo[video]'.") from error
-        self._errors = (av.error.FFmpegError, OSError, EOFError)
+        # PyAV's own, and what it stumbles over in damaged files.
+        self._errors = (av.error.FFmpegError, ArithmeticError, EOFError, LookupError, OSError, ValueError)
         self.name, opened = _opened(source)
         try:
-            self._container: Any = av.open(opened)
+            self._container: Any = av.open(opened, metadata_errors="replace")
         except self._errors as error:
             raise ValueError(f"{self.name} is no video that FFmpeg reads ({first_line(error)}).") from error
         try:
@@ -80,7 +81,9 @@ class Video:
         """Every frame's time and the keyframes', without decoding where the file tells them."""
         if not self._container.streams.video:
             raise ValueError(f"{self.name} holds no video stream; pass a video.")
-        self._stream = stream = self._container.streams.best("video")
+        self._stream = stream = self._container.streams.best("video") or self._container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError(f"{self.name} is in a codec that this FFmpeg does not know; convert it.")
         times, keyframes = [], []
         try:
             for packet in self._container.demux(stream):
@@ -88,17 +91,16 @@ class Video:
                     times.append(packet.pts)
                     if packet.is_keyframe:
                         keyframes.append(packet.pts)
-            if None in times:  # formats without times: by decoding
+            if None in times or not keyframes:  # formats without times: frames are counted by decoding them
                 self._rewind()
-                times = [frame.pts for frame in self._container.decode(stream)]
-                keyframes = []
+                times, keyframes = list(range(sum(1 for _ in self._container.decode(stream)))), []
         except self._errors as error:
             raise ValueError(f"{self.name} is damaged ({first_line(error)}).") from error
         if not times:
             raise ValueError(f"{self.name} holds no frame; the file is damaged or empty.")
-        untimed = None in times
-        self._times: list[int] = list(range(len(times))) if untimed else sorted(times)
-        self._keyframes = [] if untimed else sorted(keyframes)
+        # Where there are no keyframes, times are numbers.
+        self._times: list[int] = sorted(times)
+        self._keyframes: list[int] = sorted(keyframes)
         self.fps = float(stream.average_rate) if stream.average_rate else None
         self.duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
         self.height, self.width = stream.height, stream.width

@@ -299,8 +299,7 @@ def smallest_square(field: torch.Tensor, center: tuple[float, float], share: flo
 
     Args:
         field: (H, W), not negative.
-        center: row and column in pixels, of which 0 is the middle of the first; whole numbers give squares of odd sides,
-            halves of even ones.
+        center: row and column in pixels, 0 the middle of the first; whole numbers give odd sides, halves even ones.
         share: above 0, up to 1.
     """
     rows, columns = (torch.arange(n, dtype=torch.float64) - c for n, c in zip(field.shape, center, strict=True))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d_emo import create_segmenter
+import d_emo
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import CommandError, command
 from d_emo.models.flops import PublishedMacs, count_macs_as_published, count_parameters
@@ -106,7 +106,7 @@ def _segmenters(system: str, head: str, *published: tuple[float, float]) -> list
     """Table XI."""
 
     def build(size: str) -> Callable[[], nn.Module]:
-        return lambda: create_segmenter(f"EMOv2-{size}", head=head, num_classes=150)
+        return lambda: d_emo.create_segmenter(f"EMOv2-{size}", head=head, num_classes=150)
 
     return [
         Row(system, size, (512, 512), build(size), *figures) for size, figures in zip(SIZES, published, strict=True)
@@ -120,10 +120,8 @@ def _detectors(
 
     def build(size: str) -> Callable[[], nn.Module]:
         def make() -> nn.Module:
-            from d_emo import detection
-
             options = {"image_size": image[0]} if kind == "ssdlite" else {}
-            return _Heads(getattr(detection, kind)(f"EMOv2-{size}", num_classes=80, **options))
+            return _Heads(getattr(d_emo.detection, kind)(f"EMOv2-{size}", num_classes=80, **options))
 
         return make
 
@@ -135,10 +133,10 @@ def _unets() -> list[Row]:
     """Table XII."""
 
     def plain() -> nn.Module:
-        return create_segmenter("UNet-S5-D16", num_classes=2)
+        return d_emo.create_segmenter("UNet-S5-D16", num_classes=2)
 
     def windowed(window: int) -> Callable[[], nn.Module]:
-        return lambda: create_segmenter("U-EMOv2-5M", num_classes=2, window_size=window)
+        return lambda: d_emo.create_segmenter("U-EMOv2-5M", num_classes=2, window_size=window)
 
     crop = "The paper's multiply-adds are those at 512, though its caption says 256, the crop."
     auxiliary = "The paper's 29.0M hold the auxiliary head."
@@ -156,7 +154,7 @@ def _unets() -> list[Row]:
 
 def _video() -> nn.Module:
     """Table XIII."""
-    return create_video_classifier("V-EMOv2-5M", num_classes=400)
+    return d_emo.create_video_classifier("V-EMOv2-5M", num_classes=400)
 
 
 ROWS: tuple[Row, ...] = (
@@ -223,7 +221,7 @@ def table_row(row: Row, counted: Counted) -> str:
     """One line of the Markdown table."""
     macs = counted.macs
     numbers = (macs.products, macs.norms, macs.resampling, macs.total)
-    published = "-" if row.macs is None else f"{row.macs:g}"
+    published = "-" if row.macs is None else f"{row.macs:.{1 if row.macs < 100 else 0}f}"
     cells = [
         f"{row.system} {row.size}" if row.size not in row.system else row.system,
         row.input,

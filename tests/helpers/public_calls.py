@@ -126,6 +126,7 @@ def _public(module: str, name: str) -> Callable[[], Callable[..., Any]]:
 TINY = {"sample_size": 8, "in_channels": 4, "patch_size": 2, "hidden_size": 32, "num_layers": 1,
         "num_attention_heads": 2, "num_classes": 3}  # fmt: skip
 CLASSIFIER = {"depths": [1, 1, 1, 1], "widths": [8, 8, 16, 16], "head_dims": [8, 8, 8, 8]}
+UNET = {"base_channels": 4, "head_dim": 4}
 
 
 def _pipeline() -> Callable[..., Any]:
@@ -226,6 +227,20 @@ CALLS: dict[str, PublicCall] = {
         lambda: {"pixel_values": torch.zeros(1, 3, 32, 32)},
         left={"output_hidden_states": "a switch of transformers'", "return_dict": "a switch of transformers'"},
     ),
+    "UEMOv2Config": PublicCall(_network("UEMOv2Config"), lambda: dict(UNET)),
+    "UEMOv2ForSemanticSegmentation": PublicCall(
+        _network("UEMOv2ForSemanticSegmentation"), lambda: {"config": _unet_config()}
+    ),
+    "UEMOv2ForSemanticSegmentation.forward": PublicCall(
+        lambda: _network("UEMOv2ForSemanticSegmentation")()(_unet_config()).eval().forward,
+        lambda: {"pixel_values": torch.zeros(1, 3, 16, 16)},
+        left={"output_hidden_states": "a switch of transformers'", "return_dict": "a switch of transformers'"},
+    ),
+    "predict_in_windows": PublicCall(
+        _network("predict_in_windows"),
+        lambda: {"model": torch.nn.Conv2d(3, 2, 1), "pixel_values": torch.zeros(1, 3, 20, 16), "window": 16,
+                 "stride": 8},
+    ),
     "I2RMB": PublicCall(_public("d_emo.models", "I2RMB"), lambda: {"dim": 16, "num_heads": 2}),
     "window_attention": PublicCall(
         _public("d_emo.kernels", "window_attention"),
@@ -291,6 +306,12 @@ def _segmenter_config() -> Any:
     from d_emo import EMOv2SegmentationConfig
 
     return EMOv2SegmentationConfig(_classifier_config(), head_channels=8, auxiliary_channels=8)
+
+
+def _unet_config() -> Any:
+    from d_emo import UEMOv2Config
+
+    return UEMOv2Config(**UNET, num_labels=2)
 
 
 def _moments() -> Any:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d_emo.segmentation.sliding import predict_in_windows
+from d_emo import predict_in_windows
 
 
 def pixels(*shape: int) -> torch.Tensor:
@@ -132,6 +132,7 @@ def test_a_model_that_fails_is_in_its_own_mode_afterwards():
         ({"batch_size": 0}, "batch_size=0 is not a whole number from 1"),
         ({"pixel_values": pixels(3, 20, 20)}, r"shape \(3, 20, 20\), not \(B, C, H, W\); for one image"),
         ({"pixel_values": torch.zeros(1, 3, 20, 20, dtype=torch.uint8)}, "torch.uint8; pass normalised"),
+        ({"model": "segmenter"}, "model is a str; pass a segmenter"),
         ({"pixel_values": [1.0]}, "pixel_values is a list; pass a tensor"),
         ({"pixel_values": torch.zeros(0, 3, 20, 20)}, r"shape \(0, 3, 20, 20\)"),
         ({"model": lambda windows: windows.mean((2, 3))}, r"gave \(4, 3\) for 4 windows, not logits \(4, K, h, w\)"),
