@@ -80,16 +80,7 @@ def create_segmenter(
     if known in WHOLE_NETWORKS:
         if head != "deeplabv3":
             raise ValueError(f"head={shown(head)} does not go with {known}, which is a whole network; leave it out.")
-        return WHOLE_NETWORKS[known](num_classes, overrides)
-    if not isinstance(name, str | os.PathLike) or not str(name):
-        raise ValueError(
-            f"segmenter {shown(name)} is no name; pass one of {', '.join(list_segmenters())}, or a folder."
-        )
-    is_folder = Path(name).is_dir()
-    if name in WHOLE_NETWORKS and not is_folder:
-        if head not in ("deeplabv3", None):
-            raise ValueError(f"head={shown(head)} does not go with {name}, which is a whole network; leave it out.")
-        return WHOLE_NETWORKS[str(name)](_classes(num_classes, overrides.get("id2label")), overrides)
+        return WHOLE_NETWORKS[known](_classes(num_classes, overrides.get("id2label")), overrides)
     _check_head(head)
     of_backbone = {*NETWORK_ARGUMENTS, "num_channels", "image_size"}
     own = arguments_of(EMOv2SegmentationConfig, SegmenterConfig) - {"backbone_config"}
