@@ -66,9 +66,9 @@ class Video:
             raise ImportError("reading videos needs PyAV; pip install 'd-emo[video]'.") from error
         # PyAV's own, and what it stumbles over in damaged files.
         self._errors = (av.error.FFmpegError, ArithmeticError, EOFError, LookupError, OSError, ValueError)
-        self.name, opened = _opened(source)
+        self.name, self._source = _opened(source)
         try:
-            self._container: Any = av.open(opened, metadata_errors="replace")
+            self._container: Any = av.open(self._source, metadata_errors="replace")
         except self._errors as error:
             raise ValueError(f"{self.name} is no video that FFmpeg reads ({first_line(error)}).") from error
         try:
@@ -84,6 +84,9 @@ class Video:
         self._stream = stream = self._container.streams.best("video") or self._container.streams.video[0]
         if stream.codec_context is None:
             raise ValueError(f"{self.name} is in a codec that this FFmpeg does not know; convert it.")
+        self.fps = float(stream.average_rate) if stream.average_rate else None
+        self.duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
+        self.height, self.width = stream.height, stream.width
         times, keyframes = [], []
         try:
             for packet in self._container.demux(stream):
@@ -93,7 +96,7 @@ class Video:
                         keyframes.append(packet.pts)
             if None in times or not keyframes:  # formats without times: frames are counted by decoding them
                 self._rewind()
-                times, keyframes = list(range(sum(1 for _ in self._container.decode(stream)))), []
+                times, keyframes = list(range(sum(1 for _ in self._container.decode(self._stream)))), []
         except self._errors as error:
             raise ValueError(f"{self.name} is damaged ({first_line(error)}).") from error
         if not times:
@@ -101,9 +104,6 @@ class Video:
         # Where there are no keyframes, times are numbers.
         self._times: list[int] = sorted(times)
         self._keyframes: list[int] = sorted(keyframes)
-        self.fps = float(stream.average_rate) if stream.average_rate else None
-        self.duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
-        self.height, self.width = stream.height, stream.width
 
     def __len__(self) -> int:
         return len(self._times)
@@ -152,24 +152,35 @@ class Video:
         return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
     def _rewind(self) -> None:
-        self._container.seek(0)
+        """Begin again; some formats cannot be sought in, not even for their beginning."""
+        import av
+
+        index = self._stream.index  # gone with the container
+        self._container.close()
+        if isinstance(self._source, io.BytesIO):
+            self._source.seek(0)
+        self._container = av.open(self._source, metadata_errors="replace")
+        self._stream = self._container.streams[index]
 
     def _from_keyframe(self, time: int) -> Iterator[tuple[int, Any]]:
-        """Times and frames from a keyframe on."""
-        for start in (time, None):
-            if start is None or not self._keyframes:
-                self._rewind()
-            else:
-                self._container.seek(start, stream=self._stream, backward=True)
-            for number, frame in enumerate(self._container.decode(self._stream)):
-                current = frame.pts if self._keyframes else number
-                if current is None:
-                    continue
-                if number == 0 and start is not None and current > time:
-                    break  # a seek that came out too late: from the beginning
-                yield current, frame
-            else:
+        """Times and frames from a keyframe on; from the beginning where a seek comes out behind it, or at no frame."""
+        if self._keyframes:
+            self._container.seek(time, stream=self._stream, backward=True)
+            right = False
+            for frame in self._container.decode(self._stream):
+                if not right and (frame.pts is None or frame.pts > time):
+                    break
+                right = True
+                if frame.pts is not None:
+                    yield frame.pts, frame
+            if right:
                 return
+        self._rewind()
+        for number, frame in enumerate(self._container.decode(self._stream)):
+            if not self._keyframes:
+                yield number, frame
+            elif frame.pts is not None:
+                yield frame.pts, frame
 
 
 def _opened(source: Any) -> tuple[str, Any]:

@@ -28,6 +28,7 @@ def write_video(path, count=20, width=48, height=32, codec="mpeg4", gop=5, times
         stream = file.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = gop
+        stream.options = {"sc_threshold": "1000000000"}  # no keyframes but those
         if times is not None:
             from fractions import Fraction
 

@@ -21,10 +21,12 @@ def test_the_middle_of_each_part_is_taken():
     assert middles(2, 4) == [0, 0, 1, 1] and middles(3, 4) == [0, 1, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.mov", "a.ts", "a.webm", "a.m4v"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.mov", "a.ts", "a.webm", "a.h264", "a.mpg"])
 @pytest.mark.parametrize("gop", [1, 6])
 def test_these_frames_come_out_of_every_format(tmp_path, name, gop):
-    codec = {"a.webm": "libvpx-vp9", "a.ts": "mpeg2video"}.get(name, "mpeg4")
+    codec = {"a.webm": "libvpx-vp9", "a.ts": "mpeg2video", "a.mpg": "mpeg2video", "a.h264": "libx264"}.get(
+        name, "mpeg4"
+    )
     path = write_video(tmp_path / name, 20, gop=gop, codec=codec)
     clip = read_clip(path)
     assert clip.shape == (4, 3, 32, 48) and clip.dtype == torch.uint8
@@ -82,7 +84,7 @@ def test_odd_and_upright_sizes_keep_rows_and_columns(tmp_path, size):
     assert red > 200 and green < 60 and clip[0, :, height // 2 + 4 :].float().mean() < 20
 
 
-# What a player does to (x, y): to the right of a picture, clockwise by quarter turns. ISO 14496-12's matrix (a, b, c, d).
+# What a player does to (x, y): clockwise, by quarter turns: ISO 14496-12's matrix (a, b, c, d).
 TURNS = {0: (1, 0, 0, 1), 1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}
 
 

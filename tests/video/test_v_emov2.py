@@ -161,7 +161,7 @@ def test_checkpointing_changes_neither_gradients_nor_statistics():
         for stage in model.stages:
             stage.gradient_checkpointing = again
         model(clips()).square().sum().backward()
-        results.append([p.grad for p in model.parameters()] + [b for b in model.buffers()])
+        results.append([p.grad for p in model.parameters()] + list(model.buffers()))
     torch.testing.assert_close(*results)
 
 
