@@ -47,7 +47,8 @@ def _videos() -> list[str]:
     return list_video_classifiers()
 
 
-def _segmenter(name: str, _: int) -> Any:
+def _segmenter(name: str, side: int) -> Any:
+    """Of any size of image."""
     backbone, _, head = name.partition("/")
     return create_segmenter(backbone, head)
 
