@@ -78,6 +78,7 @@ def _load_configuration(_: ModuleType) -> None:
     """Import the configurations, which register themselves, and their models when they are first used."""
     for part in ("classification", "segmentation", "video"):
         importlib.import_module(f"d_emo.{part}.transformers_config")
+    importlib.import_module("d_emo.segmentation.unet_config")
 
 
 @contextmanager

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from d_emo.common.block_ranges import SIDE
+from d_emo.common.messages import shown
 from d_emo.common.ranges import Each, Real, Rule, Table, Whole, take
 
 # A box may reach so many pixels beyond its image: annotations are rounded.
@@ -31,6 +34,19 @@ OPTIONS: Table = {
     **dict.fromkeys(("max_size", "size_divisible"), SIDE),
 }
 SEVERAL = Each(SIDE, 1, 100)
+# None stands for the published one.
+MAY_BE_NONE: Table = {
+    "image_mean": Each(Real(), 1, 4096),
+    "image_std": Each(Real(0, positive=True), 1, 4096),
+    "fixed_size": Each(SIDE, 2, 2),
+    "bbox_reg_weights": Each(Real(0, positive=True), 4, 4),
+}
+OBJECTS = {
+    "anchor_generator": AnchorGenerator,
+    "rpn_anchor_generator": AnchorGenerator,
+    "head": nn.Module,
+    "proposal_matcher": Matcher,
+}
 
 
 def check_options(name: str, kind: type[nn.Module], options: dict[str, Any], ours: Collection[str]) -> dict[str, Any]:
@@ -43,7 +59,7 @@ def check_options(name: str, kind: type[nn.Module], options: dict[str, Any], our
         ours: of torchvision's, those that the function sets itself.
 
     Returns:
-        The options, numbers as Python's own.
+        The options without those that are None for the published one; numbers are Python's own.
 
     Raises:
         ValueError: it has no such option, or a number is out of range.
@@ -55,8 +71,13 @@ def check_options(name: str, kind: type[nn.Module], options: dict[str, Any], our
             close = difflib.get_close_matches(option, sorted(known), n=3)
             meant = f"; did you mean {', '.join(close)}?" if close else f"; it has {', '.join(sorted(known))}."
             raise ValueError(f"{name} has no option {option}{meant}")
+    nothing = {option for option in options if options[option] is None and option in (*MAY_BE_NONE, *OBJECTS)}
+    options = {option: value for option, value in options.items() if option not in nothing}
+    for option, wanted in OBJECTS.items():
+        if option in options and not isinstance(options[option], wanted):
+            raise ValueError(f"{name}: {option}={shown(options[option])} is no {wanted.__name__}.")
     sides: Rule = SEVERAL if isinstance(options.get("min_size"), list | tuple) else SIDE
-    return take(name, options, {**OPTIONS, "min_size": sides})
+    return take(name, options, {**OPTIONS, **MAY_BE_NONE, "min_size": sides})
 
 
 def check_scene(images: Any, channels: int, transform: GeneralizedRCNNTransform) -> None:

@@ -1,10 +1,10 @@
 """The detectors of the paper's tables VIII to X: SSDLite, RetinaNet and Mask R-CNN.
 
 Sources: the authors' configurations and logs (github:zhangzjn/EMOv2 at 582a96f) and mmdet 3.3.0, in which the runs were
-made. Networks, boxes and test settings are theirs; matching, sampling and the rest are torchvision's. Differences that
-are left: RetinaNet's losses are means over images of means over an image's boxes (mmdet: over the batch's boxes at
-once); an anchor of Mask R-CNN's proposals that is an object's best match learns the object however little they overlap
-(mmdet: from an IoU of 0.3 on); SSDLite keeps 1000 candidates a class before suppression (mmdet: a map).
+made. Networks, boxes, losses and test settings are theirs; matching, sampling and the rest are torchvision's.
+Differences that are left: an anchor of Mask R-CNN's proposals that is an object's best match learns the object however
+little they overlap (mmdet: from an IoU of 0.3 on); SSDLite keeps 1000 candidates a class before suppression (mmdet: a
+map).
 """
 
 import os
@@ -106,7 +106,23 @@ class _Float32Outputs:
 
 
 class _RetinaNetHead(_Float32Outputs, RetinaNetHead):
-    pass
+    def compute_loss(
+        self,
+        targets: list[dict[str, torch.Tensor]],
+        head_outputs: dict[str, torch.Tensor],
+        anchors: list[torch.Tensor],
+        matched_idxs: list[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Sums over all images, over the number of anchors on objects (torchvision: each image's mean, averaged)."""
+        counts = torch.stack([(matched >= 0).sum().clamp(min=1) for matched in matched_idxs])
+        shares = counts / counts.sum()
+        losses = dict.fromkeys(("classification", "bbox_regression"), shares.new_zeros(()))
+        for number, share in enumerate(shares):
+            one = slice(number, number + 1)
+            outputs = {name: values[one] for name, values in head_outputs.items()}
+            of_image = super().compute_loss(targets[one], outputs, anchors[one], matched_idxs[one])
+            losses = {name: total + share * of_image[name] for name, total in losses.items()}
+        return losses
 
 
 class _SSDLiteHead(_Float32Outputs, SSDLiteHead):
@@ -160,7 +176,7 @@ def retinanet(
     body = PyramidBackbone(inner, CoarserLevels(inner.channels[-1], PYRAMID_CHANNELS), 2)
     anchors = options.setdefault("anchor_generator", LevelAnchors(body.strides, RETINANET_SCALES))
     defaults: dict[str, Any] = {"detections_per_img": 100, **normalization(backbone, inner.config.num_channels)}
-    if options.get("head") is None:
+    if "head" not in options:
         defaults["head"] = _RetinaNetHead(PYRAMID_CHANNELS, anchors.num_anchors_per_location()[0], num_classes)
     _freeze(inner, backbone, frozen_stages, fixed_statistics, published_stages=1)
     return _told(_RetinaNet(body, num_classes, **defaults | options), num_classes, inner)
@@ -253,5 +269,10 @@ def _freeze(
 
 def _told(detector: Any, num_classes: int, backbone: EMOv2Backbone) -> Any:
     """The detector, which knows from now on what to refuse."""
+    for name in ("image_mean", "image_std"):
+        if len(values := getattr(detector.transform, name)) != backbone.config.num_channels:
+            raise ValueError(
+                f"{name}={values} is not of {backbone.config.num_channels} channels, as the backbone's are."
+            )
     detector.label_count, detector.image_channels = num_classes, backbone.config.num_channels
     return detector

@@ -110,8 +110,7 @@ def run(options: argparse.Namespace) -> None:
     with Progress(len(indices) * len(networks), "image") as progress:
         for network in networks:
             if source is None:
-                generator = torch.Generator().manual_seed(options.seed)
-                images = [torch.randn(3, options.image_size, options.image_size, generator=generator) for _ in indices]
+                images = noise(len(indices), options.image_size, options.seed)
             else:
                 images = prepared(network, source, indices, options.image_size)
             fields.append(look(network, images, options.stride, progress))
@@ -133,7 +132,7 @@ def open_network(name: str, image_size: int) -> Network:
         ValueError: there is none of that name, or none with maps.
     """
     if name in list_classifiers():
-        model = create_classifier(name, image_size)
+        model: Any = create_classifier(name, image_size)
         return Network(name, open_branches(model), _emov2_maps(_ready(model)))
     if name.startswith(TIMM):
         model = _timm_network(name, image_size)
@@ -224,7 +223,13 @@ def _hidden_maps(model: Any) -> Maps:
     return maps
 
 
-def prepared(network: Network, source: Any, indices: list[int], image_size: int) -> PreparedImages:
+def noise(count: int, side: int, seed: int) -> Any:
+    """Images of normally distributed numbers, (3, side, side) each."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(3, side, side, generator=generator) for _ in range(count)]
+
+
+def prepared(network: Network, source: Any, indices: list[int], image_size: int) -> Any:
     """The images as the network's own images were normalised, cut to one size."""
     processor = make_image_processor(image_size)
     if network.mean and network.std:
@@ -291,7 +296,7 @@ def contributions(network: Network, pixels: torch.Tensor, stride: int | None) ->
     chosen = [map_ for map_, its in zip(maps, strides, strict=True) if stride in (None, its)][-1]  # (B, C, h, w)
     height, width = chosen.shape[2:]
     (gradient,) = torch.autograd.grad(chosen[:, :, height // 2, width // 2].sum(), pixels)
-    return gradient.abs().sum((0, 1)).double().cpu(), (height, width)
+    return gradient.abs().sum((0, 1)).cpu().double(), (height, width)
 
 
 def smallest_square(field: torch.Tensor, center: tuple[float, float], share: float) -> int:

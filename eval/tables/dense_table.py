@@ -27,7 +27,7 @@ from d_emo.models.flops import PublishedMacs, count_macs_as_published, count_par
 
 SIZES = ("1M", "2M", "5M", "20M")
 PROPOSALS, MASKED = 1000, 100  # that Mask R-CNN's box and mask heads see where the paper counts
-AVERAGED = "Multiply-adds are published as the mean over 100 images of COCO of other sizes; this size is not compared."
+AVERAGED = "The paper's multiply-adds are means over 100 images of COCO of other sizes, and not compared."
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Row:
 
     Attributes:
         system: what it is, for people.
-        size: of the backbone.
+        size: of the backbone; empty for networks that are no backbone under a head.
         image: height and width, or frames, height and width.
         build: makes the model.
         parameters: millions as published; None where the paper has no such row.
@@ -57,7 +57,12 @@ class Row:
     @property
     def name(self) -> str:
         """What --only matches."""
-        return f"{self.system} {self.size} {self.input}"
+        return f"{self.label} {self.input}"
+
+    @property
+    def label(self) -> str:
+        """System and size, for people."""
+        return f"{self.system} {self.size}".strip()
 
     @property
     def input(self) -> str:
@@ -143,12 +148,12 @@ def _unets() -> list[Row]:
     wider = "The paper's multiply-adds are those of windows of 8."
     small, large = (256, 256), (512, 512)
     return [
-        Row("UNet-S5-D16", "5M", small, plain, 29.0, None, with_auxiliary=True, remark=f"{auxiliary} {crop}"),
-        Row("UNet-S5-D16", "5M", large, plain, 29.0, 204, with_auxiliary=True, remark=auxiliary),
-        Row("U-EMOv2-5M window 8", "5M", small, windowed(8), 21.3, None, remark=crop),
-        Row("U-EMOv2-5M window 8", "5M", large, windowed(8), 21.3, 228),
-        Row("U-EMOv2-5M window 10", "5M", small, windowed(10), 21.3, None, remark=wider),
-        Row("U-EMOv2-5M window 10", "5M", large, windowed(10), 21.3, None, remark=wider),
+        Row("UNet-S5-D16", "", small, plain, 29.0, None, with_auxiliary=True, remark=f"{auxiliary} {crop}"),
+        Row("UNet-S5-D16", "", large, plain, 29.0, 204, with_auxiliary=True, remark=auxiliary),
+        Row("U-EMOv2-5M window 8", "", small, windowed(8), 21.3, None, remark=crop),
+        Row("U-EMOv2-5M window 8", "", large, windowed(8), 21.3, 228),
+        Row("U-EMOv2-5M window 10", "", small, windowed(10), 21.3, None, remark=wider),
+        Row("U-EMOv2-5M window 10", "", large, windowed(10), 21.3, None, remark=wider),
     ]
 
 
@@ -171,7 +176,7 @@ ROWS: tuple[Row, ...] = (
         "Mask R-CNN", "mask_rcnn", (800, 1280), (21.2, 165), (22.1, 170), (24.8, 181), (39.8, 244), remark=AVERAGED
     ),
     *_unets(),
-    Row("V-EMOv2-5M", "5M", (4, 160, 160), _video, 5.9, 1.3),
+    Row("V-EMOv2-5M", "", (4, 160, 160), _video, 5.9, 1.3),
 )
 
 
@@ -223,7 +228,7 @@ def table_row(row: Row, counted: Counted) -> str:
     numbers = (macs.products, macs.norms, macs.resampling, macs.total)
     published = "-" if row.macs is None else f"{row.macs:.{1 if row.macs < 100 else 0}f}"
     cells = [
-        f"{row.system} {row.size}" if row.size not in row.system else row.system,
+        row.label,
         row.input,
         f"{counted.parameters:,}",
         f"{counted.without_auxiliary:,}",
@@ -252,7 +257,9 @@ def chosen_rows(patterns: Sequence[str]) -> list[Row]:
 def main(arguments: list[str]) -> None:
     """Print the table."""
     parser = CommandParser("dense_table", __doc__)
-    parser.add_argument("--only", nargs="+", default=["*"], help="Shell patterns of rows, SYSTEM SIZE INPUT.")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], help="Shell patterns of rows, such as 'SegFormer 5M 512x512'."
+    )
     rows = chosen_rows(parser.parse_args(arguments).only)
     print(HEADER)
     wrong = []

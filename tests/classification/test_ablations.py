@@ -18,6 +18,7 @@ UNDERDETERMINED = {
     "depths 2, 2, 12, 3",
     "depths 2, 2, 8, 2, widths 48, 72, 224, 288",
     "EMOv1-5M, attention and convolution in parallel",
+    "DeiT-Tiny with i2RMB",
 }
 
 

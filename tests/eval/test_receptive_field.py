@@ -1,13 +1,24 @@
 """Effective receptive fields: exact on convolutions, and the command on every kind of network."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
+from helpers.classifiers import TINY_NETWORK
 from helpers.made import write_classifier, write_pictures
 from torch import nn
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
+from d_emo import EMOv2Config, EMOv2ForImageClassification, make_image_processor
 from d_emo.common.output import Progress
 from d_emo.eval import receptive_field
 from d_emo.eval.classification.receptive_fields import SHARES, Field, Network, look, open_branches, smallest_square
@@ -138,3 +149,37 @@ def test_mistakes_end_in_one_line(arguments, message, capsys, offline, monkeypat
         receptive_field.main(arguments)
     line = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err.strip()
     assert message in line and "\n" not in line
+
+
+def saved_by_timm(folder):
+    labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    config = TimmWrapperConfig(architecture="test_resnet", **labels)
+    TimmWrapperForImageClassification(config).save_pretrained(folder)
+    make_image_processor(32).save_pretrained(folder)
+
+
+def saved_by_transformers(folder):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    ResNetForImageClassification(ResNetConfig(**sizes)).save_pretrained(folder)
+    make_image_processor(32).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("save", [saved_by_timm, saved_by_transformers])
+def test_trained_classifiers_of_others_are_looked_at(save, tmp_path, capsys):
+    save(tmp_path / "theirs")
+    receptive_field.main(["--models", str(tmp_path / "theirs"), "--image-size", "64", "--num-images", "1"])
+    assert f"| {tmp_path / 'theirs'} | trained | " in capsys.readouterr().out
+
+
+def test_networks_without_maps_or_colours_are_refused_in_one_line(tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=32)).save_pretrained(tmp_path / "vit")
+    grey = EMOv2ForImageClassification(EMOv2Config(**json.loads(TINY_NETWORK), image_size=32, num_channels=1))
+    grey.save_pretrained(tmp_path / "grey")
+    for name in ("vit", "grey"):
+        make_image_processor(32).save_pretrained(tmp_path / name)
+    refused = {"vit": "has no maps; its maps have the strides: none.", "grey": "takes images of 1 channel"}
+    for name, message in refused.items():
+        with pytest.raises(SystemExit) as stop:
+            receptive_field.main(["--models", str(tmp_path / name), "--image-size", "32", "--num-images", "1"])
+        assert message in str(stop.value.code) and "\n" not in str(stop.value.code)

@@ -247,3 +247,23 @@ def test_options_that_do_not_fit_are_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message) as raised:
         create_segmenter("U-EMOv2-5M", **{"num_classes": 2, **options})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_export_takes_it(name):
+    model, image = small(name), pixels(2, 3, 32, 48)
+    program = torch.export.export(model, (image,))
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(image).logits, model(image).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_on_several_devices_give_the_same(name, tmp_path):
+    model, image = small(name), pixels(1, 3, 32, 32)
+    model.save_pretrained(tmp_path)
+    places = {"backbone": "cpu", "auxiliary_head": "cpu", "decode_head": "disk"}
+    split = UEMOv2ForSemanticSegmentation.from_pretrained(
+        tmp_path, device_map=places, offload_folder=tmp_path / "offloaded"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(split(image).logits, model(image).logits, atol=1e-5, rtol=1e-5)
