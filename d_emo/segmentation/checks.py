@@ -1,5 +1,6 @@
 """What segmenters refuse: labels that they cannot learn from, and batches too small for BatchNorm, in one line each."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,3 +73,14 @@ def check_ignored(classes: int, ignored: int) -> None:
         raise ValueError(
             f"semantic_loss_ignore_index={ignored} is one of the {classes} classes; choose another, such as -100."
         )
+
+
+def check_normalization(mean: Sequence[float], deviation: Sequence[float], channels: int) -> None:
+    """Refuse a mean or deviation that the image processor could not use; only images of three channels have one.
+
+    Raises:
+        ValueError: another number of values than channels.
+    """
+    for name, values in (("image_mean", mean), ("image_std", deviation)):
+        if channels == 3 and len(values) != channels:
+            raise ValueError(f"{name}={list(values)} has {len(values)} values; pass one for each of the 3 channels.")

@@ -110,6 +110,8 @@ class EMOv2SegmentationConfig(SegmenterConfig):
         self.head = head
         self.head_channels = head_channels or HEAD_CHANNELS[head]
         self.auxiliary = head in WITH_AUXILIARY if auxiliary is None else auxiliary
+        if self.auxiliary and len(self.backbone_config.widths) < 2:
+            raise ValueError("auxiliary=True needs a backbone of two stages or more; pass auxiliary=False.")
         self.auxiliary_channels = auxiliary_channels
         self.pyramid_channels = pyramid_channels
         super().__init__(**more)

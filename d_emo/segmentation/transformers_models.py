@@ -31,7 +31,7 @@ from d_emo.classification.checks import check_pixels
 from d_emo.classification.loading import StrictLoading
 from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_models import EMOv2Backbone, EMOv2Config
-from d_emo.segmentation.checks import check_ignored, check_labels
+from d_emo.segmentation.checks import check_ignored, check_labels, check_normalization
 from d_emo.segmentation.heads import (
     AuxiliaryHead,
     Classifier,
@@ -74,12 +74,15 @@ class SegmentationPreTrainedModel(StrictLoading, PreTrainedModel):
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     task_weights = re.compile(r"(decode_head|auxiliary_head)\.classifier\.")
+    # `from_pretrained(folder, auxiliary=False)`, for inference.
+    _keys_to_ignore_on_load_unexpected = [r"auxiliary_head\..*"]
     # The loss is a mean over the batch: transformers' Trainer divides it by the number of accumulated batches.
     accepts_loss_kwargs = False
 
     def __init__(self, config: Any):
         super().__init__(config)
         check_ignored(config.num_labels, config.semantic_loss_ignore_index)
+        check_normalization(config.image_mean, config.image_std, config.num_channels)
 
     def predict(self, pixel_values: torch.Tensor) -> Prediction:
         """(B, C, H, W), normalised and checked -> logits, and in training the auxiliary head's."""
@@ -137,7 +140,7 @@ class SegmentationPreTrainedModel(StrictLoading, PreTrainedModel):
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy at the labels' size; a mean over those with a label, or over all pixels."""
         resized = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        ignored = self.config.semantic_loss_ignore_index
+        ignored, labels = self.config.semantic_loss_ignore_index, labels.to(logits.device)
         total = F.cross_entropy(resized, labels.long(), ignore_index=ignored, reduction="sum")
         if self.config.loss_over_ignored:
             return total / labels.numel()
@@ -207,7 +210,11 @@ class EMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
 
     config_class = EMOv2SegmentationConfig
     base_model_prefix = "backbone"
-    _no_split_modules = [*EMOv2Backbone._no_split_modules, "ConvUnit"]
+    # A head's branches meet in one tensor, on one device.
+    _no_split_modules = [
+        *EMOv2Backbone._no_split_modules, "DeepLabv3Head", "PSPHead", "SegformerHead", "SemanticFPNHead",
+        "AuxiliaryHead", "FeaturePyramidNetwork",
+    ]  # fmt: skip
 
     def __init__(self, config: EMOv2SegmentationConfig):
         super().__init__(config)

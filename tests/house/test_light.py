@@ -109,6 +109,10 @@ def test_both_libraries_find_the_classes(order, pipeline_folder, classifier_fold
         "assert not hasattr(diffusers, 'colour')\n"
         "assert type(model) is d_emo.EMOv2ForImageClassification and type(config) is d_emo.EMOv2Config\n"
         "assert type(AutoBackbone.from_config(config)) is d_emo.EMOv2Backbone\n"
+        "import torch; from transformers import AutoModelForSemanticSegmentation\n"
+        "with torch.device('meta'):\n"
+        "    config = AutoConfig.for_model('emov2_segmentation', head='pspnet')\n"
+        "    assert type(AutoModelForSemanticSegmentation.from_config(config)) is d_emo.EMOv2ForSemanticSegmentation\n"
         "answer = task('image-classification', model=sys.argv[3])(PIL.Image.new('RGB', (70, 64)))\n"
         "assert len(answer) == 3, answer\n"
     )

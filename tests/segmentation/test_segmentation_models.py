@@ -309,6 +309,38 @@ def test_other_classes_get_new_classifiers_that_are_named(tmp_path):
         torch.testing.assert_close(other.get_submodule(part).state_dict(), model.get_submodule(part).state_dict())
 
 
+def test_the_auxiliary_head_may_be_left_out_of_what_is_loaded(tmp_path):
+    model = segmenter()
+    model.save_pretrained(tmp_path)
+    small = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, auxiliary=False)
+    assert small.auxiliary_head is None
+    with torch.no_grad():
+        torch.testing.assert_close(small(pixels()).logits, model(pixels()).logits)
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(ValueError, match=r"missing in the file: auxiliary_head"):
+        AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "small", auxiliary=True)
+
+
+def test_the_pipeline_takes_greys_and_slivers(tmp_path):
+    segmenter("segformer").save_pretrained(tmp_path)
+    task = pipeline("image-segmentation", model=str(tmp_path))
+    for given in (picture().convert("L"), picture().convert("RGBA"), picture(1, 1), picture(900, 2)):
+        assert task(given)[0]["mask"].size == given.size
+
+
+@pytest.mark.parametrize("stages", [1, 2, 5])
+def test_backbones_of_other_depths_are_taken(stages):
+    backbone = {"depths": [1] * stages, "attending_stages": [], "norms": ["batch"] * stages, "widths": [8] * stages,
+                "activations": ["silu"] * stages, "head_dims": [8] * stages, "kernel_sizes": [3] * stages,
+                "expansions": [2.0] * stages}  # fmt: skip
+    for head in ("segformer", "semantic_fpn"):
+        assert segmenter(head, backbone)(pixels()).logits.shape == (2, 3, 16, 16)
+    if stages == 1:
+        with pytest.raises(ValueError, match=r"auxiliary=True needs a backbone of two stages or more"):
+            segmenter("pspnet", backbone)
+    assert segmenter("pspnet", backbone, auxiliary=False)(pixels()).logits.shape[-1] == 64 // 2 ** (1 + min(stages, 4))
+
+
 def test_a_classifiers_folder_is_for_create_segmenter(tmp_path):
     EMOv2ForImageClassification(EMOv2Config(**TINY)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds no decode head; put one on it: create_segmenter\('"):

@@ -1,10 +1,13 @@
 """Segmenters by name: the published counts, trained classifiers under heads, and what is refused."""
 
 import itertools
+import re
 
+import PIL.Image
 import pytest
 import torch
 from helpers.models import randomize
+from helpers.paths import ROOT
 from helpers.segmenters import HEADS, TINY, pixels
 from transformers import BitImageProcessor
 
@@ -112,6 +115,17 @@ def test_drop_path_is_the_published():
     assert {name: on_meta(name).backbone.config.drop_path for name in published} == published
 
 
+def test_the_documents_example_runs(tmp_path, monkeypatch):
+    document = (ROOT / "docs" / "dense.md").read_text()
+    code = re.search(r"## Segmentation\n\n```python\n(.*?)```", document, flags=re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    PIL.Image.new("RGB", (64, 48), (90, 120, 150)).save("photo.jpg")
+    found = {}
+    exec(code, found)
+    assert {entry["label"] for entry in found["masks"]} <= {"sky", "sea", "sand"}
+    assert found["masks"][0]["mask"].size == (64, 48)
+
+
 # ---- choices ---------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +171,7 @@ def test_overrides_reach_backbone_head_and_classes():
         (("EMOv2-1M",), {"head_channels": 0}, r"head_channels=0 is not None or a whole number"),
         (("EMOv2-1M",), {"window_size": 0}, r"window_size=0 is not a whole number from 1"),
         (("EMOv2-1M",), {"auxiliary": "no"}, r"auxiliary='no' is not None or True or False"),
+        (("EMOv2-1M",), {"image_mean": [0.5]}, r"image_mean=\[0.5\] has 1 values; pass one for each of the 3 channels"),
         (("EMOv2-1M",), {"image_std": [0.0]}, r"image_std=\[0.0\] is not None or a list"),
     ],
 )  # fmt: skip
