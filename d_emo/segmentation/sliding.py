@@ -45,8 +45,9 @@ def predict_in_windows(
     predicted there is cut off. Logits on a coarser grid are resized to their window bilinearly before they are added.
 
     Args:
-        model: a segmenter, or anything that gives logits (N, K, h, w), or an output with such `logits`, for windows
-            (N, C, window, window). A module runs in eval mode, and is in the mode it was in afterwards.
+        model: a segmenter, or anything that gives logits (N, K, h, w), an output with such `logits`, or a tuple that
+            begins with them, for windows (N, C, window, window). A module runs in eval mode, and is in the mode it was
+            in afterwards.
         pixel_values: (B, C, H, W), normalised, of any H and W.
         window: side in pixels, or (height, width).
         stride: pixels from a window to the next, or (down, right); at most the window.
@@ -106,7 +107,7 @@ def _check_images(pixels: Any) -> None:
 
 
 def _logits(output: Any, windows: int) -> torch.Tensor:
-    logits = getattr(output, "logits", output)
+    logits = output[0] if isinstance(output, tuple) and output else getattr(output, "logits", output)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 4 or len(logits) != windows:
         given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
         raise ValueError(

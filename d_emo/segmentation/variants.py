@@ -71,6 +71,7 @@ def create_segmenter(
         **overrides: arguments of `EMOv2SegmentationConfig` (`auxiliary=False`, `head_channels`, `dropout`, `id2label`,
             which says itself how many classes there are) and of its `EMOv2Config` (`window_size`, `drop_path`,
             `num_channels`). Windows are 10 tokens a side unless given (EMOv1-1M and 2M: 7, EMOv1-5M: 16).
+            Whole networks take those of `UEMOv2Config`.
 
     Raises:
         ValueError: an unknown name, head or override, with the nearest known one; a folder of another model; or a

@@ -113,6 +113,8 @@ def test_both_libraries_find_the_classes(order, pipeline_folder, classifier_fold
         "with torch.device('meta'):\n"
         "    config = AutoConfig.for_model('emov2_segmentation', head='pspnet')\n"
         "    assert type(AutoModelForSemanticSegmentation.from_config(config)) is d_emo.EMOv2ForSemanticSegmentation\n"
+        "    config = AutoConfig.for_model('u_emov2')\n"
+        "    assert type(AutoModelForSemanticSegmentation.from_config(config)) is d_emo.UEMOv2ForSemanticSegmentation\n"
         "answer = task('image-classification', model=sys.argv[3])(PIL.Image.new('RGB', (70, 64)))\n"
         "assert len(answer) == 3, answer\n"
     )

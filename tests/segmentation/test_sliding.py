@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.segmenters import segmenter
 from torch import nn
 
 from d_emo import predict_in_windows
@@ -95,6 +96,20 @@ def test_coarse_logits_are_resized_to_their_window_before_they_are_averaged():
 
     output = predict_in_windows(lambda windows: SimpleNamespace(logits=coarse(windows)), images, 16, 8)
     torch.testing.assert_close(output, naive(fine, images, (16, 16), (8, 8)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head", ["segformer", "pspnet"])  # strides of 4 and 32
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_segmenters_on_a_backbone_are_taken(head, return_dict):
+    model, images = segmenter(head, return_dict=return_dict), pixels(1, 3, 90, 70)
+
+    def fine(windows):
+        logits = model(windows, return_dict=True).logits
+        return F.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)
+
+    expected = naive(fine, images, (64, 64), (40, 40))
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(predict_in_windows(model, images, 64, 40), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision_is_averaged_in_float32():

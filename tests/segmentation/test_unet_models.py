@@ -1,11 +1,13 @@
 """U-EMOv2 and the plain UNet as segmenters: by name, in transformers' classes, in training, on images of any size."""
 
 import json
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.models import randomize
+from helpers.paths import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
@@ -164,6 +166,18 @@ def test_a_plain_unets_weights_do_not_become_half_a_u_emov2(tmp_path):
         UEMOv2ForSemanticSegmentation.from_pretrained(tmp_path, config=UEMOv2Config(num_labels=2, **SMALL))
 
 
+@torch.no_grad()
+def test_a_folder_loads_without_the_auxiliary_head_and_with_other_windows(tmp_path):
+    model, image = small(), pixels(1, 3, 64, 64)
+    model.save_pretrained(tmp_path)
+    lean = UEMOv2ForSemanticSegmentation.from_pretrained(tmp_path, auxiliary=False)
+    assert lean.auxiliary_head is None
+    torch.testing.assert_close(lean(image).logits, model(image).logits, atol=0, rtol=0)
+    other = UEMOv2ForSemanticSegmentation.from_pretrained(tmp_path, window_size=10)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), atol=0, rtol=0)
+    assert (other(image).logits - model(image).logits).abs().max() > 1e-4
+
+
 def test_another_number_of_classes_makes_new_classifiers_alone(tmp_path):
     model = small()
     model.save_pretrained(tmp_path)
@@ -249,9 +263,19 @@ def test_options_that_do_not_fit_are_refused_in_one_line(options, message):
     assert "\n" not in str(raised.value)
 
 
+def test_the_documents_example_of_windows_runs(tmp_path, monkeypatch):
+    document = (ROOT / "docs" / "dense.md").read_text()
+    code = re.search(r"## U-EMOv2\n\n```python\n(.*?)```", document, flags=re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((270, 80), 80).convert("RGB").save("fundus.jpg")
+    found = {}
+    exec(code.replace('"U-EMOv2-5M", ', '"U-EMOv2-5M", base_channels=4, head_dim=4, '), found)
+    assert found["vessels"].shape == (1, 80, 270) and found["model"].config.base_channels == 4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_export_takes_it(name):
-    model, image = small(name), pixels(2, 3, 32, 48)
+    model, image = small(name, depth=2), pixels(2, 3, 32, 48)
     program = torch.export.export(model, (image,))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(image).logits, model(image).logits, atol=1e-5, rtol=1e-5)
