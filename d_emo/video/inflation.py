@@ -15,7 +15,7 @@ from torch import nn
 
 from d_emo.classification.emov2 import EMOv2
 from d_emo.classification.transformers_models import EMOv2ForImageClassification
-from d_emo.common.messages import shown
+from d_emo.common.messages import first_line, shown
 from d_emo.common.saved_folders import some
 from d_emo.video.transformers_models import VEMOv2ForVideoClassification
 from d_emo.video.v_emov2 import VEMOv2
@@ -37,7 +37,8 @@ def inflate(model: Model, classifier: Source) -> Model:
             transformers' class.
 
     Raises:
-        ValueError: one of them is another thing, or they are of different sizes; the message names the first tensors.
+        ValueError: one of them is another thing, the folder does not load, or they are of different sizes; the message
+            names the first tensors.
     """
     network: nn.Module = getattr(model, "v_emov2", model)
     if not isinstance(network, VEMOv2):
@@ -96,8 +97,13 @@ def _image_network(classifier: Source) -> tuple[str, EMOv2]:
     if isinstance(classifier, EMOv2ForImageClassification):
         return "the classifier", classifier.emov2
     if isinstance(classifier, str | os.PathLike) and str(classifier):
-        loaded = EMOv2ForImageClassification.from_pretrained(classifier)
-        return str(classifier), loaded.emov2
+        try:
+            return str(classifier), EMOv2ForImageClassification.from_pretrained(classifier).emov2
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"image classifier {shown(str(classifier))} does not load as an EMOv2 ({first_line(error)}); pass a "
+                "folder or Hub id of a trained classifier."
+            ) from error
     raise ValueError(
         f"image classifier {shown(classifier)} is a {type(classifier).__name__}; pass a folder or Hub id of an EMOv2 "
         "classifier, its network, or an EMOv2ForImageClassification."

@@ -6,8 +6,10 @@ and frames are chosen by their number whatever the rate does.
 """
 
 import bisect
+import http.client
 import io
 import os
+import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +19,9 @@ import torch
 from d_emo.common.messages import first_line, shown
 from d_emo.common.ranges import checked
 from d_emo.video.ranges import FRAMES
+
+# Seconds in which an address has to answer.
+PATIENCE = 60
 
 
 @checked({"num_frames": FRAMES})
@@ -189,11 +194,10 @@ def _opened(source: Any) -> tuple[str, Any]:
         raise ValueError(f"path={shown(source)} is not the name of a video file.")
     name = os.fspath(source)
     if name.startswith(("http://", "https://")):
-        import httpx
-
         try:
-            return name, io.BytesIO(httpx.get(name, follow_redirects=True).raise_for_status().content)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            with urllib.request.urlopen(name, timeout=PATIENCE) as answer:
+                return name, io.BytesIO(answer.read())
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ValueError(f"{name} cannot be fetched ({first_line(error)}).") from error
     if "\0" in name or not os.path.isfile(name):  # noqa: PTH113  # Path would raise on names that are too long
         raise ValueError(f"path={shown(name)} is no file; pass the name of a video file.")

@@ -167,6 +167,22 @@ CALLS: dict[str, PublicCall] = {
     "create_model": PublicCall(_network("create_model"), lambda: {"name": "D-EMOv2-S-2"}),
     "create_classifier": PublicCall(_network("create_classifier"), lambda: {"name": "EMOv2-1M"},
                                     called={"name": "classifier"}),
+    "create_video_classifier": PublicCall(
+        _network("create_video_classifier"), lambda: {"name": "V-EMOv2-1M", "depths": [1, 1, 1, 1]},
+        called={"name": "video classifier", "image_classifier": "image classifier", "num_classes": "num_labels"},
+    ),
+    "list_video_classifiers": PublicCall(_network("list_video_classifiers"), dict),
+    "VEMOv2Config": PublicCall(_network("VEMOv2Config"), lambda: dict(CLASSIFIER)),
+    "VEMOv2ForVideoClassification": PublicCall(
+        _network("VEMOv2ForVideoClassification"), lambda: {"config": _video_config()}
+    ),
+    "VEMOv2ForVideoClassification.forward": PublicCall(
+        lambda: _network("VEMOv2ForVideoClassification")()(_video_config()).eval().forward,
+        lambda: {"pixel_values": torch.zeros(1, 2, 3, 32, 32)},
+        left={"output_hidden_states": "a switch of transformers'", "return_dict": "a switch of transformers'"},
+    ),
+    "make_video_processor": PublicCall(_network("make_video_processor"), lambda: {"image_size": 32}),
+    "read_clip": PublicCall(_network("read_clip"), lambda: {"path": "nowhere.mp4"}, called={"num_frames": "path"}),
     "list_models": PublicCall(_network("list_models"), dict),
     "list_classifiers": PublicCall(_network("list_classifiers"), dict),
     "DEMOTransformer2DModel": PublicCall(_network("DEMOTransformer2DModel"), lambda: dict(TINY)),
@@ -312,6 +328,12 @@ def _unet_config() -> Any:
     from d_emo import UEMOv2Config
 
     return UEMOv2Config(**UNET, num_labels=2)
+
+
+def _video_config() -> Any:
+    from d_emo import VEMOv2Config
+
+    return VEMOv2Config(**CLASSIFIER, image_size=32, num_labels=3)
 
 
 def _moments() -> Any:

@@ -96,6 +96,8 @@ def test_other_things_are_no_classifiers(tmp_path):
     for wrong in (3, "", torch.nn.Linear(2, 2)):
         with pytest.raises(ValueError, match=r"image classifier .* is a \w+; pass a folder or Hub id of an EMOv2"):
             create_video_classifier(image_classifier=wrong, **TINY)
+    with pytest.raises(ValueError, match=r"image classifier '.*nowhere' does not load as an EMOv2 .*; pass a folder"):
+        create_video_classifier(image_classifier=tmp_path / "nowhere", **TINY)
     with pytest.raises(ValueError, match=r"model is a Linear; pass a VEMOv2ForVideoClassification or VEMOv2"):
         inflate(torch.nn.Linear(2, 2), image_classifier())
     create_video_classifier(num_classes=7, **TINY).save_pretrained(tmp_path)

@@ -1,8 +1,11 @@
 """Frames of files: which ones, of any rate, format and size, upright; and files that are none."""
 
+import functools
+import http.server
 import itertools
 import struct
 import sys
+import threading
 import wave
 
 import numpy as np
@@ -126,6 +129,33 @@ def test_the_shared_clips_frames_are_those_of_decoding_it_all(shared):
     assert clip.shape == (5, 3, 270, 480) and count == 390
     for frame, number in zip(clip, wanted, strict=True):
         assert np.array_equal(frame.permute(1, 2, 0).numpy(), expected[number])
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Of a server of this folder."""
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Says nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_address_is_fetched(tmp_path, address):
+    for name, codec in (("a.mp4", "mpeg4"), ("a.h264", "libx264")):
+        write_video(tmp_path / name, 20, codec=codec)
+        assert numbers_of(read_clip(f"{address}/{name}")) == [2, 7, 12, 17]
+    for wrong in (f"{address}/missing.mp4", "http://127.0.0.1:1/a.mp4", "https://", "http://[::1"):
+        with pytest.raises(ValueError, match=r"cannot be fetched \(") as caught:
+            read_clip(wrong)
+        assert "\n" not in str(caught.value)
 
 
 # ---- files that are none ---------------------------------------------------------------------------------------------
