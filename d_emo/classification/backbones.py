@@ -13,11 +13,12 @@ from typing import Any
 from transformers import AutoConfig, AutoImageProcessor
 
 from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from d_emo.classification.ranges import STAGES
 from d_emo.classification.transformers_models import EMOv2Backbone, EMOv2Config
 from d_emo.classification.variants import CLASSIFIERS
 from d_emo.common.block_ranges import WINDOW
 from d_emo.common.messages import first_line, shown
-from d_emo.common.ranges import Maybe, OneOf, checked
+from d_emo.common.ranges import Each, Maybe, OneOf, checked
 
 # The side of a window in tokens. EMOv1's smaller sizes keep their classifiers' 7; its larger ones differ by the task.
 DENSE_WINDOW = 10
@@ -46,7 +47,13 @@ def is_trained(name: str | os.PathLike) -> bool:
     return str(name) not in CLASSIFIERS or Path(name).is_dir()
 
 
-@checked({"task": OneOf(tuple(EMOV1_WINDOWS)), "window_size": Maybe(WINDOW)})
+@checked(
+    {
+        "stages": Each(OneOf(("stem", *(f"stage{number}" for number in range(1, STAGES + 1)))), 1, STAGES + 1),
+        "task": OneOf(tuple(EMOV1_WINDOWS)),
+        "window_size": Maybe(WINDOW),
+    }
+)
 def open_backbone(
     name: str | os.PathLike, stages: Sequence[str], task: str = "segmentation", window_size: int | None = None
 ) -> EMOv2Backbone:
