@@ -123,10 +123,14 @@ def test_what_no_file_can_hold_is_refused_in_one_line():
 
 
 @pytest.mark.slow
-def test_core_ml_converts_segmenters(tmp_path):
-    pytest.importorskip("coremltools", reason="needs the extra coreml")
-    save_coreml(segmenter(), (64, 96), tmp_path / "model.mlpackage")
-    assert (tmp_path / "model.mlpackage").is_dir()
+@pytest.mark.parametrize("kind", ["segmenter", "video", "detector"])
+def test_core_ml_converts_every_kind(tmp_path, kind):
+    coremltools = pytest.importorskip("coremltools", reason="needs the extra coreml")
+    model = {"segmenter": segmenter, "video": video_network, "detector": lambda: detector("ssdlite")}[kind]()
+    save_coreml(model, 320 if kind == "detector" else (64, 96), tmp_path / "model.mlpackage")
+    written = coremltools.models.MLModel(str(tmp_path / "model.mlpackage"), skip_model_load=True).get_spec().description
+    names = ["logits", "boxes"] if kind == "detector" else ["logits"]
+    assert [entry.name for entry in written.output] == names
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

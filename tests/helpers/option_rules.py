@@ -118,7 +118,7 @@ KINDS = {
     "boolean that needs another": ("streaming", "train_classifier unconditional"),
     "switch": ("unverified_inception", "confidence", "by_class"),
     "choice": (
-        "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "interpolation", "lr_decay",
+        "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
         "throughput compile", "throughput models", "clock", "layout", "time_sampling", "stride",
     ),

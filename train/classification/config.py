@@ -93,7 +93,7 @@ class AugmentationOptions:
     crop_ratio: float | None = option(
         None, "Validation: side of the centre crop over the short side. Default: 0.875, with other crops 1."
     )
-    interpolation: Literal["bicubic", "bilinear", "random"] = option(
+    crop_interpolation: Literal["bicubic", "bilinear", "random"] = option(
         "bicubic", "resized: how crops are resized. random: bilinear or bicubic, drawn an image."
     )
     auto_augment: str | None = option("rand-m9-mstd0.5-inc1", "timm's policy, or none.")

@@ -45,7 +45,7 @@ def test_augmentation_is_a_function_of_seed_and_position(crop):
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "random"])
 def test_augmentation_equals_timms_own_from_the_same_generators(interpolation):
-    options = AugmentationOptions(random_erasing=0.5, interpolation=interpolation)
+    options = AugmentationOptions(random_erasing=0.5, crop_interpolation=interpolation)
     ours = Augmentation(options, 32, True, MEAN, STD, 3)
     timms = create_transform(32, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation=interpolation,
                              re_prob=0.5, re_mode="pixel")  # fmt: skip

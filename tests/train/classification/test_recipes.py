@@ -102,7 +102,7 @@ def test_the_papers_recipe_is_the_default_but_for_averaging_and_interpolation():
     for group in ("augmentation", "optimization"):
         for f in fields(getattr(default, group)):
             expected, given = (getattr(getattr(table, group), f.name) for table in (default, config))
-            if f.name in ("ema_warmup", "interpolation"):
+            if f.name in ("ema_warmup", "crop_interpolation"):
                 assert given != expected
             elif f.name == "crop_ratio":
                 assert given == default.augmentation.validation_crop
