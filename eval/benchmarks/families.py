@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
 from d_emo import create_model
 from d_emo.eval.systems.names import KINDS, kind_of
@@ -209,7 +210,13 @@ def _is_diffusers(name: str) -> bool:
 
 
 FAST, WITH_ONNX = ("reference", "checkpointed"), ("reference", "checkpointed", "onnx")
-TRANSFORMERS_SWITCH, DIFFUSERS_SWITCH = "gradient_checkpointing_enable", "enable_gradient_checkpointing"
+DIFFUSERS_SWITCH = "enable_gradient_checkpointing"
+# transformers renames the second one.
+TRANSFORMERS_SWITCH = next(
+    name
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    if hasattr(PreTrainedModel, name)
+)
 TV = ("torchvision", "eval")
 # The last takes every name that is left, and says what is wrong with it.
 FAMILIES = (

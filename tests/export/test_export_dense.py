@@ -30,7 +30,7 @@ def video_network(**overrides):
 def detector(name, **options):
     """A detector on the smallest backbone, without training."""
     detection = pytest.importorskip("d_emo.detection", reason="needs torchvision")
-    return enliven(getattr(detection, name)("EMOv2-1M", 4, **options), gain=3.0).eval()
+    return enliven(getattr(detection, name)("EMOv2-1M", 4, **options), gain=4.0).eval()
 
 
 def several(made):
