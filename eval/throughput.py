@@ -6,11 +6,19 @@
     python eval/throughput.py --models D-EMOv2-S-2 D-EMOv2-S-2@reference diffusers:DiT-S-2
     python eval/throughput.py --models EMOv2-1M EMOv2-1M@onnx timm:mobilenetv4_conv_small timm:edgenext_x_small \
         --jobs forward --dtypes float32 --batch 1                        # a classifier's latency
+    python eval/throughput.py --models EMOv2-5M/deeplabv3 EMOv2-5M/segformer transformers:segformer-b0 \
+        torchvision:deeplabv3_mobilenet_v3_large --image 512 --jobs forward --dtypes float32 --batch 1
 
 A model is a name of `d_emo.list_models()`, `diffusers:DiT-S-2` (Diffusers' own network at that size), or, among
-networks of images, a name of `d_emo.list_classifiers()` or `timm:NAME`. `NAME@reference` runs plain PyTorch in place of
-the fast kernels, `NAME@checkpointed` recomputes activations, `NAME@onnx` runs in onnxruntime, and
-`NAME@reference+checkpointed` does both. The last model is the baseline of every ratio.
+networks of images, a name of `d_emo.list_classifiers()`, `timm:NAME`, a system (`EMOv2-5M/` and one of deeplabv3,
+pspnet, segformer, semantic_fpn, ssdlite, retinanet, mask_rcnn; `U-EMOv2-5M`, `UNet-S5-D16`), or its nearest elsewhere:
+`transformers:segformer-b0`, `torchvision:deeplabv3_mobilenet_v3_large`, `torchvision:lraspp_mobilenet_v3_large`,
+`torchvision:ssdlite320_mobilenet_v3_large`; among networks of clips, 4 frames each, a name of
+`d_emo.list_video_classifiers()`. `NAME@reference` runs plain PyTorch in place of the fast kernels, `NAME@checkpointed`
+recomputes activations, `NAME@onnx` runs in onnxruntime, and `NAME@reference+checkpointed` does both. The last model is
+the baseline of every ratio. Weights are fresh; "published" is what the papers and torchvision print of trained ones.
+Segmenters give the logits that they give (torchvision's at the image's size, the others coarser) over 150 classes;
+detectors take pictures and give the boxes of 80 classes that are left, few with fresh weights.
 Every model runs once a round, for `--repeats` rounds after a warm-up; a matrix product is timed in every round too.
 
 Jobs: `forward` (no gradients), `train` (forward, backward, AdamW step), `sample` (DEMOPipeline, guidance 4). bfloat16
@@ -41,7 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--compile", nargs="+", choices=("none", "blocks"), default=["none"])
     parser.add_argument("--batch", nargs="+", type=whole_from(1), default=[8])
     parser.add_argument("--latent", nargs="+", type=whole_from(1), default=[32], help="Side of the latent.")
-    parser.add_argument("--image", nargs="+", type=whole_from(1), default=[224], help="Side of a classifier's image.")
+    parser.add_argument("--image", nargs="+", type=whole_from(1), default=[224], help="Side of an image or frame.")
     parser.add_argument(
         "--depth", nargs="+", type=whole_from(1), default=[None], help="Blocks in place of the model's own."
     )

@@ -127,6 +127,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "model_ema": _EMA,
     "model_ema_decay": ("ema_decay",),
     "model_ema_warmup": ("ema_warmup",),
+    "train_interpolation": ("crop_interpolation",),
     "aa": ("auto_augment",),
     "reprob": ("random_erasing",),
     "smoothing": ("label_smoothing",),
@@ -381,7 +382,7 @@ _REASONS = {
     ),
     "of timm's augmentation there are --crop, --auto-augment, --color-jitter, --random-erasing, --mixup, --cutmix": (
         "no_aug ratio grayscale_prob gaussian_blur_prob aug_splits remode recount resplit cutmix_minmax mixup_prob "
-        "mixup_switch_prob mixup_mode mixup_off_epoch train_interpolation ra_magnitude augmix_severity ra_reps "
+        "mixup_switch_prob mixup_mode mixup_off_epoch ra_magnitude augmix_severity ra_reps "
         "augment"
     ),
     "a learning rate follows --lr-decay or --lr-scheduler after its warm-up": (

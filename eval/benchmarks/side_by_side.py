@@ -15,14 +15,14 @@ import torch
 from d_emo.common.files import check_writable, write_json, written_whole
 from d_emo.common.output import Progress, say
 from d_emo.common.processes import default_device, device_name, keep_freed_memory
+from d_emo.eval.benchmarks.families import CLIP_FRAMES, Case, family_of
 from d_emo.eval.benchmarks.peak_memory import PeakMemory
+from d_emo.eval.benchmarks.published import published_score
 from d_emo.eval.benchmarks.subjects import (
     DTYPES,
     SAMPLE_STEPS,
-    Case,
     Subject,
     check_name,
-    is_classifier,
     split_name,
     synchronize,
 )
@@ -102,9 +102,8 @@ def measure(names: list[str], case: Case, repeats: int, device: torch.device) ->
 
 
 HEADER = (
-    "| case | model | parameters | MMACs | ms | spread | images/s | ratio | GFLOP/s | of matrix product | peak MiB |\n"
-    + "|---" * 11
-    + "|"
+    "| case | model | parameters | MMACs | ms | spread | images/s | ratio | GFLOP/s | of matrix product | peak MiB "
+    "| published |\n" + "|---" * 12 + "|"
 )
 
 
@@ -117,7 +116,7 @@ def row(result: Result, baseline: Result, rate: float) -> str:
         f"| {case.label} | {result.model} | {result.parameters / 1e6:.2f}M | {result.macs / 1e6:,.0f} "
         f"| {1e3 * result.median:.3g} | {result.spread:.1%} | {case.batch / result.median:.1f} "
         f"| {result.speed_over(baseline):.2f} | {achieved / 1e9:.0f} "
-        f"| {achieved / rate:.0%} | {peak} |"
+        f"| {achieved / rate:.0%} | {peak} | {published_score(split_name(result.model)[0], case.size)} |"
     )
 
 
@@ -161,8 +160,11 @@ def check_models(options: argparse.Namespace) -> None:
             check_name(name, options.jobs, options.dtypes)
         except ValueError as error:
             raise ValueError(f"--models {error}") from error
-    if len({is_classifier(split_name(name)[0]) for name in options.models}) > 1:
-        raise ValueError("--models: networks of images and of latents cannot be measured side by side.")
+    given = sorted({family_of(split_name(name)[0]).given for name in options.models})
+    if len(given) > 1:
+        raise ValueError(f"--models: networks of {' and of '.join(given)} cannot be measured side by side.")
+    if options.depth != [None] and given != ["latents"]:
+        raise ValueError(f"--depth is for networks of latents; the models are of {given[0]}.")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -176,8 +178,10 @@ def run(options: argparse.Namespace) -> None:
     about = machine(device)
     print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}\n\n{HEADER}", flush=True)
     rows, lines = [], []
-    sizes = options.image if is_classifier(split_name(options.models[0])[0]) else options.latent
-    grid = (options.jobs, options.dtypes, options.compile, options.batch, sizes, options.depth)
+    family = family_of(split_name(options.models[0])[0])
+    sizes = getattr(options, family.size_option)
+    frames = [CLIP_FRAMES if family.given == "clips" else 0]
+    grid = (options.jobs, options.dtypes, options.compile, options.batch, sizes, options.depth, frames)
     cases = [Case(*values) for values in itertools.product(*grid)]
     with Progress(len(cases), "case", lines=False) as progress:  # each case prints its lines
         for case in cases:

@@ -1,45 +1,20 @@
 """What the benchmark runs: a model by its name, made ready for a job."""
 
-import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from d_emo import DEMOPipeline, create_classifier, create_model
-from d_emo.classification.variants import CLASSIFIERS
+from d_emo import DEMOPipeline
+from d_emo.eval.benchmarks.families import CLIP_FRAMES, Case, family_of, squared
 from d_emo.kernels import use_backend
 from d_emo.models.flops import count_macs_on, count_parameters
-from d_emo.models.variants import model_spec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAMPLE_STEPS = 10
 VARIANTS = ("reference", "checkpointed", "onnx")
-LATENT_CHANNELS = 4
-# Every diffusion network for one task, DiT's, whatever it was published for.
-TASK = {"in_channels": LATENT_CHANNELS, "learn_sigma": True, "prediction_type": "epsilon", "flow_path": None}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row's conditions, apart from the model; `size` is the side of its latents or images."""
-
-    job: str
-    dtype: str
-    compile: str
-    batch: int
-    size: int
-    depth: int | None
-
-    @property
-    def label(self) -> str:
-        """The conditions, for people."""
-        depth = f", depth {self.depth}" if self.depth else ""
-        compiled = ", compiled" if self.compile != "none" else ""
-        return f"{self.job} {self.dtype}, batch {self.batch}, {self.size}x{self.size}{depth}{compiled}"
 
 
 class Subject:
@@ -48,16 +23,18 @@ class Subject:
     def __init__(self, name: str, case: Case, device: torch.device):
         self.name, self.case, self.device = name, case, device
         plain, variants = split_name(name)
+        self.family = family = family_of(plain)
         self.backend = "reference" if "reference" in variants else "auto"
-        self.model = build(plain, case)
-        self.inputs = make_inputs(plain, case, device)
+        self.model = family.build(plain, case)
+        self.inputs = family.inputs(case, device)
         self.parameters = count_parameters(self.model)
-        with torch.device("meta"):
-            self.flops = 2 * count_macs_on(build(plain, case), *make_inputs(plain, case, torch.device("meta")))
-        if not is_classifier(plain):
+        counted_on = torch.device(family.counted_on)
+        with counted_on:
+            self.flops = 2 * count_macs_on(family.build(plain, case), *family.inputs(case, counted_on))
+        if family.drawn:
             randomize(self.model)
         if "checkpointed" in variants:
-            self.model.enable_gradient_checkpointing()
+            getattr(self.model, family.checkpointing)()
         self.model.to(device)
         self._job: Callable[[], None] = getattr(self, f"_prepare_{'onnx' if 'onnx' in variants else case.job}")()
         if case.compile == "blocks":
@@ -72,7 +49,8 @@ class Subject:
     def _prepare_forward(self) -> Callable[[], None]:
         dtype = DTYPES[self.case.dtype]
         self.model.eval().to(dtype)
-        inputs = [x.to(dtype) if x.is_floating_point() and x.ndim == 4 else x for x in self.inputs]
+        inputs = [x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim > 1 else x
+                  for x in self.inputs]  # fmt: skip
 
         def forward() -> None:
             with torch.no_grad():
@@ -82,11 +60,12 @@ class Subject:
 
     def _prepare_onnx(self) -> Callable[[], None]:
         """The same pass in onnxruntime, as many threads as torch has."""
-        from d_emo.classification.export import OnnxModel, save_onnx
+        from d_emo.export import OnnxModel, save_onnx
 
+        frames = CLIP_FRAMES if self.family.given == "clips" else None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            save_onnx(self.model, self.case.size, path)
+            save_onnx(self.model, self.case.size, path, frames)
             run = OnnxModel(path, torch.get_num_threads())
 
         def forward() -> None:
@@ -99,11 +78,12 @@ class Subject:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.dtype == "bfloat16")
+        loss_of = self.family.loss or squared
 
         def step() -> None:
             with autocast:
-                output = self.model(*self.inputs)
-            getattr(output, "sample", output).float().square().mean().backward()
+                loss = loss_of(self.model, self.inputs)
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -136,65 +116,28 @@ def split_name(name: str) -> tuple[str, list[str]]:
     return plain, variants
 
 
-def is_classifier(name: str) -> bool:
-    """Whether a name is one of a network that takes images."""
-    return name in CLASSIFIERS or name.startswith("timm:")
-
-
-def check_name(name: str, case_jobs: Sequence[str], dtypes: Sequence[str]) -> None:
+def check_name(name: str, jobs: Sequence[str], dtypes: Sequence[str]) -> None:
     """Refuse what cannot be measured, before anything is.
 
     Raises:
         ValueError: the name or a variant is unknown, a package is missing, or the job is not one of that model.
     """
     plain, variants = split_name(name)
-    if plain.startswith("timm:"):
-        if importlib.util.find_spec("timm") is None:
-            raise ValueError(f"{name} needs the package timm: pip install 'd-emo[timm]'.")
-    elif not is_classifier(plain):
-        model_spec(plain.removeprefix("diffusers:"))
-    if "sample" in case_jobs and (is_classifier(plain) or ":" in plain):
+    family = family_of(plain)
+    for variant in variants:
+        if variant not in family.variants:
+            raise ValueError(f"{name} has no @{variant}; {_choice('@', family.variants)}.")
+    if "sample" in jobs and "sample" not in family.jobs:
         raise ValueError(f"{name}: --jobs sample takes diffusion models of this package only.")
-    if "onnx" in variants and not (is_classifier(plain) and [*case_jobs] == ["forward"] and [*dtypes] == ["float32"]):
-        raise ValueError(f"{name}: @onnx is for classifiers; add --jobs forward --dtypes float32.")
+    for option, given, known in (("jobs", jobs, family.jobs), ("dtypes", dtypes, family.dtypes)):
+        if set(given) - set(known):
+            raise ValueError(f"{name} is measured in {' and '.join(known)} only; add --{option} {' '.join(known)}.")
+    if "onnx" in variants and ([*jobs] != ["forward"] or [*dtypes] != ["float32"]):
+        raise ValueError(f"{name}: @onnx is a forward pass in float32; add --jobs forward --dtypes float32.")
 
 
-def build(name: str, case: Case) -> Any:
-    """A model by its name in this script, with fresh weights, on the default device."""
-    family, _, rest = name.rpartition(":")
-    if family == "timm":
-        import timm
-
-        return timm.create_model(rest)
-    if name in CLASSIFIERS:
-        return create_classifier(name, case.size)
-    overrides: dict[str, Any] = {"sample_size": case.size} | ({"num_layers": case.depth} if case.depth else {})
-    if family == "diffusers":
-        from diffusers import DiTTransformer2DModel
-
-        _, size, patch = model_spec(rest)
-        return DiTTransformer2DModel(
-            num_attention_heads=size.num_attention_heads,
-            attention_head_dim=size.hidden_size // size.num_attention_heads,
-            in_channels=LATENT_CHANNELS,
-            out_channels=2 * LATENT_CHANNELS,
-            patch_size=patch,
-            num_embeds_ada_norm=1000,
-            activation_fn="gelu-approximate",
-            norm_type="ada_norm_zero",
-            norm_elementwise_affine=False,
-            **{"num_layers": size.num_layers, **overrides},
-        )
-    return create_model(name, **TASK, **overrides)
-
-
-def make_inputs(name: str, case: Case, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Arguments of the model's forward pass."""
-    if is_classifier(name):
-        return (torch.randn(case.batch, 3, case.size, case.size, device=device),)
-    latents = torch.randn(case.batch, LATENT_CHANNELS, case.size, case.size, device=device)
-    labels = torch.zeros(case.batch, dtype=torch.long, device=device)
-    return latents, torch.full((case.batch,), 500, device=device), labels
+def _choice(mark: str, known: Sequence[str]) -> str:
+    return f"it has {', '.join(mark + one for one in known)}" if known else "it has none"
 
 
 def randomize(model: torch.nn.Module) -> None:

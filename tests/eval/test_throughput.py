@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from d_emo.eval import throughput
+from d_emo.eval.benchmarks.families import FAMILIES, Case, family_of
 from d_emo.eval.benchmarks.peak_memory import PeakMemory
-from d_emo.eval.benchmarks.subjects import Case, Subject
+from d_emo.eval.benchmarks.published import published_score
+from d_emo.eval.benchmarks.subjects import VARIANTS, Subject, check_name
+from d_emo.eval.systems.names import KINDS
 
 
 def test_it_measures_models_in_turns_and_writes_table_json_and_plot(tmp_path, capsys):
@@ -38,6 +41,95 @@ def test_classifiers_are_measured_beside_timms_and_onnxruntime(tmp_path, capsys)
     assert "| 1.46M |" in capsys.readouterr().out
 
 
+def measured(tmp_path, models, jobs, *more):
+    """Results by job and model of a short run in float32."""
+    throughput.main(["--models", *models, "--jobs", *jobs, "--dtypes", "float32", "--batch", "2", "--repeats", "2",
+                     "--output", str(tmp_path), *more])  # fmt: skip
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    return {(entry["case"]["job"], entry["model"]): entry for entry in results}
+
+
+def test_segmenters_are_measured_beside_torchvisions(tmp_path, capsys):
+    models = ["EMOv2-1M/deeplabv3", "torchvision:lraspp_mobilenet_v3_large"]
+    results = measured(tmp_path, models, ["forward"], "--image", "64")
+    assert [model for _, model in results] == models
+    ours = results["forward", models[0]]
+    assert ours["parameters"] == 5_829_928  # with the auxiliary head, as in the published log
+    printed = capsys.readouterr().out
+    assert "| 34.6 mIoU, ADE20K, 512 |" in printed and "| 57.9 mIoU, COCO with VOC's 20 classes, 520 |" in printed
+
+
+def test_clips_are_measured_with_their_frames(tmp_path, capsys):
+    results = measured(tmp_path, ["V-EMOv2-1M"], ["forward"], "--image", "32")
+    assert results["forward", "V-EMOv2-1M"]["flops"] > 0 and "4 frames of 32x32" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_kind_of_system_runs_every_job_that_it_has(tmp_path):
+    segmenters = ["U-EMOv2-5M", "EMOv2-1M/segformer@checkpointed", "transformers:segformer-b0",
+                  "torchvision:deeplabv3_mobilenet_v3_large"]  # fmt: skip
+    results = measured(tmp_path / "segmenters", segmenters, ["forward", "train"], "--image", "64")
+    assert all(results["train", model]["flops"] == 3 * results["forward", model]["flops"] for model in segmenters)
+    measured(tmp_path / "video", ["V-EMOv2-1M", "V-EMOv2-1M@onnx"], ["forward"], "--image", "32")
+    measured(tmp_path / "checkpointed", ["V-EMOv2-1M@checkpointed", "V-EMOv2-1M"], ["train"], "--image", "32")
+    measured(tmp_path / "classifier", ["EMOv2-1M@checkpointed", "EMOv2-1M"], ["train"], "--image", "32")
+    detectors = [*(f"EMOv2-1M/{name}" for name in ("ssdlite", "retinanet", "mask_rcnn")),
+                 "torchvision:ssdlite320_mobilenet_v3_large"]  # fmt: skip
+    found = measured(tmp_path / "detectors", detectors, ["forward"], "--image", "320")
+    assert found["forward", detectors[0]]["parameters"] == 2_409_088
+
+
+def test_every_name_of_ours_has_a_family_and_every_family_what_it_promises():
+    for kind in KINDS:
+        for name in kind.names():
+            assert family_of(name).given == ("clips" if kind.frames else "images")
+    for family in FAMILIES:
+        assert set(family.jobs) <= set(throughput.JOBS) and set(family.dtypes) <= set(throughput.DTYPES)
+        assert set(family.variants) <= set(VARIANTS)
+        assert ("checkpointed" in family.variants) == bool(family.checkpointing)
+
+
+def test_scores_are_those_of_the_tables_and_of_torchvisions_weights():
+    for name, side, expected in (
+        ("EMOv2-5M", 224, "79.4 top-1, ImageNet, 224"),
+        ("EMOv2-20M/pspnet", 512, "43.4 mIoU, ADE20K, 512"),
+        ("EMOv2-5M/ssdlite", 320, "29.6 mAP, COCO, 320"),
+        ("EMOv2-5M/ssdlite", 512, "34.8 mAP, COCO, 512"),
+        ("EMOv2-5M/ssdlite", 448, "-"),
+        ("EMOv2-50M/deeplabv3", 512, "-"),
+        ("EMOv1-5M", 224, "78.4 top-1, ImageNet, 224"),
+        ("EMOv1-5M/segformer", 512, "-"),
+        ("V-EMOv2-5M", 160, "65.2 top-1, Kinetics-400, 160"),
+        ("V-EMOv2-1M", 160, "-"),
+        ("torchvision:deeplabv3_mobilenet_v3_large", 512, "60.3 mIoU, COCO with VOC's 20 classes, 520"),
+        ("torchvision:ssdlite320_mobilenet_v3_large", 320, "21.3 mAP, COCO, 320"),
+        ("transformers:segformer-b0", 512, "37.4 mIoU, ADE20K, 512"),
+        ("timm:resnet18", 224, "-"),
+        ("D-EMOv2-S-2", 32, "-"),
+    ):
+        assert published_score(name, side) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("name", "jobs", "dtypes", "message"),
+    [
+        ("EMOv2-5M/segnet", ["forward"], ["float32"], "'EMOv2-5M/segnet' is unknown"),
+        ("torchvision:resnet18", ["forward"], ["float32"], "of torchvision there are deeplabv3_mobilenet_v3_large, "),
+        ("transformers:bert", ["forward"], ["float32"], "of transformers there are segformer-b0"),
+        ("keras:net", ["forward"], ["float32"], "libraries are diffusers, timm, torchvision and transformers"),
+        ("EMOv2-5M/retinanet", ["train"], ["float32"], "measured in forward only; add --jobs forward"),
+        ("EMOv2-5M/ssdlite", ["forward"], ["bfloat16"], "measured in float32 only; add --dtypes float32"),
+        ("EMOv2-5M/ssdlite@onnx", ["forward"], ["float32"], "has no @onnx; it has @reference"),
+        ("torchvision:lraspp_mobilenet_v3_large@onnx", ["forward"], ["float32"], "has no @onnx; it has none"),
+        ("V-EMOv2-5M", ["sample"], ["float32"], "--jobs sample takes diffusion models of this package only"),
+    ],
+)
+def test_what_a_family_does_not_have_is_refused_in_one_line(name, jobs, dtypes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_name(name, jobs, dtypes)
+    assert "\n" not in str(caught.value)
+
+
 def test_flops_are_those_of_the_model():
     case = Case("forward", "float32", "none", 3, 32, None)
     subject = Subject("D-EMOv2-N-4", case, torch.device("cpu"))
@@ -59,7 +151,9 @@ def test_flops_are_those_of_the_model():
         (["--output", "/dev/null"], "--output /dev/null is no folder"),
         (["--models", "timm:resnet18", "--jobs", "sample"], "models of this package only"),
         (["--models", "EMOv2-1M@onnx"], "add --jobs forward --dtypes float32"),
-        (["--models", "EMOv2-1M", "DiT-S-2"], "cannot be measured side by side"),
+        (["--models", "EMOv2-1M", "DiT-S-2"], "networks of images and of latents cannot be measured side by side"),
+        (["--models", "EMOv2-1M", "V-EMOv2-5M"], "networks of clips and of images cannot be measured side by side"),
+        (["--models", "EMOv2-1M", "--depth", "2"], "--depth is for networks of latents; the models are of images"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, capsys):

@@ -109,7 +109,7 @@ COMMANDS = {
             "export_classifier",
             "d_emo.eval.export_classifier",
             ("--model", "@classifier", "--formats", "torch", "--output-dir", "@out"),
-            "d_emo.eval.classification.export_command.run",
+            "d_emo.eval.systems.export_command.run",
         ),
         SweptCommand("compare_runs", "d_emo.eval.compare_runs", ("@run",), "d_emo.eval.compare_runs.read_run"),
         SweptCommand(

@@ -21,6 +21,16 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
+@torch.no_grad()
+def enliven(model: torch.nn.Module, seed: int = 0, gain: float = 6.0) -> torch.nn.Module:
+    """`randomize`, with matrices so large that what an image network answers depends on the image."""
+    randomize(model, seed)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(gain)
+    return model
+
+
 # Families without an S-2, and what else is smaller in their tiny models.
 OTHERS = {
     "LightningDiT": ("LightningDiT-B-2", {}),

@@ -85,7 +85,7 @@ KINDS = {
         "checkpoint_every", "keep_checkpoints", "cpu_threads", "max_train_steps", "sample_steps", "samples_per_class",
         "fid_images", "teacher_resolution", "validate_every", "batch_size", "shard_size", "num_heads", "image_size",
         "reference_images", "num_images", "steps", "guidance_channels", "feature_batch_size", "per_class", "batch",
-        "latent", "image", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
+        "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
         "fid_cost samples", "fid_cost reference", "patch_bottleneck",
     ),
     "count or zero": ("num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every"),
@@ -118,9 +118,9 @@ KINDS = {
     "boolean that needs another": ("streaming", "train_classifier unconditional"),
     "switch": ("unverified_inception", "confidence", "by_class"),
     "choice": (
-        "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "lr_decay", "dtype", "flow_path",
-        "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes", "throughput compile",
-        "throughput models", "clock", "layout", "time_sampling", "stride",
+        "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
+        "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
+        "throughput compile", "throughput models", "clock", "layout", "time_sampling", "stride",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",

@@ -80,7 +80,7 @@ class Augmentation:
                 hflip=flip,
                 color_jitter=options.color_jitter,
                 auto_augment=options.policy,
-                interpolation="bicubic",
+                interpolation=options.crop_interpolation,
                 mean=self.mean,
                 std=self.std,
                 re_prob=options.random_erasing,

@@ -93,6 +93,9 @@ class AugmentationOptions:
     crop_ratio: float | None = option(
         None, "Validation: side of the centre crop over the short side. Default: 0.875, with other crops 1."
     )
+    crop_interpolation: Literal["bicubic", "bilinear", "random"] = option(
+        "bicubic", "resized: how crops are resized. random: bilinear or bicubic, drawn an image."
+    )
     auto_augment: str | None = option("rand-m9-mstd0.5-inc1", "timm's policy, or none.")
     color_jitter: float = option(0.4, "Brightness, contrast, saturation; as in timm it is off beside --auto-augment.")
     random_erasing: float = option(0.0, "Probability of erasing a rectangle (pixel noise).")

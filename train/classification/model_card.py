@@ -10,8 +10,8 @@ from d_emo.train.engine.cards import Circumstances
 
 # What a reader wants first; run.json has everything.
 SHOWN = ("init_from", "model_config", "epochs", "global_batch_size", "learning_rate", "weight_decay", "warmup_epochs",
-         "max_grad_norm", "ema_decay", "crop", "auto_augment", "random_erasing", "mixup", "cutmix", "label_smoothing",
-         "teacher", "teacher_weight", "mixed_precision", "seed")  # fmt: skip
+         "max_grad_norm", "ema_decay", "crop", "crop_interpolation", "auto_augment", "random_erasing", "mixup",
+         "cutmix", "label_smoothing", "teacher", "teacher_weight", "mixed_precision", "seed")  # fmt: skip
 
 
 def classifier_card(plan: ClassifierPlan, circumstances: Circumstances) -> str:

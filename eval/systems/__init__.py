@@ -1,0 +1,1 @@
+"""Our networks of images and clips, by the names that commands take."""
