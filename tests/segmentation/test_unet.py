@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.models import randomize
+from helpers.segmenters import awake
 from torch import nn
 
 from d_emo.segmentation.unet import UNet
@@ -92,7 +92,7 @@ def block(state: dict, prefix: str, features: torch.Tensor, head_dim: int, windo
 @pytest.mark.parametrize("side", [8, 16, 20])  # grids of 2 and 5 are padded up to windows of 4
 @torch.no_grad()
 def test_outputs_are_those_of_the_network_written_out(kind, side):
-    network, image = randomize(small(kind)).eval(), pixels(1, 3, side, side)
+    network, image = awake(small(kind)).eval(), pixels(1, 3, side, side)
     state = network.state_dict()
 
     def pair(prefix: str, features: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ def test_outputs_go_from_the_coarsest_grid_to_the_images(kind, channels, height,
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_every_parameter_has_a_gradient(kind):
-    network = randomize(small(kind)).train()
+    network = awake(small(kind)).train()
     network(pixels(2, 3, 16, 16))[-1].square().mean().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
@@ -155,7 +155,7 @@ def test_every_parameter_has_a_gradient(kind):
 def test_checkpointing_changes_neither_gradients_nor_statistics(kind):
     results = []
     for again in (False, True):
-        network = randomize(small(kind)).train()
+        network = awake(small(kind)).train()
         for module in network.modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = again

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.models import randomize
 from helpers.paths import ROOT
+from helpers.segmenters import awake
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
@@ -26,7 +26,7 @@ SMALL = {"base_channels": 4, "head_dim": 4}
 
 
 def small(name: str = "U-EMOv2-5M", **changes) -> UEMOv2ForSemanticSegmentation:
-    return randomize(create_segmenter(name, num_classes=2, **{**SMALL, **changes})).eval()
+    return awake(create_segmenter(name, num_classes=2, **{**SMALL, **changes})).eval()
 
 
 def pixels(*shape: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_logits_have_the_images_size(name, channels, height, width):
     with torch.no_grad():
         output = small(name, num_channels=channels)(pixels(2, channels, height, width), output_hidden_states=True)
     assert output.logits.shape == (2, 2, height, width) and output.loss is None
-    assert output.logits.std() > 1e-3
+    assert (output.logits[0] - output.logits[1]).std() > 1e-2 * output.logits.std()
     assert [tuple(state.shape[1:]) for state in output.hidden_states] == [
         (4 * s, height // s, width // s) for s in (16, 8, 4, 2, 1)
     ]
@@ -175,7 +175,7 @@ def test_a_folder_loads_without_the_auxiliary_head_and_with_other_windows(tmp_pa
     torch.testing.assert_close(lean(image).logits, model(image).logits, atol=0, rtol=0)
     other = UEMOv2ForSemanticSegmentation.from_pretrained(tmp_path, window_size=10)
     torch.testing.assert_close(other.state_dict(), model.state_dict(), atol=0, rtol=0)
-    assert (other(image).logits - model(image).logits).abs().max() > 1e-4
+    assert (other(image).logits - model(image).logits).abs().max() > 1e-2
 
 
 def test_another_number_of_classes_makes_new_classifiers_alone(tmp_path):
