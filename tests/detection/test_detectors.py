@@ -239,17 +239,16 @@ def test_a_detector_normalises_as_its_backbone_was_trained(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("build", "steps", "rate", "least"),
-    # Mask R-CNN's steps take seconds; its labels come before its boxes.
-    [(ssdlite, 150, 1e-3, 0.5), (retinanet, 80, 3e-4, 0.5), (mask_rcnn, 40, 3e-4, 0.2)],
+    ("build", "side", "steps", "rate"),
+    [(ssdlite, 192, 150, 1e-3), (retinanet, 192, 80, 3e-4), (mask_rcnn, 128, 100, 1e-3)],
 )
-def test_photos_are_learned_by_heart(build, steps, rate, least, shared, tmp_path):
+def test_photos_are_learned_by_heart(build, side, steps, rate, shared, tmp_path):
     """Two photos of COCO with two large objects each: the loss falls, and all four are found with their labels."""
-    size = {"image_size": 192} if build is ssdlite else {"min_size": 160, "max_size": 192}
+    size = {"image_size": side} if build is ssdlite else {"min_size": side, "max_size": side}
     if build is mask_rcnn:
         size |= {"rpn_post_nms_top_n_train": 50, "rpn_post_nms_top_n_test": 50, "box_batch_size_per_image": 32}
-    images, targets, classes = coco_scenes(shared, ("000000000072", "000000000073"), 192)
-    folder = trained_folder(tmp_path, widths=[16, 32, 64, 96], layer_scale=1.0)
+    images, targets, classes = coco_scenes(shared, ("000000000072", "000000000073"), side)
+    folder = trained_folder(tmp_path, widths=[16, 32, 64, 96], layer_scale=1.0, drop_path=0.0)
     torch.manual_seed(0)
     model = build(folder, classes, frozen_stages=0, fixed_statistics=False, **size).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0)
@@ -266,5 +265,9 @@ def test_photos_are_learned_by_heart(build, steps, rate, least, shared, tmp_path
         found = model.eval()(images)
     for one, wanted in zip(found, targets, strict=True):
         right = one["labels"] == wanted["labels"][0]
-        overlap = box_iou(wanted["boxes"], one["boxes"][right]).amax(1)
-        assert right[0] and (overlap > least).all()  # the surest, and a box for each object
+        assert len(right) and right[0]  # the surest
+        assert (box_iou(wanted["boxes"], one["boxes"][right]).amax(1) > 0.5).all()  # a box for each object
+        if build is mask_rcnn:
+            mask = one["masks"][0] > 0.5  # (1, H, W)
+            shared_pixels = (mask & wanted["masks"]).sum((1, 2)) / (mask | wanted["masks"]).sum((1, 2))
+            assert shared_pixels.max() > 0.5
