@@ -9,6 +9,7 @@ that do not load.
 """
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def register() -> None:
     when_imported("diffusers", _share_names)
     when_imported("diffusers.pipelines.pipeline_loading_utils", _extend_tables)
     when_imported("transformers.models.auto.configuration_auto", _load_configuration)
+    when_imported("transformers.models.auto.video_processing_auto", _load_video_processor)
     when_imported(
         "d_emo.models", lambda models: _register_blocks((models.DEMOBlock, models.DiTBlock, models.RotaryBlock))
     )
@@ -79,6 +81,12 @@ def _load_configuration(_: ModuleType) -> None:
     for part in ("classification", "segmentation", "video"):
         importlib.import_module(f"d_emo.{part}.transformers_config")
     importlib.import_module("d_emo.segmentation.unet_config")
+
+
+def _load_video_processor(_: ModuleType) -> None:
+    """Import V-EMOv2's video processor, which folders name: AutoVideoProcessor does not look at the configuration."""
+    if importlib.util.find_spec("torchvision") is not None:
+        importlib.import_module("d_emo.video.processing")
 
 
 @contextmanager

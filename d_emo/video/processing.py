@@ -2,7 +2,8 @@
 
 Source: the published training log's validation: short side 160, centre crop 160, mean 114.75 and deviation 57.375 of
 255 in every channel; the video in equal parts, the middle frame of each. Bilinear resizing is inferred.
-Needs torchvision; files are read by PyAV (`reading.py`).
+Needs torchvision; files are read by PyAV (`reading.py`). This module is imported while transformers imports its own
+processors (`d_emo.registration`), so that it asks for none of those.
 """
 
 from collections.abc import Callable
@@ -10,25 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoImageProcessor,
-    AutoVideoProcessor,
-    VideoMAEImageProcessor,
-    VideoMAEImageProcessorPil,
-    VideoMAEVideoProcessor,
-)
+from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from d_emo.common.block_ranges import SIDE
 from d_emo.common.ranges import checked
 from d_emo.video.ranges import FRAMES
 from d_emo.video.reading import Video, middles
+from d_emo.video.transformers_config import VEMOv2Config
 
 MEAN, DEVIATION = 114.75 / 255, 57.375 / 255
 
 
-class VEMOv2VideoProcessor(VideoMAEVideoProcessor):
+class VEMOv2VideoProcessor(BaseVideoProcessor):
     """Chooses, resizes, crops and normalises the frames of clips: `processor(videos)["pixel_values"]`, (B, T, C, H, W).
 
     A video is a path, an address, a tensor or array (N, C, H, W) or (N, H, W, C) of 0 to 255, a list of pictures; or a
@@ -36,12 +34,21 @@ class VEMOv2VideoProcessor(VideoMAEVideoProcessor):
     lists too (of as many pictures: all). `do_sample_frames=False` takes all frames, `fps` that many a second.
     """
 
+    resample = PILImageResampling.BILINEAR
     size = {"shortest_edge": 160}
+    default_to_square = False
     crop_size = {"height": 160, "width": 160}
     image_mean = [MEAN] * 3
     image_std = [DEVIATION] * 3
-    do_sample_frames = True
+    do_resize = do_center_crop = do_rescale = do_normalize = do_convert_rgb = do_sample_frames = True
     num_frames = 4
+    model_input_names = ["pixel_values"]
+
+    def preprocess(self, videos: Any, **options: Any) -> BatchFeature:
+        """One video or several -> `pixel_values`, (B, T, C, H, W)."""
+        batch = super().preprocess(videos, **options)
+        batch["pixel_values"] = batch.pop("pixel_values_videos")
+        return batch
 
     def sample_frames(
         self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **options: Any
@@ -82,24 +89,12 @@ def make_video_processor(image_size: int = 160, num_frames: int = 4) -> VEMOv2Vi
     Raises:
         ValueError: a value out of range.
     """
-    return VEMOv2VideoProcessor(num_frames=num_frames, resample=PILImageResampling.BILINEAR, **_sizes(image_size))
+    return VEMOv2VideoProcessor(num_frames=num_frames, **sizes(image_size))
 
 
-def make_frame_processor(image_size: int) -> VideoMAEImageProcessorPil:
-    """The same for frames that somebody has chosen, which is what AutoImageProcessor finds."""
-    return VideoMAEImageProcessorPil(
-        resample=PILImageResampling.BILINEAR, image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3, **_sizes(image_size)
-    )
-
-
-def _sizes(image_size: int) -> dict[str, Any]:
+def sizes(image_size: int) -> dict[str, Any]:
+    """What a processor is told of a side in pixels."""
     return {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
 
 
-def register_processors(config: type) -> None:
-    """Enter the processors for a configuration's models; again after a reload."""
-    AutoVideoProcessor.register(config, VEMOv2VideoProcessor, exist_ok=True)
-    AutoImageProcessor.register(
-        config, slow_image_processor_class=VideoMAEImageProcessorPil, fast_image_processor_class=VideoMAEImageProcessor,
-        exist_ok=True,
-    )  # fmt: skip
+AutoVideoProcessor.register(VEMOv2Config, VEMOv2VideoProcessor, exist_ok=True)  # exist_ok: a reload makes a new class

@@ -10,7 +10,13 @@ import re
 from typing import Any
 
 import torch
-from transformers import AutoModelForVideoClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForVideoClassification,
+    VideoMAEImageProcessor,
+    VideoMAEImageProcessorPil,
+)
+from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, is_torchvision_available
 
@@ -80,7 +86,7 @@ class VEMOv2ForVideoClassification(EMOv2PreTrainedModel):
         folder = folder_to_write(save_directory)
         writes = options.get("is_main_process", args[0] if args else True)
         if writes and self.config.num_channels == 3 and is_torchvision_available():
-            from d_emo.video.processing import make_frame_processor, make_video_processor
+            from d_emo.video.processing import make_video_processor
 
             # Before the model, which may be uploaded with all that is in the folder.
             folder.mkdir(parents=True, exist_ok=True)
@@ -91,11 +97,22 @@ class VEMOv2ForVideoClassification(EMOv2PreTrainedModel):
         super().save_pretrained(save_directory, *args, **options)
 
 
+def make_frame_processor(image_size: int) -> VideoMAEImageProcessorPil:
+    """`make_video_processor` for frames that somebody has chosen, which is what AutoImageProcessor finds."""
+    from d_emo.video.processing import DEVIATION, MEAN, sizes
+
+    return VideoMAEImageProcessorPil(
+        resample=PILImageResampling.BILINEAR, image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3, **sizes(image_size)
+    )
+
+
 # exist_ok: a reload makes new classes.
 AutoModelForVideoClassification.register(VEMOv2Config, VEMOv2ForVideoClassification, exist_ok=True)
+AutoImageProcessor.register(
+    VEMOv2Config, slow_image_processor_class=VideoMAEImageProcessorPil,
+    fast_image_processor_class=VideoMAEImageProcessor, exist_ok=True,
+)  # fmt: skip
 if is_torchvision_available():
-    from d_emo.video.processing import register_processors
-
-    register_processors(VEMOv2Config)
+    from d_emo.video import processing as processing  # registers itself
 
 __all__ = ["VEMOv2Config", "VEMOv2ForVideoClassification"]

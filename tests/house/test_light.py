@@ -11,7 +11,7 @@ from helpers.pipelines import tiny_pipeline
 from helpers.processes import offline_environment
 
 import d_emo
-from d_emo import EMOv2Config, EMOv2ForImageClassification
+from d_emo import EMOv2Config, EMOv2ForImageClassification, make_video_processor
 from d_emo.classification.transformers_models import make_image_processor
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "datasets", "sklearn", "matplotlib", "timm")
@@ -81,7 +81,7 @@ def test_every_name_resolves_and_is_listed():
         "names = {}\n"
         "exec('from d_emo import *', names)\n"
         "assert all(names[name] is getattr(d_emo, name) for name in d_emo.__all__)\n"
-        "for module in ('detection', 'export', 'kernels', 'timm_models', 'models', 'pipelines'):\n"
+        "for module in ('detection', 'export', 'kernels', 'timm_models', 'models', 'pipelines', 'video'):\n"
         "    assert getattr(d_emo, module).__name__ == f'd_emo.{module}'\n"
         "assert not hasattr(d_emo, 'colour')\n"
     )
@@ -124,13 +124,37 @@ def test_both_libraries_find_the_classes(order, pipeline_folder, classifier_fold
     assert before == after
 
 
+# The video processor's name is in the folder, and AutoVideoProcessor looks at no configuration.
+VIDEO_ORDERS = {
+    "d_emo_first": "import d_emo; from transformers import AutoVideoProcessor",
+    "auto_class_first": "from transformers import AutoVideoProcessor; import d_emo",
+    "another_processor_first": "import transformers, d_emo; transformers.VideoMAEVideoProcessor",
+    "ours_first": "import d_emo; d_emo.make_video_processor()",
+    "pipelines_first": "import d_emo, transformers.pipelines",
+}
+
+
+@pytest.mark.parametrize(
+    "order", ["d_emo_first", *(pytest.param(name, marks=pytest.mark.slow) for name in [*VIDEO_ORDERS][1:])]
+)
+def test_transformers_finds_the_video_processor_by_its_name(order, tmp_path):
+    make_video_processor(32).save_pretrained(tmp_path)
+    code = (
+        f"{VIDEO_ORDERS[order]}\n"
+        "import sys\n"
+        "from transformers import AutoVideoProcessor\n"
+        "print(AutoVideoProcessor.from_pretrained(sys.argv[1]).size['shortest_edge'])\n"
+    )
+    assert in_a_fresh_process(code, tmp_path).strip() == "32"
+
+
 def test_the_hook_leaves_no_trace():
     code = (
         "import sys, d_emo, inspect\n"
         "from d_emo import registration\n"
         "assert registration._WAITING in sys.meta_path\n"
         "import diffusers.pipelines.pipeline_loading_utils as utils, diffusers.hooks, d_emo.models\n"
-        "from transformers import AutoConfig\n"
+        "from transformers import AutoConfig, AutoVideoProcessor\n"
         "assert registration._WAITING not in sys.meta_path\n"
         "assert type(utils.__loader__).__name__ == type(utils.__spec__.loader).__name__ == 'SourceFileLoader'\n"
         "assert 'LOADABLE_CLASSES' in inspect.getsource(utils)\n"

@@ -15,7 +15,7 @@ from d_emo.video.v_emov2 import VEMOv2
 TINY = {"depths": (1, 1, 2, 2), "widths": (8, 8, 16, 16), "head_dims": (8, 8, 8, 8), "num_classes": 5}
 # ../shared/golden/dense_expected.csv: parameters, and multiply-adds of products and of norms of 4 x 160 x 160.
 PUBLISHED = {"V-EMOv2-5M": (5_983_568, 1_352_422_400, 10_571_200)}
-# This package's own, by the same rule; printed by eval/tables/video_table.py.
+# This package's own, by the same rule; printed by the lines of docs/video.md.
 OURS = {"V-EMOv2-1M": 1_772_996, "V-EMOv2-2M": 2_864_864, "V-EMOv2-20M": 22_334_512}
 
 
