@@ -31,6 +31,7 @@ def test_it_measures_models_in_turns_and_writes_table_json_and_plot(tmp_path, ca
     assert "DiT-N-8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_classifiers_are_measured_beside_timms_and_onnxruntime(tmp_path, capsys):
     models = ["EMOv2-1M", "EMOv2-1M@onnx", "timm:mobilenetv4_conv_small_050"]
     throughput.main(["--models", *models, "--jobs", "forward", "--dtypes", "float32", "--batch", "1", "--image", "64",

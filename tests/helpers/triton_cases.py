@@ -21,7 +21,7 @@ def results(outputs: tuple[torch.Tensor, ...], *likes: torch.Tensor) -> tuple[to
     return outputs
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", [name for name in WINDOWS if name != "wide values"])  # slow to interpret
 def test_attention_and_its_gradient_equal_the_reference(monkeypatch, name, dtype):
     if dtype == torch.bfloat16:
@@ -37,13 +37,13 @@ def test_attention_and_its_gradient_equal_the_reference(monkeypatch, name, dtype
 @pytest.mark.parametrize(
     ("shape", "kernel", "batch_statistics", "dtype"),
     [
-        ((1, 3, 6, 70), 5, True, torch.float32),
-        ((1, 3, 6, 70), 5, True, torch.bfloat16),
-        ((3, 2, 5, 43), 3, True, torch.float32),
-        ((3, 2, 5, 43), 3, False, torch.float32),
-        ((3, 2, 5, 43), 3, False, torch.bfloat16),
-        ((1, 2, 3, 8), 7, True, torch.float32),
-        ((1, 4, 2, 140), 3, True, torch.float32),
+        pytest.param((1, 3, 6, 70), 5, True, torch.float32, id="large float32"),
+        pytest.param((1, 3, 6, 70), 5, True, torch.bfloat16, id="large bfloat16"),
+        pytest.param((3, 2, 5, 43), 3, True, torch.float32, id="large float32, many images"),
+        pytest.param((3, 2, 5, 43), 3, False, torch.float32, id="large float32, fixed statistics"),
+        pytest.param((3, 2, 5, 43), 3, False, torch.bfloat16, id="large bfloat16, fixed statistics"),
+        pytest.param((1, 2, 3, 8), 7, True, torch.float32, id="float32, kernel beyond the image"),
+        pytest.param((1, 4, 2, 140), 3, True, torch.float32, id="float32, many channels"),
     ],
 )
 def test_local_branch_and_its_gradients_equal_the_reference(monkeypatch, shape, kernel, batch_statistics, dtype):

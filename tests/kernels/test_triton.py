@@ -19,10 +19,12 @@ from d_emo.models.i2rmb import SpanningWindowAttention
 pytest.importorskip("triton")
 
 
-def test_triton_kernels_equal_the_reference():
+# Interpreting is slow: all of attention's windows and the smallest images in float32, and elsewhere every case.
+@pytest.mark.parametrize("cases", ["float32 and not large", pytest.param("", marks=pytest.mark.slow)])
+def test_triton_kernels_equal_the_reference(cases):
     interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    cases = TESTS / "helpers" / "triton_cases.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(cases)]
+    tests = TESTS / "helpers" / "triton_cases.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", cases, str(tests)]
     done = subprocess.run(command, env={**os.environ, **interpret}, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

@@ -26,6 +26,7 @@ def run_the_page(folder, steps: int) -> dict:
     return variables
 
 
+@pytest.mark.slow
 def test_the_page_saves_a_pipeline_that_draws_what_it_was_asked_for_and_averages_buffers(tmp_path):
     folder = tmp_path / "own_digits"
     variables = run_the_page(folder, 250)

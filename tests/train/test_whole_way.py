@@ -80,6 +80,7 @@ def score(tmp_path, capsys, model, pictures):
     assert json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]["fid"] > 0
 
 
+@pytest.mark.slow
 def test_photos_through_a_trained_vae(shared, trained_vae, tmp_path, capsys):
     """On one process and on two: the same latents, losses equal to 1e-6, samples and scores."""
     photos = shared / "data" / PHOTOS
@@ -106,6 +107,7 @@ def test_photos_through_a_trained_vae(shared, trained_vae, tmp_path, capsys):
     score(tmp_path, capsys, folder, photos)
 
 
+@pytest.mark.slow
 def test_cifar10_in_pixels(shared, tmp_path, capsys):
     """On one process and on two: losses equal to 1e-6, samples and scores."""
     pictures = shared / "data" / CIFAR

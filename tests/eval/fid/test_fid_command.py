@@ -145,6 +145,7 @@ def test_a_run_is_scored_over_its_checkpoints(capsys, run_folder, tmp_path):
     assert code != 0 and "has checkpoints of steps 10, 20" in printed
 
 
+@pytest.mark.slow
 def test_three_processes_give_the_images_and_scores_of_one(grey_model, capsys, tmp_path):
     digits = open_set("digits")
     archives.write_images(tmp_path / "half.npz", [digits.read(0, 900)], (900, 16, 16, 3))

@@ -28,6 +28,7 @@ class ClassifierTrainer(Trainer):
     script = ROOT / "train" / "train_classifier.py"
 
 
+@pytest.mark.slow
 def test_digits_are_learned_and_the_saved_folder_answers_as_it_was_validated(capsys, tmp_path):
     config = ROOT / "train" / "configs" / "classifier" / "digits.yaml"
     code, output = run(capsys, "--config", config, "--output-dir", tmp_path, "--epochs", "9", "--report-to", "none")

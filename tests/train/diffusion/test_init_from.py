@@ -80,6 +80,7 @@ def test_the_remedy_names_the_bottleneck_of_the_patches(tmp_path):
         build(tmp_path, NAMES, patch_bottleneck=6)
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_the_command_line_and_resuming(capsys, tmp_path):
     common = ("--global-batch-size", 8, "--micro-batch-size", 8, "--sample-every", 0, "--report-to", "none")
     first = ("--config", ROOT / "train/configs/digits.yaml", "--output-dir", tmp_path / "first", "--max-train-steps", 2)

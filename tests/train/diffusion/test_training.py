@@ -20,7 +20,7 @@ from d_emo.kernels.cpp import build
 from d_emo.kernels.dispatch import chosen_backend
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, capsys, processes):
     arguments = [*TINY, "--max-train-steps", "20", "--checkpoint-every", "10", "--output-dir"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -51,6 +51,7 @@ def test_kill_9_while_a_checkpoint_is_written(tmp_path, capsys):
     assert not list(killed.glob(".partial-*"))
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_saves_on_all_processes(tmp_path):
     run = tmp_path / "run"
     with Command(tmp_path / "log", torchrun(2, TRAIN_DIT, *TINY, "--output-dir", run)) as trainer:
