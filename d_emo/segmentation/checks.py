@@ -76,11 +76,11 @@ def check_ignored(classes: int, ignored: int) -> None:
 
 
 def check_normalization(mean: Sequence[float], deviation: Sequence[float], channels: int) -> None:
-    """Refuse a mean or deviation that the image processor could not use; only images of three channels have one.
+    """Refuse a mean or deviation that does not fit the images.
 
     Raises:
         ValueError: another number of values than channels.
     """
     for name, values in (("image_mean", mean), ("image_std", deviation)):
-        if channels == 3 and len(values) != channels:
-            raise ValueError(f"{name}={list(values)} has {len(values)} values; pass one for each of the 3 channels.")
+        if len(values) != channels:
+            raise ValueError(f"{name}={list(values)} has {len(values)} values; pass one a channel, {channels}.")

@@ -42,8 +42,9 @@ def test_a_trained_one_keeps_its_weights_and_gets_the_window(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": 3}, "backbone=3 is no name of a backbone"),
-        ({"name": "EMOv2-6M"}, "backbone='EMOv2-6M' does not load as an EMOv2 .*for fresh weights one of EMOv2-1M"),
+        ({"name": 3}, "backbone 3 is unknown; pass a classifier's folder, or one of EMOv2-1M"),
+        ({"name": "EMOv2-6M"}, "backbone 'EMOv2-6M' is unknown; did you mean EMOv2-5M"),
+        ({"name": "some/body"}, "backbone='some/body' does not load as an EMOv2 .*for fresh weights one of EMOv2-1M"),
         ({"stages": ("stage9",)}, r"stages=\('stage9',\) is not a list of 1 to 9 values, each one of stem, stage1"),
         ({"stages": ()}, r"stages=\(\) is not a list of 1"),
         ({"stages": "stage4"}, "stages='stage4' is not a list"),
