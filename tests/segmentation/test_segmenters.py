@@ -181,6 +181,18 @@ def test_what_does_not_exist_is_refused_in_one_line(arguments, options, message)
     assert "\n" not in str(refusal.value)
 
 
+def test_what_the_published_optimizer_leaves_out_of_weight_decay_are_the_backbones_norms():
+    """Names with "norm"; the heads' BatchNorms decay, and what learns ten times as fast is in `decode_head`."""
+    for head in HEADS:
+        model = on_meta("EMOv2-1M", head)
+        norms = torch.nn.BatchNorm2d | torch.nn.LayerNorm
+        within = [f"backbone.{name}" for name, module in model.backbone.named_modules() if isinstance(module, norms)]
+        expected = {f"{name}.{part}" for name in within for part in ("weight", "bias")}
+        assert {name for name, _ in model.named_parameters() if "norm" in name} == expected
+        parts = {name.split(".")[0] for name, _ in model.named_parameters()}
+        assert parts - {"neck", "auxiliary_head"} == {"backbone", "decode_head"}
+
+
 def test_more_classes_than_255_take_another_ignored_label():
     model = on_meta("EMOv2-1M", "pspnet", 300, semantic_loss_ignore_index=-100)
     assert model.config.num_labels == 300 and model.config.semantic_loss_ignore_index == -100
