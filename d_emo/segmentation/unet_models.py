@@ -20,7 +20,7 @@ from d_emo.segmentation.transformers_models import (
     make_segmentation_processor,
     register_segmenter,
 )
-from d_emo.segmentation.unet import UNet, fresh_projections
+from d_emo.segmentation.unet import UNet
 from d_emo.segmentation.unet_config import UEMOv2Config
 
 # Source: Table XII of arXiv 2412.06674; what differs from U-EMOv2-5M, which is the configuration's default.
@@ -72,13 +72,20 @@ class UEMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """For weights that no file had: see `unet.initialize`; the heads' are every segmenter's."""
+        """For weights that no file had: the published, which are drawn as every segmenter's heads are.
+
+        The blocks' linear layers are 1x1 convolutions in the published code. Queries and keys are one there and values
+        another, each of which counts its own outputs.
+        """
         if not isinstance(module, nn.Linear):
             super()._init_weights(module)
         elif module.bias is None:
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        else:
-            init.copy_(module.weight, fresh_projections(module))
+        else:  # queries, keys and values, (2C + E, C)
+            weight, dim = torch.empty_like(module.weight), module.in_features
+            for part in weight.split((2 * dim, module.out_features - 2 * dim)):
+                nn.init.kaiming_normal_(part, mode="fan_out", nonlinearity="relu")
+            init.copy_(module.weight, weight)
             init.zeros_(module.bias)
 
     def make_image_processor(self) -> SegformerImageProcessorPil:

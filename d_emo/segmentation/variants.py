@@ -4,7 +4,6 @@ Source: tables XI and A4 of arXiv 2412.06674, the configurations and logs of its
 582a96f).
 """
 
-import difflib
 import fnmatch
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +13,8 @@ from d_emo.classification.backbones import dense_config, is_trained, known_name,
 from d_emo.classification.transformers_config import EMOv2Config, refuse_unknown
 from d_emo.classification.variants import CLASSIFIERS
 from d_emo.common.messages import shown
-from d_emo.common.ranges import take
-from d_emo.segmentation.ranges import HEADS, SEGMENTER
+from d_emo.common.ranges import OneOf, checked
+from d_emo.segmentation.ranges import HEADS, NUM_CLASSES
 from d_emo.segmentation.transformers_config import OF_BACKBONE, EMOv2SegmentationConfig
 from d_emo.segmentation.transformers_models import EMOv2ForSemanticSegmentation, SegmentationPreTrainedModel
 from d_emo.segmentation.unet_models import UNETS, create_unet
@@ -41,6 +40,7 @@ def list_segmenters(pattern: str = "*") -> list[str]:
     return fnmatch.filter([*CLASSIFIERS, *WHOLE_NETWORKS], pattern)
 
 
+@checked({"head": OneOf(HEADS), "num_classes": NUM_CLASSES})
 def create_segmenter(
     name: str, head: str = "deeplabv3", num_classes: int = 150, **overrides: Any
 ) -> SegmentationPreTrainedModel:
@@ -68,7 +68,6 @@ def create_segmenter(
         if head != "deeplabv3":
             raise ValueError(f"head={shown(head)} does not go with {known}, which is a whole network; leave it out.")
         return WHOLE_NETWORKS[known](_classes(num_classes, overrides.get("id2label")), overrides)
-    _check_head(head)
     own = EMOv2SegmentationConfig.arguments() - {"backbone_config"}
     refuse_unknown("create_segmenter", overrides, {*own, *OF_BACKBONE})
     inner = {key: value for key, value in overrides.items() if key in OF_BACKBONE}
@@ -87,25 +86,12 @@ def create_segmenter(
     return model
 
 
-def _check_head(head: Any) -> None:
-    if isinstance(head, str) and head in HEADS:
-        return
-    spelled = {known.replace("_", ""): known for known in HEADS}
-    plain = str(head).lower().replace("_", "").replace("-", "")
-    close = [spelled[near] for near in difflib.get_close_matches(plain, spelled, n=2, cutoff=0.5)]
-    close += [known for near, known in spelled.items() if len(plain) > 2 and plain in near and known not in close]
-    hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(HEADS)}."
-    raise ValueError(f"head={shown(head)} is unknown; {hint}")
-
-
-def _classes(num_classes: Any, names: Any) -> dict[str, Any]:
+def _classes(num_classes: int, names: Any) -> dict[str, Any]:
     """`num_labels`, or `id2label` where the classes have names; both must agree."""
-    rule = {"num_classes": SEGMENTER["num_classes"]}
-    number = take("create_segmenter", {"num_classes": num_classes}, rule)["num_classes"]
     if names is None:
-        return {"num_labels": number}
-    if hasattr(names, "__len__") and number not in (len(names), 150):  # 150 is what it is unless given
-        raise ValueError(f"num_classes={number}, and id2label has {len(names)} names; leave num_classes out.")
+        return {"num_labels": num_classes}
+    if hasattr(names, "__len__") and num_classes not in (len(names), 150):  # 150 is what it is unless given
+        raise ValueError(f"num_classes={num_classes}, and id2label has {len(names)} names; leave num_classes out.")
     return {"id2label": names}
 
 
