@@ -126,8 +126,9 @@ class SegmentationPreTrainedModel(EMOv2PreTrainedModel):
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy at the labels' size; a mean over those with a label, or over all pixels."""
         resized = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        ignored, labels = self.config.semantic_loss_ignore_index, labels.to(logits.device)
-        total = F.cross_entropy(resized, labels.long(), ignore_index=ignored, reduction="sum")
+        # A byte would be compared with -100 as with 156.
+        ignored, labels = self.config.semantic_loss_ignore_index, labels.to(logits.device, torch.int64)
+        total = F.cross_entropy(resized, labels, ignore_index=ignored, reduction="sum")
         if self.config.loss_over_ignored:
             return total / labels.numel()
         return total / (labels != ignored).sum().clamp(min=1)

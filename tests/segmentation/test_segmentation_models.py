@@ -141,6 +141,14 @@ def test_labels_of_every_whole_type_and_another_ignored_one_are_taken():
     torch.testing.assert_close(other(pixels(), labels=ids).loss, expected)
 
 
+def test_bytes_are_ids_of_more_classes_than_bytes_have():
+    model = segmenter("segformer", num_labels=300, semantic_loss_ignore_index=-100)
+    for number in (156, 200):  # -100 and no class, as bytes
+        ids = torch.full((2, 64, 64), number)
+        loss = model(pixels(), labels=ids).loss
+        torch.testing.assert_close(model(pixels(), labels=ids.byte()).loss, loss)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
