@@ -226,6 +226,9 @@ def test_every_kind_of_problem_has_its_loss():
         model = classifier(**options)
         output = model(pixels(), labels=given)
         torch.testing.assert_close(output.loss, loss(output.logits, given))
+    many = classifier(num_labels=300, problem_type="single_label_classification")
+    ids = torch.tensor([156, 240])  # as bytes -100, and no class
+    torch.testing.assert_close(many(pixels(), labels=ids.byte()).loss, many(pixels(), labels=ids).loss)
     one = classifier(num_labels=1)
     output = one(pixels(), labels=torch.tensor([0.5, 2.0]))
     torch.testing.assert_close(output.loss, torch.nn.functional.mse_loss(output.logits[:, 0], torch.tensor([0.5, 2.0])))
