@@ -64,8 +64,8 @@ def open_model(name: str, image_size: int | None = None) -> tuple[Any, Any, int 
     """A network in eval mode, its image processor, and the side of its images.
 
     Returns:
-        The processor is None for detectors, which normalise themselves, and for folders of models of other than three
-        channels that have none; the side is None where the processor has it.
+        The processor is None for detectors, which normalise themselves, for fresh video classifiers, and for folders
+        without one of models of other than three channels; the side is None where the processor has it.
 
     Raises:
         ValueError: there is no such network.
