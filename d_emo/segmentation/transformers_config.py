@@ -1,6 +1,6 @@
-"""Segmenters' configurations in transformers, which `AutoConfig` knows as soon as this module is imported.
+"""Segmenters' configurations in transformers, which `d_emo.registration` enters in `AutoConfig`.
 
-It imports no network and no model class: `d_emo.registration` has it imported while transformers is importing itself.
+It imports no network, no model class and no Auto class: transformers may be in the middle of importing itself.
 """
 
 import difflib
@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import AutoConfig
 
 from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_config import RENAMED, EMOv2Config, names_by_number, numbers_by_name
@@ -156,7 +155,3 @@ def check_overrides(owner: str, overrides: Iterable[str], known: Iterable[str]) 
         near = [renamed] if renamed else difflib.get_close_matches(override, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}."
         raise ValueError(f"{owner} has no {override}; {hint}")
-
-
-# exist_ok: a reload makes a new class.
-AutoConfig.register(EMOv2SegmentationConfig.model_type, EMOv2SegmentationConfig, exist_ok=True)

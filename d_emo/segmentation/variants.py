@@ -16,11 +16,10 @@ from typing import Any
 from transformers import AutoConfig
 
 from d_emo.classification.backbones import dense_window, normalization
-from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
+from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config, number_or_names
 from d_emo.classification.transformers_models import EMOv2Backbone
 from d_emo.classification.variants import CLASSIFIERS
-from d_emo.common.messages import first_line, shown
-from d_emo.common.ranges import take
+from d_emo.common.messages import first_line, nearest, shown
 from d_emo.segmentation.ranges import HEADS, SEGMENTER
 from d_emo.segmentation.transformers_config import (
     EMOv2SegmentationConfig,
@@ -31,6 +30,7 @@ from d_emo.segmentation.transformers_config import (
 from d_emo.segmentation.transformers_models import EMOv2ForSemanticSegmentation, SegmentationPreTrainedModel
 from d_emo.segmentation.unet_models import UNETS, create_unet
 
+ADE20K_CLASSES = 150
 # Channels of SegFormer's head other than 288 (log of EMOv2-1M; for EMOv1-1M inferred).
 SEGFORMER_CHANNELS = {"EMOv2-1M": 180, "EMOv1-1M": 180}
 # What may differ from a trained classifier's configuration: no weight depends on it.
@@ -55,7 +55,7 @@ def list_segmenters(pattern: str = "*") -> list[str]:
 
 
 def create_segmenter(
-    name: str, head: str = "deeplabv3", num_classes: int = 150, **overrides: Any
+    name: str, head: str = "deeplabv3", num_classes: int = ADE20K_CLASSES, **overrides: Any
 ) -> SegmentationPreTrainedModel:
     """Build a published segmenter: a model of transformers, whose `logits` are on the head's own grid.
 
@@ -75,17 +75,20 @@ def create_segmenter(
             value out of range.
     """
     known = _known(name)
+    classes = number_or_names(
+        "create_segmenter", num_classes, overrides.get("id2label"), ADE20K_CLASSES, SEGMENTER["num_classes"]
+    )
     if known in WHOLE_NETWORKS:
         if head != "deeplabv3":
             raise ValueError(f"head={shown(head)} does not go with {known}, which is a whole network; leave it out.")
-        return WHOLE_NETWORKS[known](_classes(num_classes, overrides.get("id2label")), overrides)
+        return WHOLE_NETWORKS[known](classes, overrides)
     _check_head(head)
     of_backbone = {*NETWORK_ARGUMENTS, "num_channels", "image_size"}
     own = arguments_of(EMOv2SegmentationConfig, SegmenterConfig) - {"backbone_config"}
     check_overrides("create_segmenter", overrides, {*own, *of_backbone})
     inner = {key: value for key, value in overrides.items() if key in of_backbone}
     outer = {key: value for key, value in overrides.items() if key not in of_backbone}
-    outer.update(_classes(num_classes, outer.get("id2label")))
+    outer.update(classes)
 
     trained: EMOv2Backbone | None = None
     size: str | None = known
@@ -116,12 +119,7 @@ def _known(name: Any) -> str:
             return str(name)
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
             return ""
-    # Whatever the case: timm writes the names in small letters with underscores.
-    spelled = {known.lower(): known for known in names}
-    close = [spelled[near] for near in difflib.get_close_matches(str(name).lower().replace("_", "-"), spelled, n=3)]
-    hint = (
-        f"did you mean {', '.join(close)}?" if close else f"pass a classifier's folder, or one of {', '.join(names)}."
-    )
+    hint = nearest(name, names, f"pass a classifier's folder, or one of {', '.join(names)}.")
     raise ValueError(f"segmenter {shown(name)} is unknown; {hint}")
 
 
@@ -134,17 +132,6 @@ def _check_head(head: Any) -> None:
     close += [known for near, known in spelled.items() if len(plain) > 2 and plain in near and known not in close]
     hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(HEADS)}."
     raise ValueError(f"head={shown(head)} is unknown; {hint}")
-
-
-def _classes(num_classes: Any, names: Any) -> dict[str, Any]:
-    """`num_labels`, or `id2label` where the classes have names; both must agree."""
-    rule = {"num_classes": SEGMENTER["num_classes"]}
-    number = take("create_segmenter", {"num_classes": num_classes}, rule)["num_classes"]
-    if names is None:
-        return {"num_labels": number}
-    if hasattr(names, "__len__") and number not in (len(names), 150):  # 150 is what it is unless given
-        raise ValueError(f"num_classes={number}, and id2label has {len(names)} names; leave num_classes out.")
-    return {"id2label": names}
 
 
 def _trained(name: Any, overrides: dict[str, Any]) -> tuple[EMOv2Config, EMOv2Backbone, str | None]:

@@ -6,7 +6,7 @@ from helpers.models import randomize
 from helpers.videos import large
 from torch.utils.flop_counter import FlopCounterMode
 
-from d_emo import create_video_classifier, list_video_classifiers
+from d_emo import VEMOv2Config, create_video_classifier, list_video_classifiers
 from d_emo.kernels import use_backend
 from d_emo.video.attention import VideoWindowAttention
 from d_emo.video.sizes import VIDEO_CLASSIFIERS
@@ -217,6 +217,16 @@ def test_a_single_value_is_no_batch_to_train_on():
 def test_values_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         VEMOv2(**{**TINY, **options})
+
+
+def test_names_of_classes_say_how_many_there_are():
+    for build in (create_video_classifier, VEMOv2Config.of):
+        with torch.device("meta"):
+            model = build("V-EMOv2-1M", id2label=["left", "right"])
+        config = getattr(model, "config", model)
+        assert (config.num_labels, config.label2id) == (2, {"left": 0, "right": 1})
+    with pytest.raises(ValueError, match=r"num_classes=3, and id2label has 2 names; leave num_classes out"):
+        create_video_classifier("V-EMOv2-1M", 3, id2label=["left", "right"])
 
 
 def test_unknown_names_offer_the_nearest():
