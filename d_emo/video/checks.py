@@ -1,4 +1,4 @@
-"""What V-EMOv2 and its processor refuse: clips and videos that they cannot work on, in one line each."""
+"""What V-EMOv2 refuses: clips that it cannot work on, in one line each."""
 
 from typing import Any
 
@@ -41,29 +41,3 @@ def check_clips(clips: Any, conv: nn.Module) -> None:
     if 0 in clips.shape:
         raise ValueError(f"{given}: no pixel; leave out empty batches.")
     check_type(clips, conv)
-
-
-def check_videos(videos: Any) -> None:
-    """Refuse what the processor would make something else of, or fail on in words of its inside.
-
-    Args:
-        videos: one or several, each a path, an address, a tensor or array of pictures, or a list of pictures.
-
-    Raises:
-        ValueError: there is none, one has no frame or pixel, or an array is no video.
-    """
-    rule = "pass a path, a tensor (T, C, H, W) of 0 to 255 or a list of pictures, or several of these"
-    if isinstance(videos, list | tuple):
-        if not videos:
-            raise ValueError(f"videos are an empty list; {rule}.")
-        for video in videos:
-            if isinstance(video, list | tuple) and not video:
-                raise ValueError(f"one of the videos is an empty list; {rule}.")
-            if 0 in getattr(video, "shape", ()):
-                raise ValueError(f"one of the videos has the shape {tuple(video.shape)}; {rule}.")
-        return
-    shape = getattr(videos, "shape", None)
-    if not isinstance(videos, str) and shape is None:
-        raise ValueError(f"videos is a {type(videos).__name__}; {rule}.")
-    if shape is not None and (len(shape) not in (4, 5) or 0 in shape):
-        raise ValueError(f"videos have the shape {tuple(shape)}; {rule}.")

@@ -6,7 +6,6 @@ Needs torchvision; files are read by PyAV (`reading.py`). This module is importe
 processors (`d_emo.registration`), so that it asks for none of those.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,6 @@ from transformers.video_utils import VideoMetadata
 
 from d_emo.common.block_ranges import SIDE
 from d_emo.common.ranges import checked
-from d_emo.video.checks import check_videos
 from d_emo.video.ranges import FRAMES
 from d_emo.video.reading import Video, middles
 from d_emo.video.transformers_config import VEMOv2Config
@@ -47,15 +45,7 @@ class VEMOv2VideoProcessor(BaseVideoProcessor):
     model_input_names = ["pixel_values"]
 
     def preprocess(self, videos: Any, **options: Any) -> BatchFeature:
-        """One video or several -> `pixel_values`, (B, T, C, H, W).
-
-        Raises:
-            ValueError: no such video, or a value out of range.
-        """
-        several = isinstance(videos, list | tuple)
-        named = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in (videos if several else [videos])]
-        videos = named if several else named[0]  # transformers knows paths as texts alone
-        check_videos(videos)
+        """One video or several -> `pixel_values`, (B, T, C, H, W)."""
         batch = super().preprocess(videos, **options)
         batch["pixel_values"] = batch.pop("pixel_values_videos")
         return batch
@@ -66,8 +56,7 @@ class VEMOv2VideoProcessor(BaseVideoProcessor):
         """The numbers of the frames to take, from 0 on."""
         if fps is not None:
             return super().sample_frames(metadata, fps=fps, **options)
-        wanted = FRAMES.check(self.num_frames if num_frames is None else num_frames, "num_frames")
-        return np.array(middles(metadata.total_num_frames, wanted))
+        return np.array(middles(metadata.total_num_frames, num_frames or self.num_frames))
 
     def fetch_videos(
         self, video_url_or_urls: Any, sample_indices_fn: Callable[..., Any] | None = None
