@@ -28,6 +28,12 @@ COMPONENTS = (
     "JiTTransformer2DModel",
     "LightningDiTTransformer2DModel",
 )
+CONFIGURATIONS = {
+    "d_emo.classification.transformers_config": "EMOv2Config",
+    "d_emo.segmentation.transformers_config": "EMOv2SegmentationConfig",
+    "d_emo.segmentation.unet_config": "UEMOv2Config",
+    "d_emo.video.transformers_config": "VEMOv2Config",
+}
 
 Action = Callable[[ModuleType], None]
 
@@ -36,7 +42,7 @@ def register() -> None:
     """Register with what is imported by now, and with the rest as soon as it is."""
     when_imported("diffusers", _share_names)
     when_imported("diffusers.pipelines.pipeline_loading_utils", _extend_tables)
-    when_imported("transformers.models.auto.configuration_auto", _load_configuration)
+    when_imported("transformers.models.auto.configuration_auto", _enter_configurations)
     when_imported("transformers.models.auto.video_processing_auto", _load_video_processor)
     when_imported(
         "d_emo.models", lambda models: _register_blocks((models.DEMOBlock, models.DiTBlock, models.RotaryBlock))
@@ -76,11 +82,11 @@ def _extend_tables(module: ModuleType) -> None:
         module.ALL_IMPORTABLE_CLASSES.update(module.LOADABLE_CLASSES["d_emo"])
 
 
-def _load_configuration(_: ModuleType) -> None:
-    """Import the configurations, which register themselves, and their models when they are first used."""
-    for part in ("classification", "segmentation", "video"):
-        importlib.import_module(f"d_emo.{part}.transformers_config")
-    importlib.import_module("d_emo.segmentation.unet_config")
+def _enter_configurations(module: ModuleType) -> None:
+    """Make AutoConfig know the configurations, which import their models when they are first used."""
+    for home, name in CONFIGURATIONS.items():
+        configuration = getattr(importlib.import_module(home), name)
+        module.AutoConfig.register(configuration.model_type, configuration)
 
 
 def _load_video_processor(_: ModuleType) -> None:

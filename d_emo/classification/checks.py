@@ -100,21 +100,22 @@ def refuse_single_values(network: nn.Module, pixels: Any, reduction: int) -> Non
 
     Args:
         network: with the norms.
-        pixels: (B, C, H, W).
+        pixels: images (B, C, H, W), or clips (B, T, C, H, W) of which one frame is left.
         reduction: so many times smaller is the smallest grid.
 
     Raises:
-        ValueError: the batch is one image that ends as a single pixel.
+        ValueError: the batch is one image or clip that ends as a single value.
     """
-    if not network.training or torch.jit.is_tracing() or not isinstance(pixels, torch.Tensor) or pixels.dim() != 4:
+    if not network.training or torch.jit.is_tracing() or not isinstance(pixels, torch.Tensor) or pixels.dim() < 4:
         return
-    if pixels.shape[0] != 1 or max(pixels.shape[2:]) > reduction:
+    if pixels.shape[0] != 1 or max(pixels.shape[-2:]) > reduction:
         return
-    if any(isinstance(norm, nn.BatchNorm2d) and norm.training for norm in network.modules()):
-        height, width = pixels.shape[2:]
+    if any(isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d) and norm.training for norm in network.modules()):
+        kind = "image" if pixels.dim() == 4 else "clip"
+        sides = " x ".join(map(str, (*pixels.shape[1:-3], *pixels.shape[-2:])))
         raise ValueError(
-            f"one image of {height} x {width} leaves BatchNorm a single value to train on; pass 2 images or more, "
-            "larger ones, or call eval()."
+            f"one {kind} of {sides} leaves BatchNorm a single value to train on; pass 2 {kind}s or more, larger ones, "
+            "or call eval()."
         )
 
 

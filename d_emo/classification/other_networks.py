@@ -131,7 +131,7 @@ class TokenBlock(nn.Module):
     Args:
         dim, heads: C and h.
         block: "irmb" (remote windows of 14, on the input itself) or "i2rmb" (spanning windows of 7, on the values).
-        grid: H and W; windows shrink to grids smaller than 14 x 14, that of 224 pixels.
+        grid: H and W; windows shrink to smaller grids.
     """
 
     def __init__(self, dim: int, heads: int, block: str, grid: tuple[int, int]):
@@ -141,8 +141,7 @@ class TokenBlock(nn.Module):
         kind: dict[str, Any] = {"attention_type": "remote", "window_size": 14, "attend": "inputs"}
         if block == "i2rmb":
             kind = {"attention_type": "spanning", "window_size": 7, "attend": "values"}
-        clip = min(grid) < 14
-        self.inside = make_block(dim, heads, 4.0, kernel_size=_kernel_size(block), clip_window=clip, **kind)
+        self.inside = make_block(dim, heads, 4.0, kernel_size=_kernel_size(block), **kind)
 
     def forward(self, tokens: torch.Tensor, **_: object) -> torch.Tensor:
         """(B, N, C) -> (B, N, C); timm passes masks by name, of which there are none."""

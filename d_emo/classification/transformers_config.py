@@ -1,6 +1,6 @@
-"""EMOv2's configuration in transformers, which `AutoConfig` knows as soon as this module is imported.
+"""EMOv2's configuration in transformers, which `d_emo.registration` enters in `AutoConfig`.
 
-It imports no network and no model class: `d_emo.registration` has it imported while transformers is importing itself.
+It imports no network, no model class and no Auto class: transformers may be in the middle of importing itself.
 """
 
 import difflib
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
-from transformers.models.auto.configuration_auto import AutoConfig
 
 from d_emo.classification.ranges import CLASSIFIER, stages_agree
-from d_emo.common.ranges import Table, checked, take
+from d_emo.common.ranges import Rule, Table, checked, take
 
 if TYPE_CHECKING:
     from d_emo.classification.emov2 import EMOv2
@@ -27,6 +26,27 @@ NETWORK_ARGUMENTS = (
 )  # fmt: skip
 # What the network calls otherwise than configurations of transformers do.
 RENAMED = {"num_classes": "num_labels", "in_channels": "num_channels", "in_chans": "num_channels"}
+
+
+def number_or_names(function: str, num_classes: Any, names: Any, usual: int, rule: Rule) -> dict[str, Any]:
+    """A configuration's `num_labels`, or its `id2label` where the classes have names.
+
+    Args:
+        function: that they were passed to.
+        num_classes: how many.
+        names: of them, as a configuration takes them; None where they have none.
+        usual: what `num_classes` is unless it is given.
+        rule: of `num_classes`.
+
+    Raises:
+        ValueError: there are not so many names, or the number is out of range.
+    """
+    number = take(function, {"num_classes": num_classes}, {"num_classes": rule})["num_classes"]
+    if names is None:
+        return {"num_labels": number}
+    if hasattr(names, "__len__") and number not in (len(names), usual):
+        raise ValueError(f"num_classes={number}, and id2label has {len(names)} names; leave num_classes out.")
+    return {"id2label": names}
 
 
 class NamedClasses:
@@ -213,7 +233,3 @@ def names_by_number(names: Any) -> dict[int, str]:
 def numbers_by_name(names: Mapping[int, str]) -> dict[str, int]:
     """`label2id` of an `id2label`."""
     return {name: number for number, name in names.items()}
-
-
-# exist_ok: a reload makes a new class.
-AutoConfig.register(EMOv2Config.model_type, EMOv2Config, exist_ok=True)

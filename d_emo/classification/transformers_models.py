@@ -92,6 +92,28 @@ class EMOv2PreTrainedModel(StrictLoading, PreTrainedModel):
                     make().save_pretrained(folder)
         super().save_pretrained(save_directory, *args, **options)
 
+    def classified(
+        self,
+        network: Any,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None,
+        output_hidden_states: bool | None,
+        return_dict: bool | None,
+    ) -> ImageClassifierOutputWithNoAttention | tuple:
+        """What a classifier's `forward` returns, of a network with stages, norm and head."""
+        stages = network.forward_stages(pixel_values)
+        logits = network.forward_head(network.normed(stages[-1]))  # (B, num_labels)
+        loss = None
+        if labels is not None:
+            check_labels(labels, len(logits), self.config.num_labels or 0, self.config.problem_type)
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        output = ImageClassifierOutputWithNoAttention(
+            loss=loss,
+            logits=logits,
+            hidden_states=tuple(stages) if self.wants(output_hidden_states, "output_hidden_states") else None,
+        )
+        return output if self.wants(return_dict, "return_dict") else output.to_tuple()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The network's own initialisation (`emov2.initialize`) for weights that no file had."""
@@ -177,18 +199,7 @@ class EMOv2ForImageClassification(EMOv2PreTrainedModel):
         Raises:
             ValueError: images of another shape or type, or labels that are no classes of this model.
         """
-        stages = self.emov2.forward_stages(pixel_values)
-        logits = self.emov2.forward_head(self.emov2.normed(stages[-1]))  # (B, num_labels)
-        loss = None
-        if labels is not None:
-            check_labels(labels, len(logits), self.config.num_labels or 0, self.config.problem_type)
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        output = ImageClassifierOutputWithNoAttention(
-            loss=loss,
-            logits=logits,
-            hidden_states=tuple(stages) if self.wants(output_hidden_states, "output_hidden_states") else None,
-        )
-        return output if self.wants(return_dict, "return_dict") else output.to_tuple()
+        return self.classified(self.emov2, pixel_values, labels, output_hidden_states, return_dict)
 
     def processors(self) -> dict[str, Callable[[], Any]]:
         """See `EMOv2PreTrainedModel`."""

@@ -3,13 +3,12 @@
 Source: Tables IV and XVI of arXiv 2412.06674 (EMOv2) and its comparison rows (EMOv1, arXiv 2301.01146).
 """
 
-import difflib
 import fnmatch
 from typing import Any
 
 from d_emo.classification.emov2 import EMOv2
 from d_emo.common.block_ranges import SIDE
-from d_emo.common.messages import shown
+from d_emo.common.messages import nearest, shown
 from d_emo.common.ranges import checked
 
 # EMOv1: remote windows of the input, no layer scale, kernels of 3 in the first two stages.
@@ -55,11 +54,7 @@ def classifier_config(name: str, image_size: int = 224, **overrides: Any) -> dic
         ValueError: the name is unknown, the message offers the nearest ones; or no image has such a side.
     """
     if not isinstance(name, str) or name not in CLASSIFIERS:
-        # Whatever the case: timm writes the names in small letters with underscores.
-        spelled = {known.lower(): known for known in CLASSIFIERS}
-        close = [spelled[near] for near in difflib.get_close_matches(str(name).lower().replace("_", "-"), spelled, n=3)]
-        hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(CLASSIFIERS)}."
-        raise ValueError(f"classifier {shown(name)} is unknown; {hint}")
+        raise ValueError(f"classifier {shown(name)} is unknown; {nearest(name, CLASSIFIERS)}")
     window = WINDOW_SIZES.get(image_size, 7 if image_size % 224 == 0 else 8)
     return {**CLASSIFIERS[name], "window_size": window, "clip_window": image_size < min(WINDOW_SIZES), **overrides}
 

@@ -1,9 +1,11 @@
 """What errors say, and names that people can read."""
 
+import difflib
 import errno
 import re
 import reprlib
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 # What to do about the system's refusals; others speak for themselves.
@@ -153,6 +155,15 @@ def shown(value: Any) -> str:
         return re.sub(r"\s*\n\s*", " ", _SHORT.repr(value))
     except Exception:  # whatever a foreign repr raises
         return f"a {type(value).__name__}"
+
+
+def nearest(name: Any, names: Iterable[str], otherwise: str = "") -> str:
+    """The end of a line on an unknown name: which are near, in whatever case and with whatever dashes; else all."""
+    known = list(names)
+    spelled = {one.lower(): one for one in known}
+    # timm writes names in small letters with underscores.
+    close = [spelled[near] for near in difflib.get_close_matches(str(name).lower().replace("_", "-"), spelled, n=3)]
+    return f"did you mean {', '.join(close)}?" if close else otherwise or f"choose from {', '.join(known)}."
 
 
 def _escaped(character: str) -> str:

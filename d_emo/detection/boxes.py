@@ -66,7 +66,7 @@ class LevelAnchors(AnchorGenerator):
 
 
 class DefaultBoxes(DefaultBoxGenerator):
-    """SSDLite's default boxes, unclipped as mmdet's (torchvision's own are no wider and higher than the image)."""
+    """torchvision's default boxes, in float32 where the features are less."""
 
     def _grid_default_boxes(
         self, grid_sizes: list[list[int]], image_size: list[int], dtype: torch.dtype = torch.float32
@@ -75,7 +75,7 @@ class DefaultBoxes(DefaultBoxGenerator):
 
 
 def ssdlite_boxes(image_size: int, grid_sides: Sequence[int], published: bool) -> DefaultBoxes:
-    """Six maps' boxes: squares of two sizes and four of other aspects in each cell.
+    """Six maps' boxes: squares of two sizes and four of other aspects in each cell, unclipped as mmdet's.
 
     Args:
         image_size: side of the image in pixels.

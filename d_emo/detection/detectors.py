@@ -2,9 +2,10 @@
 
 Sources: the authors' configurations and logs (github:zhangzjn/EMOv2 at 582a96f) and mmdet 3.3.0, in which the runs were
 made. Networks, boxes, losses and test settings are theirs; matching, sampling and the rest are torchvision's.
-Differences that are left: an anchor of Mask R-CNN's proposals that is an object's best match learns the object however
-little they overlap (mmdet: from an IoU of 0.3 on); SSDLite keeps 1000 candidates a class before suppression (mmdet: a
-map).
+Differences that are left: an anchor of Mask R-CNN's proposals that is an object's best match learns an object however
+little they overlap (mmdet: from an IoU of 0.3 on); an anchor of RetinaNet or of proposals that is one object's best
+match and overlaps another more learns the other (mmdet: the one); SSDLite keeps 1000 candidates a class before
+suppression (mmdet: a map).
 """
 
 import os

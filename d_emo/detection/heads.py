@@ -128,7 +128,7 @@ class RoIHeadsWithL1(RoIHeads):
         scores, boxes = self.box_predictor(self.box_head(pooled))  # (N, 1 + K), (N, 4 + 4 K)
         classes = torch.cat(labels)  # (N,), 0 is the background
         on_objects = torch.where(classes > 0)[0]
-        chosen = boxes.view(len(boxes), -1, 4)[on_objects, classes[on_objects]]  # (P, 4)
+        chosen = boxes.unflatten(1, (-1, 4))[on_objects, classes[on_objects]]  # (P, 4)
         losses = {
             "loss_classifier": F.cross_entropy(scores, classes),
             "loss_box_reg": F.l1_loss(chosen, torch.cat(deltas)[on_objects], reduction="sum") / classes.numel(),

@@ -1,6 +1,6 @@
-"""Segmenters' configurations in transformers, which `AutoConfig` knows as soon as this module is imported.
+"""Segmenters' configurations in transformers, which `d_emo.registration` enters in `AutoConfig`.
 
-It imports no network and no model class: `d_emo.registration` has it imported while transformers is importing itself.
+It imports no network, no model class and no Auto class: transformers may be in the middle of importing itself.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import AutoConfig
 
 from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD, by_channel
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config, NamedClasses
@@ -126,7 +125,3 @@ def _backbone(config: Any) -> EMOv2Config:
     if not isinstance(config, Mapping) or config.get("model_type", EMOv2Config.model_type) != EMOv2Config.model_type:
         raise ValueError(f"backbone_config is {shown(config)}; pass an EMOv2Config, or what one is saved as.")
     return EMOv2Config.from_dict(dict(config))
-
-
-# exist_ok: a reload makes a new class.
-AutoConfig.register(EMOv2SegmentationConfig.model_type, EMOv2SegmentationConfig, exist_ok=True)

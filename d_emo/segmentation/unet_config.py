@@ -1,12 +1,10 @@
-"""U-EMOv2's configuration in transformers, which `AutoConfig` knows as soon as this module is imported.
+"""U-EMOv2's configuration in transformers, which `d_emo.registration` enters in `AutoConfig`.
 
-It imports no network and no model class: `d_emo.registration` has it imported while transformers is importing itself.
+It imports no network, no model class and no Auto class: transformers may be in the middle of importing itself.
 """
 
 from importlib import import_module
 from typing import Any
-
-from transformers.models.auto.configuration_auto import AutoConfig
 
 from d_emo.common.ranges import checked
 from d_emo.segmentation.transformers_config import SegmenterConfig
@@ -67,7 +65,3 @@ class UEMOv2Config(SegmenterConfig):
         self.auxiliary = auxiliary
         self.auxiliary_channels = auxiliary_channels
         self.image_size = image_size
-
-
-# exist_ok: a reload makes a new class.
-AutoConfig.register(UEMOv2Config.model_type, UEMOv2Config, exist_ok=True)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from d_emo.classification.backbones import dense_config, is_trained, known_name, load_backbone, normalization
-from d_emo.classification.transformers_config import EMOv2Config, refuse_unknown
+from d_emo.classification.transformers_config import EMOv2Config, number_or_names, refuse_unknown
 from d_emo.classification.variants import CLASSIFIERS
 from d_emo.common.messages import shown
 from d_emo.common.ranges import OneOf, checked
@@ -19,6 +19,7 @@ from d_emo.segmentation.transformers_config import OF_BACKBONE, EMOv2Segmentatio
 from d_emo.segmentation.transformers_models import EMOv2ForSemanticSegmentation, SegmentationPreTrainedModel
 from d_emo.segmentation.unet_models import UNETS, create_unet
 
+ADE20K_CLASSES = 150
 # Channels of SegFormer's head other than 288 (log of EMOv2-1M; for EMOv1-1M inferred).
 SEGFORMER_CHANNELS = {"EMOv2-1M": 180, "EMOv1-1M": 180}
 # What tells the published sizes apart.
@@ -40,9 +41,9 @@ def list_segmenters(pattern: str = "*") -> list[str]:
     return fnmatch.filter([*CLASSIFIERS, *WHOLE_NETWORKS], pattern)
 
 
-@checked({"head": OneOf(HEADS), "num_classes": NUM_CLASSES})
+@checked({"head": OneOf(HEADS)})
 def create_segmenter(
-    name: str, head: str = "deeplabv3", num_classes: int = 150, **overrides: Any
+    name: str, head: str = "deeplabv3", num_classes: int = ADE20K_CLASSES, **overrides: Any
 ) -> SegmentationPreTrainedModel:
     """Build a published segmenter: a model of transformers, whose `logits` are on the head's own grid.
 
@@ -64,10 +65,11 @@ def create_segmenter(
     if "num_labels" in overrides:
         raise ValueError("create_segmenter has no num_labels; did you mean num_classes?")
     known = known_name("segmenter", name, list_segmenters())
+    classes = number_or_names("create_segmenter", num_classes, overrides.get("id2label"), ADE20K_CLASSES, NUM_CLASSES)
     if known in WHOLE_NETWORKS:
         if head != "deeplabv3":
             raise ValueError(f"head={shown(head)} does not go with {known}, which is a whole network; leave it out.")
-        return WHOLE_NETWORKS[known](_classes(num_classes, overrides.get("id2label")), overrides)
+        return WHOLE_NETWORKS[known](classes, overrides)
     own = EMOv2SegmentationConfig.arguments() - {"backbone_config"}
     refuse_unknown("create_segmenter", overrides, {*own, *OF_BACKBONE})
     inner = {key: value for key, value in overrides.items() if key in OF_BACKBONE}
@@ -79,20 +81,11 @@ def create_segmenter(
         backbone.drop_path = EMOv2Config.of(size).drop_path
     if head == "segformer" and size in SEGFORMER_CHANNELS:
         outer.setdefault("head_channels", SEGFORMER_CHANNELS[size])
-    outer = {**normalization(name, backbone.num_channels), **outer, **_classes(num_classes, outer.get("id2label"))}
+    outer = {**normalization(name, backbone.num_channels), **outer, **classes}
     model = EMOv2ForSemanticSegmentation(EMOv2SegmentationConfig(backbone, head, **outer))
     if is_trained(name):
         model.backbone.load_state_dict(load_backbone(name, backbone).state_dict())
     return model
-
-
-def _classes(num_classes: int, names: Any) -> dict[str, Any]:
-    """`num_labels`, or `id2label` where the classes have names; both must agree."""
-    if names is None:
-        return {"num_labels": num_classes}
-    if hasattr(names, "__len__") and num_classes not in (len(names), 150):  # 150 is what it is unless given
-        raise ValueError(f"num_classes={num_classes}, and id2label has {len(names)} names; leave num_classes out.")
-    return {"id2label": names}
 
 
 def _published_size(config: EMOv2Config) -> str | None:

@@ -41,27 +41,3 @@ def check_clips(clips: Any, conv: nn.Module) -> None:
     if 0 in clips.shape:
         raise ValueError(f"{given}: no pixel; leave out empty batches.")
     check_type(clips, conv)
-
-
-def refuse_single_values(network: nn.Module, clips: Any, frames: int, reduction: int) -> None:
-    """Refuse to train BatchNorm on one value a channel, which has no deviation.
-
-    Args:
-        network: with the norms.
-        clips: (B, T, C, H, W).
-        frames: so many the last stage has of such a clip.
-        reduction: so many times smaller is the smallest grid.
-
-    Raises:
-        ValueError: the batch is one clip that ends as a single value.
-    """
-    if not network.training or torch.jit.is_tracing():
-        return
-    if clips.shape[0] != 1 or frames != 1 or max(clips.shape[3:]) > reduction:
-        return
-    if any(isinstance(norm, nn.BatchNorm3d) and norm.training for norm in network.modules()):
-        height, width = clips.shape[3:]
-        raise ValueError(
-            f"one clip of {clips.shape[1]} x {height} x {width} leaves BatchNorm a single value to train on; pass 2 "
-            "clips or more, larger ones, or call eval()."
-        )

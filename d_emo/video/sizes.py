@@ -4,12 +4,11 @@ Source: V-EMOv2-5M of arXiv 2412.06674, Table XIII. The others are this package'
 rule, which is EMOv2 with every convolution and window in time, kernels of 5 x 5 x 5 in all blocks.
 """
 
-import difflib
 import fnmatch
 from typing import Any
 
 from d_emo.classification.variants import CLASSIFIERS
-from d_emo.common.messages import shown
+from d_emo.common.messages import nearest, shown
 
 # What differs from V-EMOv2-5M, which is the network's default.
 VIDEO_CLASSIFIERS: dict[str, dict[str, Any]] = {
@@ -31,8 +30,5 @@ def video_config(name: str) -> dict[str, Any]:
         ValueError: the name is unknown, the message offers the nearest ones.
     """
     if not isinstance(name, str) or name not in VIDEO_CLASSIFIERS:
-        spelled = {known.lower(): known for known in VIDEO_CLASSIFIERS}
-        close = [spelled[near] for near in difflib.get_close_matches(str(name).lower().replace("_", "-"), spelled, n=3)]
-        hint = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(VIDEO_CLASSIFIERS)}."
-        raise ValueError(f"video classifier {shown(name)} is unknown; {hint}")
+        raise ValueError(f"video classifier {shown(name)} is unknown; {nearest(name, VIDEO_CLASSIFIERS)}")
     return dict(VIDEO_CLASSIFIERS[name])

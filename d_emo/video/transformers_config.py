@@ -1,13 +1,12 @@
-"""V-EMOv2's configuration in transformers, which `AutoConfig` knows as soon as this module is imported.
+"""V-EMOv2's configuration in transformers, which `d_emo.registration` enters in `AutoConfig`.
 
-It imports no network and no model class: `d_emo.registration` has it imported while transformers is importing itself.
+It imports no network, no model class and no Auto class: transformers may be in the middle of importing itself.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import AutoConfig
 
 from d_emo.classification.transformers_config import NamedClasses
 from d_emo.common.ranges import checked
@@ -16,6 +15,7 @@ from d_emo.video.ranges import VIDEO, video_agrees
 if TYPE_CHECKING:
     from d_emo.video.v_emov2 import VEMOv2
 
+KINETICS_CLASSES = 400
 # What a configuration says of the network; arguments of `VEMOv2`.
 NETWORK_ARGUMENTS = (
     "depths", "widths", "expansions", "head_dims", "kernel_sizes", "stem_dim", "window_size", "clip_window",
@@ -105,7 +105,8 @@ class VEMOv2Config(NamedClasses, PreTrainedConfig):
 
         size = video_config(name)
         cls.refuse_unknown(overrides)
-        return cls(**{**size, "num_labels": 400, **overrides})
+        number = {} if overrides.get("id2label") is not None else {"num_labels": KINETICS_CLASSES}
+        return cls(**{**size, **number, **overrides})
 
     def build(self, num_classes: int) -> "VEMOv2":
         """The network, with fresh weights."""
@@ -116,7 +117,3 @@ class VEMOv2Config(NamedClasses, PreTrainedConfig):
             num_classes=num_classes,
             in_channels=self.num_channels,
         )
-
-
-# exist_ok: a reload makes a new class.
-AutoConfig.register(VEMOv2Config.model_type, VEMOv2Config, exist_ok=True)

@@ -20,7 +20,6 @@ from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, is_torchvision_available
 
-from d_emo.classification.checks import check_labels
 from d_emo.classification.transformers_models import EMOv2PreTrainedModel
 from d_emo.video.transformers_config import VEMOv2Config
 
@@ -60,18 +59,7 @@ class VEMOv2ForVideoClassification(EMOv2PreTrainedModel):
         Raises:
             ValueError: clips of another shape or type, or labels that are no classes of this model.
         """
-        stages = self.v_emov2.forward_stages(pixel_values)
-        logits = self.v_emov2.forward_head(self.v_emov2.normed(stages[-1]))  # (B, num_labels)
-        loss = None
-        if labels is not None:
-            check_labels(labels, len(logits), self.config.num_labels or 0, self.config.problem_type)
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        output = ImageClassifierOutputWithNoAttention(
-            loss=loss,
-            logits=logits,
-            hidden_states=tuple(stages) if self.wants(output_hidden_states, "output_hidden_states") else None,
-        )
-        return output if self.wants(return_dict, "return_dict") else output.to_tuple()
+        return self.classified(self.v_emov2, pixel_values, labels, output_hidden_states, return_dict)
 
     def processors(self) -> dict[str, Callable[[], Any]]:
         """See `EMOv2PreTrainedModel`; both need torchvision."""

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d_emo.classification.checks import refuse_single_values
 from d_emo.classification.emov2 import ATTENDING_STAGES, LAYER_NORM_EPS, DropPath, Stage, initialize
 from d_emo.common.block_ranges import expands
 from d_emo.common.ranges import checked
 from d_emo.models.i2rmb import BATCH_NORM_EPS
 from d_emo.video.attention import VideoWindowAttention
-from d_emo.video.checks import check_clips, refuse_single_values
+from d_emo.video.checks import check_clips
 from d_emo.video.ranges import VIDEO, VIDEO_BLOCK, video_agrees
 
 # Of the stem and the four stages; halved in the stem alone (inferred).
@@ -244,7 +245,8 @@ class VEMOv2(nn.Module):
     def forward_stages(self, clips: torch.Tensor) -> list[torch.Tensor]:
         """(B, T, C, H, W) -> the stem's and every stage's output, (B, O, T', H / 2^i, W / 2^i) with i = 1 to 5."""
         check_clips(clips, self.stem.conv)
-        refuse_single_values(self, clips, self.frames_after(clips.shape[1]), 2 ** (len(self.stages) + 1))
+        if self.frames_after(clips.shape[1]) == 1:
+            refuse_single_values(self, clips, 2 ** (len(self.stages) + 1))
         outputs = [self.stem(clips.permute(0, 2, 1, 3, 4))]
         for stage in self.stages:
             outputs.append(stage(outputs[-1]))

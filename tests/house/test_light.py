@@ -1,5 +1,7 @@
 """`import d_emo` loads nothing heavy, and Diffusers and transformers find its classes in whichever order they come."""
 
+import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -11,7 +13,7 @@ from helpers.pipelines import tiny_pipeline
 from helpers.processes import offline_environment
 
 import d_emo
-from d_emo import EMOv2Config, EMOv2ForImageClassification, make_video_processor
+from d_emo import EMOv2Config, EMOv2ForImageClassification, make_video_processor, registration
 from d_emo.classification.transformers_models import make_image_processor
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "datasets", "sklearn", "matplotlib", "timm")
@@ -36,6 +38,8 @@ RARER = {
     "modeling_first": "import d_emo, transformers.models.auto.modeling_auto",
     "ours_first": "import d_emo; d_emo.EMOv2Config.of('EMOv2-1M')",
     "timm_first": "import d_emo, timm",
+    "a_configurations_module": "import d_emo.classification.transformers_config",
+    "another_configurations_module": "import d_emo.segmentation.unet_config",
 }
 
 
@@ -146,6 +150,12 @@ def test_transformers_finds_the_video_processor_by_its_name(order, tmp_path):
         "print(AutoVideoProcessor.from_pretrained(sys.argv[1]).size['shortest_edge'])\n"
     )
     assert in_a_fresh_process(code, tmp_path).strip() == "32"
+
+
+@pytest.mark.parametrize("home", registration.CONFIGURATIONS)
+def test_configurations_import_no_auto_class_which_would_import_the_other_configurations(home):
+    source = inspect.getsource(importlib.import_module(home))
+    assert "transformers.models.auto" not in source and "import Auto" not in source
 
 
 def test_the_hook_leaves_no_trace():
