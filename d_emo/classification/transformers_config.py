@@ -14,6 +14,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from d_emo.classification.ranges import CLASSIFIER, stages_agree
+from d_emo.common.messages import shown
 from d_emo.common.ranges import Table, checked, take
 
 if TYPE_CHECKING:
@@ -51,11 +52,16 @@ class NamedClasses:
 
     @classmethod
     def refuse_unknown(cls, overrides: Mapping[str, Any]) -> None:
-        """Refuse what neither the configuration nor transformers has.
+        """Refuse what neither the configuration nor transformers has, and names of other classes than there are.
 
         Raises:
-            ValueError: there is such an option; the message offers the nearest.
+            ValueError: there is such an option, of which the message offers the nearest; or `num_labels` is not how
+                many `id2label` has, which transformers would then drop.
         """
+        number = overrides.get("num_labels")
+        names: Any = overrides.get("id2label")
+        if number is not None and hasattr(names, "__len__") and number != len(names):
+            raise ValueError(f"num_labels={shown(number)}, and id2label has {len(names)} names; leave num_labels out.")
         known = inspect.signature(cls).parameters
         for override in overrides:
             if override not in known and not hasattr(PreTrainedConfig(), override):

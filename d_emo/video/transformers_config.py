@@ -105,7 +105,8 @@ class VEMOv2Config(NamedClasses, PreTrainedConfig):
 
         size = video_config(name)
         cls.refuse_unknown(overrides)
-        return cls(**{**size, "num_labels": 400, **overrides})
+        classes = {} if overrides.get("id2label") is not None else {"num_labels": 400}
+        return cls(**{**size, **classes, **overrides})
 
     def build(self, num_classes: int) -> "VEMOv2":
         """The network, with fresh weights."""
