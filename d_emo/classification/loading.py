@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
+from d_emo.common.messages import first_line
 from d_emo.common.saved_folders import PLACE, RESTORE, different, kind_of, stored_object
 
 
@@ -32,16 +34,19 @@ class StrictLoading:
         differs; head, last norm and what a derived class has beside the network, of a folder that another class wrote.
 
         Raises:
-            ValueError: the folder holds another model, or weights are missing, left over or of other shapes.
+            ValueError: the folder holds another model, or weights are damaged, missing, left over or of other shapes.
         """
         name, wanted = pretrained_model_name_or_path, cls.__name__
         stored = _stored_config(name, wanted, cls.config_class.model_type, kwargs)
         tells, may_differ = (kwargs.pop(key, False) for key in ("output_loading_info", "ignore_mismatched_sizes"))
         mixed: Any = super()
         # Mismatches are looked at here: transformers' message would not name them.
-        model, information = mixed.from_pretrained(
-            name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        try:
+            model, information = mixed.from_pretrained(
+                name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(f"{name}: its weights are damaged ({first_line(error)}); restore the file.") from error
         if getattr(model, "hf_quantizer", None) is None:  # quantized weights have other names
             other_task = wanted not in (stored.get("architectures") or [wanted])
             beside = re.compile(rf"(?!{re.escape(cls.base_model_prefix)}\.)")

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from d_emo.classification.ranges import CLASSIFIER, stages_agree
+from d_emo.common.messages import shown
 from d_emo.common.ranges import Rule, Table, checked, take
 
 if TYPE_CHECKING:
@@ -82,8 +83,17 @@ class NamedClasses:
         return {name for kind in ours for name in inspect.signature(kind).parameters} - {"more"}
 
     @classmethod
-    def refuse_unknown(cls, overrides: Iterable[str]) -> None:
-        """Refuse what neither the configuration nor transformers has; see the function `refuse_unknown`."""
+    def refuse_unknown(cls, overrides: Mapping[str, Any]) -> None:
+        """Refuse what neither the configuration nor transformers has, and names of other classes than there are.
+
+        Raises:
+            ValueError: there is such an option (see the function `refuse_unknown`); or `num_labels` is not how many
+                `id2label` has, which transformers would then drop.
+        """
+        number = overrides.get("num_labels")
+        names: Any = overrides.get("id2label")
+        if number is not None and hasattr(names, "__len__") and number != len(names):
+            raise ValueError(f"num_labels={shown(number)}, and id2label has {len(names)} names; leave num_labels out.")
         refuse_unknown(cls.__name__, overrides, cls.arguments())
 
 

@@ -20,6 +20,9 @@ from d_emo.common.ranges import Each, Real, Rule, Table, Whole, take
 
 # A box may reach so many pixels beyond its image: annotations are rounded.
 SLACK = 1.0
+# Values may be so many of the model's deviations from its mean: -1.8 to 2.7 with ImageNet's, for what resizing and
+# augmentation add to [0, 1]; numbers to 255, and images that are normalised already, are beyond.
+DEVIATIONS = 10
 SHARE, COUNT = Real(0, 1), Whole(1, 10_000_000)
 # torchvision's options that are numbers; `min_size` may be several, of which training draws one.
 OPTIONS: Table = {
@@ -89,7 +92,7 @@ def check_scene(images: Any, channels: int, transform: GeneralizedRCNNTransform)
         transform: resizes them.
 
     Raises:
-        ValueError: something does not fit; the message says which image.
+        ValueError: something does not fit, values included where they are on the CPU; the message says which image.
     """
     rule = f"({channels}, H, W)"
     if not isinstance(images, list | tuple | torch.Tensor) or (isinstance(images, torch.Tensor) and not images.dim()):
@@ -102,7 +105,9 @@ def check_scene(images: Any, channels: int, transform: GeneralizedRCNNTransform)
             given = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise ValueError(f"images[{number}] is {given}; pass a tensor {rule}, or (1, H, W) of greys.")
         if not image.is_floating_point():
-            raise ValueError(f"images[{number}] is {image.dtype}; pass numbers in [0, 1] (image / 255).")
+            most = 1 if image.dtype == torch.bool or image.is_complex() else torch.iinfo(image.dtype).max
+            remedy = f" (image / {most})" if most > 1 else ""
+            raise ValueError(f"images[{number}] is {image.dtype}; pass numbers in [0, 1]{remedy}.")
         short, long = sorted(image.shape[1:])
         if transform.fixed_size is None and short * transform.max_size < long:
             height, width = image.shape[1:]
@@ -110,6 +115,34 @@ def check_scene(images: Any, channels: int, transform: GeneralizedRCNNTransform)
                 f"images[{number}] has {height} x {width} pixels, and no height or no width is left where the longer "
                 f"side is {transform.max_size} (max_size); crop it."
             )
+        _check_values(f"images[{number}]", image, transform)
+
+
+def _check_values(name: str, image: torch.Tensor, transform: GeneralizedRCNNTransform) -> None:
+    """Refuse values that the model's mean and deviation are not for."""
+    if image.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    means, deviations = transform.image_mean, transform.image_std
+    lowest = min(mean - DEVIATIONS * deviation for mean, deviation in zip(means, deviations, strict=True))
+    highest = max(mean + DEVIATIONS * deviation for mean, deviation in zip(means, deviations, strict=True))
+    low, high = (float(bound) for bound in image.detach().as_subclass(torch.Tensor).aminmax())
+    if not lowest <= low <= high <= highest:
+        remedy = "pass numbers in [0, 1]"
+        if max(means) > 1:
+            remedy = f"image_mean={means} and image_std={deviations} are not for them"
+        elif highest < high and low >= 0:
+            remedy += f" (image / {255 if high <= 255 else 65535})" if high <= 65535 else ""
+        elif low < 0:
+            remedy += ", which the model normalises itself"
+        raise ValueError(f"{name} has values from {low:g} to {high:g}; {remedy}.")
+
+
+def in_image_type(boxes: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Boxes in the type of their image, float32 at least.
+
+    In another type ties between anchors, and so what is learned, would come out otherwise.
+    """
+    return boxes.as_subclass(torch.Tensor).to(torch.promote_types(image.dtype, torch.float32))
 
 
 def check_targets(targets: Any, images: Any, num_classes: int, masks: bool) -> None:
@@ -132,7 +165,7 @@ def check_targets(targets: Any, images: Any, num_classes: int, masks: bool) -> N
         name = f"targets[{number}]"
         _check_shapes(name, target, image, masks)
         if target["boxes"].device.type == "cpu":
-            _check_boxes(name, target["boxes"], *image.shape[1:])
+            _check_boxes(name, in_image_type(target["boxes"], image), *image.shape[1:])
         if target["labels"].device.type == "cpu":
             _check_labels(name, target["labels"], num_classes)
         if masks and target["masks"].device.type == "cpu":
@@ -143,7 +176,8 @@ def _check_shapes(name: str, target: Any, image: torch.Tensor, masks: bool) -> N
     wanted = ["boxes", "labels", *(["masks"] if masks else [])]
     absent = [part for part in wanted if not isinstance(target, dict) or not isinstance(target.get(part), torch.Tensor)]
     if absent:
-        raise ValueError(f"{name} has no tensor {' and '.join(absent)}; pass {', '.join(wanted)}.")
+        remedy = "; without objects boxes are torch.zeros(0, 4)" if len(absent) == len(wanted) else ""
+        raise ValueError(f"{name} has no tensor {' and '.join(absent)}; pass {', '.join(wanted)}{remedy}.")
     boxes, labels = target["boxes"], target["labels"]
     objects = len(boxes) if boxes.dim() else 0
     shapes = {"boxes": (objects, 4), "labels": (objects,), "masks": (objects, *image.shape[1:])}
@@ -162,7 +196,7 @@ def _check_shapes(name: str, target: Any, image: torch.Tensor, masks: bool) -> N
 
 def _check_boxes(name: str, boxes: torch.Tensor, height: int, width: int) -> None:
     """Corners in pixels of the image, the first one above and left of the second."""
-    boxes = boxes.detach().as_subclass(torch.Tensor).double()
+    boxes = boxes.detach().double()
     corners = "; boxes are (x1, y1, x2, y2), corners in pixels"
     sides = boxes[:, 2:] - boxes[:, :2]  # (N, 2), width and height
     end = boxes.new_tensor([width, height])
@@ -185,7 +219,7 @@ def _check_labels(name: str, labels: torch.Tensor, num_classes: int) -> None:
     wrong = next(label for label in labels.tolist() if not 0 <= label < num_classes)
     raise ValueError(
         f"{name}: labels have {wrong}; they are 0 to {num_classes - 1}, the background has none: subtract 1 if they "
-        "begin with 1, as torchvision's do."
+        "begin with 1, as torchvision's do, and number ids that have gaps, as COCO's 1 to 90, in their order."
     )
 
 
@@ -195,3 +229,5 @@ def _check_masks(name: str, masks: torch.Tensor) -> None:
     low, high = (float(bound) for bound in masks.aminmax())
     if not 0 <= low <= high <= 1:
         raise ValueError(f"{name}: masks have values from {low:g} to {high:g}; pass 0 and 1 (masks > 0).")
+    if masks.is_floating_point() and not bool(((masks == 0) | (masks == 1)).all()):
+        raise ValueError(f"{name}: masks have values between 0 and 1; pass 0 and 1 (masks > 0.5).")

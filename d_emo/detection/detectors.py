@@ -26,7 +26,7 @@ from d_emo.common.block_ranges import SIDE, WINDOW
 from d_emo.common.ranges import Flag, Maybe, OneOf, Table, Whole, checked
 from d_emo.detection.backbones import NORM, PYRAMID_CHANNELS, CoarserLevels, PyramidBackbone, SSDLiteBackbone
 from d_emo.detection.boxes import PROPOSAL_SCALES, RETINANET_SCALES, LevelAnchors, at_least_float32, ssdlite_boxes
-from d_emo.detection.checks import check_options, check_scene, check_targets
+from d_emo.detection.checks import check_options, check_scene, check_targets, in_image_type
 from d_emo.detection.heads import (
     BOX_FEATURES,
     MASK_CHANNELS,
@@ -89,11 +89,11 @@ class _Checking:
         check_targets(targets, images, self.label_count, masks)
         taken = [
             {
-                "boxes": at_least_float32(target["boxes"].as_subclass(torch.Tensor) * 1.0),
+                "boxes": in_image_type(target["boxes"], image),
                 "labels": target["labels"] + self.background,
                 **({"masks": target["masks"]} if masks else {}),
             }
-            for target in targets
+            for image, target in zip(images, targets, strict=True)
         ]
         return super().forward(list(images), taken)  # type: ignore[misc]
 

@@ -8,17 +8,18 @@ into the middle slice in time, with zeros beside it, so that a clip of one repea
 import os
 import warnings
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from d_emo.classification.emov2 import EMOv2
+from d_emo.classification.irmb import ParallelIRMB
 from d_emo.classification.transformers_models import EMOv2ForImageClassification
 from d_emo.common.messages import first_line, shown
 from d_emo.common.saved_folders import some
 from d_emo.video.transformers_models import VEMOv2ForVideoClassification
-from d_emo.video.v_emov2 import VEMOv2
+from d_emo.video.v_emov2 import VEMOv2, VideoI2RMB
 
 Source = str | os.PathLike | EMOv2 | EMOv2ForImageClassification
 Model = TypeVar("Model", VEMOv2, VEMOv2ForVideoClassification)
@@ -38,7 +39,7 @@ def inflate(model: Model, classifier: Source) -> Model:
 
     Raises:
         ValueError: one of them is another thing, the folder does not load, or they are of different sizes; the message
-            names the first tensors.
+            names the first tensors, or blocks where tensors fit and something else is another (attention, activations).
     """
     network: nn.Module = getattr(model, "v_emov2", model)
     if not isinstance(network, VEMOv2):
@@ -54,10 +55,11 @@ def inflate(model: Model, classifier: Source) -> Model:
         if key not in fresh and not _fits(state.get(key), tensor)
     ]
     wrong += [f"{key} left over" for key in state if key not in wanted]
+    wrong = wrong or _other_workings(network, image_network)
     if wrong:
         raise ValueError(
             f"{name} does not inflate to this video classifier ({some(wrong)}); pass an EMOv2 of the same widths, "
-            "depths, kernels and channels."
+            "depths, kernels, channels, activations and kind of attention."
         )
     network.load_state_dict(state, strict=False)  # all but a fresh head
     if fresh:
@@ -88,6 +90,36 @@ def inflated(state: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]
 
 def _fits(given: torch.Tensor | None, wanted: torch.Tensor) -> bool:
     return given is not None and given.shape == wanted.shape
+
+
+def _other_workings(network: VEMOv2, images: EMOv2) -> list[str]:
+    """Blocks whose tensors fit and work otherwise, and what the image's has there."""
+    wrong = []
+    for name, block in network.named_modules():
+        if not isinstance(block, VideoI2RMB):
+            continue
+        image_block: Any = images.get_submodule(name)
+        works, image_works = _workings(block), _workings(image_block)
+        if isinstance(image_block, ParallelIRMB):
+            image_works["arrangement"] = "parallel"
+        wrong += [
+            f"{name}: {what} {value}, not {works.get(what, 'cascaded')}"
+            for what, value in image_works.items()
+            if value != works.get(what)
+        ]
+    return wrong
+
+
+def _workings(block: Any) -> dict[str, Any]:
+    attention = block.attn
+    works = {
+        "attention": attention.attention_type,
+        "stride": block.conv.stride[-1],
+        "dilation": block.conv.dilation[-1],
+    }
+    if attention.attention_type == "none":
+        return works | {"activation": attention.activation.__name__}
+    return works | {"heads": attention.num_heads}
 
 
 def _image_network(classifier: Source) -> tuple[str, EMOv2]:

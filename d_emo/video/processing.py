@@ -6,10 +6,12 @@ Needs torchvision; files are read by PyAV (`reading.py`). This module is importe
 processors (`d_emo.registration`), so that it asks for none of those.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
@@ -18,12 +20,15 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from d_emo.common.block_ranges import SIDE
-from d_emo.common.ranges import checked
+from d_emo.common.ranges import Real, Table, checked, take
 from d_emo.video.ranges import FRAMES
 from d_emo.video.reading import Video, middles
 from d_emo.video.transformers_config import VEMOv2Config
 
 MEAN, DEVIATION = 114.75 / 255, 57.375 / 255
+# So far from the mean a value may be, in deviations: what resizing and augmentation add to a frame is nearer.
+DEVIATIONS = 10
+CHOICE: Table = {"num_frames": FRAMES, "fps": Real(0, 1000, positive=True)}
 
 
 class VEMOv2VideoProcessor(BaseVideoProcessor):
@@ -31,7 +36,8 @@ class VEMOv2VideoProcessor(BaseVideoProcessor):
 
     A video is a path, an address, a tensor or array (N, C, H, W) or (N, H, W, C) of 0 to 255, a list of pictures; or a
     list of those. Of every one `num_frames` frames are taken, the middle ones of as many equal parts, of arrays and
-    lists too (of as many pictures: all). `do_sample_frames=False` takes all frames, `fps` that many a second.
+    lists too (of as many pictures: all). `do_sample_frames=False` takes all frames, `fps` that many a second of a file.
+    Numbers are 0 to 255, or 0 to 1 with `do_rescale=False`.
     """
 
     resample = PILImageResampling.BILINEAR
@@ -45,18 +51,38 @@ class VEMOv2VideoProcessor(BaseVideoProcessor):
     model_input_names = ["pixel_values"]
 
     def preprocess(self, videos: Any, **options: Any) -> BatchFeature:
-        """One video or several -> `pixel_values`, (B, T, C, H, W)."""
-        batch = super().preprocess(videos, **options)
+        """One video or several -> `pixel_values`, (B, T, C, H, W).
+
+        Raises:
+            ValueError: no video, one without frames, values of another range, or options out of range.
+        """
+        given = {name: options[name] for name in CHOICE if options.get(name) is not None}
+        take("video processor", given, CHOICE)
+        if len(given) > 1:
+            raise ValueError(f"num_frames={given['num_frames']} and fps={given['fps']} are two choices; pass one.")
+        batch = super().preprocess(_plain(videos), **options)
         batch["pixel_values"] = batch.pop("pixel_values_videos")
         return batch
+
+    def _preprocess(self, videos: list[torch.Tensor], **options: Any) -> BatchFeature:  # type: ignore[override]
+        for number, video in enumerate(videos):
+            _check_frames(f"videos[{number}]", video, options)
+        return super()._preprocess(videos, **options)
 
     def sample_frames(
         self, metadata: VideoMetadata, num_frames: int | None = None, fps: float | None = None, **options: Any
     ) -> np.ndarray:
         """The numbers of the frames to take, from 0 on."""
+        count = int(metadata.total_num_frames)
+        if not count:
+            raise ValueError("a video has no frame; pass one frame at least.")
         if fps is not None:
-            return super().sample_frames(metadata, fps=fps, **options)
-        return np.array(middles(metadata.total_num_frames, num_frames or self.num_frames))
+            if not metadata.fps:
+                raise ValueError(
+                    f"fps={fps:g} needs to know how fast a video is; pass num_frames, or a file that says it."
+                )
+            num_frames = max(1, round(count / metadata.fps * fps))
+        return np.array(middles(count, num_frames or self.num_frames))
 
     def fetch_videos(
         self, video_url_or_urls: Any, sample_indices_fn: Callable[..., Any] | None = None
@@ -76,6 +102,40 @@ class VEMOv2VideoProcessor(BaseVideoProcessor):
             chosen = range(len(video)) if sample_indices_fn is None else sample_indices_fn(metadata=metadata)
             metadata.frames_indices = [int(number) for number in chosen]
             return video.frames(metadata.frames_indices), metadata
+
+
+def _plain(videos: Any) -> Any:
+    """Paths as strings, and pictures in RGB, which transformers then takes."""
+    if isinstance(videos, list | tuple):
+        if not len(videos):
+            raise ValueError("videos are none; pass a video or a list of some.")
+        return [_plain(video) for video in videos]
+    if isinstance(videos, dict):
+        raise ValueError("videos is a dict; pass a video or a list of some.")
+    if isinstance(videos, os.PathLike):
+        return os.fspath(videos)
+    if isinstance(videos, PIL.Image.Image):
+        if videos.mode.startswith(("I", "F")):
+            raise ValueError(f"a picture is of mode {videos.mode}, whose range is unknown; pass one of 8 bits.")
+        return videos.convert("RGB")
+    return videos
+
+
+def _check_frames(name: str, frames: torch.Tensor, options: dict[str, Any]) -> None:
+    """Refuse frames (T, C, H, W) without a pixel, and values that mean and deviation are not for."""
+    if not frames.numel():
+        raise ValueError(f"{name} has the shape {tuple(frames.shape)}: no pixel.")
+    if frames.device.type != "cpu" or frames.is_complex() or not options["do_normalize"]:
+        return
+    whole = 1 / options["rescale_factor"] if options["do_rescale"] else 1.0
+    low, high = (float(bound) for bound in frames.as_subclass(torch.Tensor).float().aminmax())
+    means, deviations = (np.atleast_1d(options[part]) for part in ("image_mean", "image_std"))
+    lowest, highest = (means - DEVIATIONS * deviations).min(), (means + DEVIATIONS * deviations).max()
+    fraction = frames.is_floating_point() or frames.dtype == torch.bool
+    if options["do_rescale"] and fraction and 0 <= low <= high <= 1 and high > 0:
+        raise ValueError(f"{name} has values from {low:g} to {high:g}; pass 0 to {whole:g}, or do_rescale=False.")
+    if not lowest <= low / whole <= high / whole <= highest:
+        raise ValueError(f"{name} has values from {low:g} to {high:g}; pass 0 to {whole:g}.")
 
 
 @checked({"image_size": SIDE, "num_frames": FRAMES})

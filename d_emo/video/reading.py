@@ -22,6 +22,8 @@ from d_emo.video.ranges import FRAMES
 
 # Seconds in which an address has to answer.
 PATIENCE = 60
+# FFmpeg's formats that draw the letters of any text as pictures.
+TEXTS = {"tty", "bin", "xbin", "adf", "idf"}
 
 
 @checked({"num_frames": FRAMES})
@@ -84,17 +86,23 @@ class Video:
 
     def _look_through(self) -> None:
         """Every frame's time and the keyframes', without decoding where the file tells them."""
-        if not self._container.streams.video:
+        if self._container.format.name in TEXTS:
+            raise ValueError(f"{self.name} is a text; pass a video.")
+        # A cover is no video of the sound that it comes with.
+        moving = [stream for stream in self._container.streams.video if not _is_cover(stream)]
+        if not moving:
             raise ValueError(f"{self.name} holds no video stream; pass a video.")
-        self._stream = stream = self._container.streams.best("video") or self._container.streams.video[0]
+        best = self._container.streams.best("video")
+        self._stream = stream = best if best in moving else moving[0]
         if stream.codec_context is None:
             raise ValueError(f"{self.name} is in a codec that this FFmpeg does not know; convert it.")
         self.fps = float(stream.average_rate) if stream.average_rate else None
         self.duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
         self.height, self.width = stream.height, stream.width
-        times, keyframes = [], []
+        times, keyframes, torn = [], [], False
         try:
             for packet in self._container.demux(stream):
+                torn = torn or packet.is_corrupt
                 if packet.size and not packet.is_discard:
                     times.append(packet.pts)
                     if packet.is_keyframe:
@@ -106,6 +114,11 @@ class Video:
             raise ValueError(f"{self.name} is damaged ({first_line(error)}).") from error
         if not times:
             raise ValueError(f"{self.name} holds no frame; the file is damaged or empty.")
+        # MP4 says beforehand how many frames there are; else the middle of what is left would be taken for the video's.
+        if torn and len(times) < stream.frames and "mp4" in self._container.format.name:
+            raise ValueError(
+                f"{self.name} is cut short: {len(times)} of {stream.frames} frames are there; copy it again."
+            )
         # Where there are no keyframes, times are numbers.
         self._times: list[int] = sorted(times)
         self._keyframes: list[int] = sorted(keyframes)
@@ -204,11 +217,32 @@ def _opened(source: Any) -> tuple[str, Any]:
     return name, name
 
 
+def _is_cover(stream: Any) -> bool:
+    return "attached_pic" in str(getattr(stream.disposition, "name", None))
+
+
 def _pixels(frame: Any, first: np.ndarray | None) -> np.ndarray:
     """A decoded frame, upright: (H, W, 3), uint8; of the size of the first one."""
-    turned = round(frame.rotation / 90) % 4  # quarter turns against the clock
+    mirrored, turned = _turn(frame)
     sides = {}
     if first is not None:
         height, width = first.shape[:2] if turned % 2 == 0 else first.shape[1::-1]
         sides = {"height": height, "width": width}
-    return np.rot90(frame.to_ndarray(format="rgb24", **sides), turned)
+    pixels = frame.to_ndarray(format="rgb24", **sides)
+    return np.rot90(pixels[:, ::-1] if mirrored else pixels, turned)
+
+
+def _turn(frame: Any) -> tuple[bool, int]:
+    """Whether left and right are to be exchanged first, and then how many quarter turns to make against the clock.
+
+    The file says so by a matrix, of which PyAV's `rotation` does not tell a mirrored one (front cameras) from others:
+    x is to become a x + c y, and y b x + d y, down the image.
+    """
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(float)
+            mirrored = a * d < b * c
+            if mirrored:
+                a, b = -a, -b
+            return mirrored, round(-np.degrees(np.arctan2(b, a)) / 90) % 4
+    return False, 0

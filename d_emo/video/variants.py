@@ -19,7 +19,7 @@ def create_video_classifier(
 
     Args:
         name: one of `list_video_classifiers()`.
-        num_classes: Kinetics-400 has 400; 0 leaves the head out.
+        num_classes: Kinetics-400 has 400; 0 leaves the head out. `id2label` says itself how many there are.
         image_classifier: a trained EMOv2 of the same size, whose weights are inflated: folder, Hub id, network or
             `EMOv2ForImageClassification` (see `d_emo.video.inflation.inflate`). None for fresh weights.
         **overrides: arguments of `VEMOv2Config`, such as `num_frames=8`, `attention_type="remote"`; `id2label=[...]`

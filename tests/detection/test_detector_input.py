@@ -32,17 +32,25 @@ BAD_SCENES = [
     (False, [torch.rand(3, 0, 80)], None, r"images\[0\] is \(3, 0, 80\)"),
     (False, ["a.jpg"], None, r"images\[0\] is str"),
     (False, [IMAGE.numpy()], None, r"images\[0\] is ndarray"),
-    (False, [(IMAGE * 255).byte()], None, r"images\[0\] is torch.uint8; pass numbers in \[0, 1\]"),
+    (False, [(IMAGE * 255).byte()], None, r"images\[0\] is torch.uint8; pass numbers in \[0, 1\] \(image / 255\)"),
+    (False, [(IMAGE * 9).to(torch.uint16)], None, r"is torch.uint16; pass numbers in \[0, 1\] \(image / 65535\)"),
+    (False, [IMAGE, IMAGE * 255], None, r"images\[1\] has values from \S+ to 25\S+; pass numbers in \[0, 1\] "
+     r"\(image / 255\)"),
+    (False, [IMAGE * 65535], None, r"pass numbers in \[0, 1\] \(image / 65535\)"),
+    (False, [(IMAGE - 0.485) / 0.229 * 2], None, r"in \[0, 1\], which the model normalises itself"),
+    (False, [IMAGE * float("nan")], None, r"images\[0\] has values from nan to nan"),
     (False, [IMAGE.double()], None, "are torch.float64, the model is torch.float32"),
     (True, TWO, None, r"targets are missing; .* else call eval\(\)"),
     (True, TWO, [target(IMAGE)], "targets are 1 for 2 images"),
-    (True, TWO, [{}, {}], r"targets\[0\] has no tensor boxes and labels"),
+    (True, TWO, [{}, {}], r"targets\[0\] has no tensor boxes and labels.*; without objects boxes are "
+     r"torch.zeros\(0, 4\)"),
     (True, TWO, [target(IMAGE), None], r"targets\[1\] has no tensor boxes and labels"),
     (True, TWO, changed(boxes=[[0, 0, 1, 1]]), r"targets\[1\] has no tensor boxes; pass boxes, labels"),
     (True, TWO, changed(boxes=np.ones((1, 4))), r"targets\[1\] has no tensor boxes"),
     # labels
     (True, TWO, [target(IMAGE), target(IMAGE, label=3)],
-     r"targets\[1\]: labels have 3; they are 0 to 2, the background has none: subtract 1 if they begin with 1"),
+     r"targets\[1\]: labels have 3; they are 0 to 2, the background has none: subtract 1 if they begin with 1, "
+     "as torchvision's do, and number ids that have gaps"),
     (True, TWO, [target(IMAGE, label=-1)] * 2, r"targets\[0\]: labels have -1; they are 0 to 2"),
     (True, TWO, changed(labels=torch.ones(2).long()), r"targets\[1\]: labels have the shape \(2,\), not \(1,\)"),
     (True, TWO, changed(labels=torch.tensor(1)), r"labels have the shape \(\), not \(1,\)"),
@@ -56,6 +64,7 @@ BAD_SCENES = [
     (True, TWO, boxed(40, 4, 30, 30), r"targets\[1\]: boxes\[0\] = \(40, 4, 30, 30\) ends before it begins; boxes are "
      r"\(x1, y1, x2, y2\), corners in pixels, not \(x, y, width, height\)"),
     (True, TWO, boxed(4, 4, 4, 30), r"boxes\[0\] = \(4, 4, 4, 30\) has no width or no height; leave it out"),
+    (True, TWO, changed(boxes=torch.tensor([[70, 4, 70 + 1e-9, 30]], dtype=torch.float64)), "has no width"),
     (True, TWO, boxed(4, 4, 30, 66), r"boxes\[0\] = \(4, 4, 30, 66\) is outside of the image of 64 x 80 pixels"),
     (True, TWO, boxed(-3, 4, 30, 30), r"boxes\[0\] = \(-3, 4, 30, 30\) is outside"),
     (True, TWO, boxed(100, 4, 120, 30), r"boxes\[0\] = \(100, 4, 120, 30\) is outside"),
@@ -69,6 +78,7 @@ BAD_MASKS = [
     (torch.ones(64, 80), r"masks have the shape \(64, 80\), not \(1, 64, 80\)"),
     (torch.ones(2, 64, 80), r"masks have the shape \(2, 64, 80\)"),
     (torch.full((1, 64, 80), 255, dtype=torch.uint8), r"masks have values from 255 to 255; pass 0 and 1 \(masks > 0\)"),
+    (torch.full((1, 64, 80), 0.7), r"masks have values between 0 and 1; pass 0 and 1 \(masks > 0.5\)"),
     (torch.full((1, 64, 80), float("nan")), "masks have values from nan to nan"),
     (None, r"targets\[1\] has no tensor masks; pass boxes, labels, masks"),
 ]
@@ -181,3 +191,21 @@ def test_other_models_are_no_backbones(tmp_path):
     SegformerConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="it holds a model of the type 'segformer'"):
         retinanet(str(tmp_path), 3)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_the_type_of_the_boxes_changes_no_loss(build):
+    """Bit by bit, with anchors that tie."""
+    model, losses = detector(build).train(), []
+    for kind in (torch.float32, torch.float64, torch.float16, torch.int32):
+        torch.manual_seed(0)
+        box = torch.tensor([[8.0, 8, 40, 40]]).to(kind)
+        losses.append(torch.stack([*model(TWO, changed(boxes=box)).values()]))
+    assert all(loss.dtype == torch.float32 and loss.equal(losses[0]) for loss in losses)
+
+
+def test_images_of_another_range_go_with_their_own_mean():
+    model = detector(retinanet, image_mean=[120.0] * 3, image_std=[60.0] * 3).eval()
+    assert len(model([IMAGE * 255])) == 1
+    with pytest.raises(ValueError, match=r"to 25\S+; image_mean=\[120.0, 120.0, 120.0\] and image_std"):
+        model([IMAGE * 25500])

@@ -92,6 +92,26 @@ def test_another_size_is_refused_in_one_line_and_changes_nothing(options):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention_type": "remote"}, r"stages\.2\.blocks\.1\.i2rmb: attention remote, not spanning"),
+        ({"head_dims": (8, 8, 16, 8)}, r"stages\.2\.blocks\.1\.i2rmb: heads 1, not 2"),
+        ({"activations": ("gelu",) * 4}, r"stages\.0\.blocks\.0\.i2rmb: activation gelu, not silu"),
+        ({"dilation": 2}, r"dilation 2, not 1"),
+        ({"output_stride": 16}, r"stages\.3\.blocks\.0\.i2rmb: stride 1, not 2"),
+        ({"arrangement": "parallel"}, r"arrangement parallel, not cascaded"),
+    ],
+    ids=str,
+)
+def test_weights_that_fit_and_mean_something_else_are_refused(options, message):
+    source = image_classifier(**options)
+    with pytest.raises(ValueError, match=rf"\(.*{message}.*\); pass an EMOv2 of the same .* kind of attention"):
+        create_video_classifier(num_classes=7, image_classifier=source, **TINY)
+    if options.keys() <= {"attention_type", "head_dims", "activations"}:
+        create_video_classifier(num_classes=7, image_classifier=source, **{**TINY, **options})
+
+
 def test_other_things_are_no_classifiers(tmp_path):
     for wrong in (3, "", torch.nn.Linear(2, 2)):
         with pytest.raises(ValueError, match=r"image classifier .* is a \w+; pass a folder or Hub id of an EMOv2"):
@@ -103,3 +123,17 @@ def test_other_things_are_no_classifiers(tmp_path):
     create_video_classifier(num_classes=7, **TINY).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"config\.json is of a VEMOv2ForVideoClassification .*not of a EMOv2ForImage"):
         create_video_classifier(image_classifier=tmp_path, **TINY)
+
+
+@pytest.mark.parametrize("kept", [4, 400, 0.5])
+def test_a_damaged_file_is_named_in_one_line(tmp_path, kept):
+    image_classifier().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: kept if kept > 1 else int(file.stat().st_size * kept)])
+    for load in (
+        lambda: create_video_classifier(num_classes=7, image_classifier=tmp_path, **TINY),
+        lambda: EMOv2ForImageClassification.from_pretrained(tmp_path),
+    ):
+        with pytest.raises(ValueError, match=r"its weights are damaged .*; restore the file") as caught:
+            load()
+        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)

@@ -87,30 +87,40 @@ def test_odd_and_upright_sizes_keep_rows_and_columns(tmp_path, size):
     assert red > 200 and green < 60 and clip[0, :, height // 2 + 4 :].float().mean() < 20
 
 
-# What a player does to (x, y): clockwise, by quarter turns: ISO 14496-12's matrix (a, b, c, d).
-TURNS = {0: (1, 0, 0, 1), 1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}
+# What a player does to (x, y): ISO 14496-12's matrix (a, b, c, d); and the grey levels that the quarters of a picture
+# then have, from the top left clockwise on, which are stored as 0, 1, 2, 3.
+TURNS = {
+    (1, 0, 0, 1): [0, 1, 2, 3],
+    (0, 1, -1, 0): [3, 0, 1, 2],  # clockwise
+    (-1, 0, 0, -1): [2, 3, 0, 1],
+    (0, -1, 1, 0): [1, 2, 3, 0],
+    (-1, 0, 0, 1): [1, 0, 3, 2],  # left and right exchanged
+    (1, 0, 0, -1): [3, 2, 1, 0],
+    (0, 1, 1, 0): [0, 3, 2, 1],  # rows and columns exchanged
+    (0, -1, -1, 0): [2, 1, 0, 3],
+}
 
 
-@pytest.mark.parametrize("clockwise", TURNS)
-def test_pictures_are_turned_as_the_file_says(tmp_path, clockwise):
+@pytest.mark.parametrize("matrix", TURNS)
+def test_pictures_are_turned_and_mirrored_as_the_file_says(tmp_path, matrix):
     def marked(_):
         pixels = np.zeros((32, 48, 3), np.uint8)
-        pixels[:16, :24] = 255  # top left
+        pixels[:16, 24:], pixels[16:, 24:], pixels[16:, :24] = 80, 160, 240
         return pixels
 
     path = write_video(tmp_path / "a.mp4", 4, picture=marked)
     data = bytearray(path.read_bytes())
     place = data.index(b"tkhd") + 4 + 4 + 4 * 5 + 8 + 2 * 4  # version 0: times, number, duration; layer, volume
-    a, b, c, d = TURNS[clockwise]
+    a, b, c, d = matrix
     data[place : place + 36] = struct.pack(
         ">9i", *(n << 16 for n in (a, b)), 0, *(n << 16 for n in (c, d)), 0, 0, 0, 1 << 30
     )
     path.write_bytes(data)
     clip = read_clip(path)[0].float().mean(0)
-    assert clip.shape == ((48, 32) if clockwise % 2 else (32, 48))
+    assert clip.shape == ((32, 48) if a else (48, 32))
     rows, columns = clip.shape[0] // 2, clip.shape[1] // 2
     quarters = [clip[:rows, :columns], clip[:rows, columns:], clip[rows:, columns:], clip[rows:, :columns]]
-    assert [round(float(quarter.mean()) / 255) for quarter in quarters].index(1) == clockwise
+    assert [round(float(quarter.mean()) / 80) for quarter in quarters] == TURNS[matrix]
 
 
 def test_the_shared_clips_frames_are_those_of_decoding_it_all(shared):
@@ -161,14 +171,34 @@ def test_an_address_is_fetched(tmp_path, address):
 # ---- files that are none ---------------------------------------------------------------------------------------------
 
 
+def song_with_cover(path):
+    import av
+
+    with av.open(str(path), "w") as file:
+        sound, cover = file.add_stream("mp3", rate=44100), file.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 99, np.uint8))
+        for packet in [*cover.encode(picture), *cover.encode()]:
+            file.mux(packet)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), format="fltp", layout="mono")
+        samples.rate = 44100
+        for packet in [*sound.encode(samples), *sound.encode()]:
+            file.mux(packet)
+    return path
+
+
 def test_what_is_no_video_is_named_in_one_line(tmp_path):
     (tmp_path / "empty.mp4").touch()
-    (tmp_path / "text.mp4").write_text("no video\n" * 50)
+    for name in ("text.mp4", "list.txt"):
+        (tmp_path / name).write_text("no video\n" * 50)
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setnchannels(1), sound.setsampwidth(2), sound.setframerate(8000), sound.writeframes(bytes(16000))
     for path, reason in [
         (tmp_path / "empty.mp4", "is no video that FFmpeg reads"),
         (tmp_path / "text.mp4", "is no video that FFmpeg reads"),
+        (tmp_path / "list.txt", "is a text; pass a video"),  # FFmpeg draws its letters
+        (song_with_cover(tmp_path / "song.mp3"), "holds no video stream; pass a video"),
         (tmp_path / "sound.wav", "holds no video stream; pass a video"),
         (tmp_path / "missing.mp4", "is no file; pass the name of a video file"),
         (tmp_path, "is no file; pass the name"),
@@ -209,6 +239,24 @@ def test_a_cut_video_is_a_shorter_one(tmp_path):
     (tmp_path / "b.ts").write_bytes(whole[: len(whole) // 2 // 188 * 188])
     numbers = numbers_of(read_clip(tmp_path / "b.ts"))
     assert 0 < numbers[-1] < 12 and all(a <= b for a, b in itertools.pairwise(numbers))
+
+
+def test_a_file_that_tells_what_it_lacks_is_not_taken_for_a_shorter_one(tmp_path):
+    """Its middle would be that of the part."""
+    import av
+
+    with av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as file:  # frames come last
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        noise = np.random.RandomState(0)
+        for _ in range(20):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(noise.randint(0, 255, (32, 48, 3), dtype=np.uint8))))
+        file.mux(stream.encode())
+    whole = (tmp_path / "a.mp4").read_bytes()
+    assert len(read_clip(tmp_path / "a.mp4")) == 4
+    (tmp_path / "b.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"b.mp4 is cut short: \d+ of 20 frames are there; copy it again"):
+        read_clip(tmp_path / "b.mp4")
 
 
 def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -167,6 +168,8 @@ def test_every_kind_of_video_gives_the_same_clip(folder, tmp_path):
     kinds = [
         path,
         [path],
+        Path(path),
+        [Path(path)],
         chosen,
         chosen.numpy(),
         chosen.permute(0, 2, 3, 1).numpy(),
@@ -178,10 +181,58 @@ def test_every_kind_of_video_gives_the_same_clip(folder, tmp_path):
     assert processor([path, path], return_tensors="pt")["pixel_values"].shape == (2, 4, 3, 32, 32)
     assert processor(path, num_frames=2, return_tensors="pt")["pixel_values"].shape[1] == 2
     assert processor(path, do_sample_frames=False, return_tensors="pt")["pixel_values"].shape[1] == 8
-    assert processor(path, fps=5, return_tensors="pt")["pixel_values"].shape[1] == 4  # 0.8 s of video
-    frames = AutoImageProcessor.from_pretrained(folder)(kinds[5], return_tensors="pt")["pixel_values"]
+    for fps, frames in ((2.5, 2), (10, 8), (0.1, 1)):  # of 0.8 s at 10 a second
+        assert processor(path, fps=fps, return_tensors="pt")["pixel_values"].shape[1] == frames
+    frames = AutoImageProcessor.from_pretrained(folder)(kinds[7], return_tensors="pt")["pixel_values"]
     assert frames.shape == (1, 4, 3, 32, 32)
     torch.testing.assert_close(frames, clips[0], atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])
+def test_pictures_of_every_mode_are_taken_as_rgb(mode):
+    picture = PIL.Image.new("RGB", (40, 40), (0, 0, 0)).convert(mode)
+    prepared = make_video_processor(32)([picture] * 4, return_tensors="pt")["pixel_values"]
+    assert prepared.shape == (1, 4, 3, 32, 32) and (prepared + 2).abs().max() < 0.1
+
+
+FRAMES = torch.rand(6, 3, 40, 40) * 255
+
+
+@pytest.mark.parametrize(
+    ("video", "options", "message"),
+    [
+        (FRAMES / 255, {}, r"videos\[0\] has values from \S+ to 0\S+; pass 0 to 255, or do_rescale=False"),
+        (FRAMES > 99, {}, "pass 0 to 255, or do_rescale=False"),
+        (FRAMES, {"do_rescale": False}, r"to 25\S+; pass 0 to 1\."),
+        ((FRAMES * 257).to(torch.int32).to(torch.uint16), {}, r"to 65\d+; pass 0 to 255\."),
+        (FRAMES.numpy() * 257, {}, r"pass 0 to 255\."),
+        (FRAMES * math.nan, {}, "values from nan to nan"),
+        ([FRAMES, FRAMES / 255], {}, r"videos\[1\] has values"),
+        (FRAMES[:0], {}, "a video has no frame; pass one frame at least"),
+        (FRAMES[:0], {"do_sample_frames": False}, r"videos\[0\] has the shape \(0, 3, 40, 40\): no pixel"),
+        ([], {}, "videos are none"),
+        ([[]], {}, "videos are none"),
+        ({}, {}, "videos is a dict"),
+        ([PIL.Image.new("I;16", (40, 40))], {}, "a picture is of mode I;16, whose range is unknown"),
+        (FRAMES, {"num_frames": 0}, "num_frames=0 is not a whole number from 1"),
+        (FRAMES, {"num_frames": -1}, "num_frames=-1 is not a whole number from 1"),
+        (FRAMES, {"fps": 0}, "fps=0 is not a number above 0"),
+        (FRAMES, {"fps": 2}, "fps=2 needs to know how fast a video is"),
+        (FRAMES, {"fps": 2, "num_frames": 2}, "num_frames=2 and fps=2 are two choices"),
+    ],
+)
+def test_videos_that_would_come_out_wrong_are_refused_in_one_line(video, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make_video_processor(32)(video, return_tensors="pt", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_frames_from_0_to_1_are_taken_as_they_are_and_dark_ones_are_no_mistake():
+    processor = make_video_processor(32)
+    options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
+    whole = processor(FRAMES, **options)["pixel_values"]
+    torch.testing.assert_close(processor(FRAMES / 255, do_rescale=False, **options)["pixel_values"], whole)
+    assert (processor(FRAMES * 0, **options)["pixel_values"] == -2).all()
 
 
 def test_half_precision_and_autocast(folder):
