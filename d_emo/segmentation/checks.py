@@ -57,6 +57,7 @@ def check_labels(labels: Any, pixels: torch.Tensor, classes: int, ignored: int) 
     # On a GPU a look at the values would wait for it; while a graph is recorded there are none.
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
+    labels = labels.long()  # an 8-bit 156 "equals" -100
     wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
     if wrong.numel():
         remedy = " (the image processor's do_reduce_labels=True shifts ids from 1 on)" if wrong[0] == classes else ""

@@ -140,8 +140,9 @@ class SegmentationPreTrainedModel(StrictLoading, PreTrainedModel):
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy at the labels' size; a mean over those with a label, or over all pixels."""
         resized = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        ignored, labels = self.config.semantic_loss_ignore_index, labels.to(logits.device)
-        total = F.cross_entropy(resized, labels.long(), ignore_index=ignored, reduction="sum")
+        # Wide before it is compared: an 8-bit 156 "equals" -100.
+        ignored, labels = self.config.semantic_loss_ignore_index, labels.to(logits.device).long()
+        total = F.cross_entropy(resized, labels, ignore_index=ignored, reduction="sum")
         if self.config.loss_over_ignored:
             return total / labels.numel()
         return total / (labels != ignored).sum().clamp(min=1)
