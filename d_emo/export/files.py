@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d_emo.common.files import written_folder, written_whole
+from d_emo.common.files import check_writable, written_folder, written_whole
 from d_emo.common.messages import first_line
 from d_emo.common.ranges import checked
 from d_emo.export.inputs import EXPORT, INPUT, ImageSize, example_images
@@ -81,11 +81,20 @@ def path_of_file(path: Any) -> Path:
     return Path(path)
 
 
+def _place_of_file(path: Any, folder: bool = False) -> Path:
+    """A path that can be written, or one line before the network is exported, which takes a while."""
+    place = path_of_file(path)
+    check_writable(place, "path", folder=folder)
+    if not place.parent.is_dir():
+        raise ValueError(f"path={str(place)!r}: there is no folder {place.parent}; make it first.")
+    return place
+
+
 def save_program(
     model: nn.Module, image_size: ImageSize, path: str | os.PathLike, num_frames: int | None = None
 ) -> None:
     """Write a `.pt2` file; `torch.export.load(path).module()(pixels)` runs it. Arguments as of `export_program`."""
-    path = path_of_file(path)
+    path = _place_of_file(path)
     program = export_program(model, image_size, num_frames=num_frames)
     buffer = io.BytesIO()  # PyTorch's own writer says nothing of a full disk but that it failed
     torch.export.save(program, buffer)
@@ -105,7 +114,7 @@ def save_onnx(model: nn.Module, image_size: ImageSize, path: str | os.PathLike, 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("ONNX needs onnx and onnxscript; pip install 'd-emo[export]'.") from error
-    path = path_of_file(path)
+    path = _place_of_file(path)
     graph = export_program(as_in_file(model, "onnx"), image_size, num_frames=num_frames)
     program = torch.onnx.export(
         graph, input_names=[INPUT], output_names=_outputs_of(graph), dynamic_shapes=({0: "batch"},), dynamo=True,
@@ -129,7 +138,7 @@ def save_coreml(
         import coremltools
     except ImportError as error:
         raise ImportError("Core ML needs coremltools; pip install 'd-emo[coreml]'.") from error
-    path = path_of_file(path)
+    path = _place_of_file(path, folder=True)
     if path.suffix != ".mlpackage":
         raise ValueError(f"path={str(path)!r} is no .mlpackage; Core ML's folders end so.")
     program = export_program(as_in_file(model, "coreml"), image_size, 1, num_frames).run_decompositions({})

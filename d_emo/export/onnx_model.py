@@ -58,8 +58,10 @@ class OnnxModel:
             Logits (B, K), or of a segmenter (B, K, h, w); of a detector logits (B, A, K) and boxes (B, A, 4).
 
         Raises:
-            ValueError: the file is for images of another shape.
+            ValueError: no tensor, or the file is for images of another shape.
         """
+        if not isinstance(pixels, torch.Tensor):
+            raise ValueError(f"pixels is a {type(pixels).__name__}; pass a tensor (torch.from_numpy makes one).")
         given = tuple(pixels.shape)
         same = len(given) == len(self.shape)
         if not (same and given[0] and given[1:] == tuple(self.shape[1:])):

@@ -195,6 +195,8 @@ def test_onnx_files_and_images_that_do_not_fit_are_refused(half_file, tmp_path):
         (lambda: run(torch.zeros(2, 3, 48, 96)), r"the shape \(2, 3, 48, 96\), the file takes \(B, 1, 48, 96\)"),
         (lambda: run(torch.zeros(0, 1, 48, 96)), "the file takes"),
         (lambda: run(torch.zeros(1, 48, 96)), "the file takes"),
+        (lambda: run(torch.zeros(1, 1, 48, 96).numpy()), "pixels is a ndarray; pass a tensor"),
+        (lambda: run(None), "pixels is a NoneType; pass a tensor"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -207,6 +209,17 @@ def test_a_path_that_is_none_is_refused(path):
             call(network(**SMALLEST), 64, path)
     with pytest.raises(ValueError, match=r"path=.* is no path of a file"):
         OnnxModel(path)
+
+
+@pytest.mark.parametrize("save", [save_program, save_onnx])
+def test_a_place_that_cannot_be_written_is_refused_before_the_export(tmp_path, save, monkeypatch):
+    monkeypatch.setattr("d_emo.export.files.export_program", lambda *_, **__: pytest.fail("it was exported"))
+    for path, message in (
+        (tmp_path / "absent" / "file", "there is no folder .*absent; make it"),
+        (tmp_path, "a folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save(network(**SMALLEST), 64, path)
 
 
 def test_core_ml_folders_end_as_such(tmp_path):

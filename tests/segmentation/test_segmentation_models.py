@@ -150,6 +150,18 @@ def test_bytes_are_ids_of_more_classes_than_bytes_have():
 
 
 @pytest.mark.parametrize(
+    ("dtype", "ignored"), [(torch.uint8, -100), (torch.uint8, 156 + 512), (torch.int16, 156 + 65536)]
+)
+def test_no_class_is_taken_for_an_ignored_label_that_its_type_cannot_hold(dtype, ignored):
+    model = segmenter("segformer", num_labels=200, semantic_loss_ignore_index=ignored)
+    ids = torch.full((2, 64, 64), 156, dtype=dtype)  # what 8 and 16 bits leave of `ignored`
+    torch.testing.assert_close(model(pixels(), labels=ids).loss, model(pixels(), labels=ids.long()).loss)
+    too_few = segmenter("segformer", semantic_loss_ignore_index=ignored)
+    with pytest.raises(ValueError, match="labels have 156, the model has 3 classes"):
+        too_few(pixels(), labels=ids)
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         (lambda ids: ids.float(), r"labels are torch.float32; pass integers \(2, 64, 64\) from 0 to 2, 255 where"),
