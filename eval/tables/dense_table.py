@@ -288,6 +288,12 @@ def chosen_rows(patterns: Sequence[str]) -> list[Row]:
     return [row for row in ROWS if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]
 
 
+def _sizes(path: Path) -> list[tuple[int, int]]:
+    if not path.is_file():
+        raise ValueError(f"--coco-annotations {path}: there is no such file.")
+    return read_sizes(path)
+
+
 @command("dense_table", extra="eval")
 def main(arguments: list[str]) -> None:
     """Print the table."""
@@ -303,7 +309,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     rows = chosen_rows(options.only)
     averaged = [row for row in rows if row.remark == AVERAGED]
-    sizes = [] if options.coco_annotations is None else read_sizes(Path(options.coco_annotations))
+    sizes = [] if options.coco_annotations is None else _sizes(Path(options.coco_annotations))
     if sizes and not averaged:
         raise ValueError(
             "--coco-annotations is for RetinaNet and Mask R-CNN, which --only leaves out; leave out one of both."
