@@ -2,12 +2,15 @@
 
     python eval/tables/dense_table.py
     python eval/tables/dense_table.py --only "SegFormer *" "V-EMOv2-5M*"
+    python eval/tables/dense_table.py --coco-annotations instances_val2017.json
 
 Counted on the meta device, as the paper counts (`d_emo.models.flops.count_macs_as_published`): one image, or one clip
 of 4 frames, up to the head's own output; no resize to the image, no loss, no choice of boxes. Auxiliary heads are left
 out of the multiply-adds and of the published parameters. A row agrees when the counter's printing and the paper's
 cutting (`as_published`) give the published figures; rows that the paper does not have say so, and are not compared. The
-command ends with an error if a row disagrees. Source: arXiv 2412.06674, tables VIII to XIII.
+command ends with an error if a row disagrees. The multiply-adds of RetinaNet and Mask R-CNN are published as means over
+the first 100 images of COCO's validation set: with its file of annotations a second table has these means, and compares
+them. Source: arXiv 2412.06674, tables VIII to XIII.
 """
 
 import fnmatch
@@ -15,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +27,12 @@ from torch import nn
 import d_emo
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import CommandError, command
+from d_emo.eval.tables.coco_sizes import COUNTED, read_sizes
 from d_emo.models.flops import PublishedMacs, count_macs_as_published, count_parameters
 
 SIZES = ("1M", "2M", "5M", "20M")
 PROPOSALS, MASKED = 1000, 100  # that Mask R-CNN's box and mask heads see where the paper counts
-AVERAGED = "The paper's multiply-adds are means over 100 images of COCO of other sizes, and not compared."
+AVERAGED = "The paper's multiply-adds are means over 100 images of COCO of other sizes: see --coco-annotations."
 
 
 @dataclass(frozen=True)
@@ -183,15 +188,32 @@ ROWS: tuple[Row, ...] = (
 def count(row: Row) -> Counted:
     """Build a row's system on the meta device and count."""
     channels = (3, *row.image) if len(row.image) == 2 else (row.image[0], 3, *row.image[1:])
-    with torch.device("meta"):
-        model, images = row.build(), torch.zeros(1, *channels)
+    model = _built(row)
     parameters = count_parameters(model)
     auxiliary = getattr(model, "auxiliary_head", None)
     return Counted(
         parameters=parameters,
         without_auxiliary=parameters - (count_parameters(auxiliary) if auxiliary is not None else 0),
-        macs=count_macs_as_published(model, images),
+        macs=count_macs_as_published(model, torch.zeros(1, *channels, device="meta")),
     )
+
+
+def mean_macs(row: Row, sizes: Sequence[tuple[int, int]]) -> int:
+    """Mean multiply-adds of a row's system over images of these heights and widths, cut to a whole number as mmdet's.
+
+    Each size is counted once.
+    """
+    model = _built(row)
+    totals = {
+        size: count_macs_as_published(model, torch.zeros(1, 3, *size, device="meta")).total
+        for size in dict.fromkeys(sizes)
+    }
+    return sum(totals[size] for size in sizes) // len(sizes)
+
+
+def _built(row: Row) -> nn.Module:
+    with torch.device("meta"):
+        return row.build()
 
 
 def as_printed(number: int) -> str:
@@ -226,7 +248,6 @@ def table_row(row: Row, counted: Counted) -> str:
     """One line of the Markdown table."""
     macs = counted.macs
     numbers = (macs.products, macs.norms, macs.resampling, macs.total)
-    published = "-" if row.macs is None else f"{row.macs:.{1 if row.macs < 100 else 0}f}"
     cells = [
         row.label,
         row.input,
@@ -234,11 +255,25 @@ def table_row(row: Row, counted: Counted) -> str:
         f"{counted.without_auxiliary:,}",
         f"{row.parameters}",
         *(f"{number:,}" for number in numbers),
-        published,
+        in_g(row.macs),
         "yes" if agrees(row, counted) else "no",
         row.remark,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+MEANS_HEADER = "\n| system | images | mean multiply-adds | as published | paper, G | agrees |\n" + "|---" * 6 + "|"
+
+
+def means_row(row: Row, images: int, mean: int) -> str:
+    """One line of the table of means over COCO's images; fewer images than the paper's are not compared."""
+    agreement = "not compared" if images < COUNTED else "yes" if as_published(mean) == row.macs else "no"
+    return f"| {row.label} | {images} | {mean:,} | {in_g(as_published(mean))} | {in_g(row.macs)} | {agreement} |"
+
+
+def in_g(macs: float | None) -> str:
+    """Multiply-adds in G with as many decimals as the paper has."""
+    return "-" if macs is None else f"{macs:.{1 if macs < 100 else 0}f}"
 
 
 def chosen_rows(patterns: Sequence[str]) -> list[Row]:
@@ -253,6 +288,12 @@ def chosen_rows(patterns: Sequence[str]) -> list[Row]:
     return [row for row in ROWS if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]
 
 
+def _sizes(path: Path) -> list[tuple[int, int]]:
+    if not path.is_file():
+        raise ValueError(f"--coco-annotations {path}: there is no such file.")
+    return read_sizes(path)
+
+
 @command("dense_table", extra="eval")
 def main(arguments: list[str]) -> None:
     """Print the table."""
@@ -260,7 +301,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--only", nargs="+", default=["*"], help="Shell patterns of rows, such as 'SegFormer 5M 512x512'."
     )
-    rows = chosen_rows(parser.parse_args(arguments).only)
+    parser.add_argument(
+        "--coco-annotations",
+        metavar="FILE",
+        help="COCO's instances_val2017.json: count RetinaNet and Mask R-CNN over its first 100 images, too (a minute).",
+    )
+    options = parser.parse_args(arguments)
+    rows = chosen_rows(options.only)
+    averaged = [row for row in rows if row.remark == AVERAGED]
+    sizes = [] if options.coco_annotations is None else _sizes(Path(options.coco_annotations))
+    if sizes and not averaged:
+        raise ValueError(
+            "--coco-annotations is for RetinaNet and Mask R-CNN, which --only leaves out; leave out one of both."
+        )
     print(HEADER)
     wrong = []
     for row in rows:
@@ -268,8 +321,16 @@ def main(arguments: list[str]) -> None:
         print(table_row(row, counted), flush=True)
         if not agrees(row, counted):
             wrong.append(row.name)
+    if sizes:
+        print(MEANS_HEADER)
+        for row in averaged:
+            mean = mean_macs(row, sizes)
+            print(means_row(row, len(sizes), mean), flush=True)
+            if len(sizes) == COUNTED and as_published(mean) != row.macs:
+                wrong.append(f"{row.label} on COCO's images")
     if wrong:
-        raise CommandError(f"{len(wrong)} of {len(rows)} rows disagree with the paper: {', '.join(wrong)}")
+        count_of_all = len(rows) + (len(averaged) if sizes else 0)
+        raise CommandError(f"{len(wrong)} of {count_of_all} rows disagree with the paper: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

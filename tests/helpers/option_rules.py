@@ -128,7 +128,9 @@ KINDS = {
         "reference", "pattern", "only", "models", "license", "allow_change",
     ),
     "JSON": ("model_config",),
-    "file to read": ("config", "checkpoint", "inception_weights", "fid_inception_weights", "samples", "images"),
+    "file to read": (
+        "config", "checkpoint", "inception_weights", "fid_inception_weights", "samples", "images", "coco_annotations",
+    ),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
         "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",

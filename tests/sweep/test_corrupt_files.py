@@ -154,6 +154,12 @@ def inception(folder: Path, made: dict[str, Path]) -> Path:
     return folder / "inception.pth"
 
 
+def read_coco_sizes(folder: Path) -> None:
+    from d_emo.eval.tables.coco_sizes import read_sizes
+
+    read_sizes(folder / "instances.json")
+
+
 def read_inception(folder: Path) -> None:
     from d_emo.eval.fid.extractors import make_extractor
 
@@ -188,6 +194,9 @@ READERS = {
     "a file of options": Reader(
         text("run.yaml", "learning_rate: 1e-4\nlog_every: 10\n"), read_options, unseen=("empty",)
     ),  # as one without options
+    "COCO's annotations": Reader(
+        text("instances.json", '{"info": {}, "images": [{"width": 640, "height": 480}]}'), read_coco_sizes
+    ),
     "a training log": Reader(copy("run", "train_log.csv"), read_run),
     "a picture": Reader(
         copy("pictures", "1/0.png"),

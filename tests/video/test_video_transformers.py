@@ -300,7 +300,7 @@ def test_the_trainer_learns_a_motion_that_no_frame_tells(tmp_path):
     torch.manual_seed(0)
     model = VEMOv2ForVideoClassification(VEMOv2Config(**{**TINY, "dropout": 0.0, "drop_path": 0.0}, num_labels=2))
     arguments = TrainingArguments(
-        str(tmp_path), max_steps=25, per_device_train_batch_size=16, learning_rate=2e-2, report_to="none", use_cpu=True,
+        str(tmp_path), max_steps=50, per_device_train_batch_size=16, learning_rate=2e-2, report_to="none", use_cpu=True,
         save_strategy="no", logging_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     data = [{"pixel_values": clip, "labels": int(label)} for clip, label in zip(clips, labels, strict=True)]
