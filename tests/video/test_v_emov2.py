@@ -5,7 +5,7 @@ import torch
 from helpers.models import randomize
 from helpers.videos import large
 
-from d_emo import VEMOv2Config, create_video_classifier, list_video_classifiers
+from d_emo import EMOv2Config, VEMOv2Config, create_video_classifier, list_video_classifiers
 from d_emo.kernels import use_backend
 from d_emo.video.attention import VideoWindowAttention
 from d_emo.video.v_emov2 import VEMOv2
