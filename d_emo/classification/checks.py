@@ -163,6 +163,7 @@ def check_labels(labels: Any, batch: int, classes: int, problem: str | None) -> 
     # On a GPU a look at the values would wait for it; while a graph is recorded there are none.
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
+    labels = labels.long()  # a byte would be compared with 1000 as with 232
     wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
     if wrong.numel():
         raise ValueError(f"labels have {wrong[0].item()}, the model has {classes} classes; {rule}.")

@@ -5,15 +5,15 @@ It imports no network, no model class and no Auto class: transformers may be in 
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from d_emo.classification.ranges import CLASSIFIER, stages_agree
-from d_emo.common.ranges import Rule, Table, checked, take
+from d_emo.common.ranges import Table, checked, take
 
 if TYPE_CHECKING:
     from d_emo.classification.emov2 import EMOv2
@@ -24,40 +24,43 @@ NETWORK_ARGUMENTS = (
     "attention_type", "attending_stages", "local", "dilation", "arrangement", "norms", "activations", "layer_scale",
     "drop_path", "output_stride",
 )  # fmt: skip
-LABELS: Table = {"num_labels": CLASSIFIER["num_classes"]}
 # What the network calls otherwise than configurations of transformers do.
 RENAMED = {"num_classes": "num_labels", "in_channels": "num_channels", "in_chans": "num_channels"}
 
 
-def number_or_names(function: str, num_classes: Any, names: Any, usual: int, rule: Rule) -> dict[str, Any]:
+def number_or_names(num_classes: int, names: Any, usual: int) -> dict[str, Any]:
     """A configuration's `num_labels`, or its `id2label` where the classes have names.
 
     Args:
-        function: that they were passed to.
         num_classes: how many.
         names: of them, as a configuration takes them; None where they have none.
         usual: what `num_classes` is unless it is given.
-        rule: of `num_classes`.
 
     Raises:
-        ValueError: there are not so many names, or the number is out of range.
+        ValueError: there are not so many names.
     """
-    number = take(function, {"num_classes": num_classes}, {"num_classes": rule})["num_classes"]
     if names is None:
-        return {"num_labels": number}
-    if hasattr(names, "__len__") and number not in (len(names), usual):
-        raise ValueError(f"num_classes={number}, and id2label has {len(names)} names; leave num_classes out.")
+        return {"num_labels": num_classes}
+    if hasattr(names, "__len__") and num_classes not in (len(names), usual):
+        raise ValueError(f"num_classes={num_classes}, and id2label has {len(names)} names; leave num_classes out.")
     return {"id2label": names}
 
 
 class NamedClasses:
-    """What configurations of classifiers share: names of classes as transformers has them, and options by name."""
+    """What our configurations in transformers share: names of classes as transformers has them, and options by name.
+
+    Attributes:
+        class_rules: what `num_labels` may be.
+    """
+
+    class_rules: ClassVar[Table] = {"num_labels": CLASSIFIER["num_classes"]}
 
     def __setattr__(self, name: str, value: Any) -> None:
         # `from_pretrained(folder, id2label=...)` sets them on a configuration that is there.
-        value = take(type(self).__name__, {name: value}, LABELS)[name]
+        value = take(type(self).__name__, {name: value}, self.class_rules)[name]
         if name == "id2label" and value is not None:
             value = names_by_number(value)
+            take(type(self).__name__, {"num_labels": len(value)}, self.class_rules)
             super().__setattr__("label2id", numbers_by_name(value))
         super().__setattr__(name, value)
 
@@ -70,18 +73,35 @@ class NamedClasses:
         return options
 
     @classmethod
-    def refuse_unknown(cls, overrides: Mapping[str, Any]) -> None:
-        """Refuse what neither the configuration nor transformers has.
+    def arguments(cls) -> set[str]:
+        """Names of the arguments that the configuration takes, transformers' own left out."""
+        ours = [kind for kind in cls.__mro__ if issubclass(kind, NamedClasses) and issubclass(kind, PreTrainedConfig)]
+        return {name for kind in ours for name in inspect.signature(kind).parameters} - {"more"}
 
-        Raises:
-            ValueError: there is such an option; the message offers the nearest.
-        """
-        known = inspect.signature(cls).parameters
-        for override in overrides:
-            if override not in known and not hasattr(PreTrainedConfig(), override):
-                near = [RENAMED[override]] if override in RENAMED else difflib.get_close_matches(override, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"see {cls.__name__} for what it has."
-                raise ValueError(f"{cls.__name__} has no {override}; {hint}")
+    @classmethod
+    def refuse_unknown(cls, overrides: Iterable[str]) -> None:
+        """Refuse what neither the configuration nor transformers has; see the function `refuse_unknown`."""
+        refuse_unknown(cls.__name__, overrides, cls.arguments())
+
+
+def refuse_unknown(owner: str, overrides: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that a configuration does not have.
+
+    Args:
+        owner: what the message begins with.
+        overrides: names of options.
+        known: names that it has; what every configuration of transformers has is known too.
+
+    Raises:
+        ValueError: an unknown name; the message offers the nearest known one.
+    """
+    names, shared = sorted(known), PreTrainedConfig()
+    for override in overrides:
+        if override in names or not callable(getattr(shared, override, print)):
+            continue
+        near = [RENAMED[override]] if override in RENAMED else difflib.get_close_matches(override, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}."
+        raise ValueError(f"{owner} has no {override}; {hint}")
 
 
 class EMOv2Config(NamedClasses, BackboneConfigMixin, PreTrainedConfig):

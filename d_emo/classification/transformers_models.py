@@ -6,7 +6,7 @@ itself is plain PyTorch (`emov2.py`).
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def _resized_fits(values: Mapping[str, Any]) -> str:
 
 
 class EMOv2PreTrainedModel(StrictLoading, PreTrainedModel):
-    """What both models share: names and initialisation."""
+    """What our models in transformers share: names, initialisation, and a processor saved beside the weights."""
 
     config_class: Any = EMOv2Config
     base_model_prefix = "emov2"
@@ -83,6 +83,36 @@ class EMOv2PreTrainedModel(StrictLoading, PreTrainedModel):
             hidden_states=tuple(stages) if self.wants(output_hidden_states, "output_hidden_states") else None,
         )
         return output if self.wants(return_dict, "return_dict") else output.to_tuple()
+
+    def processors(self) -> dict[str, Callable[[], Any]]:
+        """What prepares the model's input, by the name of the file that a folder has it in: functions that make it."""
+        return {}
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> None:
+        """Save the model; and what prepares its input, unless the folder has it.
+
+        Without it pipelines would not know what to do with a picture or a video. transformers' processors are for
+        three channels; models of others are saved without one.
+
+        Args:
+            save_directory: folder.
+            *args, **options: see transformers.
+
+        Raises:
+            ValueError: it is no path, or a file.
+        """
+        if not isinstance(save_directory, str | os.PathLike) or not str(save_directory):
+            raise ValueError(f"save_directory={save_directory!r} is no path of a folder.")
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"save_directory={str(folder)!r} is a file; pass a folder.")
+        if options.get("is_main_process", args[0] if args else True) and self.config.num_channels == 3:
+            for name, make in self.processors().items():
+                if not (folder / name).exists():
+                    # Before the model, which may be uploaded with all that is in the folder.
+                    folder.mkdir(parents=True, exist_ok=True)
+                    make().save_pretrained(folder)
+        super().save_pretrained(save_directory, *args, **options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -171,37 +201,9 @@ class EMOv2ForImageClassification(EMOv2PreTrainedModel):
         """
         return self.classified(self.emov2, pixel_values, labels, output_hidden_states, return_dict)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> None:
-        """Save the model; and an image processor for its images, unless the folder has one.
-
-        Without it `pipeline("image-classification", folder)` would not know how to prepare a picture. That of
-        `make_image_processor` is for images of three channels; models of others are saved without one.
-
-        Args:
-            save_directory: folder.
-            *args, **options: see transformers.
-        """
-        folder = folder_to_write(save_directory)
-        writes = options.get("is_main_process", args[0] if args else True)
-        if writes and self.config.num_channels == 3 and not (folder / IMAGE_PROCESSOR_NAME).exists():
-            # Before the model, which may be uploaded with all that is in the folder.
-            folder.mkdir(parents=True, exist_ok=True)
-            make_image_processor(self.config.image_size).save_pretrained(folder)
-        super().save_pretrained(save_directory, *args, **options)
-
-
-def folder_to_write(save_directory: Any) -> Path:
-    """The folder that a model is to be saved in.
-
-    Raises:
-        ValueError: it is no path, or a file.
-    """
-    if not isinstance(save_directory, str | os.PathLike) or not str(save_directory):
-        raise ValueError(f"save_directory={save_directory!r} is no path of a folder.")
-    folder = Path(save_directory)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"save_directory={str(folder)!r} is a file; pass a folder.")
-    return folder
+    def processors(self) -> dict[str, Callable[[], Any]]:
+        """See `EMOv2PreTrainedModel`."""
+        return {IMAGE_PROCESSOR_NAME: lambda: make_image_processor(self.config.image_size)}
 
 
 class EMOv2Backbone(BackboneMixin, EMOv2PreTrainedModel):

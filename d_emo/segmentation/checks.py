@@ -57,6 +57,7 @@ def check_labels(labels: Any, pixels: torch.Tensor, classes: int, ignored: int) 
     # On a GPU a look at the values would wait for it; while a graph is recorded there are none.
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
+    labels = labels.long()  # a byte would be compared with 300 as with 44
     wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
     if wrong.numel():
         remedy = " (the image processor's do_reduce_labels=True shifts ids from 1 on)" if wrong[0] == classes else ""
@@ -76,11 +77,11 @@ def check_ignored(classes: int, ignored: int) -> None:
 
 
 def check_normalization(mean: Sequence[float], deviation: Sequence[float], channels: int) -> None:
-    """Refuse a mean or deviation that the image processor could not use; only images of three channels have one.
+    """Refuse a mean or deviation that does not fit the images.
 
     Raises:
         ValueError: another number of values than channels.
     """
     for name, values in (("image_mean", mean), ("image_std", deviation)):
-        if channels == 3 and len(values) != channels:
-            raise ValueError(f"{name}={list(values)} has {len(values)} values; pass one for each of the 3 channels.")
+        if len(values) != channels:
+            raise ValueError(f"{name}={list(values)} has {len(values)} values; pass one a channel, {channels}.")

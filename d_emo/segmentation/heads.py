@@ -18,7 +18,7 @@ from torch import nn
 from d_emo.segmentation.checks import refuse_single_value
 
 BATCH_NORM_EPS = 1e-5
-DILATIONS = (1, 12, 24, 36)
+DILATIONS = (1, 12, 24, 36)  # one unit each: 1x1 for 1, 3x3 for the others
 POOL_SIZES = (1, 2, 3, 6)
 DROPOUT = 0.1
 
@@ -68,7 +68,6 @@ class DeepLabv3Head(nn.Module):
         in_channels: C.
         num_classes: K.
         channels: c of each branch.
-        dilations: one unit each; of 1 it is a 1x1 unit, of others 3x3.
         dropout: probability of dropping a channel before the classifier.
     """
 
@@ -77,15 +76,14 @@ class DeepLabv3Head(nn.Module):
         in_channels: int,
         num_classes: int,
         channels: int = 256,
-        dilations: Sequence[int] = DILATIONS,
         dropout: float = DROPOUT,
     ):
         super().__init__()
         self.pooled = ConvUnit(in_channels, channels)
         self.branches = nn.ModuleList(
-            ConvUnit(in_channels, channels, 1 if dilation == 1 else 3, dilation) for dilation in dilations
+            ConvUnit(in_channels, channels, 1 if dilation == 1 else 3, dilation) for dilation in DILATIONS
         )
-        self.bottleneck = ConvUnit((1 + len(dilations)) * channels, channels, 3)
+        self.bottleneck = ConvUnit((1 + len(DILATIONS)) * channels, channels, 3)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = Classifier(channels, num_classes)
 

@@ -91,7 +91,8 @@ class UNet(nn.Module):
         kernel_size: odd side of a block's depthwise convolution.
         layer_scale: initial scale of a block's branch, None for none.
 
-    The last five say nothing to the plain UNet.
+    The last five say nothing to the plain UNet. Weights begin as PyTorch's; `UEMOv2ForSemanticSegmentation` draws the
+    published.
 
     Raises:
         ValueError: a value out of range, or heads that do not divide the channels.
@@ -153,7 +154,6 @@ class UNet(nn.Module):
         for width in reversed(widths[:-1]):
             self.decoder.append(UpStage(2 * width, width, make_pair(2 * width, width)))
         self.channels = [*reversed(widths)]  # of what `forward` gives
-        self.apply(initialize)
 
     @property
     def first_layer(self) -> nn.Module:
@@ -189,27 +189,3 @@ class UNet(nn.Module):
                 "or cut them into windows by d_emo.predict_in_windows."
             )
         refuse_single_values(self, pixels, multiple)
-
-
-@torch.no_grad()
-def initialize(module: nn.Module) -> None:
-    """Convolutions from Kaiming's normal distribution over their outputs; norms keep PyTorch's ones.
-
-    The blocks' linear layers, which are 1x1 convolutions in the published code, start as those do.
-    """
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        module.weight.copy_(fresh_projections(module))
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def fresh_projections(layer: nn.Linear) -> torch.Tensor:
-    """Initial weights of queries, keys and values, (2C + E, C), which are the only linear layers with a bias.
-
-    Queries and keys are one convolution in the published code and values another: each counts its own outputs.
-    """
-    weight, dim = torch.empty_like(layer.weight), layer.in_features
-    for part in weight.split((2 * dim, layer.out_features - 2 * dim)):
-        nn.init.kaiming_normal_(part, mode="fan_out", nonlinearity="relu")
-    return weight

@@ -50,9 +50,9 @@ class UEMOv2Config(SegmenterConfig):
         **more: Any,
     ):
         import_module("d_emo.segmentation.unet_models")  # see SegmenterConfig
+        self.num_channels = num_channels
         super().__init__(**more)
         self.block = block
-        self.num_channels = num_channels
         self.base_channels = base_channels
         self.depth = depth
         self.expansion = expansion

@@ -10,20 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
-    SegformerImageProcessor,
-    SegformerImageProcessorPil,
-)
+from transformers import SegformerImageProcessorPil
 from transformers import initialization as init
-from transformers.image_utils import PILImageResampling
 
-from d_emo.classification.emov2 import EMOBlock
 from d_emo.segmentation.heads import AuxiliaryHead, DeepLabv3Head
-from d_emo.segmentation.transformers_config import SegmenterConfig, arguments_of, check_overrides
-from d_emo.segmentation.transformers_models import Prediction, SegmentationPreTrainedModel
-from d_emo.segmentation.unet import UNet, fresh_projections
+from d_emo.segmentation.transformers_models import (
+    Prediction,
+    SegmentationPreTrainedModel,
+    make_segmentation_processor,
+    register_segmenter,
+)
+from d_emo.segmentation.unet import UNet
 from d_emo.segmentation.unet_config import UEMOv2Config
 
 # Source: Table XII of arXiv 2412.06674; what differs from U-EMOv2-5M, which is the configuration's default.
@@ -42,7 +39,6 @@ class UEMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
     """
 
     config_class = UEMOv2Config
-    base_model_prefix = "backbone"
     _no_split_modules = ["Pair", "UpStage", "DeepLabv3Head"]
 
     def __init__(self, config: UEMOv2Config):
@@ -60,16 +56,12 @@ class UEMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
             config.layer_scale,
         )
         *_, second, finest = self.backbone.channels
-        classes, dropout = int(config.num_labels or 0), config.dropout
+        classes, dropout = self.config.num_labels, config.dropout
         self.decode_head = DeepLabv3Head(finest, classes, config.head_channels, dropout=dropout)
         self.auxiliary_head = (
             AuxiliaryHead(second, classes, config.auxiliary_channels, dropout) if config.auxiliary else None
         )
         self.post_init()
-
-    def first_layer(self) -> nn.Module:
-        """See `SegmentationPreTrainedModel`."""
-        return self.backbone.first_layer
 
     def predict(self, pixel_values: torch.Tensor) -> Prediction:
         """See `SegmentationPreTrainedModel`; hidden states are the decoder's outputs, from coarse to fine."""
@@ -80,16 +72,21 @@ class UEMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """For weights that no file had: see `unet.initialize`; the heads' are every segmenter's."""
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            init.copy_(module.weight, fresh_projections(module))
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, EMOBlock) and module.layer_scale is not None:
-            init.constant_(module.layer_scale, self.config.layer_scale)
-        else:
+        """For weights that no file had: the published, which are drawn as every segmenter's heads are.
+
+        The blocks' linear layers are 1x1 convolutions in the published code. Queries and keys are one there and values
+        another, each of which counts its own outputs.
+        """
+        if not isinstance(module, nn.Linear):
             super()._init_weights(module)
+        elif module.bias is None:
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        else:  # queries, keys and values, (2C + E, C)
+            weight, dim = torch.empty_like(module.weight), module.in_features
+            for part in weight.split((2 * dim, module.out_features - 2 * dim)):
+                nn.init.kaiming_normal_(part, mode="fan_out", nonlinearity="relu")
+            init.copy_(module.weight, weight)
+            init.zeros_(module.bias)
 
     def make_image_processor(self) -> SegformerImageProcessorPil:
         """Resizes pictures to the configuration's side, 256, and normalises them.
@@ -97,13 +94,8 @@ class UEMOv2ForSemanticSegmentation(SegmentationPreTrainedModel):
         The published run saw crops of 256 at full resolution: for pictures as they are, pass `do_resize=False` and use
         `predict_in_windows`.
         """
-        return SegformerImageProcessorPil(
-            size={"height": self.config.image_size, "width": self.config.image_size},
-            resample=PILImageResampling.BILINEAR,
-            image_mean=list(self.config.image_mean),
-            image_std=list(self.config.image_std),
-            do_convert_rgb=True,
-        )
+        side, mean, deviation = self.config.image_size, self.config.image_mean, self.config.image_std
+        return make_segmentation_processor(mean, deviation, {"height": side, "width": side})
 
 
 def create_unet(name: str, classes: Mapping[str, Any], overrides: Mapping[str, Any]) -> UEMOv2ForSemanticSegmentation:
@@ -117,13 +109,8 @@ def create_unet(name: str, classes: Mapping[str, Any], overrides: Mapping[str, A
     Raises:
         ValueError: an unknown override, or a value out of range.
     """
-    check_overrides(name, overrides, arguments_of(UEMOv2Config, SegmenterConfig))
+    UEMOv2Config.refuse_unknown(overrides)
     return UEMOv2ForSemanticSegmentation(UEMOv2Config(**{**UNETS[name], **overrides, **classes}))
 
 
-# exist_ok: a reload makes new classes.
-AutoModelForSemanticSegmentation.register(UEMOv2Config, UEMOv2ForSemanticSegmentation, exist_ok=True)
-AutoImageProcessor.register(
-    UEMOv2Config, slow_image_processor_class=SegformerImageProcessorPil,
-    fast_image_processor_class=SegformerImageProcessor, exist_ok=True,
-)  # fmt: skip
+register_segmenter(UEMOv2Config, UEMOv2ForSemanticSegmentation)

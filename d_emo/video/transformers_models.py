@@ -5,8 +5,8 @@ Importing this module registers them, and the first `VEMOv2Config` imports it, s
 find them after `import d_emo`. The network itself is plain PyTorch (`v_emov2.py`).
 """
 
-import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, is_torchvision_available
 
-from d_emo.classification.transformers_models import EMOv2PreTrainedModel, folder_to_write
+from d_emo.classification.transformers_models import EMOv2PreTrainedModel
 from d_emo.video.transformers_config import VEMOv2Config
 
 
@@ -61,28 +61,17 @@ class VEMOv2ForVideoClassification(EMOv2PreTrainedModel):
         """
         return self.classified(self.v_emov2, pixel_values, labels, output_hidden_states, return_dict)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> None:
-        """Save the model; and the processors of its clips, unless the folder has them.
+    def processors(self) -> dict[str, Callable[[], Any]]:
+        """See `EMOv2PreTrainedModel`; both need torchvision."""
+        if not is_torchvision_available():
+            return {}
+        from d_emo.video.processing import make_video_processor
 
-        Without them `pipeline("video-classification", folder)` would not know how to prepare a clip. They are for
-        frames of three channels and need torchvision; models of others are saved without.
-
-        Args:
-            save_directory: folder.
-            *args, **options: see transformers.
-        """
-        folder = folder_to_write(save_directory)
-        writes = options.get("is_main_process", args[0] if args else True)
-        if writes and self.config.num_channels == 3 and is_torchvision_available():
-            from d_emo.video.processing import make_video_processor
-
-            # Before the model, which may be uploaded with all that is in the folder.
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / VIDEO_PROCESSOR_NAME).exists():
-                make_video_processor(self.config.image_size, self.config.num_frames).save_pretrained(folder)
-            if not (folder / IMAGE_PROCESSOR_NAME).exists():
-                make_frame_processor(self.config.image_size).save_pretrained(folder)
-        super().save_pretrained(save_directory, *args, **options)
+        side = self.config.image_size
+        return {
+            VIDEO_PROCESSOR_NAME: lambda: make_video_processor(side, self.config.num_frames),
+            IMAGE_PROCESSOR_NAME: lambda: make_frame_processor(side),
+        }
 
 
 def make_frame_processor(image_size: int) -> VideoMAEImageProcessorPil:

@@ -39,11 +39,18 @@ def test_a_trained_one_keeps_its_weights_and_gets_the_window(tmp_path):
     assert len(normalization(tmp_path, 5)["image_mean"]) == 5  # it has no image processor
 
 
+def test_one_that_was_saved_in_half_precision_is_float32_as_its_heads_are(tmp_path):
+    classifier = EMOv2ForImageClassification(EMOv2Config.of("EMOv2-1M", 64, num_labels=3, **NARROW)).bfloat16()
+    classifier.save_pretrained(tmp_path)
+    assert {weights.dtype for weights in open_backbone(tmp_path, ["stage4"]).parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": 3}, "backbone=3 is no name of a backbone"),
-        ({"name": "EMOv2-6M"}, "backbone='EMOv2-6M' does not load as an EMOv2 .*for fresh weights one of EMOv2-1M"),
+        ({"name": 3}, "backbone 3 is unknown; pass a classifier's folder, or one of EMOv2-1M"),
+        ({"name": "EMOv2-6M"}, "backbone 'EMOv2-6M' is unknown; did you mean EMOv2-5M"),
+        ({"name": "some/body"}, "backbone='some/body' does not load as an EMOv2 .*for fresh weights one of EMOv2-1M"),
         ({"stages": ("stage9",)}, r"stages=\('stage9',\) is not a list of 1 to 9 values, each one of stem, stage1"),
         ({"stages": ()}, r"stages=\(\) is not a list of 1"),
         ({"stages": "stage4"}, "stages='stage4' is not a list"),
@@ -58,6 +65,7 @@ def test_what_is_no_backbone_is_refused_in_a_line(arguments, message, offline):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_torchvision_is_not_needed():
     code = "import sys; sys.modules['torchvision'] = None\nimport d_emo.classification.backbones"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -226,6 +226,9 @@ def test_every_kind_of_problem_has_its_loss():
         model = classifier(**options)
         output = model(pixels(), labels=given)
         torch.testing.assert_close(output.loss, loss(output.logits, given))
+    many = classifier(num_labels=300, problem_type="single_label_classification")
+    ids = torch.tensor([156, 240])  # as bytes -100, and no class
+    torch.testing.assert_close(many(pixels(), labels=ids.byte()).loss, many(pixels(), labels=ids).loss)
     one = classifier(num_labels=1)
     output = one(pixels(), labels=torch.tensor([0.5, 2.0]))
     torch.testing.assert_close(output.loss, torch.nn.functional.mse_loss(output.logits[:, 0], torch.tensor([0.5, 2.0])))
@@ -396,7 +399,9 @@ def test_configurations_survive_json(tmp_path):
         ({"num_classes": 3}, "EMOv2Config has no num_classes; did you mean num_labels?"),
         ({"in_channels": 1}, "EMOv2Config has no in_channels; did you mean num_channels?"),
         ({"drop_pth": 0.1}, "EMOv2Config has no drop_pth; did you mean drop_path?"),
-        ({"xyz": 1}, "EMOv2Config has no xyz; see EMOv2Config"),
+        ({"xyz": 1}, "EMOv2Config has no xyz; it has activations, arrangement"),
+        ({"to_dict": 1}, "EMOv2Config has no to_dict; it has"),
+        ({"more": 1}, "EMOv2Config has no more; it has"),
         ({"num_labels": -1}, "EMOv2Config: num_labels=-1 is not a whole number from 0"),
         ({"num_labels": "3"}, "EMOv2Config: num_labels='3' is not"),
         ({"num_labels": None}, "EMOv2Config: num_labels=None is not"),

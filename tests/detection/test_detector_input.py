@@ -125,10 +125,10 @@ def test_values_elsewhere_than_on_the_cpu_are_not_looked_at():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("EMOv2-6M", 3), {}, "backbone='EMOv2-6M' does not load as an EMOv2 .* or for fresh weights one of EMOv2-1M"),
-        ((3, 3), {}, "backbone=3 is no name of a backbone"),
-        (("", 3), {}, "backbone='' is no name"),
-        ((None, 3), {}, "backbone=None is no name"),
+        (("EMOv2-6M", 3), {}, "backbone 'EMOv2-6M' is unknown; did you mean EMOv2-5M"),
+        ((3, 3), {}, "backbone 3 is unknown; pass a classifier's folder, or one of EMOv2-1M"),
+        (("", 3), {}, "backbone '' is unknown"),
+        ((None, 3), {}, "backbone None is unknown"),
         (("EMOv2-1M", 0), {}, r"num_classes=0 is not a whole number from 1 .*the background is not counted"),
         (("EMOv2-1M", True), {}, "num_classes=True is not a whole number"),
         (("EMOv2-1M", "3"), {}, "num_classes='3'"),

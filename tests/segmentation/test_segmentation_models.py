@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -61,6 +62,11 @@ def test_images_of_other_channels_train(channels, tmp_path):
     model.save_pretrained(tmp_path)
     assert not (tmp_path / "preprocessor_config.json").exists()  # none in transformers takes such pictures
     assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path).config.num_channels == channels
+
+
+def test_other_channels_are_normalised_by_the_average_of_the_colours():
+    config = EMOv2SegmentationConfig(EMOv2Config(**{**TINY, "num_channels": 5}))
+    assert config.image_mean == pytest.approx([0.449] * 5) and config.image_std == pytest.approx([0.226] * 5)
 
 
 def test_hidden_states_are_the_stem_and_the_stages_and_a_tuple_comes_where_it_is_asked_for():
@@ -133,6 +139,14 @@ def test_labels_of_every_whole_type_and_another_ignored_one_are_taken():
     other = segmenter("segformer", semantic_loss_ignore_index=-100)
     ids = labels().masked_fill(labels() == 255, -100)
     torch.testing.assert_close(other(pixels(), labels=ids).loss, expected)
+
+
+def test_bytes_are_ids_of_more_classes_than_bytes_have():
+    model = segmenter("segformer", num_labels=300, semantic_loss_ignore_index=-100)
+    for number in (156, 200):  # -100 and no class, as bytes
+        ids = torch.full((2, 64, 64), number)
+        loss = model(pixels(), labels=ids).loss
+        torch.testing.assert_close(model(pixels(), labels=ids.byte()).loss, loss)
 
 
 @pytest.mark.parametrize(
@@ -382,6 +396,11 @@ def test_folders_load_in_half_precision(head, dtype, tmp_path):
         ({"backbone_config": {"depths": [1, 1]}}, r"EMOv2Config: widths=.* has 4 entries, depths has 2"),
         ({"dropout": -1}, r"dropout=-1 is not a number from 0"),
         ({"loss_over_ignored": "yes"}, r"loss_over_ignored='yes' is not True or False"),
+        (
+            {"num_channels": 1},
+            r"num_channels=1 is for the backbone, which has 3; pass it in backbone_config",
+        ),
+        ({"window_size": 7}, r"window_size=7 is for the backbone, which has (10|4)"),
     ],
 )
 def test_a_configuration_refuses_what_is_none(changes, message, tmp_path):
@@ -457,13 +476,6 @@ def test_parts_on_several_devices_give_the_same(head, tmp_path):
         torch.testing.assert_close(split(pixels()).logits, model(pixels()).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_torch_export_takes_it():
-    model = segmenter("pspnet")
-    program = torch.export.export(model, (pixels(),))
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(pixels(seed=1)).logits, model(pixels(seed=1)).logits)
-
-
 def test_a_fresh_models_layer_scale_and_norms_are_the_networks():
     model = EMOv2ForSemanticSegmentation(
         EMOv2SegmentationConfig(EMOv2Config(**{**TINY, "layer_scale": 1e-6}), **NARROW)
@@ -472,3 +484,19 @@ def test_a_fresh_models_layer_scale_and_norms_are_the_networks():
     assert scales and all((scale == 1e-6).all() for scale in scales)
     state = model.state_dict()
     assert all(tensor.eq(1).all() for name, tensor in state.items() if name.endswith(("norm.weight", "bn.weight")))
+
+
+def test_a_fresh_feature_pyramid_starts_as_mmsegmentations():
+    """Xavier's uniform distribution, biases at 0."""
+    torch.manual_seed(0)
+    config = EMOv2SegmentationConfig(EMOv2Config(**TINY), "semantic_fpn", pyramid_channels=64)
+    neck = EMOv2ForSemanticSegmentation(config).neck
+    for layer in (neck.inner_blocks[3][0], neck.layer_blocks[0][0]):
+        bound = (6 / (layer.weight[0].numel() + layer.weight[:, 0].numel())) ** 0.5
+        assert 0.95 * bound < layer.weight.abs().max() <= bound and not layer.bias.any()
+
+
+def test_a_feature_pyramid_says_that_it_needs_torchvision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.ops", None)
+    with pytest.raises(ImportError, match=r"head='semantic_fpn' needs torchvision; pip install 'd-emo\[eval\]'"):
+        segmenter("semantic_fpn")

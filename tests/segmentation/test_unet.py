@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.segmenters import awake
-from torch import nn
 
 from d_emo.segmentation.unet import UNet
 
@@ -141,49 +140,6 @@ def test_outputs_go_from_the_coarsest_grid_to_the_images(kind, channels, height,
     expected = [(2, 4 * s, height // s, width // s) for s in (16, 8, 4, 2, 1)]
     assert [tuple(output.shape) for output in outputs] == expected
     assert network.channels == [shape[1] for shape in expected]
-
-
-@pytest.mark.parametrize("kind", BLOCKS)
-def test_every_parameter_has_a_gradient(kind):
-    network = awake(small(kind)).train()
-    network(pixels(2, 3, 16, 16))[-1].square().mean().backward()
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-
-
-@pytest.mark.parametrize("kind", BLOCKS)
-def test_checkpointing_changes_neither_gradients_nor_statistics(kind):
-    results = []
-    for again in (False, True):
-        network = awake(small(kind)).train()
-        for module in network.modules():
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = again
-        network(pixels(2, 3, 16, 16))[-1].square().mean().backward()
-        results.append([*(p.grad for p in network.parameters()), *network.buffers()])
-    for plain, checkpointed in zip(*results, strict=True):
-        torch.testing.assert_close(plain, checkpointed, atol=1e-6, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_convolutions_start_kaiming_normal_and_norms_at_one():
-    torch.manual_seed(0)
-    network = UNet("i2rmb", base_channels=32, depth=3)
-    for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
-            assert (module.weight == 1).all() and (module.bias == 0).all()
-        elif isinstance(module, nn.Conv2d):
-            outputs = module.out_channels * module.kernel_size[0] ** 2
-            assert module.weight.std() == pytest.approx((2 / outputs) ** 0.5, rel=0.1), name
-        elif name.endswith("to_qkv"):
-            channels = module.in_features
-            queries_keys, values = module.weight.split((2 * channels, 2 * channels))
-            for part in (queries_keys, values):
-                assert part.std() == pytest.approx((2 / (2 * channels)) ** 0.5, rel=0.1), name
-            assert (module.bias == 0).all()
-        elif name.endswith("proj_out"):
-            assert module.weight.std() == pytest.approx((2 / module.out_features) ** 0.5, rel=0.1), name
-    assert all((scale == 1e-6).all() for name, scale in network.named_parameters() if name.endswith("layer_scale"))
 
 
 @pytest.mark.parametrize(("height", "width"), [(250, 256), (16, 8), (17, 16), (1, 1)])
