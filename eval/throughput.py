@@ -17,8 +17,9 @@ pspnet, segformer, semantic_fpn, ssdlite, retinanet, mask_rcnn; `U-EMOv2-5M`, `U
 `d_emo.list_video_classifiers()`. `NAME@reference` runs plain PyTorch in place of the fast kernels, `NAME@checkpointed`
 recomputes activations, `NAME@onnx` runs in onnxruntime, and `NAME@reference+checkpointed` does both. The last model is
 the baseline of every ratio. Weights are fresh; "published" is what the papers and torchvision print of trained ones.
-Segmenters give the logits that they give (torchvision's at the image's size, the others coarser) over 150 classes;
-detectors take pictures and give the boxes of 80 classes that are left, few with fresh weights.
+Segmenters give the logits that they give (torchvision's, U-EMOv2's and UNet's at the image's size, the others coarser)
+over 150 classes (U-EMOv2 and UNet: 2); detectors take pictures and give the boxes of 80 classes that are left, few with
+fresh weights.
 Every model runs once a round, for `--repeats` rounds after a warm-up; a matrix product is timed in every round too.
 
 Jobs: `forward` (no gradients), `train` (forward, backward, AdamW step), `sample` (DEMOPipeline, guidance 4). bfloat16

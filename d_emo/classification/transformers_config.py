@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from d_emo.classification.ranges import CLASSIFIER, stages_agree
-from d_emo.common.ranges import Table, checked, take
+from d_emo.common.ranges import Rule, Table, checked, take
 
 if TYPE_CHECKING:
     from d_emo.classification.emov2 import EMOv2
@@ -28,21 +28,24 @@ NETWORK_ARGUMENTS = (
 RENAMED = {"num_classes": "num_labels", "in_channels": "num_channels", "in_chans": "num_channels"}
 
 
-def number_or_names(num_classes: int, names: Any, usual: int) -> dict[str, Any]:
+def number_or_names(function: str, num_classes: Any, names: Any, usual: int, rule: Rule) -> dict[str, Any]:
     """A configuration's `num_labels`, or its `id2label` where the classes have names.
 
     Args:
+        function: that they were passed to.
         num_classes: how many.
         names: of them, as a configuration takes them; None where they have none.
         usual: what `num_classes` is unless it is given.
+        rule: of `num_classes`.
 
     Raises:
-        ValueError: there are not so many names.
+        ValueError: there are not so many names, or the number is out of range.
     """
+    number = take(function, {"num_classes": num_classes}, {"num_classes": rule})["num_classes"]
     if names is None:
-        return {"num_labels": num_classes}
-    if hasattr(names, "__len__") and num_classes not in (len(names), usual):
-        raise ValueError(f"num_classes={num_classes}, and id2label has {len(names)} names; leave num_classes out.")
+        return {"num_labels": number}
+    if hasattr(names, "__len__") and number not in (len(names), usual):
+        raise ValueError(f"num_classes={number}, and id2label has {len(names)} names; leave num_classes out.")
     return {"id2label": names}
 
 

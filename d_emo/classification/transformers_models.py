@@ -62,28 +62,6 @@ class EMOv2PreTrainedModel(StrictLoading, PreTrainedModel):
         """A choice of `forward`, or the configuration's where there is none."""
         return bool(getattr(self.config, name, False) if chosen is None else chosen)
 
-    def classified(
-        self,
-        network: Any,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None,
-        output_hidden_states: bool | None,
-        return_dict: bool | None,
-    ) -> ImageClassifierOutputWithNoAttention | tuple:
-        """What a classifier's `forward` returns, of a network with stages, norm and head."""
-        stages = network.forward_stages(pixel_values)
-        logits = network.forward_head(network.normed(stages[-1]))  # (B, num_labels)
-        loss = None
-        if labels is not None:
-            check_labels(labels, len(logits), self.config.num_labels or 0, self.config.problem_type)
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        output = ImageClassifierOutputWithNoAttention(
-            loss=loss,
-            logits=logits,
-            hidden_states=tuple(stages) if self.wants(output_hidden_states, "output_hidden_states") else None,
-        )
-        return output if self.wants(return_dict, "return_dict") else output.to_tuple()
-
     def processors(self) -> dict[str, Callable[[], Any]]:
         """What prepares the model's input, by the name of the file that a folder has it in: functions that make it."""
         return {}
@@ -113,6 +91,28 @@ class EMOv2PreTrainedModel(StrictLoading, PreTrainedModel):
                     folder.mkdir(parents=True, exist_ok=True)
                     make().save_pretrained(folder)
         super().save_pretrained(save_directory, *args, **options)
+
+    def classified(
+        self,
+        network: Any,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None,
+        output_hidden_states: bool | None,
+        return_dict: bool | None,
+    ) -> ImageClassifierOutputWithNoAttention | tuple:
+        """What a classifier's `forward` returns, of a network with stages, norm and head."""
+        stages = network.forward_stages(pixel_values)
+        logits = network.forward_head(network.normed(stages[-1]))  # (B, num_labels)
+        loss = None
+        if labels is not None:
+            check_labels(labels, len(logits), self.config.num_labels or 0, self.config.problem_type)
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        output = ImageClassifierOutputWithNoAttention(
+            loss=loss,
+            logits=logits,
+            hidden_states=tuple(stages) if self.wants(output_hidden_states, "output_hidden_states") else None,
+        )
+        return output if self.wants(return_dict, "return_dict") else output.to_tuple()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

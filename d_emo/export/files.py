@@ -107,8 +107,10 @@ def save_onnx(model: nn.Module, image_size: ImageSize, path: str | os.PathLike, 
         raise ImportError("ONNX needs onnx and onnxscript; pip install 'd-emo[export]'.") from error
     path = path_of_file(path)
     graph = export_program(as_in_file(model, "onnx"), image_size, num_frames=num_frames)
-    names = [OUTPUT, BOXES][: len(graph.graph_signature.user_outputs)]
-    program = torch.onnx.export(graph, input_names=[INPUT], output_names=names, dynamo=True, verbose=False)
+    program = torch.onnx.export(
+        graph, input_names=[INPUT], output_names=_outputs_of(graph), dynamic_shapes=({0: "batch"},), dynamo=True,
+        verbose=False,
+    )  # fmt: skip
     assert program is not None
     with written_whole(path) as partial:
         program.save(str(partial), external_data=False)
@@ -132,11 +134,10 @@ def save_coreml(
         raise ValueError(f"path={str(path)!r} is no .mlpackage; Core ML's folders end so.")
     program = export_program(as_in_file(model, "coreml"), image_size, 1, num_frames).run_decompositions({})
     _drop_aliases(program)
-    names = [OUTPUT, BOXES][: len(program.graph_signature.user_outputs)]
     try:
         converted: Any = coremltools.convert(
             program,
-            outputs=[coremltools.TensorType(name) for name in names],
+            outputs=[coremltools.TensorType(name) for name in _outputs_of(program)],
             minimum_deployment_target=coremltools.target.iOS16,
         )
         with written_folder(path) as partial:
@@ -144,6 +145,11 @@ def save_coreml(
     except RuntimeError as error:
         room = f"is there room in {path.parent} and in {tempfile.gettempdir()}?"
         raise ValueError(f"{path}: Core ML's converter failed ({first_line(error)}); {room}") from error
+
+
+def _outputs_of(program: torch.export.ExportedProgram) -> list[str]:
+    """The names of what a network gives."""
+    return [OUTPUT, BOXES][: len(program.graph_signature.user_outputs)]
 
 
 def _drop_aliases(program: torch.export.ExportedProgram) -> None:

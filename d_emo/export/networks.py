@@ -14,8 +14,6 @@ OUTPUT, BOXES = "logits", "boxes"
 class Logits(nn.Module):
     """A classifier or segmenter of transformers, or a plain network, with a tensor in and a tensor out."""
 
-    names = (OUTPUT,)
-
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
@@ -41,7 +39,6 @@ class Candidates(nn.Module):
         pixel_values: (B, C, H, W), images of the size that it will be given.
     """
 
-    names = (OUTPUT, BOXES)
     anchors: torch.Tensor
 
     def __init__(self, model: Any, pixel_values: torch.Tensor):
@@ -60,13 +57,13 @@ class Candidates(nn.Module):
 
         RetinaNet's logits are for a sigmoid, SSD's for a softmax whose first class is the background.
         """
+        from torchvision.ops import clip_boxes_to_image
+
         found = self.model.head(list(self.model.backbone(pixel_values).values()))
         shifts = found["bbox_regression"]  # (B, A, 4)
         anchors = self.anchors.expand(shifts.shape)
         boxes = self.model.box_coder.decode_single(shifts.reshape(-1, 4), anchors.reshape(-1, 4)).reshape(shifts.shape)
-        height, width = self.size
-        low, high = boxes.clamp(min=0), torch.tensor([width, height, width, height], dtype=boxes.dtype)
-        return found["cls_logits"], torch.minimum(low, high.to(boxes.device))
+        return found["cls_logits"], clip_boxes_to_image(boxes, self.size)
 
 
 def as_network(model: nn.Module, pixel_values: torch.Tensor) -> Logits | Candidates:

@@ -41,7 +41,7 @@ def list_segmenters(pattern: str = "*") -> list[str]:
     return fnmatch.filter([*CLASSIFIERS, *WHOLE_NETWORKS], pattern)
 
 
-@checked({"head": OneOf(HEADS), "num_classes": NUM_CLASSES})
+@checked({"head": OneOf(HEADS)})
 def create_segmenter(
     name: str, head: str = "deeplabv3", num_classes: int = ADE20K_CLASSES, **overrides: Any
 ) -> SegmentationPreTrainedModel:
@@ -64,8 +64,8 @@ def create_segmenter(
     """
     if "num_labels" in overrides:
         raise ValueError("create_segmenter has no num_labels; did you mean num_classes?")
-    classes = number_or_names(num_classes, overrides.get("id2label"), ADE20K_CLASSES)
     known = known_name("segmenter", name, list_segmenters())
+    classes = number_or_names("create_segmenter", num_classes, overrides.get("id2label"), ADE20K_CLASSES, NUM_CLASSES)
     if known in WHOLE_NETWORKS:
         if head != "deeplabv3":
             raise ValueError(f"head={shown(head)} does not go with {known}, which is a whole network; leave it out.")

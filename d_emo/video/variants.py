@@ -3,14 +3,12 @@
 from typing import Any
 
 from d_emo.classification.transformers_config import number_or_names
-from d_emo.common.ranges import checked
 from d_emo.video.inflation import inflate
 from d_emo.video.ranges import VIDEO
 from d_emo.video.transformers_config import KINETICS_CLASSES, VEMOv2Config
 from d_emo.video.transformers_models import VEMOv2ForVideoClassification
 
 
-@checked({"num_classes": VIDEO["num_classes"]})
 def create_video_classifier(
     name: str = "V-EMOv2-5M",
     num_classes: int = KINETICS_CLASSES,
@@ -30,6 +28,7 @@ def create_video_classifier(
     Raises:
         ValueError: unknown name or override, a value out of range, or an image classifier of another size.
     """
-    classes = number_or_names(num_classes, overrides.get("id2label"), KINETICS_CLASSES)
+    names = overrides.get("id2label")
+    classes = number_or_names("create_video_classifier", num_classes, names, KINETICS_CLASSES, VIDEO["num_classes"])
     model = VEMOv2ForVideoClassification(VEMOv2Config.of(name, **{**classes, **overrides}))
     return model if image_classifier is None else inflate(model, image_classifier)

@@ -103,7 +103,7 @@ def _pictures(case: Case, device: torch.device) -> tuple[Any, ...]:
 
 
 def _clips(case: Case, device: torch.device) -> tuple[Any, ...]:
-    return (torch.randn(case.batch, CLIP_FRAMES, 3, case.size, case.size, device=device),)
+    return (torch.randn(case.batch, case.frames, 3, case.size, case.size, device=device),)
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -135,8 +135,8 @@ def _pixel_entropy(model: Any, inputs: tuple[Any, ...]) -> torch.Tensor:
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 
-def _of_kind(*titles: str) -> Callable[[str], bool]:
-    return lambda name: (kind := kind_of(name)) is not None and kind.title in titles
+def _of_kind(title: str) -> Callable[[str], bool]:
+    return lambda name: (kind := kind_of(name)) is not None and kind.title == title
 
 
 def _ours(name: str, case: Case) -> Any:

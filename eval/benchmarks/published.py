@@ -30,11 +30,7 @@ OTHERS = {
 VOC_LABELS = "mIoU, COCO with VOC's 20 classes, 520"
 # By torchvision's name: where its weights are found, what is in their metadata and what that is called.
 TORCHVISION = {
-    "deeplabv3_mobilenet_v3_large": (
-        "DeepLabV3_MobileNet_V3_Large_Weights",
-        "miou",
-        VOC_LABELS,
-    ),
+    "deeplabv3_mobilenet_v3_large": ("DeepLabV3_MobileNet_V3_Large_Weights", "miou", VOC_LABELS),
     "lraspp_mobilenet_v3_large": ("LRASPP_MobileNet_V3_Large_Weights", "miou", VOC_LABELS),
     "ssdlite320_mobilenet_v3_large": ("SSDLite320_MobileNet_V3_Large_Weights", "box_map", "mAP, COCO, 320"),
 }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from d_emo import DEMOPipeline
-from d_emo.eval.benchmarks.families import CLIP_FRAMES, Case, family_of, squared
+from d_emo.eval.benchmarks.families import Case, family_of, squared
 from d_emo.kernels import use_backend
 from d_emo.models.flops import count_macs_on, count_parameters
 
@@ -62,10 +62,9 @@ class Subject:
         """The same pass in onnxruntime, as many threads as torch has."""
         from d_emo.export import OnnxModel, save_onnx
 
-        frames = CLIP_FRAMES if self.family.given == "clips" else None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            save_onnx(self.model, self.case.size, path, frames)
+            save_onnx(self.model, self.case.size, path, self.case.frames or None)
             run = OnnxModel(path, torch.get_num_threads())
 
         def forward() -> None:

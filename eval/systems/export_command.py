@@ -47,10 +47,11 @@ def run(options: argparse.Namespace) -> None:
     try:
         frames = export.frames_of(model, options.frames)
     except ValueError as error:
-        raise ValueError(f"--frames {options.frames}: {first_line(error)}") from error
+        told = first_line(error).replace("num_frames=", "--frames ").replace("num_frames", "--frames")
+        raise ValueError(f"--model {options.model}: {told}") from error
     name = Path(options.model).name if Path(options.model).is_dir() else options.model.replace("/", "-")
-    kind = f"clips of {frames[0]} frames of" if frames else "images of"
-    print(f"{options.model}: {count_parameters(model):,} parameters, {kind} {height} x {width}")
+    taken = f"clips of {frames[0]} frames of" if frames else "images of"
+    print(f"{options.model}: {count_parameters(model):,} parameters, {taken} {height} x {width}")
     folder.mkdir(parents=True, exist_ok=True)
     for kind in options.formats:
         path = folder / f"{name}{SUFFIXES[kind]}"
@@ -63,7 +64,8 @@ def open_model(name: str, image_size: int | None = None) -> tuple[Any, Any, int 
     """A network in eval mode, its image processor, and the side of its images.
 
     Returns:
-        The processor is None for detectors, which normalise themselves; the side is None where the processor has it.
+        The processor is None for detectors, which normalise themselves, for fresh video classifiers, and for folders
+        without one of models of other than three channels; the side is None where the processor has it.
 
     Raises:
         ValueError: there is no such network.
@@ -81,13 +83,23 @@ def open_model(name: str, image_size: int | None = None) -> tuple[Any, Any, int 
         opener = next((opener for end, opener in OPENERS.items() if architecture.endswith(end)), None)
         if opener is None:
             raise ValueError(f"it holds a {architecture}")
-        model, processor = opener.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
+        model, processor = opener.from_pretrained(name), _processor_of(name, getattr(config, "num_channels", 3))
     except LOADING_ERRORS as error:
         raise ValueError(
             f"--model {name} does not load as an image classifier, a segmenter or a video classifier "
             f"({first_line(error)}). Names with fresh weights: {names_in_words()}."
         ) from error
-    return model.eval(), processor, None
+    return model.eval(), processor, getattr(config, "image_size", None) if processor is None else None
+
+
+def _processor_of(name: str, channels: int) -> Any:
+    """Its image processor; None where there is none for images of so many channels."""
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except LOADING_ERRORS:
+        if channels == 3:
+            raise
+        return None
 
 
 def side_of(processor: Any, name: str) -> int:
@@ -99,7 +111,7 @@ def side_of(processor: Any, name: str) -> int:
     for size in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
         if size and size.get("height") and size.get("height") == size.get("width"):
             return int(size["height"])
-    raise ValueError(f"--model {name}: its image processor makes images of no single size; pass --image-size.")
+    raise ValueError(f"--model {name}: no image processor of it makes images of a single size; pass --image-size.")
 
 
 def default_folder(model: str) -> Path:

@@ -31,17 +31,6 @@ def test_it_measures_models_in_turns_and_writes_table_json_and_plot(tmp_path, ca
     assert "DiT-N-8" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_classifiers_are_measured_beside_timms_and_onnxruntime(tmp_path, capsys):
-    models = ["EMOv2-1M", "EMOv2-1M@onnx", "timm:mobilenetv4_conv_small_050"]
-    throughput.main(["--models", *models, "--jobs", "forward", "--dtypes", "float32", "--batch", "1", "--image", "64",
-                     "--repeats", "2", "--output", str(tmp_path)])  # fmt: skip
-    results = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert [entry["model"] for entry in results] == models and results[0]["parameters"] == 1_460_844
-    assert results[0]["flops"] == results[1]["flops"] > 0
-    assert "| 1.46M |" in capsys.readouterr().out
-
-
 def measured(tmp_path, models, jobs, *more):
     """Results by job and model of a short run in float32."""
     throughput.main(["--models", *models, "--jobs", *jobs, "--dtypes", "float32", "--batch", "2", "--repeats", "2",
@@ -50,13 +39,17 @@ def measured(tmp_path, models, jobs, *more):
     return {(entry["case"]["job"], entry["model"]): entry for entry in results}
 
 
-def test_segmenters_are_measured_beside_torchvisions(tmp_path, capsys):
-    models = ["EMOv2-1M/deeplabv3", "torchvision:lraspp_mobilenet_v3_large"]
+def test_networks_of_images_are_measured_beside_timms_torchvisions_and_onnxruntime(tmp_path, capsys):
+    models = ["EMOv2-1M", "timm:test_efficientnet@onnx", "timm:test_efficientnet", "EMOv2-1M/deeplabv3",
+              "torchvision:lraspp_mobilenet_v3_large"]  # fmt: skip
     results = measured(tmp_path, models, ["forward"], "--image", "64")
     assert [model for _, model in results] == models
-    ours = results["forward", models[0]]
-    assert ours["parameters"] == 5_829_928  # with the auxiliary head, as in the published log
+    classifier, exported, timms, segmenter, _ = results.values()
+    assert exported["flops"] == timms["flops"] > 0
+    assert classifier["parameters"] == 1_460_844
+    assert segmenter["parameters"] == 5_829_928  # with the auxiliary head, as in the published log
     printed = capsys.readouterr().out
+    assert "| 1.46M |" in printed and "| 72.3 top-1, ImageNet, 224 |" in printed
     assert "| 34.6 mIoU, ADE20K, 512 |" in printed and "| 57.9 mIoU, COCO with VOC's 20 classes, 520 |" in printed
 
 
@@ -74,6 +67,7 @@ def test_every_kind_of_system_runs_every_job_that_it_has(tmp_path):
     measured(tmp_path / "video", ["V-EMOv2-1M", "V-EMOv2-1M@onnx"], ["forward"], "--image", "32")
     measured(tmp_path / "checkpointed", ["V-EMOv2-1M@checkpointed", "V-EMOv2-1M"], ["train"], "--image", "32")
     measured(tmp_path / "classifier", ["EMOv2-1M@checkpointed", "EMOv2-1M"], ["train"], "--image", "32")
+    measured(tmp_path / "exported", ["EMOv2-1M@onnx", "EMOv2-1M"], ["forward"], "--image", "64")
     detectors = [*(f"EMOv2-1M/{name}" for name in ("ssdlite", "retinanet", "mask_rcnn")),
                  "torchvision:ssdlite320_mobilenet_v3_large"]  # fmt: skip
     found = measured(tmp_path / "detectors", detectors, ["forward"], "--image", "320")

@@ -160,8 +160,8 @@ def test_the_command_refuses_what_does_not_fit(capsys, tmp_path):
     segmenter().save_pretrained(tmp_path / "m")
     for given, message in (
         (["--image-size", 64, 64, 3], "--image-size 64 64 3: expected one side, or height and width"),
-        (["--image-size", 64, "--frames", 4], "--frames 4: num_frames=4: EMOv2ForSemanticSegmentation takes images"),
-        ([], "makes images of no single size; pass --image-size"),
+        (["--image-size", 64, "--frames", 4], "--frames 4: EMOv2ForSemanticSegmentation takes images, not clips"),
+        ([], "no image processor of it makes images of a single size; pass --image-size"),
     ):
         code, output = run_here(capsys, "--model", tmp_path / "m", *given, main=export_classifier.main)
         assert code != 0 and message in output, output

@@ -13,15 +13,9 @@ import torch.nn.functional as F
 from helpers.segmenters import HEADS, NARROW, STRIDES, TINY, labels, pixels, segmenter
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
-    SegformerImageProcessor,
-    SegformerImageProcessorPil,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
+    AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerImageProcessor,
+    SegformerImageProcessorPil, Trainer, TrainingArguments, pipeline,
+)  # fmt: skip
 
 from d_emo import EMOv2Config, EMOv2ForImageClassification, EMOv2ForSemanticSegmentation, EMOv2SegmentationConfig
 from d_emo.segmentation.transformers_models import make_segmentation_processor
