@@ -13,9 +13,15 @@ import torch.nn.functional as F
 from helpers.segmenters import HEADS, NARROW, STRIDES, TINY, labels, pixels, segmenter
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerImageProcessor,
-    SegformerImageProcessorPil, Trainer, TrainingArguments, pipeline,
-)  # fmt: skip
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerImageProcessor,
+    SegformerImageProcessorPil,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from d_emo import EMOv2Config, EMOv2ForImageClassification, EMOv2ForSemanticSegmentation, EMOv2SegmentationConfig
 from d_emo.segmentation.transformers_models import make_segmentation_processor
@@ -390,10 +396,7 @@ def test_folders_load_in_half_precision(head, dtype, tmp_path):
         ({"backbone_config": {"depths": [1, 1]}}, r"EMOv2Config: widths=.* has 4 entries, depths has 2"),
         ({"dropout": -1}, r"dropout=-1 is not a number from 0"),
         ({"loss_over_ignored": "yes"}, r"loss_over_ignored='yes' is not True or False"),
-        (
-            {"num_channels": 1},
-            r"num_channels=1 is for the backbone, which has 3; pass it in backbone_config",
-        ),
+        ({"num_channels": 1}, r"num_channels=1 is for the backbone, which has 3; pass it in backbone_config"),
         ({"window_size": 7}, r"window_size=7 is for the backbone, which has (10|4)"),
     ],
 )
