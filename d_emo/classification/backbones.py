@@ -5,7 +5,6 @@ up to them (configurations and logs of github:zhangzjn/EMOv2 at 582a96f). Needs 
 """
 
 import contextlib
-import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Con
 from d_emo.classification.transformers_models import EMOv2Backbone
 from d_emo.classification.variants import CLASSIFIERS
 from d_emo.common.block_ranges import WINDOW
-from d_emo.common.messages import first_line, shown
+from d_emo.common.messages import first_line, nearest, shown
 from d_emo.common.ranges import Each, Maybe, OneOf, checked
 
 # The side of a window in tokens. EMOv1's smaller sizes keep their classifiers' 7; its larger ones differ by the task.
@@ -71,12 +70,7 @@ def known_name(kind: str, name: Any, names: Sequence[str]) -> str:
             return str(name)
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
             return ""
-    # Whatever the case: timm writes the names in small letters with underscores.
-    spelled = {known.lower(): known for known in names}
-    close = [spelled[near] for near in difflib.get_close_matches(str(name).lower().replace("_", "-"), spelled, n=3)]
-    hint = (
-        f"did you mean {', '.join(close)}?" if close else f"pass a classifier's folder, or one of {', '.join(names)}."
-    )
+    hint = nearest(name, names, f"pass a classifier's folder, or one of {', '.join(names)}.")
     raise ValueError(f"{kind} {shown(name)} is unknown; {hint}")
 
 

@@ -408,10 +408,7 @@ def test_folders_load_in_half_precision(head, dtype, tmp_path):
         ({"backbone_config": {"depths": [1, 1]}}, r"EMOv2Config: widths=.* has 4 entries, depths has 2"),
         ({"dropout": -1}, r"dropout=-1 is not a number from 0"),
         ({"loss_over_ignored": "yes"}, r"loss_over_ignored='yes' is not True or False"),
-        (
-            {"num_channels": 1},
-            r"num_channels=1 is for the backbone, which has 3; pass it in backbone_config",
-        ),
+        ({"num_channels": 1}, r"num_channels=1 is for the backbone, which has 3; pass it in backbone_config"),
         ({"window_size": 7}, r"window_size=7 is for the backbone, which has (10|4)"),
     ],
 )
