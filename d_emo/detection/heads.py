@@ -101,7 +101,7 @@ class RoIAlignOfLevels(MultiScaleRoIAlign):
         rois = at_least_float32(torch.cat([images, torch.cat(boxes)], dim=1))  # (N, 5)
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
         level = (side / FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(maps) - 1)  # (N,)
-        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
+        pooled = maps[0].new_zeros(rois.shape[0], maps[0].shape[1], *self.output_size)
         for number, (features, stride) in enumerate(zip(maps, self.strides, strict=True)):
             chosen = torch.where(level == number)[0]
             # CPUs have no kernel for bfloat16.

@@ -1,14 +1,18 @@
 """Exported segmenters, video classifiers and detectors answer as the models do, for any batch and sizes not square."""
 
+import re
+
 import pytest
 import torch
 from helpers.models import enliven
+from helpers.paths import ROOT
 from helpers.training import run_here
 
 from d_emo import create_segmenter, create_video_classifier
 from d_emo.eval import export_classifier
 from d_emo.eval.systems import export_command
 from d_emo.export import OnnxModel, as_network, example_images, export_program, save_coreml, save_onnx
+from d_emo.kernels import use_backend
 
 SMALLEST = {"depths": (1, 1, 2, 1), "widths": (8, 8, 16, 16), "head_dims": (8,) * 4}
 HEADS = ("deeplabv3", "pspnet", "segformer", "semantic_fpn")
@@ -106,6 +110,38 @@ def test_the_boxes_of_a_files_network_are_those_that_a_detector_finds():
     for box, label, score in zip(found["boxes"], found["labels"], found["scores"], strict=True):
         near = (boxes[0] - box).abs().amax(1) < 1e-2
         assert (scores[near, label] - score).abs().min() < 1e-5
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["ssdlite", "retinanet", "mask_rcnn"])
+def test_pytorchs_older_exporter_takes_whole_detectors_as_the_document_says(tmp_path, monkeypatch, name):
+    """Of another picture of the example's size; a box of the model's is found in the file's, whatever their order."""
+    import onnxruntime
+
+    limits = {"box_score_thresh": 0.0} if name == "mask_rcnn" else {"score_thresh": 0.0}
+    model = detector(name, **limits, **({} if name == "ssdlite" else {"min_size": 128, "max_size": 160}))
+    page = (ROOT / "docs" / "classification.md").read_text(encoding="utf-8")
+    (code,) = [part for part in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "dynamo=False" in part]
+    monkeypatch.chdir(tmp_path)
+    draw = torch.Generator().manual_seed(0)
+    exec(
+        compile(code, "docs/classification.md", "exec"),
+        {"torch": torch, "model": model, "image": torch.rand(3, 120, 150)},
+    )
+    picture = torch.rand(3, 120, 150, generator=draw)
+    made = onnxruntime.InferenceSession("detector.onnx").run(None, {"image": picture.numpy()})
+    boxes, scores, labels = (
+        next(part for part in made if part.ndim == dims and (part.dtype == "int64") == whole)
+        for dims, whole in ((2, False), (1, False), (1, True))
+    )
+    with use_backend("reference"):
+        found = model([picture])[0]
+    assert 5 < len(found["boxes"]) == len(boxes)
+    for box, score, label in zip(*(found[part].numpy() for part in ("boxes", "scores", "labels")), strict=True):
+        same = (abs(boxes - box).max(1) < 0.05) & (abs(scores - score) < 1e-3) & (labels == label)
+        assert same.any()
 
 
 def test_what_no_file_can_hold_is_refused_in_one_line():
