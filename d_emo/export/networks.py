@@ -82,8 +82,8 @@ def as_network(model: nn.Module, pixel_values: torch.Tensor) -> Logits | Candida
         return Candidates(model, pixel_values).eval()
     if detection and isinstance(model, detection.generalized_rcnn.GeneralizedRCNN):
         raise ValueError(
-            f"model is a {type(model).__name__.lstrip('_')}, whose second stage works on as many boxes as the first one "
-            "finds, which torch.export does not take; export RetinaNet or SSDLite, or use "
+            f"model is a {type(model).__name__.lstrip('_')}, whose second stage works on as many boxes as the first "
+            "one finds, which torch.export does not take; export RetinaNet or SSDLite, or use "
             "torch.onnx.export(model, ([image],), path, dynamo=False)."
         )
     return Logits(model).eval()
