@@ -68,7 +68,7 @@ def known_name(kind: str, name: Any, names: Sequence[str]) -> str:
             return ""
         if str(name) in names:
             return str(name)
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and str(name).split("/")[0] not in names:
             return ""
     hint = nearest(name, names, f"pass a classifier's folder, or one of {', '.join(names)}.")
     raise ValueError(f"{kind} {shown(name)} is unknown; {hint}")

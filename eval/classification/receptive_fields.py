@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from d_emo import create_classifier, list_classifiers
+from d_emo.classification.backbones import known_name
 from d_emo.classification.transformers_models import make_image_processor
 from d_emo.common.files import written_whole
 from d_emo.common.messages import first_line
@@ -131,12 +132,12 @@ def open_network(name: str, image_size: int) -> Network:
     Raises:
         ValueError: there is none of that name, or none with maps.
     """
-    if name in list_classifiers():
-        model: Any = create_classifier(name, image_size)
-        return Network(name, open_branches(model), _emov2_maps(_ready(model)))
     if name.startswith(TIMM):
-        model = _timm_network(name, image_size)
+        model: Any = _timm_network(name, image_size)
         return Network(name, open_branches(model), _timm_maps(_ready(model)))
+    if known := known_name("--models: backbone", name, list_classifiers()):
+        model = create_classifier(known, image_size)
+        return Network(known, open_branches(model), _emov2_maps(_ready(model)))
     try:
         model = AutoModelForImageClassification.from_pretrained(name)
         processor = AutoImageProcessor.from_pretrained(name)

@@ -132,7 +132,11 @@ def test_trained_networks_alone_are_not_called_untrained_and_noise_is_named(tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "EMOv2-6M"], "--models EMOv2-6M is neither of d_emo.list_classifiers"),
+        (["--models", "EMOv2-6M"], "--models: backbone 'EMOv2-6M' is unknown; did you mean EMOv2-5M"),
+        (
+            ["--models", "EMOv2-1M/segformer"],
+            "--models: backbone 'EMOv2-1M/segformer' is unknown; did you mean EMOv2-1M",
+        ),
         (["--models", "timm:resnet1"], "--models timm:resnet1: timm does not make it"),
         (["--models", "EMOv2-1M", "--stride", "8", "--images", "nowhere"], "--images nowhere: there is no such folder"),
         (
