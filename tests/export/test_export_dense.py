@@ -204,6 +204,13 @@ def test_the_command_refuses_what_does_not_fit(capsys, tmp_path):
     assert not (tmp_path / "m" / "exported").exists()
 
 
-def test_models_of_other_tasks_are_named(offline):
-    with pytest.raises(ValueError, match=r"does not load as .*Names with fresh weights: EMOv2-1M.*/semantic_fpn"):
-        export_command.open_model("EMOv2-1M/segnet")
+@pytest.mark.parametrize("name", ["EMOv2-1M/segnet", "EMOv2-6M", "U-EMOv2-5M/segformer", "/nowhere/model", "a/b/c"])
+def test_a_mistyped_name_gets_the_names_and_is_not_asked_of_the_hub(name, monkeypatch):
+    monkeypatch.setattr(export_command.AutoConfig, "from_pretrained", lambda name: pytest.fail("the Hub was asked"))
+    with pytest.raises(ValueError, match=r"does not load as .*no such folder or name.*: EMOv2-1M.*/semantic_fpn"):
+        export_command.open_model(name)
+
+
+def test_a_hub_id_is_asked_of_the_hub(offline):
+    with pytest.raises(ValueError, match=r"owner/model does not load as .*Names with fresh weights: EMOv2-1M"):
+        export_command.open_model("owner/model")
