@@ -6,8 +6,10 @@ into the middle slice in time, with zeros beside it, so that a clip of one repea
 """
 
 import os
+import re
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -129,6 +131,11 @@ def _image_network(classifier: Source) -> tuple[str, EMOv2]:
     if isinstance(classifier, EMOv2ForImageClassification):
         return "the classifier", classifier.emov2
     if isinstance(classifier, str | os.PathLike) and str(classifier):
+        if not Path(classifier).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(classifier)):  # nobody's Hub id
+            raise ValueError(
+                f"image classifier {shown(str(classifier))} does not load as an EMOv2 (there is no such folder); pass "
+                "a folder or Hub id (OWNER/NAME) of a trained classifier: a size's name has no weights to begin with."
+            )
         try:
             return str(classifier), EMOv2ForImageClassification.from_pretrained(classifier).emov2
         except (OSError, RuntimeError) as error:

@@ -137,3 +137,10 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, kept):
         with pytest.raises(ValueError, match=r"its weights are damaged .*; restore the file") as caught:
             load()
         assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["EMOv2-5M", "EMOv2-6M", "/nowhere/model"])
+def test_a_size_or_a_missing_folder_is_not_asked_of_the_hub(name, monkeypatch):
+    monkeypatch.setattr(EMOv2ForImageClassification, "from_pretrained", lambda name: pytest.fail("the Hub was asked"))
+    with pytest.raises(ValueError, match=r"\(there is no such folder\); pass a folder or Hub id"):
+        create_video_classifier("V-EMOv2-1M", image_classifier=name)
