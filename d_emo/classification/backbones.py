@@ -6,7 +6,6 @@ up to them (configurations and logs of github:zhangzjn/EMOv2 at 582a96f). Needs 
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from d_emo.classification.variants import CLASSIFIERS
 from d_emo.common.block_ranges import WINDOW
 from d_emo.common.messages import first_line, nearest, shown
 from d_emo.common.ranges import Each, Maybe, OneOf, checked
+from d_emo.common.saved_folders import may_be_on_hub
 
 # The side of a window in tokens. EMOv1's smaller sizes keep their classifiers' 7; its larger ones differ by the task.
 DENSE_WINDOW = 10
@@ -68,7 +68,7 @@ def known_name(kind: str, name: Any, names: Sequence[str]) -> str:
             return ""
         if str(name) in names:
             return str(name)
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and str(name).split("/")[0] not in names:
+        if may_be_on_hub(name, names):
             return ""
     hint = nearest(name, names, f"pass a classifier's folder, or one of {', '.join(names)}.")
     raise ValueError(f"{kind} {shown(name)} is unknown; {hint}")

@@ -1,6 +1,7 @@
 """What a folder holds that a library of the field saved, told by its small files: for messages about the wrong one."""
 
 import pickle
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,16 @@ LOADING_ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
     pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
+
+
+def may_be_on_hub(name: object, ours: Iterable[str] = ()) -> bool:
+    """Whether a name of no folder is worth asking the Hub for, which takes long where there is no network.
+
+    Args:
+        name: OWNER/NAME if it is.
+        ours: names of networks, which are nobody's.
+    """
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None and str(name).split("/")[0] not in ours
 
 
 def read_object(path: Path) -> dict[str, Any]:

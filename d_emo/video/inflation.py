@@ -6,7 +6,6 @@ into the middle slice in time, with zeros beside it, so that a clip of one repea
 """
 
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from d_emo.classification.emov2 import EMOv2
 from d_emo.classification.irmb import ParallelIRMB
 from d_emo.classification.transformers_models import EMOv2ForImageClassification
 from d_emo.common.messages import first_line, shown
-from d_emo.common.saved_folders import some
+from d_emo.common.saved_folders import may_be_on_hub, some
 from d_emo.video.transformers_models import VEMOv2ForVideoClassification
 from d_emo.video.v_emov2 import VEMOv2, VideoI2RMB
 
@@ -131,7 +130,7 @@ def _image_network(classifier: Source) -> tuple[str, EMOv2]:
     if isinstance(classifier, EMOv2ForImageClassification):
         return "the classifier", classifier.emov2
     if isinstance(classifier, str | os.PathLike) and str(classifier):
-        if not Path(classifier).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(classifier)):  # nobody's Hub id
+        if not Path(classifier).is_dir() and not may_be_on_hub(classifier):
             raise ValueError(
                 f"image classifier {shown(str(classifier))} does not load as an EMOv2 (there is no such folder); pass "
                 "a folder or Hub id (OWNER/NAME) of a trained classifier: a size's name has no weights to begin with."

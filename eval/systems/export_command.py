@@ -18,8 +18,8 @@ from transformers import (
 from d_emo import export, make_image_processor
 from d_emo.common.files import check_writable, written_whole
 from d_emo.common.messages import first_line
-from d_emo.common.saved_folders import LOADING_ERRORS
-from d_emo.eval.systems.names import kind_of, may_be_on_hub, names_in_words
+from d_emo.common.saved_folders import LOADING_ERRORS, may_be_on_hub
+from d_emo.eval.systems.names import KINDS, kind_of, names_in_words
 from d_emo.models.flops import count_parameters
 
 # Largest difference of a number, relative to the largest: sums in another order, in the file's type of numbers.
@@ -78,7 +78,7 @@ def open_model(name: str, image_size: int | None = None) -> tuple[Any, Any, int 
             return model, make_image_processor(side), side
         return model, model.make_image_processor() if hasattr(model, "make_image_processor") else None, side
     try:
-        if not Path(name).is_dir() and not may_be_on_hub(name):
+        if not Path(name).is_dir() and not may_be_on_hub(name, [known for kind in KINDS for known in kind.names()]):
             raise ValueError("there is no such folder or name")
         config = AutoConfig.from_pretrained(name)
         architecture = (getattr(config, "architectures", None) or ["ForImageClassification"])[0]

@@ -4,7 +4,6 @@
 as a whole and `V-EMOv2-5M` a video classifier.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,12 +81,6 @@ KINDS = (
 def kind_of(name: str) -> Kind | None:
     """The kind of a network of ours, None for other names."""
     return next((kind for kind in KINDS if name in kind.names()), None)
-
-
-def may_be_on_hub(name: str) -> bool:
-    """Whether a name of no folder is worth asking the Hub for: OWNER/NAME, where OWNER is none of our networks."""
-    ours = {known for kind in KINDS for known in kind.names()}
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and name.split("/")[0] not in ours
 
 
 def names_in_words() -> str:

@@ -1,6 +1,5 @@
 """What the model cards of all trainers have in common: the Hub's fields, and how the run went."""
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from d_emo.common.output import duration
+from d_emo.common.saved_folders import may_be_on_hub
 from d_emo.common.versions import versions
 from d_emo.train.engine.plan import RunPlan
 
@@ -87,7 +87,7 @@ class Circumstances:
 
 def hub_id(name: str | None) -> str | None:
     """A name that is one of the Hub's and of no folder here; None for others."""
-    if name is None or Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if name is None or Path(name).exists() or not may_be_on_hub(name):
         return None
     return name
 
