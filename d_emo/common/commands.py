@@ -95,10 +95,17 @@ def print_any_name() -> None:
 
 @contextlib.contextmanager
 def _remembered_ctrl_c() -> Iterator[list[int]]:
-    """A list that holds something once Ctrl-C was pressed, which raises KeyboardInterrupt as ever."""
+    """A list that holds something once Ctrl-C was pressed, which raises KeyboardInterrupt as ever.
+
+    Ctrl-C reaches forked processes, too, such as a loader's in the moment before they leave it to the command: it ends
+    them, and they have nothing to say.
+    """
     pressed: list[int] = []
+    command = os.getpid()
 
     def press(number: int, frame: Any) -> None:
+        if os.getpid() != command:
+            return
         pressed.append(number)
         signal.default_int_handler(number, frame)
 

@@ -1,5 +1,6 @@
 """Ctrl-C and closed pipes, wherever they hit a command: no traceback, the shell's codes."""
 
+import os
 import subprocess
 import sys
 
@@ -62,3 +63,27 @@ def test_a_command_without_output_runs(monkeypatch):
 
     main()
     assert ran
+
+
+FORKED = """
+import os, signal, sys, time
+from d_emo.common.commands import command
+
+@command("forks", kept="nothing is lost")
+def main(arguments):
+    child = os.fork()
+    if not child:  # a loader's process that has not come to leave Ctrl-C to the command
+        os.kill(os.getpid(), signal.SIGINT)
+        os._exit(7)
+    print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+
+main([])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_ctrl_c_is_the_commands_and_a_forked_process_has_nothing_to_say():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (130, ["child", "7"]), done.stderr
+    assert done.stderr.strip() == "forks: interrupted; nothing is lost"
