@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor
 
 from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD, by_channel
-from d_emo.classification.ranges import STAGES
+from d_emo.classification.ranges import DENSE_WINDOW, STAGES
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
 from d_emo.classification.transformers_models import EMOv2Backbone
 from d_emo.classification.variants import CLASSIFIERS
@@ -23,8 +23,7 @@ from d_emo.common.messages import first_line, nearest, shown
 from d_emo.common.ranges import Each, Maybe, OneOf, checked
 from d_emo.common.saved_folders import may_be_on_hub
 
-# The side of a window in tokens. EMOv1's smaller sizes keep their classifiers' 7; its larger ones differ by the task.
-DENSE_WINDOW = 10
+# EMOv1's windows in tokens: its smaller sizes keep their classifiers' 7; its larger ones differ by the task.
 SMALL_EMOV1_WINDOW, SMALL_EMOV1_WIDTH = 7, 200  # up to so many channels in the last stage: EMOv1-1M and EMOv1-2M
 EMOV1_WINDOWS = {"detection": 10, "segmentation": 16}
 # What may differ from a trained classifier's configuration: no weight depends on it.

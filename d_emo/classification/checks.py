@@ -24,11 +24,7 @@ def check_pixels(pixels: Any, conv: nn.Module) -> None:
         return
     channels = getattr(conv, "in_channels", None)
     shape = f"(B, {channels or 'C'}, H, W)"
-    if isinstance(pixels, torch.fx.Proxy):
-        raise ValueError("EMOv2 cannot be traced by torch.fx, its windows depend on the grid; use torch.export.")
-    if not isinstance(pixels, torch.Tensor):
-        given = type(pixels).__name__
-        raise ValueError(f"pixel_values is a {given}; pass a tensor {shape}, as the image processor makes it.")
+    check_tensor(pixels, shape, "EMOv2", "image processor")
     if pixels.dim() != 4:
         remedy = "; for one image pass pixel_values[None]" if pixels.dim() == 3 else ""
         raise ValueError(f"pixel_values have the shape {tuple(pixels.shape)}, not {shape}{remedy}.")
@@ -38,6 +34,25 @@ def check_pixels(pixels: Any, conv: nn.Module) -> None:
     if 0 in (pixels.shape[0], pixels.shape[2], pixels.shape[3]):
         raise ValueError(f"pixel_values have the shape {tuple(pixels.shape)}: no pixel; leave out empty batches.")
     check_type(pixels, conv)
+
+
+def check_tensor(pixels: Any, shape: str, network: str, processor: str) -> None:
+    """Refuse what is no tensor.
+
+    Args:
+        pixels: what a network is given.
+        shape: that it should have, in words.
+        network: its name.
+        processor: what makes its input.
+
+    Raises:
+        ValueError: it is something else, torch.fx's stand-in among them.
+    """
+    if isinstance(pixels, torch.fx.Proxy):
+        raise ValueError(f"{network} cannot be traced by torch.fx, its windows depend on the grid; use torch.export.")
+    if not isinstance(pixels, torch.Tensor):
+        given = type(pixels).__name__
+        raise ValueError(f"pixel_values is a {given}; pass a tensor {shape}, as the {processor} makes it.")
 
 
 def check_type(pixels: torch.Tensor, conv: nn.Module) -> None:
@@ -160,10 +175,25 @@ def check_labels(labels: Any, batch: int, classes: int, problem: str | None) -> 
         raise ValueError(f"labels are {labels.dtype}; {rule}.")
     if shape not in ((batch,), (batch, 1)):
         raise ValueError(f"{given}; {rule}.")
-    # On a GPU a look at the values would wait for it; while a graph is recorded there are none.
+    unknown = unknown_id(labels, classes, IGNORED_LABEL)
+    if unknown is not None:
+        raise ValueError(f"labels have {unknown}, the model has {classes} classes; {rule}.")
+
+
+def unknown_id(labels: torch.Tensor, classes: int, ignored: int) -> int | None:
+    """The first label that is neither a class nor the ignored one.
+
+    Args:
+        labels: ids of any shape and whole type.
+        classes: K; ids are 0 to K - 1.
+        ignored: an id that the loss leaves out.
+
+    Returns:
+        It, or None: there is none, or nobody looks. On a GPU a look at the values would wait for it; while a graph is
+        recorded there are none.
+    """
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return
-    labels = labels.long()  # a byte would be compared with 1000 as with 232
-    wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
-    if wrong.numel():
-        raise ValueError(f"labels have {wrong[0].item()}, the model has {classes} classes; {rule}.")
+        return None
+    labels = labels.long()  # a byte would be compared with 300 as with 44
+    wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
+    return int(wrong[0]) if wrong.numel() else None

@@ -20,6 +20,8 @@ from d_emo.common.block_ranges import (
 from d_emo.common.ranges import Each, Flag, Maybe, OneOf, Real, Table, Whole
 
 STAGES = 8
+# The side of a window in tokens under dense heads, as published (see backbones.py).
+DENSE_WINDOW = 10
 # EMOv2 and EMOv1; the network's and the configuration's fields.
 CLASSIFIER: Table = {
     "version": OneOf((1, 2), "2 is EMOv2, 1 is EMOv1"),

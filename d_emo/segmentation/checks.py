@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from d_emo.classification.checks import unknown_id
+
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
@@ -54,14 +56,10 @@ def check_labels(labels: Any, pixels: torch.Tensor, classes: int, ignored: int) 
     # The loss resizes the logits, so that labels may be finer or coarser; never of a picture of other proportions.
     if abs(shape[1] * width - shape[2] * height) > max(height, width):
         raise ValueError(f"labels are {shape[1]} x {shape[2]}, the images {height} x {width}; {rule}.")
-    # On a GPU a look at the values would wait for it; while a graph is recorded there are none.
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return
-    labels = labels.long()  # a byte would be compared with 300 as with 44
-    wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
-    if wrong.numel():
-        remedy = " (the image processor's do_reduce_labels=True shifts ids from 1 on)" if wrong[0] == classes else ""
-        raise ValueError(f"labels have {wrong[0].item()}, the model has {classes} classes; {rule}{remedy}.")
+    unknown = unknown_id(labels, classes, ignored)
+    if unknown is not None:
+        remedy = " (the image processor's do_reduce_labels=True shifts ids from 1 on)" if unknown == classes else ""
+        raise ValueError(f"labels have {unknown}, the model has {classes} classes; {rule}{remedy}.")
 
 
 def check_ignored(classes: int, ignored: int) -> None:

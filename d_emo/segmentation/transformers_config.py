@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD, by_channel
+from d_emo.classification.ranges import DENSE_WINDOW
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config, NamedClasses
 from d_emo.common.messages import shown
 from d_emo.common.ranges import checked
@@ -17,8 +18,6 @@ from d_emo.segmentation.ranges import HEAD_CHANNELS, IGNORED, ON_BACKBONE, SEGME
 
 # What a segmenter has from its backbone.
 OF_BACKBONE = (*NETWORK_ARGUMENTS, "num_channels", "image_size")
-# Published windows: 10 tokens a side, whatever the image, grids padded up.
-WINDOW_SIZE = 10
 
 
 class SegmenterConfig(NamedClasses, PreTrainedConfig):
@@ -119,7 +118,7 @@ class EMOv2SegmentationConfig(SegmenterConfig):
 
 def _backbone(config: Any) -> EMOv2Config:
     if config is None:
-        return EMOv2Config(window_size=WINDOW_SIZE)
+        return EMOv2Config(window_size=DENSE_WINDOW)
     if isinstance(config, EMOv2Config):
         return config
     if not isinstance(config, Mapping) or config.get("model_type", EMOv2Config.model_type) != EMOv2Config.model_type:

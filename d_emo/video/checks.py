@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d_emo.classification.checks import check_type
+from d_emo.classification.checks import check_tensor, check_type
 
 
 def check_clips(clips: Any, conv: nn.Module) -> None:
@@ -22,11 +22,7 @@ def check_clips(clips: Any, conv: nn.Module) -> None:
         return
     channels = getattr(conv, "in_channels", None)
     shape = f"(B, T, {channels or 'C'}, H, W)"
-    if isinstance(clips, torch.fx.Proxy):
-        raise ValueError("V-EMOv2 cannot be traced by torch.fx, its windows depend on the grid; use torch.export.")
-    if not isinstance(clips, torch.Tensor):
-        given = type(clips).__name__
-        raise ValueError(f"pixel_values is a {given}; pass a tensor {shape}, as the video processor makes it.")
+    check_tensor(clips, shape, "V-EMOv2", "video processor")
     given = f"pixel_values have the shape {tuple(clips.shape)}"
     if clips.dim() != 5:
         remedy = "; for one clip pass pixel_values[None]" if clips.dim() == 4 else ""
