@@ -8,7 +8,7 @@ import pytest
 from helpers.import_graph import circles, import_graph, imported_names, modules, reachable
 from helpers.paths import ROOT
 
-WINGS = ("d_emo.train.diffusion", "d_emo.train.classification")
+WINGS = tuple(f"d_emo.train.{wing}" for wing in ("diffusion", "classification", "segmentation", "detection", "video"))
 
 
 def folder_table(document: str) -> dict[str, list[str]]:

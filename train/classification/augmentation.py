@@ -1,46 +1,22 @@
 """Augmentation for classifiers: timm's transforms and mixup, drawn as a function of (seed, position)."""
 
-import contextlib
-import random
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
 
 from d_emo.common.messages import first_line
 from d_emo.train.classification.config import AugmentationOptions
-from d_emo.train.data import stream
+from d_emo.train.data.seeding import seeded
 
 try:
     from timm.data import Mixup, create_transform
     from torchvision import transforms
 except ImportError as error:
     raise ImportError("training classifiers needs timm's augmentation; pip install 'd-emo[train]'.") from error
-
-# Threads of a stream's loader augment one after the other: timm draws from generators that they share.
-_GLOBAL_GENERATORS = threading.Lock()
-
-
-@contextlib.contextmanager
-def seeded(seed: int, purpose: stream.Purpose, position: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's global generators set by (seed, purpose, position), and put back at the end."""
-    value = int(stream.generator(seed, purpose, position).integers(2**32))
-    with _GLOBAL_GENERATORS:
-        former = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        random.seed(value)
-        np.random.seed(value)
-        torch.default_generator.manual_seed(value)
-        try:
-            yield
-        finally:
-            random.setstate(former[0])
-            np.random.set_state(former[1])
-            torch.set_rng_state(former[2])
 
 
 @dataclass(frozen=True)

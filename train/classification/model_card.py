@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from d_emo.train.classification.plan import TIMM, ClassifierPlan
-from d_emo.train.classification.validation_log import read_validation
 from d_emo.train.engine import cards
 from d_emo.train.engine.cards import Circumstances
+from d_emo.train.engine.validation_log import read_validation
 
 # What a reader wants first; run.json has everything.
 SHOWN = ("init_from", "model_config", "epochs", "global_batch_size", "learning_rate", "weight_decay", "warmup_epochs",

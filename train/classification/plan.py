@@ -90,6 +90,14 @@ class ClassifierPlan:
         except (ValueError, TypeError, RuntimeError, ImportError) as error:
             raise ValueError(f"--model {options.model}: {first_line(error)}") from error
 
+    def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """See `make_classifier_optimizer`."""
+        return make_classifier_optimizer(model, self)
+
+    def make_schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """See `make_classifier_schedule`."""
+        return make_classifier_schedule(optimizer, self)
+
     def identity(self) -> dict[str, Any]:
         """What decides a run's results: its options with defaults resolved, and its data."""
         return {

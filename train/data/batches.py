@@ -7,6 +7,7 @@ are read from front to back.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import PIL.Image
 import torch
@@ -15,6 +16,8 @@ from torch.utils.data import Dataset
 from d_emo.images.decode import UnreadableImageError, to_tensor
 from d_emo.images.source import ImageSource
 from d_emo.train.data import stream
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,16 @@ class Batch:
     """One micro batch of one process.
 
     Attributes:
-        images: (B, channels, side, side) as the trainer prepares them; or (B, M, C, h, w), the autoencoder's
-            posteriors, where the source was encoded beforehand.
-        labels: (B,) class ids, before label dropout.
+        images: (B, channels, side, side) as the trainer prepares them; (B, M, C, h, w), the autoencoder's posteriors,
+            where the source was encoded beforehand; whatever else a trainer's own `collate` makes, such as clips.
+        labels: (B,) class ids, before label dropout; or a trainer's own targets, such as maps of classes.
         positions: B places in the stream of samples, the key of every random draw.
         bad_images: messages of the images that could not be read and were replaced.
         place: where a stream was after this batch.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Any
+    labels: Any
     positions: list[int]
     bad_images: list[str]
     place: StreamPlace | None = None
@@ -47,8 +50,24 @@ class Batch:
 
 # What a trainer makes of an image at a position of the stream; a pure function of both.
 Preparation = Callable[[PIL.Image.Image, int], torch.Tensor]
-# Data, class id, position, messages of images that could not be read.
-Sample = tuple[torch.Tensor, int, int, list[str]]
+# Data, class id or target, position, messages of images that could not be read.
+Sample = tuple[Any, Any, int, list[str]]
+
+
+class SampleSource(Protocol):
+    """What is read by index, whatever a sample is."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+
+    @property
+    def size(self) -> int:
+        """How many samples."""
+
+    @property
+    def read(self) -> Callable[[int], Any]:
+        """Index -> sample; raises UnreadableImageError."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +84,22 @@ class Pixels:
         return data.flip(-1) if self.flip and stream.flips(self.seed, position) else data
 
 
-class TrainingImages(Dataset):
-    """Reads `(position, index)` pairs and prepares the images.
+class TrainingSamples(Dataset):
+    """Reads `(position, index)` pairs and prepares the samples.
 
-    An unreadable image is replaced by the next readable one and reported in the batch, so that the trainer stops or
-    goes on as the user chose, in one place.
+    An unreadable one is replaced by the next readable one and reported in the batch, so that the trainer stops or goes
+    on as the user chose, in one place.
+
+    Args:
+        source: of what is read.
+        prepare: a sample and its position -> data and target; a pure function of both. Raises UnreadableImageError
+            where only then something turns out to be unreadable.
     """
 
-    def __init__(self, source: ImageSource, prepare: Preparation):
+    source: SampleSource
+    prepare: Callable[[Any, int], Any]
+
+    def __init__(self, source: SampleSource, prepare: Callable[[Any, int], tuple[Any, Any]]):
         self.source = source
         self.prepare = prepare
 
@@ -81,21 +108,44 @@ class TrainingImages(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, index = key
-        image, index, bad_images = self.read(index)
-        return self.prepare(image, position), int(self.source.labels[index]), position, bad_images
+        (data, target), bad_images = self.first_readable(index, lambda candidate: self.prepared(candidate, position))
+        return data, target, position, bad_images
 
-    def read(self, index: int) -> tuple[PIL.Image.Image, int, list[str]]:
-        """The image, the index that it is of, and messages if that is another one."""
+    def prepared(self, index: int, position: int) -> tuple[Any, Any]:
+        """Data and target of a sample."""
+        return self.prepare(self.source.read(index), position)
+
+    def first_readable(self, index: int, read: Callable[[int], Found]) -> tuple[Found, list[str]]:
+        """What `read` makes of an index, or of the next one that it can read, and messages of those before."""
         bad_images: list[str] = []
         for offset in range(self.source.size):
-            candidate = (index + offset) % self.source.size
             try:
-                return self.source.read(candidate), candidate, bad_images
+                return read((index + offset) % self.source.size), bad_images
             except UnreadableImageError as error:
                 bad_images.append(str(error))
         raise UnreadableImageError(
             f"none of the {self.source.size} images of {self.source.name} can be read; the first: {bad_images[0]}"
         )
+
+
+class TrainingImages(TrainingSamples):
+    """Images with their class ids."""
+
+    source: ImageSource
+    prepare: Preparation
+
+    def __init__(self, source: ImageSource, prepare: Preparation):
+        self.source = source
+        self.prepare = prepare
+
+    def prepared(self, index: int, position: int) -> tuple[torch.Tensor, int]:
+        """The image as it is prepared, and its class id."""
+        return self.prepare(self.source.read(index), position), int(self.source.labels[index])
+
+    def read(self, index: int) -> tuple[PIL.Image.Image, int, list[str]]:
+        """The image, the index that it is of, and messages if that is another one."""
+        found, bad_images = self.first_readable(index, lambda candidate: (self.source.read(candidate), candidate))
+        return *found, bad_images
 
 
 class TrainingLatents(Dataset):

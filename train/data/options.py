@@ -26,7 +26,20 @@ def digits_recipe(name: str, given: Mapping[str, Any]) -> Recipe | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class LoaderOptions:
+    """How any trainer's data are read."""
+
+    on_bad_image: Literal["stop", "skip"] = option("stop", "An unreadable image stops the run, or is skipped aloud.")
+    num_workers: int | None = option(
+        None, "Loader processes. Default: 0 for the digits and latents, for others 4, or a core each."
+    )
+
+    def __post_init__(self):
+        require(self.num_workers is None or self.num_workers >= 0, "num_workers", self.num_workers, "must not be < 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(LoaderOptions):
     """What it is trained on; without a source, scikit-learn's handwritten digits."""
 
     dataset: str | None = option(
@@ -48,12 +61,9 @@ class DataOptions:
     latents: str | None = option(None, "Folder of latents that train/encode_latents.py wrote.")
     unconditional: bool = option(False, "Ignore the labels and train a model without classes.")
     random_flip: bool | None = option(None, "Mirror images at random (true/false). Default: true, but not for digits.")
-    on_bad_image: Literal["stop", "skip"] = option("stop", "An unreadable image stops the run, or is skipped aloud.")
-    num_workers: int | None = option(
-        None, "Loader processes. Default: 0 for the digits and latents, for others 4, or a core each."
-    )
 
     def __post_init__(self):
+        super().__post_init__()
         named = [f"--{name.replace('_', '-')}" for name in DATA_SOURCES if getattr(self, name)]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are both given; choose one source.")
@@ -62,4 +72,3 @@ class DataOptions:
         if "://" in (self.dataset or "") and not self.streaming:
             raise ValueError(f"--dataset {self.dataset} is a URL, which cannot be read by index; add --streaming.")
         require(self.stream_buffer > 0, "stream_buffer", self.stream_buffer, "must be positive")
-        require(self.num_workers is None or self.num_workers >= 0, "num_workers", self.num_workers, "must not be < 0")

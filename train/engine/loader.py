@@ -1,6 +1,7 @@
 """The batches of a run, and what becomes of a loader's failures."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,18 +17,43 @@ from d_emo.train.engine.stopping import leave_stops_to_the_trainer
 
 
 def make_loader(run: AnyRun, prepare: Preparation, latents: Dataset | None = None) -> DataLoader | StreamLoader:
-    """The rest of the run's samples, in the order that the seed gives.
+    """The rest of the run's images, in the order that the seed gives.
 
     Args:
         run: where it is.
         prepare: what becomes of an image.
         latents: answers (position, index) in place of the source's images.
     """
+    source = run.plan.source
+    if source.stream is None:
+        return indexed_loader(run, latents or TrainingImages(source, prepare))
+    return StreamLoader(source, prepare, run.plan.config.run.seed, _sampler(run), run.place, _workers(run))
+
+
+def indexed_loader(run: AnyRun, samples: Dataset, joined: Callable[[Sequence[Any]], Batch] = collate) -> DataLoader:
+    """The rest of the run's samples, in the order that the seed gives.
+
+    Args:
+        run: where it is.
+        samples: answer (position, index).
+        joined: makes a batch of samples.
+    """
+    return DataLoader(
+        samples,
+        batch_sampler=_sampler(run),
+        collate_fn=joined,
+        num_workers=_workers(run),
+        worker_init_fn=leave_stops_to_the_trainer,
+        pin_memory=run.accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # otherwise a resumed run would draw from the global one once more
+    )
+
+
+def _sampler(run: AnyRun) -> stream.StreamSampler:
     plan, accelerator = run.plan, run.accelerator
-    options = plan.config.run
-    sampler = stream.StreamSampler(
+    return stream.StreamSampler(
         plan.source.size,
-        options.seed,
+        plan.config.run.seed,
         global_batch_size=plan.layout.global_batch_size,
         micro_batch_size=plan.layout.micro_batch_size,
         rank=accelerator.process_index,
@@ -35,18 +61,10 @@ def make_loader(run: AnyRun, prepare: Preparation, latents: Dataset | None = Non
         first_step=run.step,
         last_step=plan.max_train_steps,
     )
-    workers = loader_processes(plan.config.data.num_workers, plan.source.num_workers)
-    if plan.source.stream is not None:
-        return StreamLoader(plan.source, prepare, options.seed, sampler, run.place, workers)
-    return DataLoader(
-        latents or TrainingImages(plan.source, prepare),
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=workers,
-        worker_init_fn=leave_stops_to_the_trainer,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),  # otherwise a resumed run would draw from the global one once more
-    )
+
+
+def _workers(run: AnyRun) -> int:
+    return loader_processes(run.plan.config.data.num_workers, run.plan.source.num_workers)
 
 
 def next_batch(run: AnyRun, batches: Iterator[Batch]) -> Batch:

@@ -1,12 +1,47 @@
 """What the engine needs to know of a resolved run, whatever is trained; the wings' plans and options fit in."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from d_emo.images.source import ImageSource
-from d_emo.train.data.options import DataOptions
+from d_emo.images.source import ImageStream
+from d_emo.train.data.options import LoaderOptions
 from d_emo.train.engine.batch_layout import BatchLayout
 from d_emo.train.engine.options import RunOptions
+
+
+class TrainingData(Protocol):
+    """What it is trained on, whatever a sample is; `ImageSource` is one."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages and run names."""
+
+    @property
+    def size(self) -> int:
+        """Number of samples; 0 where a stream does not tell."""
+
+    @property
+    def read(self) -> Callable[[int], Any]:
+        """Index -> sample; raises UnreadableImageError."""
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Names of the classes by id."""
+
+    @property
+    def num_workers(self) -> int:
+        """Default number of loader processes."""
+
+    @property
+    def stream(self) -> ImageStream | None:
+        """What is read in place of an index."""
+
+    def describe_size(self) -> str:
+        """How much it is, for people."""
+
+    def identity(self) -> dict[str, Any]:
+        """What a run remembers of its data, to be resumed on the same."""
 
 
 class OptimizationOptions(Protocol):
@@ -33,7 +68,7 @@ class RunConfig(Protocol):
     """A trainer's options, by group."""
 
     @property
-    def data(self) -> DataOptions:
+    def data(self) -> LoaderOptions:
         """Where images come from."""
 
     @property
@@ -56,7 +91,7 @@ class RunPlan(Protocol):
         """The options that it was made of."""
 
     @property
-    def source(self) -> ImageSource:
+    def source(self) -> TrainingData:
         """What it is trained on."""
 
     @property

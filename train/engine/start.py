@@ -49,11 +49,14 @@ def make_accelerator(options: RunOptions, mixed_precision: str | None, folder: P
     return accelerator
 
 
-def announce(plan: RunPlan, accelerator: Accelerator, hint: str) -> None:
-    """Say what would run, first of all what on; `hint` names the options for other data than the digits."""
+def announce(plan: RunPlan, accelerator: Accelerator, hint: str = "") -> None:
+    """Say what would run, first of all what on.
+
+    `hint` names the options for other data than the digits, of trainers that have those.
+    """
     if not accelerator.is_main_process:
         return
-    if not any(getattr(plan.config.data, name) for name in DATA_SOURCES):
+    if hint and not any(getattr(plan.config.data, name) for name in DATA_SOURCES):
         print(f"No data was named: training on scikit-learn's handwritten digits ({hint} for yours).")
     print(plan.describe())
     for note in fit.notes(plan):

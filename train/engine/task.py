@@ -1,0 +1,186 @@
+"""A run that trains a network for a task and validates it: what classifiers, segmenters, detectors, videos share."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from d_emo.common.processes import is_sharded
+from d_emo.kernels import use_backend
+from d_emo.train.data.batches import Batch
+from d_emo.train.data.sources import check_output
+from d_emo.train.engine import loop, saving, start
+from d_emo.train.engine.log import truncate_log
+from d_emo.train.engine.plan import RunPlan
+from d_emo.train.engine.run import Parts, TrainingRun
+from d_emo.train.engine.validation_log import CURVES, VALIDATION_FILE, log_validation, plot_validation
+
+PlanT = TypeVar("PlanT", bound=RunPlan, covariant=True)
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass
+class Bundle:
+    """What a run publishes: the averaged network with its processor."""
+
+    model: Any
+    processor: Any
+
+    def save_pretrained(self, save_directory: Path) -> None:
+        """Write both into a folder that loads as they do."""
+        self.model.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A validation: `values` in the order of the run's `score_names`, and the same for people."""
+
+    values: tuple[float, ...]
+    text: str
+
+
+@dataclass(kw_only=True)
+class TaskRun(TrainingRun[PlanT]):
+    """A run of a task. The task says how batches are made, learned from and scored.
+
+    Attributes:
+        score_names: of `Scores.values`, the first the one that matters; "loss" is no share.
+        bundle: what is published; its network is the average itself.
+    """
+
+    score_names: ClassVar[tuple[str, ...]]
+    bundle: Bundle
+
+    @abstractmethod
+    def batches(self) -> Iterable[Batch]:
+        """The rest of the run's batches; see `loader`."""
+
+    @abstractmethod
+    def batch_loss(self, batch: Batch) -> torch.Tensor:
+        """The mean loss of a micro batch, with its graph."""
+
+    @abstractmethod
+    def score(self) -> Scores | None:
+        """How the averaged network does on the validation samples, each process on its share; every process calls this.
+
+        The main process's answer counts; None where there is nothing to validate on.
+        """
+
+    @abstractmethod
+    def usage(self) -> str:
+        """How the result is used, in a line of Python."""
+
+    def result(self) -> Bundle:
+        """See `TrainingRun.result`."""
+        return self.bundle
+
+    def load_average(self, path: Path) -> None:
+        """Restore the average from a checkpoint's folder; the rest is restored already."""
+        self.average.load_whole_state(type(self.bundle.model).from_pretrained(path).state_dict())
+
+    def picture(self) -> Path | None:
+        """See `TrainingRun.picture`: the curves of loss and scores."""
+        path = self.output_dir / CURVES
+        return path if path.is_file() else None
+
+
+def run_task(
+    config: Any,
+    *,
+    sources: tuple[Any, Any],
+    folder: Path,
+    make_plan: Callable[[Any, Any, Any, Accelerator], RunPlan],
+    make_run: Callable[[Any, Accelerator], TaskRun],
+    hint: str = "",
+) -> None:
+    """Set up, train, save.
+
+    Args:
+        config: the options.
+        sources: to train on and to validate on.
+        folder: the run's.
+        make_plan: config, sources and accelerator -> plan.
+        make_run: plan and accelerator -> run.
+        hint: see `start.announce`.
+    """
+    check_output(config.data, folder)
+    accelerator = start.make_accelerator(config.run, config.optimization.mixed_precision, folder)
+    with use_backend(config.model.kernels):
+        plan = make_plan(config, *sources, accelerator)
+        start.announce(plan, accelerator, hint)
+        if config.run.dry_run:
+            return
+        run = make_run(plan, accelerator)
+        loop.run_to_the_end(run, lambda: train(run, type(config)().flat()))
+
+
+def prepare_parts(plan: Any, accelerator: Accelerator, compiled: bool) -> Parts:
+    """Build network, average, optimizer and schedule of a plan, and hand them to Accelerate.
+
+    Raises:
+        ValueError: the launch is sharded.
+    """
+    if is_sharded(accelerator):
+        raise ValueError("accelerate launch with FSDP: these networks are small and not sharded; launch without FSDP.")
+    seed = plan.config.run.seed
+    set_seed(seed % 2**32)
+    model = plan.build_model().to(memory_format=torch.channels_last)
+    optimizer = plan.make_optimizer(model)
+    lr_schedule = plan.make_schedule(optimizer)
+    parts = start.prepare(plan, accelerator, model, optimizer, lr_schedule, model.compile if compiled else None)
+    # Stochastic depth and dropout draw from the global generator: other masks on every process.
+    set_seed((seed + accelerator.process_index) % 2**32)
+    return parts
+
+
+def train(run: TaskRun, defaults: dict[str, Any]) -> int:
+    """Claim the folder, step until the end or until the user interrupts; log, validate and save on the way.
+
+    Args:
+        run: what is trained.
+        defaults: of every option.
+
+    Returns:
+        The exit code: 0, or the shell's code for the signal that stopped the run.
+    """
+    plan: Any = run.plan
+    start.claim_or_resume(run, defaults, run.load_average)
+    if run.accelerator.is_main_process:
+        truncate_log(plan.output_dir / VALIDATION_FILE, run.step, ("step", *run.score_names))
+    run.model.train()
+
+    def score() -> None:
+        if run.step % plan.validate_every == 0:
+            validate(run)
+
+    stopped = loop.train_until_done(run, iter(run.batches()), run.batch_loss, show=lambda: None, score=score)
+    if stopped is not None:
+        return stopped
+    finish(run)
+    return 0
+
+
+def validate(run: TaskRun) -> None:
+    """Score the averaged network; say, log and plot it."""
+    scores = run.score()
+    if scores is not None and run.accelerator.is_main_process:
+        log_validation(run, run.score_names, scores.values, scores.text)
+
+
+def finish(run: TaskRun) -> None:
+    """Validate, save the result into the run's folder, say what to do next."""
+    plan: Any = run.plan
+    if run.step % plan.validate_every:
+        validate(run)
+    if run.accelerator.is_main_process:
+        plot_validation(run.output_dir, plan.model_name)
+    saving.publish(run, "config.json")
+    if run.accelerator.is_main_process:
+        run.say(f"done: {run.usage()}")
+    run.accelerator.wait_for_everyone()

@@ -1,0 +1,139 @@
+"""What the plans of segmenters, detectors and video classifiers have in common."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from d_emo.models.flops import count_parameters
+from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
+from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs
+from d_emo.train.engine.memory import Launch
+from d_emo.train.engine.plan import RunConfig, TrainingData
+from d_emo.train.engine.task_optimizer import make_optimizer, rate_factor
+from d_emo.train.engine.task_options import TaskOptimizationOptions, TaskRunOptions
+
+
+class TaskConfig(RunConfig, Protocol):
+    """A trainer's options, of which optimisation and run are those of all tasks."""
+
+    @property
+    def optimization(self) -> TaskOptimizationOptions:
+        """How weights change."""
+
+    @property
+    def run(self) -> TaskRunOptions:
+        """Batch, length, output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPlan(ABC):
+    """A run, resolved: no option is left at "default".
+
+    Attributes:
+        source: to train on.
+        validation: to validate on, with the same classes; None for none.
+        processor: prepares samples for validation and use.
+        max_train_steps: optimizer steps in all.
+        warmup_steps: of them.
+        validate_every: steps.
+        launch: what it is computed on.
+    """
+
+    config: Any
+    source: Any
+    validation: Any
+    layout: BatchLayout
+    processor: Any
+    output_dir: Path
+    max_train_steps: int
+    warmup_steps: int
+    validate_every: int
+    launch: Launch
+
+    @property
+    @abstractmethod
+    def model_name(self) -> str:
+        """What to call the model."""
+
+    @abstractmethod
+    def build_model(self) -> Any:
+        """The network, with fresh weights or those of --init-from, frozen as it is trained."""
+
+    @abstractmethod
+    def lines(self, model: Any) -> dict[str, str]:
+        """What is to be said of this task's runs, by topic."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's results: its options with defaults resolved, and its data."""
+        return {
+            **self.config.flat(),
+            "lr_schedule_steps": self.max_train_steps,
+            "warmup_steps": self.warmup_steps,
+            **self.source.identity(),
+        }
+
+    def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """See `task_optimizer.make_optimizer`."""
+        return make_optimizer(model, self.config.optimization)
+
+    def make_schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """See `task_optimizer.rate_factor`."""
+        epoch = self.source.size / self.layout.global_batch_size
+        factor = rate_factor(self.config.optimization, self.max_train_steps, self.warmup_steps, epoch)
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    def describe(self) -> str:
+        """What would run, for people."""
+        options, model = self.config.optimization, self.build_model()
+        seen = self.max_train_steps * self.layout.global_batch_size
+        learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        validation = (
+            f"{self.validation.name}: {self.validation.describe_size()}, every {self.validate_every:,} steps"
+            if self.validation is not None
+            else "none"
+        )
+        rates = f", but {options.lr_multipliers}" if options.lr_multipliers else ""
+        fall = (
+            f"{options.lr_decay} from {options.lr_decay_start:.0%} of the run on"
+            if options.lr_decay == "cosine"
+            else options.lr_decay
+        )
+        lines = {
+            "model": f"{self.model_name}: {count_parameters(model):,} parameters, {learning:,} of them learn",
+            "data": f"{self.source.name}: {self.source.describe_size()}, {len(self.source.id2label)} classes",
+            "validation": validation,
+            **self.lines(model),
+            "optimizer": f"adamw, learning rate {options.learning_rate:g}{rates} ({self.warmup_steps:,} steps of "
+            f"warm-up, {fall}), decay {options.weight_decay:g}, averaging {options.ema_decay:g}",
+            "batch": self.layout.describe(),
+            "length": f"{self.max_train_steps:,} steps, {seen / self.source.size:,.1f} epochs, {seen:,} samples",
+            "output": str(self.output_dir),
+        }
+        return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+
+def resolved_length(config: TaskConfig, source: TrainingData, accelerator: Accelerator) -> dict[str, Any]:
+    """The parts of a plan that follow from the length of the run and the launch.
+
+    Raises:
+        ValueError: batch sizes do not fit each other.
+    """
+    options = config.run
+    layout = batch_layout(
+        options.global_batch_size,
+        options.micro_batch_size,
+        accelerator.num_processes,
+        accelerator.device.type == "cpu",
+    )
+    steps = options.max_train_steps or steps_of_epochs(options.epochs, source.size, layout.global_batch_size)
+    return {
+        "layout": layout,
+        "max_train_steps": steps,
+        "warmup_steps": fitting_warmup(config.optimization.lr_warmup_steps, steps),
+        "validate_every": options.validate_every or max(1, round(source.size / layout.global_batch_size)),
+        "launch": Launch.of(accelerator),
+    }
