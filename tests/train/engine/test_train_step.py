@@ -15,6 +15,7 @@ from d_emo.train.diffusion.config import OptimizationOptions, parse_config
 from d_emo.train.diffusion.plan import make_plan
 from d_emo.train.engine import loop
 from d_emo.train.engine.averaging import WeightAverage
+from d_emo.train.engine.finite import FiniteSteps
 from d_emo.train.engine.run import NonFiniteLossError
 
 
@@ -140,6 +141,53 @@ def test_a_non_finite_loss_stops_before_weights_average_and_step_change():
     assert run.step == 1
     assert all(torch.equal(value, weights[name]) for name, value in run.model.named_parameters())
     assert all(torch.equal(value, average[name]) for name, value in run.average.module.state_dict().items())
+
+
+@pytest.mark.parametrize("accumulated", ["8", "4"])
+def test_a_non_finite_step_that_is_asked_for_later_changes_nothing(accumulated):
+    """As on a GPU: one NaN picture between two log lines, a good step after it, then the line."""
+    run = make_run("--micro-batch-size", accumulated)
+    run.finite = FiniteSteps(run.model, run.optimizer, deferred=True)
+    batches = iter(trainer.make_loader(run))
+    train_step(run, batches)
+    loop.refuse_bad_step(run)
+    weights, average = copy.deepcopy(run.model.state_dict()), copy.deepcopy(run.average.module.state_dict())
+    moments = copy.deepcopy(run.optimizer.state_dict()["state"])
+    good = [next(batches) for _ in range(8 // int(accumulated))]
+    broken = copy.deepcopy(good)
+    broken[0].images[0] = float("nan")  # one picture
+    train_step(run, iter(broken))
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    for name, value in run.average.module.state_dict().items():
+        assert torch.equal(value, average[name]), name
+    for number, state in run.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value, moments[number][name]) for name, value in state.items()), number
+    train_step(run, iter(good))
+    assert not torch.equal(run.model.state_dict()["proj_out.weight"], weights["proj_out.weight"])
+    with pytest.raises(NonFiniteLossError, match=r"step 2, process 0: loss \[nan.*Samples 8 to 15.*not changed by it"):
+        loop.refuse_bad_step(run)
+
+
+@pytest.mark.parametrize("optimizer", ["weights", "moments", "average"])
+def test_steps_that_are_asked_for_later_are_the_same_steps(optimizer):
+    """Nothing but the asking is different: the same weights, moments (bit for bit) and average (to rounding)."""
+    runs = [make_run("--ema-decay", "0.9"), make_run("--ema-decay", "0.9")]
+    runs[1].finite = FiniteSteps(runs[1].model, runs[1].optimizer, deferred=True)
+    for run in runs:
+        steps(run, 3)
+    states = {
+        "weights": [run.model.state_dict() for run in runs],
+        "moments": [
+            {f"{number} {name}": value for number, state in run.optimizer.state_dict()["state"].items()
+             for name, value in state.items()}
+            for run in runs
+        ],
+        "average": [run.average.module.state_dict() for run in runs],
+    }[optimizer]  # fmt: skip
+    tolerance = 1e-6 if optimizer == "average" else 0
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=tolerance, rtol=tolerance, msg=name)
 
 
 def test_unreadable_images_stop_or_are_named(capsys):
