@@ -121,12 +121,12 @@ def test_clipping_limits_the_gradient():
 
 
 def test_labels_are_dropped_once_a_sample_with_the_given_probability():
-    positions = list(range(20_000))
-    batch = Batch(torch.zeros(0), torch.full((20_000,), 3), positions, [])
-    dropped = trainer.drop_labels(batch, num_classes=10, probability=0.1, seed=0)
+    run = make_run()
+    labels = torch.full((20_000,), 3)
+    dropped = trainer.drop_labels(labels, run.draws.of(range(20_000))["label_dropout"], run.plan)
     assert set(dropped.tolist()) == {3, 10}
     assert (dropped == 10).float().mean().item() == pytest.approx(0.1, abs=0.011)  # five standard errors
-    again = trainer.drop_labels(Batch(torch.zeros(0), torch.full((5,), 3), positions[7:12], []), 10, 0.1, 0)
+    again = trainer.drop_labels(labels[:5], run.draws.of(range(7, 12))["label_dropout"], run.plan)
     assert torch.equal(again, dropped[7:12])
 
 
@@ -141,6 +141,31 @@ def test_a_non_finite_loss_stops_before_weights_average_and_step_change():
     assert run.step == 1
     assert all(torch.equal(value, weights[name]) for name, value in run.model.named_parameters())
     assert all(torch.equal(value, average[name]) for name, value in run.average.module.state_dict().items())
+
+
+def test_draws_that_come_ahead_are_those_of_the_step():
+    run = make_run()
+    batch = next(iter(trainer.make_loader(run)))
+    assert {*batch.draws} == {"time", "label_dropout", "noise"}
+    alone = Batch(batch.images, batch.labels, batch.positions, [])
+    run.model.eval()
+    assert trainer.batch_loss(run, batch).item() == trainer.batch_loss(run, alone).item()
+
+
+def test_noise_of_the_device_is_a_function_of_seed_and_position():
+    """Another run than with the CPU's noise, the same one each time and with every micro batch."""
+    loss, ahead = {}, {}
+    for micro in ("8", "2"):
+        run = make_run("--noise-on", "device", "--micro-batch-size", micro)
+        run.model.eval()  # micro batches are independent of each other
+        batches = iter(trainer.make_loader(run))
+        ahead = next(batches).draws
+        loss[micro] = steps(run, 1)[0]
+    assert {*ahead} == {"time", "label_dropout"}
+    assert loss["8"] == pytest.approx(loss["2"], rel=1e-5)
+    run = make_run()
+    run.model.eval()
+    assert steps(run, 1)[0] != pytest.approx(loss["8"], rel=1e-4)
 
 
 @pytest.mark.parametrize("accumulated", ["8", "4"])
