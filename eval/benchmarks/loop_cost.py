@@ -3,7 +3,7 @@
     python eval/benchmarks/loop_cost.py
     python eval/benchmarks/loop_cost.py --noise-on device --batch 256
 
-Random latents of the given size lie in a folder as `encode_latents.py` writes them and are read, drawn for, moved,
+Random latents (4 x 32 x 32) lie in a folder as `encode_latents.py` writes them and are read, drawn for, moved,
 stepped on and averaged as in a run. `main thread` is the time that the thread which feeds the device spends on a batch
 while it does not wait for the next one: above it no device can be kept busy. `images/s` is what the loop reaches here.
 """
@@ -22,6 +22,9 @@ from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.numbers import whole_from
 from d_emo.eval.benchmarks.loader_speed import SD_VAE, random_latents
+
+# Of images whose latents are 4 x 32 x 32.
+RESOLUTION = 256
 
 
 class Nothing(torch.nn.Module):
@@ -100,8 +103,7 @@ def main(arguments: list[str]) -> None:
     """Read the options, measure, print."""
     parser = CommandParser("loop_cost", __doc__)
     parser.add_argument("--batch", type=whole_from(1), default=256, help="Latents a step.")
-    parser.add_argument("--resolution", type=whole_from(16), default=256, help="Of the images; latents have an eighth.")
-    parser.add_argument("--steps", type=whole_from(10), default=60, help="Steps, of which a fifth is not counted.")
+    parser.add_argument("--steps", type=whole_from(1), default=60, help="Steps, of which a fifth is not counted.")
     parser.add_argument("--noise-on", nargs="+", choices=("cpu", "device"), default=["cpu", "device"])
     options = parser.parse_args(arguments)
     from diffusers import AutoencoderKL
@@ -110,7 +112,7 @@ def main(arguments: list[str]) -> None:
         narrow = {**SD_VAE, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 8}  # never run
         vae = AutoencoderKL(**narrow, latent_channels=4)
         vae.save_pretrained(Path(folder) / "vae")
-        random_latents(Path(folder) / "latents", 4 * options.batch, options.resolution, vae)
+        random_latents(Path(folder) / "latents", 4 * options.batch, RESOLUTION, vae)
         print("| noise on | main thread, ms a batch | images/s |\n|---|---|---|", flush=True)
         for noise_on in options.noise_on:
             run = make_run(Path(folder) / "latents", options.batch, noise_on, options.steps)

@@ -155,6 +155,13 @@ COMMANDS = {
             quick=False,
         ),
         SweptCommand(
+            "loop_cost",
+            "d_emo.eval.benchmarks.loop_cost",
+            ("--batch", "4", "--steps", "2"),
+            "d_emo.eval.benchmarks.loop_cost.random_latents",
+            quick=False,
+        ),
+        SweptCommand(
             "fid_cost",
             "d_emo.eval.benchmarks.fid_cost",
             ("--samples", "4", "--reference", "4"),

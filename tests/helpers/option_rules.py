@@ -120,7 +120,7 @@ KINDS = {
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
-        "throughput compile", "throughput models", "clock", "layout", "time_sampling", "stride",
+        "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
