@@ -34,7 +34,7 @@ from d_emo.eval.benchmarks.gpu.weights import (
 from d_emo.schedulers.flow_paths import path_point
 
 LOSSES = "loss.csv"
-COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second")
+COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second", "seconds")
 TIMESTEPS = 1000
 CLASS_DROPOUT, MAX_NORM = 0.1, 1.0
 # The learning rate falls to 0 over the last part of the time.
@@ -117,6 +117,7 @@ class GraphTraining:
         self.with_moments = bool(groups) and self._restore(groups)
         self.loss_sum, self.norm_sum = (torch.zeros((), device=self.device) for _ in range(2))
         self.window, self.busy, self.failed = 0, 0.0, ""
+        self.trained_seconds = float(self.state["seconds"])
         folder.mkdir(parents=True, exist_ok=True)
         self._begin_losses(resume)
         self.run: Callable[[], Any] = self._step
@@ -241,7 +242,15 @@ class GraphTraining:
         loss, norm = loss_sum / self.window, self.norm_sum.item() / self.window
         rate = float(self.optimizer.param_groups[0]["lr"])
         speed = self.window * self.recipe.batch / seconds
-        row = (self.step, round(loss, 5), round(norm, 4), round(rate, 7), round(speed, 1))
+        self.trained_seconds += seconds
+        row = (
+            self.step,
+            round(loss, 5),
+            round(norm, 4),
+            round(rate, 7),
+            round(speed, 1),
+            round(self.trained_seconds, 2),
+        )
         with appended(self.folder / LOSSES) as file:
             csv.writer(file, lineterminator="\n").writerow(row)
         if self.step // self.window % 10 == 1:

@@ -144,11 +144,11 @@ def check_local(case: Local, dtype: torch.dtype, device: torch.device) -> dict[s
     variance = draw(case.channels).square() + 0.1
     exact = [tensor.double().requires_grad_() for tensor in (hidden, kernel, gamma, beta)]
 
-    def expected_with(own: bool, *statistics: torch.Tensor) -> list[torch.Tensor]:
+    def expected_with(own: bool, mean: torch.Tensor, variance: torch.Tensor) -> list[torch.Tensor]:
         result = reference.local_branch(
             exact[0],
             lambda y: F.conv2d(y, exact[1], padding=case.kernel // 2, groups=case.channels),
-            lambda y: F.batch_norm(y, *statistics, exact[2], exact[3], training=own, momentum=0.0, eps=EPS),
+            lambda y: F.batch_norm(y, mean, variance, exact[2], exact[3], training=own, momentum=0.0, eps=EPS),
         )
         return [result, *torch.autograd.grad(result, exact, grad.double())]
 
@@ -158,7 +158,7 @@ def check_local(case: Local, dtype: torch.dtype, device: torch.device) -> dict[s
         # What cancels: the gradient that the kernel has while the same statistics are held fixed.
         with torch.no_grad():
             convolved = F.conv2d(exact[0].permute(0, 3, 1, 2), exact[1], padding=case.kernel // 2, groups=case.channels)
-            held = [convolved.mean((0, 2, 3)), convolved.var((0, 2, 3), correction=0)]
+            held = convolved.mean((0, 2, 3)), convolved.var((0, 2, 3), correction=0)
         scales[2] = expected_with(False, *held)[2]
 
     def once() -> list[torch.Tensor]:
@@ -208,15 +208,16 @@ def _draws(device: torch.device) -> Any:
 @contextlib.contextmanager
 def unwritten_is_nan() -> Iterator[None]:
     """Within it, new memory is NaN until something is written into it."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
+    switch: Any = torch.utils.deterministic  # a module whose attribute is a property
+    before = switch.fill_uninitialized_memory
     deterministic, warn = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    switch.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn)
-        torch.utils.deterministic.fill_uninitialized_memory = before
+        switch.fill_uninitialized_memory = before

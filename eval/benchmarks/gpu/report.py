@@ -153,16 +153,6 @@ def read_losses(folder: Path) -> dict[str, list[dict[str, float]]]:
     return {name: rows for name, rows in curves.items() if rows}
 
 
-def minutes_at(rows: Sequence[dict[str, float]], batch: int = 256) -> list[float]:
-    """Minutes of training up to each line, of the images that were seen and how fast."""
-    passed, step, found = 0.0, 0.0, []
-    for row in rows:
-        passed += (row["step"] - step) * batch / row["images_per_second"] / 60
-        step = row["step"]
-        found.append(passed)
-    return found
-
-
 def losses_table(folder: Path) -> str:
     """Losses at the steps that all curves have, the minutes that each took for them, and images a second."""
     curves = read_losses(folder)
@@ -174,12 +164,8 @@ def losses_table(folder: Path) -> str:
     for step in shown:
         row = [f"{step:,.0f}"]
         for rows in curves.values():
-            place = next(place for place, line in enumerate(rows) if line["step"] == step)
-            row += [
-                f"{rows[place]['loss']:.4f}",
-                f"{minutes_at(rows)[place]:.2f}",
-                f"{rows[place]['images_per_second']:,.0f}",
-            ]
+            line = next(line for line in rows if line["step"] == step)
+            row += [f"{line['loss']:.4f}", f"{line['seconds'] / 60:.2f}", f"{line['images_per_second']:,.0f}"]
         cells.append(row)
     titles = [f"{name}: {what}" for name in curves for what in ("loss", "minutes", "images/s")]
     return table(["step", *titles], cells)
@@ -195,7 +181,7 @@ def plot_losses(folder: Path, path: Path) -> None:
         losses = [row["loss"] for row in rows]
         few = {"marker": "o", "linestyle": "none"} if len(rows) < 20 else {"linewidth": 1}
         axes[0].plot([row["step"] for row in rows], losses, **few, markersize=4, label=name)
-        axes[1].plot(minutes_at(rows), losses, **few, markersize=4, label=name)
+        axes[1].plot([row["seconds"] / 60 for row in rows], losses, **few, markersize=4, label=name)
     for axis, label in zip(axes, ("step", "minutes of training"), strict=True):
         axis.set(xlabel=label, ylabel="training loss", yscale="log", ylim=(0.17, 0.4))
         axis.yaxis.set_major_formatter("{x:.2f}")

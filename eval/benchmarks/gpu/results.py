@@ -108,6 +108,7 @@ def _rounded(value: Any) -> Any:
     return round(value, 5) if isinstance(value, float) else value
 
 
+@torch.no_grad()
 def relative_error(actual: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor | None = None) -> float:
     """The norm of the difference, over that of what was expected, or of `scale`."""
     difference = (actual.double() - expected.double()).norm()
