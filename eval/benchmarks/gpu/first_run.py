@@ -17,13 +17,12 @@ from pathlib import Path
 import d_emo
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import CommandError, command
-from d_emo.common.files import check_writable, written_whole
+from d_emo.common.files import written_whole
 from d_emo.common.numbers import finite_from, whole_from
 from d_emo.common.output import say
-from d_emo.eval.benchmarks.gpu.parts import Parts, module, write_line
+from d_emo.eval.benchmarks.gpu.parts import Parts, check_places, module, write_result
 
 HERE = "d_emo.eval.benchmarks.gpu"
-RESULTS = "results.jsonl"
 TRAINING_LOG = "short_training.csv"
 # Seconds of each part. The trainer needs some to start, and some to save after it was asked to end.
 LIMITS = {"facts": 60, "right": 130, "operators": 50, "models": 210, "profiles": 45, "trainer": 55}
@@ -44,12 +43,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)
-    try:
-        check_writable(options.output_dir, "--output-dir", folder=True)
-    except ValueError as error:
-        parser.error(str(error))
-    if options.data and not options.data.is_file():
-        parser.error(f"--data {options.data}: there is no such file.")
+    check_places(parser, options)
     return options
 
 
@@ -110,14 +104,14 @@ def train(parts: Parts, options: argparse.Namespace) -> None:
         parts.run("trainer", LIMITS["trainer"] - SAVING, words, ask=signal.SIGINT)
         log = Path(place) / "run" / "train_log.csv"
         if not log.is_file():
-            write_line(options.output_dir, RESULTS, kind="training", ok=False, error="it wrote no line; see log.txt")
+            write_result(options.output_dir, kind="training", ok=False, error="it wrote no line; see log.txt")
             return
         with written_whole(options.output_dir / TRAINING_LOG) as partial:
             partial.write_bytes(log.read_bytes())
         with log.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     values = {name: float(rows[-1][name]) for name in ("step", "loss", "images_per_second", "seconds")}
-    write_line(options.output_dir, RESULTS, kind="training", ok=True, model=model, batch=batch, **values)
+    write_result(options.output_dir, kind="training", ok=True, model=model, batch=batch, **values)
 
 
 def summarise(folder: Path) -> None:

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import CommandError, command
-from d_emo.common.files import check_writable
 from d_emo.common.numbers import finite_from, seed
 from d_emo.common.output import say
-from d_emo.eval.benchmarks.gpu.parts import LOG, Parts, module
+from d_emo.eval.benchmarks.gpu.parts import LOG, Parts, check_places, module
 
-# What a process needs besides training: imports and pictures 14 s, the graph 9, saving and drawing 4 on an H100; and
-# some more.
-AROUND = 45.0
+# What a process is given besides training, so that no slow start takes of its share: imports and pictures took 14 s on an
+# H100, the graph 9, saving and drawing 2.
+AROUND = 60.0
 # For a machine that hands out eight files: loss and samples of two, weights in two files, state and log.
 WEIGHTS_MB = 30
 
@@ -36,12 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)
-    try:
-        check_writable(options.output_dir, "--output-dir", folder=True)
-    except ValueError as error:
-        parser.error(str(error))
-    if not options.data.is_file():
-        parser.error(f"--data {options.data}: there is no such file.")
+    check_places(parser, options)
     each = options.seconds / 2 - AROUND
     if each <= 0:
         parser.error(

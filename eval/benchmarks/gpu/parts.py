@@ -1,5 +1,6 @@
 """Parts of a run as processes of their own: each within its own limit, all within one, and none ends another."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -10,10 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from d_emo.common.files import appended
+from d_emo.common.command_line import CommandParser
+from d_emo.common.files import appended, check_writable
 from d_emo.common.output import say
 
-LOG = "log.txt"
+LOG, RESULTS = "log.txt", "results.jsonl"
 # A part that would have less than this is left out; at the end so much is kept for what the caller writes.
 LEAST, RESERVE = 8.0, 5.0
 # So long a process may take to end after it was asked to.
@@ -108,7 +110,19 @@ def module(name: str, *words: object) -> list[str]:
     return [sys.executable, "-m", name, *map(str, words)]
 
 
-def write_line(folder: Path, file_name: str, **values: object) -> None:
-    """Write a line of JSON into a file of the run; for who has no `Results`, which bring PyTorch."""
-    with appended(folder / file_name) as file:
-        file.write(json.dumps(values) + "\n")
+def write_result(folder: Path, **values: object) -> str:
+    """Write a line of JSON into the results of a run, at once and whole; the line."""
+    line = json.dumps(values, default=str)
+    with appended(folder / RESULTS) as file:
+        file.write(line + "\n")
+    return line
+
+
+def check_places(parser: CommandParser, options: argparse.Namespace) -> None:
+    """Refuse an --output-dir that cannot be written, and --data that is not there."""
+    try:
+        check_writable(options.output_dir, "--output-dir", folder=True)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.data and not options.data.is_file():
+        parser.error(f"--data {options.data}: there is no such file.")

@@ -18,13 +18,12 @@ from typing import Any
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import CommandError, command
-from d_emo.common.files import check_writable, read_json
+from d_emo.common.files import read_json
 from d_emo.common.numbers import finite_from, seed, whole_from
 from d_emo.common.output import say
-from d_emo.eval.benchmarks.gpu.parts import Parts, module, write_line
-from d_emo.eval.benchmarks.gpu.train import TINY_BATCH, TINY_NETWORK, TINY_PICTURES, TINY_STEPS
+from d_emo.eval.benchmarks.gpu.parts import Parts, check_places, module, write_result
+from d_emo.eval.benchmarks.gpu.train import SAVING, TINY_BATCH, TINY_NETWORK, TINY_PICTURES, TINY_STEPS
 
-RESULTS = "results.jsonl"
 SCORES = "scores.json"
 
 
@@ -46,12 +45,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)
-    try:
-        check_writable(options.output_dir, "--output-dir", folder=True)
-    except ValueError as error:
-        parser.error(str(error))
-    if not options.data.is_file():
-        parser.error(f"--data {options.data}: there is no such file.")
+    check_places(parser, options)
     if options.models[0] == options.models[1]:
         parser.error(f"--models {' '.join(options.models)}: name two.")
     return options
@@ -85,7 +79,7 @@ def train_in_turns(options: argparse.Namespace, began: float, place: Path) -> No
     trainings = [
         GraphTraining(Recipe(model=model, **shared), pictures, options.output_dir / model) for model in options.models
     ]
-    left = options.seconds - (time.monotonic() - began) - len(trainings) * options.scoring_seconds
+    left = options.seconds - (time.monotonic() - began) - SAVING - len(trainings) * options.scoring_seconds
     if left <= 0:
         raise ValueError(f"--seconds {options.seconds:g} leaves nothing to train; give more, or less to scoring.")
     turn = left / len(trainings) / options.turns
@@ -100,7 +94,7 @@ def train_in_turns(options: argparse.Namespace, began: float, place: Path) -> No
         training.pipeline().save_pretrained(place / training.recipe.model)
         say(f"{training.recipe.model}: {training.step:,} steps in {training.state['seconds']:.0f} s")
         values = {"steps": training.step, "seconds": training.state["seconds"]}
-        write_line(options.output_dir, RESULTS, kind="trained", name=training.recipe.model, **values)
+        write_result(options.output_dir, kind="trained", name=training.recipe.model, **values)
 
 
 def score(options: argparse.Namespace, parts: Parts, place: Path, model: str) -> bool:
@@ -116,11 +110,11 @@ def score(options: argparse.Namespace, parts: Parts, place: Path, model: str) ->
     )
     found = place / "scores" / model / SCORES
     if not parts.run(f"scores of {model}", options.scoring_seconds, words) or not found.is_file():
-        write_line(options.output_dir, RESULTS, kind="quality", name=model, ok=False)
+        write_result(options.output_dir, kind="quality", name=model, ok=False)
         return False
     shutil.copyfile(found, options.output_dir / model / SCORES)
     values = read_json(found, "score again")["scores"]
-    write_line(options.output_dir, RESULTS, kind="quality", name=model, ok=True, scores=values)
+    write_result(options.output_dir, kind="quality", name=model, ok=True, scores=values)
     say(f"{model}: {values}")
     return True
 

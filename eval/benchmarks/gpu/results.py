@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 
-from d_emo.common.files import appended
 from d_emo.common.messages import first_line
 from d_emo.common.output import say
 from d_emo.common.processes import default_device
-
-RESULTS = "results.jsonl"
+from d_emo.eval.benchmarks.gpu.parts import write_result
 
 
 class Results:
@@ -47,10 +45,7 @@ class Results:
 
     def add(self, kind: str, **values: Any) -> None:
         """Write and print a line."""
-        line = json.dumps({"kind": kind, **{key: _rounded(value) for key, value in values.items()}}, default=str)
-        with appended(self.folder / RESULTS) as file:
-            file.write(line + "\n")
-        say(line)
+        say(write_result(self.folder, kind=kind, **{key: _rounded(value) for key, value in values.items()}))
 
     def attempt(self, kind: str, name: str, work: Callable[[], dict[str, Any] | None]) -> None:
         """Do some work and write what it answers; what it raises is a result, too.

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.files import check_writable
 from d_emo.common.numbers import finite_from, seed, whole_from
 from d_emo.common.output import say
+from d_emo.eval.benchmarks.gpu.parts import check_places
 
 # Kept for saving and drawing, of the time that is given for all.
 SAVING = 20.0
@@ -44,12 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)
-    try:
-        check_writable(options.output_dir, "--output-dir", folder=True)
-    except ValueError as error:
-        parser.error(str(error))
-    if not options.data.is_file():
-        parser.error(f"--data {options.data}: there is no such file.")
+    check_places(parser, options)
     if not options.ema_decay < 1:
         parser.error(f"--ema-decay {options.ema_decay:g} is not below 1.")
     return options

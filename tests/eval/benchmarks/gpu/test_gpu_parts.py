@@ -21,8 +21,8 @@ from d_emo.eval.benchmarks.gpu import (
 )
 from d_emo.eval.benchmarks.gpu.kernel_checks import Attention, Local, check_attention, check_local, unwritten_is_nan
 from d_emo.eval.benchmarks.gpu.network_checks import NetworkChecks
-from d_emo.eval.benchmarks.gpu.parts import LOG, Parts
-from d_emo.eval.benchmarks.gpu.results import RESULTS, Results, read_results
+from d_emo.eval.benchmarks.gpu.parts import LOG, RESULTS, Parts
+from d_emo.eval.benchmarks.gpu.results import Results, read_results
 from d_emo.kernels import local_branch, use_backend, window_attention
 
 CPU = torch.device("cpu")
@@ -214,7 +214,7 @@ def test_models_that_no_time_is_left_for_are_named(tmp_path):
         (first_run, ["--output-dir", "x", "--data", "none.parquet"], "--data none.parquet: there is no such file"),
         (train, ["--output-dir", "x", "--data", "none.parquet"], "--data none.parquet: there is no such file"),
         (train, ["--output-dir", "x", "--data", __file__, "--ema-decay", "1"], "--ema-decay 1 is not below 1"),
-        (pair, ["--output-dir", "x", "--data", __file__, "--seconds", "80"], "--seconds 80 leaves nothing to train"),
+        (pair, ["--output-dir", "x", "--data", __file__, "--seconds", "110"], "--seconds 110 leaves nothing to train"),
         (quality, ["--output-dir", "x", "--data", __file__, "--models", "a", "a"], "--models a a: name two"),
     ],
 )
@@ -229,7 +229,7 @@ def test_bad_arguments_are_refused_in_one_line(command, arguments, message, caps
 def test_the_whole_first_run_is_rehearsed(tmp_path, picture_table):
     first_run.main(["--tiny", "--output-dir", str(tmp_path), "--data", str(picture_table), "--seconds", "400"])
     found = read_results(tmp_path / RESULTS)
-    # Whether compiled blocks run the kernels is a question to them; tests/kernels asks it.
+    # Whether compiled blocks run the kernels is a question to the kernels.
     wrong = [line for line in found if not line.get("ok", True) and line["name"] != "compiled blocks run the kernels"]
     assert not wrong
     assert {"facts", "attention", "local", "network", "micro", "speed", "profile", "training"} <= {
