@@ -16,8 +16,8 @@ from d_emo.common.numbers import finite_from, seed
 from d_emo.common.output import say
 from d_emo.eval.benchmarks.gpu.parts import LOG, Parts, check_places, module
 
-# What a process is given besides training, so that no slow start takes of its share: imports and pictures took 14 s on an
-# H100, the graph 9, saving and drawing 2.
+# What a process is given besides training, so that no slow start takes of its share: imports and pictures took 14 s on
+# an H100, the graph 9, saving and drawing 2.
 AROUND = 60.0
 # For a machine that hands out eight files: loss and samples of two, weights in two files, state and log.
 WEIGHTS_MB = 30
