@@ -8,6 +8,7 @@ for second ones and sums that match plain PyTorch's bit for bit, choose "referen
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ OPERATORS = (
     *("linear", "linear_backward", "infer_block"),
 )
 _table: dict[str, Backend] = {}
-_choice: str | None = None
+_choice: str | None = None  # None until somebody sets one
 
 
 def register(device: str, backend: Backend) -> None:
@@ -107,28 +108,41 @@ def set_backend(name: str) -> None:
         ValueError: the name is unknown.
     """
     global _choice
+    _choice = _known(name)
+
+
+def _known(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"kernels {shown(name)} are unknown; use one of {', '.join(BACKENDS)}.")
-    _choice = name
+    return name
 
 
 def chosen_backend() -> str:
     """The choice in force."""
-    if _choice is None:
-        set_backend(os.environ.get("D_EMO_KERNELS", "auto"))
-    assert _choice is not None
-    return _choice
+    return _initial() if _choice is None else _choice
+
+
+# Not written to `_choice`: a graph compiled before that would be compiled again for the second block.
+@torch.compiler.assume_constant_result
+def _initial() -> str:
+    return _environments()
+
+
+@functools.cache
+def _environments() -> str:
+    return _known(os.environ.get("D_EMO_KERNELS", "auto"))
 
 
 @contextlib.contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
     """Choose an implementation for a `with` block; None leaves the choice as it is."""
-    previous = chosen_backend()
-    set_backend(previous if name is None else name)
+    global _choice
+    previous = _choice
+    set_backend(chosen_backend() if name is None else name)
     try:
         yield
     finally:
-        set_backend(previous)
+        _choice = previous
 
 
 def takes(name: str, tensor: torch.Tensor, windows: Windows | None = None) -> bool:
@@ -139,13 +153,13 @@ def takes(name: str, tensor: torch.Tensor, windows: Windows | None = None) -> bo
     """
     choice = chosen_backend()
     # Meta tensors only have shapes; exported graphs should hold operators that other programs know.
-    if choice == "reference" or tensor.is_meta or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if choice == "reference" or tensor.is_meta or _exporting() or torch.onnx.is_in_onnx_export():
         return False
     if torch.jit.is_tracing():  # a trace is a file for other programs, too
         return False
     if forward_ad._current_level >= 0:  # no backend has tangents, and autograd would drop them without a word
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:  # torch.func: no backend's gradient takes part
+    if _transformed():  # torch.func: no backend's gradient takes part
         return False
     if 0 in tensor.shape:  # no samples: nothing to be fast at
         return False
@@ -156,6 +170,18 @@ def takes(name: str, tensor: torch.Tensor, windows: Windows | None = None) -> bo
     if obstacle and choice == "native":
         raise RuntimeError(f"there are no native kernels here: {obstacle}. Use the backend 'auto' or 'reference'.")
     return not obstacle and _has(name, device, tensor.dtype)
+
+
+# Asked while Dynamo traces, not traced: its models of these two say yes in every compiled graph (PyTorch 2.11 of the
+# first, all up to 2.14 of the second), and compiled blocks would never hold a kernel.
+@torch.compiler.assume_constant_result
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+@torch.compiler.assume_constant_result
+def _transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @torch.compiler.assume_constant_result
