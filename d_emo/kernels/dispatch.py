@@ -10,7 +10,7 @@ for second ones and sums that match plain PyTorch's bit for bit, choose "referen
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,12 @@ from torch.nn.modules import module as _modules  # holds the hooks of all module
 
 from d_emo.common.messages import shown
 
-from .reference import Windows
-
 logger = logging.get_logger(__name__)
 
 BACKENDS = ("auto", "reference", "native")
+# Values from which on the programs of a GPU have several pieces of work each. That is checked by itself, on some
+# millions of values.
+MANY = 2**20
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Backend:
         name: for people.
         dtypes: of the tensors that it takes.
         obstacle: why it cannot be used for a type on this machine; empty if it can. Makes the check before first use.
-        attention_obstacle: the same for one size of attention: type, channels of qkv, windows.
+        size_obstacle: the same for one size of an operator, where each is code of its own: name, type, channels,
+            whether there are `MANY` values, and the numbers of `Windows` or the convolution's side. None: the code is
+            one for all sizes.
         slower: whether plain PyTorch is faster than an operator in a type on this machine.
         operators: by the names of `OPERATORS`, with the signatures of the operators of that name; any may be missing.
     """
@@ -45,7 +48,7 @@ class Backend:
     name: str
     dtypes: tuple[torch.dtype, ...]
     obstacle: Callable[[torch.dtype], str]
-    attention_obstacle: Callable[[torch.dtype, int, Windows], str]
+    size_obstacle: Callable[[str, torch.dtype, int, bool, tuple[int, ...]], str] | None
     slower: Callable[[str, torch.dtype], bool]
     operators: Mapping[str, Callable[..., Any]]
 
@@ -55,6 +58,7 @@ OPERATORS = (
     *("linear", "linear_backward", "infer_block"),
 )
 _table: dict[str, Backend] = {}
+_warned: set[str] = set()
 _choice: str | None = None  # None until somebody sets one
 
 
@@ -145,8 +149,8 @@ def use_backend(name: str | None) -> Iterator[None]:
         _choice = previous
 
 
-def takes(name: str, tensor: torch.Tensor, windows: Windows | None = None) -> bool:
-    """Whether a backend runs an operator on this tensor, for attention in windows if these are given.
+def takes(name: str, tensor: torch.Tensor, size: Sequence[int] = ()) -> bool:
+    """Whether a backend runs an operator on this tensor; `size` is as `Backend.size_obstacle` takes it.
 
     Raises:
         RuntimeError: the choice is "native" and there is none; the message says what is missing.
@@ -165,8 +169,9 @@ def takes(name: str, tensor: torch.Tensor, windows: Windows | None = None) -> bo
         return False
     device = tensor.device.type
     obstacle = _obstacle(device, tensor.dtype)
-    if not obstacle and windows:
-        obstacle = _attention_obstacle(device, tensor.dtype, tensor.shape[-1], *windows)
+    if not obstacle and size and _by_size(device):
+        many = True if tensor.numel() >= MANY else False  # noqa: SIM210 - a graph may leave the size open
+        obstacle = _size_obstacle(device, name, tensor.dtype, tensor.shape[-1], many, *size)
     if obstacle and choice == "native":
         raise RuntimeError(f"there are no native kernels here: {obstacle}. Use the backend 'auto' or 'reference'.")
     return not obstacle and _has(name, device, tensor.dtype)
@@ -200,16 +205,24 @@ def _obstacle(device: str, dtype: torch.dtype) -> str:
 
 
 @torch.compiler.assume_constant_result
-def _attention_obstacle(device: str, dtype: torch.dtype, channels: int, *windows: int) -> str:
-    """Why attention of this size is left to plain PyTorch; empty if it is not."""
-    return _table[device].attention_obstacle(dtype, channels, Windows(*windows))
+def _by_size(device: str) -> bool:
+    return _table[device].size_obstacle is not None
+
+
+@torch.compiler.assume_constant_result
+def _size_obstacle(device: str, name: str, dtype: torch.dtype, channels: int, many: bool, *size: int) -> str:
+    """Why an operator of this size is left to plain PyTorch; empty if it is not."""
+    ask = _table[device].size_obstacle
+    return ask(name, dtype, channels, many, size) if ask else ""
 
 
 def told(what: str, failure: str) -> str:
-    """A failed check as an obstacle, after a warning; empty if nothing failed."""
+    """A failed check as an obstacle, after a warning (one for all that fail alike); empty if nothing failed."""
     if not failure:
         return ""
-    logger.warning(f"Plain PyTorch runs in place of {what}, since the check before its first use failed: {failure}")
+    if failure not in _warned:
+        _warned.add(failure)
+        logger.warning(f"Plain PyTorch runs in place of {what}, since the check before its first use failed: {failure}")
     return f"their check failed, {failure}"
 
 

@@ -31,7 +31,8 @@ def local_branch(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) 
         ValueError: the input is no floating-point (B, H, W, E).
     """
     check_grid("local_branch", hidden_states)
-    if not (fusible(conv, norm, hidden_states, hidden_states.shape[-1]) and takes("local_branch", hidden_states)):
+    channels, side = hidden_states.shape[-1], conv.kernel_size[:1] if isinstance(conv, nn.Conv2d) else ()
+    if not (fusible(conv, norm, hidden_states, channels) and takes("local_branch", hidden_states, side)):
         return reference.local_branch(hidden_states, conv, norm)
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None

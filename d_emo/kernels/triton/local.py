@@ -15,15 +15,19 @@ import torch
 import triton
 import triton.language as tl
 
-CHANNELS, WARPS = 128, 2  # of a program: two channels a thread
+from .grids import SIZES, launch
+
+COLUMNS, CHANNELS, WARPS = 4, 128, 2  # of a program: two channels a thread
 WANTED_PROGRAMS = 2048  # for the weight's gradient, which takes several images a program: some for every core of a GPU
 
 
 @triton.jit
-def _place(E: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr):
-    """This program's first column, channels, and place among the parts that are summed up afterwards."""
-    column, channel = tl.program_id(0) * COLUMNS, tl.program_id(1) * CB + tl.arange(0, CB)
-    return column, channel, (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
+def _place(first_image, width, E: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr):
+    """This program's image, first column, channels, and place among the parts that are summed up afterwards."""
+    strips, blocks = tl.cdiv(width, COLUMNS), tl.cdiv(E, CB)
+    strip, rest = tl.program_id(0) % strips, tl.program_id(0) // strips
+    image = first_image + rest // blocks
+    return image, strip * COLUMNS, rest % blocks * CB + tl.arange(0, CB), image.to(tl.int64) * strips + strip
 
 
 @triton.jit
@@ -122,14 +126,14 @@ def _walk(
     return complete, sums, below
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _statistics_kernel(
-    x, weight, means, squares, height, width,
+    x, weight, means, squares, height, width, first_image,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Mean of the convolution over this program's pixels, and sum of squared differences from it (Welford, 1962)."""
-    column, channel, part = _place(E, COLUMNS, CB)
-    x += _image(tl.program_id(2), height, width, E)
+    image, column, channel, part = _place(first_image, width, E, COLUMNS, CB)
+    x += _image(image, height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     mean, square, count = tl.zeros((CB,), tl.float32), tl.zeros((CB,), tl.float32), 0.0
     pixels = _row(x, 0, column, channel, height, width, E, K, COLUMNS)
@@ -145,7 +149,7 @@ def _statistics_kernel(
     tl.store(squares + part * E + channel, square, mask=channel < E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _join_kernel(
     means, squares, mean, variance, parts, strips, height, width,
     E: tl.constexpr, COLUMNS: tl.constexpr, PB: tl.constexpr, CB: tl.constexpr,
@@ -191,13 +195,13 @@ def _normalisation(gamma, beta, mean, variance, eps, channel, E: tl.constexpr):
     return _Normalisation(_vector(gamma, channel, E), _vector(beta, channel, E), _vector(mean, channel, E), deviation)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward_kernel(
-    x, weight, gamma, beta, mean, variance, out, eps, height, width,
+    x, weight, gamma, beta, mean, variance, out, eps, height, width, first_image,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    column, channel, _ = _place(E, COLUMNS, CB)
-    offset = _image(tl.program_id(2), height, width, E)
+    image, column, channel, _ = _place(first_image, width, E, COLUMNS, CB)
+    offset = _image(image, height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
     scale = norm.gamma * norm.deviation
@@ -224,13 +228,13 @@ def _activation_gradient(y, grad, norm):
     return z, grad.to(tl.float32) * gate * (1.0 + u * (1.0 - gate))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _affine_gradient_kernel(
-    x, grad, weight, gamma, beta, mean, variance, grad_gamma, grad_beta, eps, height, width,
+    x, grad, weight, gamma, beta, mean, variance, grad_gamma, grad_beta, eps, height, width, first_image,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    column, channel, part = _place(E, COLUMNS, CB)
-    offset = _image(tl.program_id(2), height, width, E)
+    image, column, channel, part = _place(first_image, width, E, COLUMNS, CB)
+    offset = _image(image, height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
     total, total_normed = tl.zeros((CB,), tl.float32), tl.zeros((CB,), tl.float32)
@@ -250,14 +254,14 @@ def _affine_gradient_kernel(
     tl.store(grad_beta + part * E + channel, total, mask=channel < E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _convolution_gradient_kernel(
-    x, grad, weight, gamma, beta, mean, variance, grad_gamma, grad_beta, grad_y, eps, share, height, width,
+    x, grad, weight, gamma, beta, mean, variance, grad_gamma, grad_beta, grad_y, eps, share, height, width, first_image,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """Gradient with respect to the convolution's result; `share`, a pixel's, is zero with given statistics."""
-    column, channel, _ = _place(E, COLUMNS, CB)
-    offset = _image(tl.program_id(2), height, width, E)
+    image, column, channel, _ = _place(first_image, width, E, COLUMNS, CB)
+    offset = _image(image, height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
     drop_normed, drop = _vector(grad_gamma, channel, E) * share, _vector(grad_beta, channel, E) * share
@@ -276,13 +280,13 @@ def _convolution_gradient_kernel(
         _store(grad_y + offset, results, row - K // 2, column, channel, height, width, E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _input_gradient_kernel(
-    grad, grad_y, weight, grad_x, height, width,
+    grad, grad_y, weight, grad_x, height, width, first_image,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    column, channel, _ = _place(E, COLUMNS, CB)
-    offset = _image(tl.program_id(2), height, width, E)
+    image, column, channel, _ = _place(first_image, width, E, COLUMNS, CB)
+    offset = _image(image, height, width, E)
     taps, sums = _taps(weight, channel, E, K, True), _zeros(CB, K * COLUMNS)
     pixels = _row(grad_y + offset, 0, column, channel, height, width, E, K, COLUMNS)
     next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
@@ -298,15 +302,15 @@ def _input_gradient_kernel(
         _store(grad_x + offset, results, row - K // 2, column, channel, height, width, E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _weight_gradient_kernel(
-    x, grad_y, grad_weight, batch, height, width,
+    x, grad_y, grad_weight, batch, groups, height, width, first_image,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """The part of a strip of columns of every num_programs(2)-th image."""
-    column, channel, part = _place(E, COLUMNS, CB)
+    """The part of a strip of columns of every groups-th image."""
+    group, column, channel, part = _place(first_image, width, E, COLUMNS, CB)
     totals = _zeros(CB, K * K)
-    for image in range(tl.program_id(2), batch, tl.num_programs(2)):
+    for image in range(group, batch, groups):
         offset = _image(image, height, width, E)
         grads = _zeros(CB, K * COLUMNS)  # of the K rows of results that a row of pixels is part of, the highest first
         next_pixels = _row(x + offset, 0 - K // 2, column, channel, height, width, E, K, COLUMNS)
@@ -337,29 +341,37 @@ class Parameters(NamedTuple):
     variance: torch.Tensor
 
 
-def _launch(x: torch.Tensor, weight: torch.Tensor) -> tuple[tuple[int, int, int], dict[str, int]]:
-    batch, _, width, channels = x.shape
-    side = round(weight.shape[0] ** 0.5)
-    columns = 4 if side <= 5 else 2  # what registers have room for
-    grid = (triton.cdiv(width, columns), triton.cdiv(channels, CHANNELS), batch)
-    return grid, {"E": channels, "K": side, "COLUMNS": columns, "CB": CHANNELS, "num_warps": WARPS}
+def _options(x: torch.Tensor, weight: torch.Tensor) -> tuple[int, int, dict[str, int]]:
+    """Strips of an image, programs an image, and what kernels are compiled for."""
+    side, channels = round(weight.shape[0] ** 0.5), x.shape[-1]
+    columns = COLUMNS if side <= 5 else COLUMNS // 2  # what registers have room for
+    strips = triton.cdiv(x.shape[2], columns)
+    options = {"E": channels, "K": side, "COLUMNS": columns, "CB": CHANNELS, "num_warps": WARPS}
+    return strips, strips * triton.cdiv(channels, CHANNELS), options
+
+
+def batch_of_several_images(channels: int, width: int) -> int:
+    """Images from which on a program of the weight's gradient does two."""
+    strips = triton.cdiv(width, COLUMNS)
+    return 2 * triton.cdiv(WANTED_PROGRAMS, strips * triton.cdiv(channels, CHANNELS))
 
 
 def forward(x: torch.Tensor, parameters: Parameters, batch_statistics: bool, eps: float) -> tuple[torch.Tensor, ...]:
     """The result, and the mean and variance that normalised it (the batch's own if asked for)."""
     batch, height, width, channels = x.shape
     weight, gamma, beta, mean, variance = parameters
-    grid, options = _launch(x, weight)
+    strips, programs, options = _options(x, weight)
     if batch_statistics:
-        parts = batch * grid[0]
+        parts = batch * strips
         means, squares = x.new_empty(2, parts, channels, dtype=torch.float32)
         mean, variance = torch.empty_like(mean), torch.empty_like(variance)
-        _statistics_kernel[grid](x, weight, means, squares, height, width, **options)
+        launch(_statistics_kernel, programs, batch, x, weight, means, squares, height, width, **options)
         blocks = {"E": channels, "COLUMNS": options["COLUMNS"], "PB": 32, "CB": 32}
-        joined = (means, squares, mean, variance, parts, grid[0], height, width)
+        joined = (means, squares, mean, variance, parts, strips, height, width)
         _join_kernel[(triton.cdiv(channels, blocks["CB"]),)](*joined, **blocks)
     out = torch.empty_like(x)
-    _forward_kernel[grid](x, weight, gamma, beta, mean, variance, out, eps, height, width, **options)
+    arguments = (x, weight, gamma, beta, mean, variance, out, eps, height, width)
+    launch(_forward_kernel, programs, batch, *arguments, **options)
     return out, mean, variance
 
 
@@ -369,16 +381,17 @@ def backward(
     """Gradients of x, the weight (as (K * K, E)), gamma and beta."""
     batch, height, width, channels = x.shape
     weight = parameters.weight
-    grid, options = _launch(x, weight)
-    parts = x.new_empty(2, batch * grid[0], channels, dtype=torch.float32)
-    _affine_gradient_kernel[grid](x, grad, *parameters, *parts, eps, height, width, **options)
+    strips, programs, options = _options(x, weight)
+    parts = x.new_empty(2, batch * strips, channels, dtype=torch.float32)
+    launch(_affine_gradient_kernel, programs, batch, x, grad, *parameters, *parts, eps, height, width, **options)
     grad_gamma, grad_beta = (part.sum(0) for part in parts)  # not one tensor: an operator's results share no memory
     share = 1 / (batch * height * width) if batch_statistics else 0.0
     grad_y, grad_x = torch.empty_like(x), torch.empty_like(x)
     given = (*parameters, grad_gamma, grad_beta, grad_y, eps, share)
-    _convolution_gradient_kernel[grid](x, grad, *given, height, width, **options)
-    _input_gradient_kernel[grid](grad, grad_y, weight, grad_x, height, width, **options)
-    groups = min(batch, triton.cdiv(WANTED_PROGRAMS, grid[0] * grid[1]))
-    grad_weights = x.new_empty(groups * grid[0], *weight.shape, dtype=torch.float32)
-    _weight_gradient_kernel[(*grid[:2], groups)](x, grad_y, grad_weights, batch, height, width, **options)
+    launch(_convolution_gradient_kernel, programs, batch, x, grad, *given, height, width, **options)
+    launch(_input_gradient_kernel, programs, batch, grad, grad_y, weight, grad_x, height, width, **options)
+    groups = min(batch, triton.cdiv(WANTED_PROGRAMS, programs))
+    grad_weights = x.new_empty(groups * strips, *weight.shape, dtype=torch.float32)
+    given = (x, grad_y, grad_weights, batch, groups, height, width)
+    launch(_weight_gradient_kernel, programs, groups, *given, **options)
     return grad_x, grad_weights.sum(0), grad_gamma, grad_beta
