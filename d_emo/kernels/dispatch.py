@@ -42,6 +42,8 @@ class Backend:
             whether there are `MANY` values, and the numbers of `Windows` or the convolution's side. None: the code is
             one for all sizes.
         slower: whether plain PyTorch is faster than an operator in a type on this machine.
+        keeps_convolution: whether the local branch's backward pass wants the convolution's result, made with a batch's
+            statistics, kept for it.
         operators: by the names of `OPERATORS`, with the signatures of the operators of that name; any may be missing.
     """
 
@@ -50,6 +52,7 @@ class Backend:
     obstacle: Callable[[torch.dtype], str]
     size_obstacle: Callable[[str, torch.dtype, int, bool, tuple[int, ...]], str] | None
     slower: Callable[[str, torch.dtype], bool]
+    keeps_convolution: bool
     operators: Mapping[str, Callable[..., Any]]
 
 
@@ -214,6 +217,12 @@ def _size_obstacle(device: str, name: str, dtype: torch.dtype, channels: int, ma
     """Why an operator of this size is left to plain PyTorch; empty if it is not."""
     ask = _table[device].size_obstacle
     return ask(name, dtype, channels, many, size) if ask else ""
+
+
+def keeps_convolution(tensor: torch.Tensor) -> bool:
+    """Whether the backend of a tensor's device keeps the local branch's convolution."""
+    backend = _table.get(tensor.device.type)
+    return backend is not None and backend.keeps_convolution
 
 
 def told(what: str, failure: str) -> str:

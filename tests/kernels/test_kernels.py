@@ -121,7 +121,7 @@ def test_operators_are_registered_as_pytorch_wants_them():
         torch.library.opcheck(attention_operator, (x.clone().requires_grad_(), windows))
         torch.library.opcheck(attention_backward_operator, (g, x, windows))
         torch.library.opcheck(local_operator, (h.clone().requires_grad_(), *weights, *statistics, True, 1e-5))
-        torch.library.opcheck(local_backward_operator, (h, h, *weights, *statistics, True, 1e-5))
+        torch.library.opcheck(local_backward_operator, (h, h, h.new_empty(0), *weights, *statistics, True, 1e-5))
         products = (torch.rand(qkv.shape[-1], windows.dim), torch.rand(qkv.shape[-1]), torch.rand(10, channels))
         pixels = torch.rand(*qkv.shape[:3], windows.dim)
         torch.library.opcheck(fused.infer_operator, (order(pixels), *products, windows, *folded))

@@ -44,6 +44,7 @@ BACKEND = Backend(
     obstacle=_obstacle,
     size_obstacle=None,
     slower=slower,
+    keeps_convolution=False,
     operators={
         "window_attention": binding.attend,
         "window_attention_backward": binding.attend_backward,

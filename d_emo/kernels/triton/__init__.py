@@ -39,20 +39,20 @@ def convolve(hidden_states, weight, gamma, beta, mean, variance, batch_statistic
     affine = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
     parameters = local.Parameters(*affine, mean.to(torch.float32), variance.to(torch.float32))
     with torch.cuda.device_of(hidden_states):
-        out, mean, variance = local.forward(hidden_states.contiguous(), parameters, batch_statistics, eps)
+        out, mean, variance, kept = local.forward(hidden_states.contiguous(), parameters, batch_statistics, eps)
     if batch_statistics:
-        return out, mean, variance
-    return out, mean.clone(), variance.clone()  # an operator's results must not be its inputs
+        return out, mean, variance, kept
+    return out, mean.clone(), variance.clone(), kept  # an operator's results must not be its inputs
 
 
-def convolve_backward(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+def convolve_backward(grad, hidden_states, kept, weight, gamma, beta, mean, variance, batch_statistics, eps):
     """See `kernels.local`."""
     from . import local
 
     parameters = local.Parameters(*kernel_parameters(hidden_states.dtype, weight, gamma, beta), mean, variance)
-    grad = grad.to(hidden_states.dtype).contiguous()
+    grad, kept = (tensor.to(hidden_states.dtype).contiguous() for tensor in (grad, kept))
     with torch.cuda.device_of(hidden_states):
-        grads = local.backward(grad, hidden_states.contiguous(), parameters, batch_statistics, eps)
+        grads = local.backward(grad, hidden_states.contiguous(), kept, parameters, batch_statistics, eps)
     return gradients(grads, weight, gamma, beta)
 
 
@@ -112,6 +112,7 @@ BACKEND = Backend(
     obstacle=_obstacle,
     size_obstacle=_size_obstacle,
     slower=lambda operator, dtype: False,
+    keeps_convolution=True,
     operators={
         "window_attention": attend,
         "window_attention_backward": attend_backward,
