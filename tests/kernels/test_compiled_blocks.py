@@ -27,7 +27,7 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(gpu, "first_failure", lambda *_: "")
     monkeypatch.setattr(gpu, "_failures", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    entry = dataclasses.replace(gpu.BACKEND, operators=operators, dtypes=cpp.BACKEND.dtypes)
+    entry = dataclasses.replace(gpu.BACKEND, operators=operators, dtypes=cpp.BACKEND.dtypes, keeps_convolution=False)
     monkeypatch.setattr(dispatch, "_table", {"cpu": entry})
 
 

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.paths import TESTS
+from torch._subclasses import FakeTensorMode
 
 from d_emo.kernels import dispatch, selfcheck, use_backend
 from d_emo.kernels import triton as backend
+from d_emo.kernels.local import local_backward_operator, local_operator
 from d_emo.kernels.reference import Windows
 from d_emo.models.i2rmb import SpanningWindowAttention
 
@@ -69,7 +71,7 @@ def local_memory(kernel) -> int:
 
 
 @pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.slow)])
-def test_triton_kernels_fit_gpus_that_are_not_here(compiled_for, capability):
+def test_triton_kernels_fit_gpus_that_are_not_here(monkeypatch, compiled_for, capability):
     """Hopper and Ampere, at the sizes of D-EMOv2-XL-2 in bfloat16, launched as for training."""
     from d_emo.kernels.triton import attention, local
 
@@ -78,6 +80,12 @@ def test_triton_kernels_fit_gpus_that_are_not_here(compiled_for, capability):
     qkv = torch.zeros(1, 16, 16, 2 * 1152 + 4608, dtype=torch.bfloat16)
     out = attention.forward(qkv, windows)
     attention.backward(out, qkv, windows)
+    before = {name: kernel.hash for name, kernel in kernels.items()}
+    monkeypatch.setattr(attention, "WANTED_PROGRAMS", 1)  # several pieces for a program
+    other = torch.zeros(3, 8, 24, 2 * 1152 + 4608, dtype=torch.bfloat16)
+    attention.forward(other, windows)
+    attention.backward(torch.zeros(3, 8, 24, 4608, dtype=torch.bfloat16), other, windows)
+    assert {name: kernel.hash for name, kernel in kernels.items()} == before, "one code for all batches and grids"
     # RTX cards of capability 8.6 and 8.9 have 99 KiB, others more; the launch fails where it is too little.
     assert set(kernels) == {"_forward_kernel", "_backward_kernel"}
     for name, kernel in kernels.items():
@@ -89,6 +97,11 @@ def test_triton_kernels_fit_gpus_that_are_not_here(compiled_for, capability):
     local.forward(out, parameters, True, 1e-5)
     local.backward(out, out, out, parameters, True, 1e-5)
     assert len(kernels) == 7
+    before = {name: kernel.hash for name, kernel in kernels.items()}
+    other = torch.zeros(3, 1, 7, 4608, dtype=torch.bfloat16)
+    local.forward(other, parameters, True, 1e-5)
+    local.backward(other, other, other, parameters, True, 1e-5)
+    assert {name: kernel.hash for name, kernel in kernels.items()} == before, "one code for all batches and grids"
     local.forward(out, parameters, False, 1e-5)
     assert len(kernels) == 8
     for name, kernel in kernels.items():
@@ -130,6 +143,19 @@ def test_grids_end_where_a_gpus_do(monkeypatch, batch, heads):
         # gradients are parts of some thousands of programs.
         chunks = math.ceil(2 * batch / local.CHUNK)
         assert images in (batch, chunks) or kernel in (local._join_kernel, local._weight_gradient_kernel)
+
+
+@pytest.mark.parametrize("batch_statistics", [True, False])
+def test_what_a_gpu_keeps_for_the_backward_pass_is_foretold(batch_statistics):
+    """As plans of memory and compilers ask, on tensors without content."""
+    with FakeTensorMode():
+        hidden = torch.empty(2, 4, 4, 8, device="cuda", dtype=torch.bfloat16)
+        weight, vector = torch.empty(8, 1, 3, 3, device="cuda"), torch.empty(8, device="cuda")
+        parameters = (weight, *[vector] * 4, batch_statistics, 1e-5)
+        out, *_, kept = local_operator(hidden, *parameters)
+        assert kept.shape == (hidden.shape if batch_statistics else (0,))
+        grads = local_backward_operator(out, hidden, kept, *parameters)
+        assert [grad.shape for grad in grads] == [hidden.shape, weight.shape, vector.shape, vector.shape]
 
 
 @pytest.fixture
