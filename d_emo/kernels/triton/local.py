@@ -240,15 +240,6 @@ def _forward_kernel(
 
 
 @triton.jit
-def _activation_gradient(y, grad, norm):
-    """Normalised convolution z of a convolution y, and the gradient with respect to gamma z + beta."""
-    z = (y - norm.mean) * norm.deviation
-    u = z * norm.gamma + norm.beta
-    gate = tl.sigmoid(u)
-    return z, grad.to(tl.float32) * gate * (1.0 + u * (1.0 - gate))
-
-
-@triton.jit
 def _chunk(first_image, E: tl.constexpr, CB: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr):
     """This program's chunk, where it starts in a tensor, its channels, and the places of its first tile from there."""
     blocks = tl.cdiv(E, CB)
