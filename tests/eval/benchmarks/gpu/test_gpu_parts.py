@@ -229,8 +229,7 @@ def test_bad_arguments_are_refused_in_one_line(command, arguments, message, caps
 def test_the_whole_first_run_is_rehearsed(tmp_path, picture_table):
     first_run.main(["--tiny", "--output-dir", str(tmp_path), "--data", str(picture_table), "--seconds", "400"])
     found = read_results(tmp_path / RESULTS)
-    # Whether compiled blocks run the kernels is a question to the kernels.
-    wrong = [line for line in found if not line.get("ok", True) and line["name"] != "compiled blocks run the kernels"]
+    wrong = [line for line in found if not line.get("ok", True)]
     assert not wrong
     assert {"facts", "attention", "local", "network", "micro", "speed", "profile", "training"} <= {
         line["kind"] for line in found
