@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_area, box_iou
 
-from d_emo.eval.detection.scores import SceneLike
+from d_emo.images.objects import Scene
 
 # Findings of a smaller score do not count, unless the user says otherwise.
 SCORE = 0.5
@@ -64,7 +64,7 @@ class Matches:
         )
 
 
-def match(found: Mapping[str, torch.Tensor], scene: SceneLike, score: float = SCORE) -> Matches:
+def match(found: Mapping[str, torch.Tensor], scene: Scene, score: float = SCORE) -> Matches:
     """Match a picture's findings to its objects by their boxes.
 
     The best finding chooses first, whatever its class: of the objects that it overlaps by `OVERLAP` or more and that

@@ -8,17 +8,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from d_emo.common.output import Progress
 from d_emo.common.processes import leave_interrupts
-from d_emo.eval.detection.scores import MASK_THRESHOLD, DetectionScores, SceneLike
+from d_emo.eval.detection.scores import MASK_THRESHOLD, DetectionScores
 from d_emo.images.decode import UnreadableImageError, to_pixels
+from d_emo.images.objects import ObjectSource, Scene
 
 # Called with the index of a picture, what is there and what was found.
-Keep = Callable[[int, Any, dict[str, torch.Tensor]], None]
+Keep = Callable[[int, Scene, dict[str, torch.Tensor]], None]
 
 
 class PreparedScenes(Dataset):
     """Pictures as a detector takes them, with their objects; messages in place of unreadable ones."""
 
-    def __init__(self, source: Any, channels: int, indices: Sequence[int]):
+    def __init__(self, source: ObjectSource, channels: int, indices: Sequence[int]):
         self.source = source
         self.channels = channels
         self.indices = indices
@@ -26,7 +27,7 @@ class PreparedScenes(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, number: int) -> tuple[torch.Tensor | None, SceneLike | None, str]:
+    def __getitem__(self, number: int) -> tuple[torch.Tensor | None, Scene | None, str]:
         try:
             scene = self.source.read(self.indices[number])
         except UnreadableImageError as error:
@@ -38,7 +39,7 @@ class PreparedScenes(Dataset):
 @torch.inference_mode()
 def evaluate_objects(
     model: Any,
-    source: Any,
+    source: ObjectSource,
     *,
     device: torch.device,
     rank: int = 0,
@@ -54,7 +55,7 @@ def evaluate_objects(
 
     Args:
         model: of `d_emo.detection`, in eval mode; its labels are the source's.
-        source: scenes by index, an `ObjectSource`.
+        source: scenes by index.
         device: where the model is.
         rank, world_size: this process takes every `world_size`-th picture from `rank` on.
         mixed_precision: autocast to bfloat16.

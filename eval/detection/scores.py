@@ -7,13 +7,15 @@ in a crowd is neither right nor wrong. An object is small below 32 x 32 pixels o
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torchmetrics.detection import MeanAveragePrecision
 
-# Float64, as COCO's own tool has them: torchmetrics' float32 ones refuse an overlap of exactly 0.6, and a recall of 0.8.
+from d_emo.images.objects import Scene
+
+# Float64, as COCO's own tool has them: torchmetrics' float32 ones miss an overlap of exactly 0.6 and a recall of 0.8.
 THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
 RECALLS = np.linspace(0, 1, 101).tolist()
 # torchmetrics' names, and ours.
@@ -31,17 +33,6 @@ MASK_THRESHOLD = 0.5
 NO_AREA = 1e-6
 # Places of all areas, and of 100 findings, in what faster-coco-eval returns.
 ALL_AREAS, MOST_FINDINGS = 0, -1
-
-
-class SceneLike(Protocol):
-    """What is known of a picture: see `d_emo.images.coco.Scene`."""
-
-    boxes: np.ndarray  # (N, 4) x1, y1, x2, y2 in pixels
-    labels: np.ndarray  # (N,) from 0 on
-    masks: np.ndarray | None  # (N, H, W) bool
-    crowd: np.ndarray  # (N,) bool
-    areas: np.ndarray  # (N,) in pixels
-    image_id: int
 
 
 class DetectionScores:
@@ -85,7 +76,7 @@ class DetectionScores:
             np.add.at(counts, labels[crowds == 0].numpy(), 1)
         return counts
 
-    def update(self, found: Sequence[Mapping[str, torch.Tensor]], scenes: Sequence[SceneLike]) -> None:
+    def update(self, found: Sequence[Mapping[str, torch.Tensor]], scenes: Sequence[Scene]) -> None:
         """Add pictures.
 
         Args:
@@ -167,29 +158,29 @@ class DetectionScores:
             self._results = self._metric.compute()
         return self._results
 
-    def _answer(self, found: Mapping[str, torch.Tensor], scene: SceneLike) -> dict[str, torch.Tensor]:
+    def _answer(self, found: Mapping[str, torch.Tensor], scene: Scene) -> dict[str, torch.Tensor]:
         """A picture's findings as torchmetrics takes them."""
         taken = {name: found[name].detach().cpu() for name in ("boxes", "scores", "labels")}
         for name in ("boxes", "scores"):
             if not taken[name].isfinite().all():
-                raise ValueError(f"picture {scene.image_id}: {name} of what was found are not finite numbers.")
+                raise ValueError(f"{scene.name}: {name} of what was found are not finite numbers.")
         self._check_labels(taken["labels"].numpy(), "what was found", scene)
         answer = {"boxes": taken["boxes"].double(), "scores": taken["scores"].double(), "labels": taken["labels"]}
         if self.masks:
             if "masks" not in found:
-                raise ValueError(f"picture {scene.image_id}: masks are scored, and none were found; masks=False.")
+                raise ValueError(f"{scene.name}: masks are scored, and none were found; masks=False.")
             masks = found["masks"].detach()
             masks = masks[:, 0] if masks.dim() == 4 else masks
             known = masks.shape[1:] if scene.masks is None else scene.masks.shape[1:]
             if len(masks) and tuple(masks.shape[1:]) != tuple(known):
                 raise ValueError(
-                    f"picture {scene.image_id}: the masks found are of {tuple(masks.shape[1:])} pixels, those of the "
+                    f"{scene.name}: the masks found are of {tuple(masks.shape[1:])} pixels, those of the "
                     f"objects of {tuple(known)}."
                 )
             answer["masks"] = (masks > MASK_THRESHOLD).to("cpu", torch.uint8)
         return answer
 
-    def _truth(self, scene: SceneLike) -> dict[str, torch.Tensor]:
+    def _truth(self, scene: Scene) -> dict[str, torch.Tensor]:
         """A picture's objects as torchmetrics takes them."""
         self._check_labels(scene.labels, "its objects", scene)
         truth = {
@@ -200,14 +191,14 @@ class DetectionScores:
         }
         if self.masks:
             if scene.masks is None:
-                raise ValueError(f"picture {scene.image_id}: masks are scored, and its objects have none.")
+                raise ValueError(f"{scene.name}: masks are scored, and its objects have none.")
             truth["masks"] = torch.from_numpy(np.asarray(scene.masks, dtype=np.uint8))
         return truth
 
-    def _check_labels(self, labels: np.ndarray, whose: str, scene: SceneLike) -> None:
+    def _check_labels(self, labels: np.ndarray, whose: str, scene: Scene) -> None:
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
             raise ValueError(
-                f"picture {scene.image_id}: labels of {whose} go from {labels.min()} to {labels.max()}; classes are 0 "
+                f"{scene.name}: labels of {whose} go from {labels.min()} to {labels.max()}; classes are 0 "
                 f"to {self.num_classes - 1}."
             )
 

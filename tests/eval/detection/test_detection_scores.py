@@ -3,9 +3,9 @@
 import contextlib
 import io
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from pycocotools import mask as rle
@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from d_emo.eval.detection.scores import NAMES, DetectionScores
+from d_emo.images.objects import Scene
 
 CLASSES = 5
 SIDE = 240
@@ -21,12 +22,14 @@ SIDE = 240
 def scene(boxes=(), labels=(), crowd=None, areas=None, masks=False, image_id=0, size=(SIDE, SIDE)):
     """A picture's objects as Scene has them; areas are the boxes' unless given, masks ellipses in the boxes."""
     boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    return SimpleNamespace(
+    return Scene(
+        image=PIL.Image.new("RGB", size[::-1]),
         boxes=boxes,
         labels=np.array(labels, dtype=np.int64),
         masks=ellipses(boxes, size) if masks else None,
         crowd=np.zeros(len(boxes), dtype=bool) if crowd is None else np.array(crowd),
         areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) if areas is None else np.array(areas, dtype=np.float32),
+        name=f"picture {image_id}",
         image_id=image_id,
     )
 
