@@ -16,7 +16,7 @@ from d_emo.common.files import check_apart, check_writable, write_json, written_
 from d_emo.common.locks import output_folder
 from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import LOADING_ERRORS
+from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder
 from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.images.digits import digits_source
 from d_emo.images.matched_labels import matched_classes
@@ -42,7 +42,7 @@ class ClassScore:
 
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
-    folder = Path(options.output_dir or default_folder(options.model))
+    folder = Path(options.output_dir or evaluation_folder(options.model))
     check_apart(folder, "--output-dir", {"--data-dir": options.data_dir, "--dataset": options.dataset})
     check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
     images = chosen_images(options)
@@ -113,11 +113,6 @@ def align_labels(source: ImageSource, id2label: Mapping[int, str]) -> tuple[Imag
     """The images with the model's class ids, and a remark for people; see `matched_classes`."""
     table, note = matched_classes(source.name, source.id2label, id2label)
     return replace(source, labels=table[source.labels], id2label=dict(id2label)), note
-
-
-def default_folder(model: str) -> Path:
-    """Where the report goes."""
-    return Path(model) / "evaluation" if Path(model).is_dir() else Path("runs") / f"evaluation-{Path(model).name}"
 
 
 def report(predictions: Predictions, names: Mapping[int, str], folder: Path, about: dict[str, Any]) -> None:

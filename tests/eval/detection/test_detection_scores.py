@@ -5,48 +5,16 @@ import io
 import pickle
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
+from helpers.scenes import SIDE, ellipses, found, scene
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from d_emo.eval.detection.scores import NAMES, DetectionScores
-from d_emo.images.objects import Scene
 
 CLASSES = 5
-SIDE = 240
-
-
-def scene(boxes=(), labels=(), crowd=None, areas=None, masks=False, image_id=0, size=(SIDE, SIDE)):
-    """A picture's objects as Scene has them; areas are the boxes' unless given, masks ellipses in the boxes."""
-    boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    return Scene(
-        image=PIL.Image.new("RGB", size[::-1]),
-        boxes=boxes,
-        labels=np.array(labels, dtype=np.int64),
-        masks=ellipses(boxes, size) if masks else None,
-        crowd=np.zeros(len(boxes), dtype=bool) if crowd is None else np.array(crowd),
-        areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) if areas is None else np.array(areas, dtype=np.float32),
-        name=f"picture {image_id}",
-        image_id=image_id,
-    )
-
-
-def found(boxes=(), labels=(), scores=(), masks=None):
-    boxes = torch.tensor(np.array(boxes, dtype=np.float32).reshape(-1, 4))
-    answer = {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.int64), "scores": torch.tensor(scores)}
-    return answer if masks is None else {**answer, "masks": masks}
-
-
-def ellipses(boxes, size=(SIDE, SIDE)):
-    rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
-    masks = np.zeros((len(boxes), *size), dtype=bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-        across, down = (2 * columns - x1 - x2) / (x2 - x1), (2 * rows - y1 - y2) / (y2 - y1)
-        mask[:] = across**2 + down**2 <= 1
-    return masks
 
 
 def generated(seed, images, masks=False, whole=False):
