@@ -163,13 +163,25 @@ def open_masks(
         palette=read_palette(Path(palette)) if palette else None,
         binary=like.binary if like is not None else None,
     )
-    if folder is not None:
-        masks = Path(mask_dir) if mask_dir else None
-        if panoptic_json is not None:
-            return panoptic_pixels(Path(panoptic_json), Path(folder), masks, panoptic_classes)
-        return folder_masks(Path(folder), masks, image_suffix=image_suffix, mask_suffix=mask_suffix, options=options)
-    if dataset is None:
-        raise ValueError("no pictures were named.")
-    return dataset_masks(
-        dataset, config=config, split=split, image_column=image_column, mask_column=mask_column, options=options
-    )
+
+    def opened() -> PixelSource:
+        if folder is not None:
+            masks = Path(mask_dir) if mask_dir else None
+            if panoptic_json is not None:
+                return panoptic_pixels(Path(panoptic_json), Path(folder), masks, panoptic_classes)
+            return folder_masks(
+                Path(folder), masks, image_suffix=image_suffix, mask_suffix=mask_suffix, options=options
+            )
+        if dataset is None:
+            raise ValueError("no pictures were named.")
+        return dataset_masks(
+            dataset, config=config, split=split, image_column=image_column, mask_column=mask_column, options=options
+        )
+
+    source = opened()
+    if like is not None and source.id2label != like.id2label:
+        raise ValueError(
+            f"its classes are not those of {like.name}, which is trained on ({len(source.id2label)} and "
+            f"{len(like.id2label)}); name data with the same classes."
+        )
+    return source

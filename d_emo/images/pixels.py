@@ -1,7 +1,8 @@
 """What all sets of pictures with a class at every pixel have in common; `masks` has the ways in which they are stored.
 
-Masks' numbers become ids by one rule (`LabelRule`): 0 to K - 1, and 255 where nothing is known. What is wrong with a set (sizes, numbers that are no class) is told when it is opened, as far as
-`SURVEYED` masks show it, and otherwise where it is read.
+Masks' numbers become ids by one rule (`LabelRule`): 0 to K - 1, and 255 where nothing is known. What is wrong with a
+set (sizes, numbers that are no class) is told when it is opened, as far as `SURVEYED` masks show it, and otherwise
+where it is read.
 """
 
 import hashlib
