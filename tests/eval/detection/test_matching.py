@@ -82,7 +82,8 @@ def test_the_worst_pictures_come_first_and_the_first_of_equal_ones():
         worst = WorstPictures(count)
         for index, (answer, there) in enumerate(pictures):
             worst.add(index, answer, match(answer, there))
-        assert [index for index, *_ in worst.worst_first()] == expected
+        shown = worst.worst_first()
+        assert [index for index, *_ in shown] == expected
         assert all(
             torch.equal(answer["boxes"], pictures[index][0]["boxes"]) for index, answer, _ in worst.worst_first()
         )
