@@ -28,6 +28,8 @@ __all__ = ["ObjectSource", "Scene", "coco_objects", "dataset_objects", "find_ann
 
 # A file from so many bytes on is said to be read: it takes a while before there is anything to count.
 LARGE = 50_000_000
+# What tools call every list.
+USUAL = ("annotations", "annotations.coco", "instances", "labels", "panoptic", "result")
 # In panoptic pictures a pixel's colours are its segment's id to this base.
 BASE = 256
 
@@ -124,9 +126,10 @@ def _reading(pictures: list[Path], ids: list[int]) -> Callable[[int], tuple[PIL.
 
 def _named(folder: Path, path: Path) -> str:
     """What to call the data: like the list, or like the folder where the list has a tool's usual name."""
-    stem = path.stem.strip("_.")
-    usual = stem in ("annotations.coco", "annotations", "instances", "panoptic", "labels", "result", "_annotations")
-    return class_name(folder.resolve().name if usual else stem)
+    if path.stem.strip("_.") not in USUAL:
+        return class_name(path.stem)
+    folder = folder.resolve()
+    return class_name((folder.parent if folder.name in ("images", "data") else folder).name)
 
 
 def _existing(folder: Path, files: list[str]) -> list[Path]:
@@ -166,7 +169,7 @@ class _Reader:
     """
 
     def __init__(self, content: Mapping[str, Any], masks: bool):
-        lists = {name: content.get(name) for name in ("images", "annotations", "categories")}
+        lists: dict[str, Any] = {name: content.get(name) for name in ("images", "annotations", "categories")}
         for name, entries in lists.items():
             if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
                 raise ValueError(f"it has no list {name!r}; COCO's lists have images, annotations, categories.")
@@ -244,8 +247,9 @@ class _Reader:
                     raise ValueError(f"the annotation {number} has no bbox of four numbers, but {shown(box)}.")
                 if crowd not in (0, 1, None):
                     raise ValueError(f"the annotation {number} has iscrowd {shown(crowd)}, which is not 0 or 1.")
-                told = type(area) in (int, float) and 0 <= area < float("inf")
-                rows.append((place, box, self.labels[category], bool(crowd), area if told else np.nan, number))
+                told = isinstance(area, int | float) and 0 <= area < float("inf")
+                size = float(area) if told and area is not None else np.nan
+                rows.append((place, box, self.labels[category], bool(crowd), size, number))
                 if self.masks and not self.panoptic:
                     width, height = (int(side) for side in self.sides[place])
                     try:
@@ -286,6 +290,6 @@ def _side(value: Any) -> int:
     """A side in pixels; 0 where it is not told."""
     if value is None:
         return 0
-    if type(value) not in (int, float) or not 0 < value < 2**31 or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31 or value != int(value):
         raise ValueError(f"an image has the width or height {shown(value)}, which is no number of pixels.")
     return int(value)
