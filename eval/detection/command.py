@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from d_emo.common.files import check_apart, check_writable
@@ -17,7 +18,7 @@ from d_emo.eval.detection.predict import evaluate_objects
 from d_emo.eval.detection.report import Evaluation, write_report
 from d_emo.images.coco import coco_objects, dataset_objects, find_annotations
 from d_emo.images.labels import read_class_names
-from d_emo.images.matched_labels import matched_classes
+from d_emo.images.matching import match_classes
 from d_emo.images.objects import ObjectSource, Scene
 
 
@@ -94,8 +95,13 @@ def chosen_pictures(options: argparse.Namespace, bundle: DetectorBundle) -> Obje
 
 
 def align_classes(source: ObjectSource, id2label: Mapping[int, str]) -> tuple[ObjectSource, str]:
-    """The pictures with the model's class ids, and a remark for people; see `matched_classes`."""
-    table, note = matched_classes(source.name, source.id2label, id2label)
+    """The pictures with the model's class ids, and a remark for people; see `match_classes`.
+
+    Raises:
+        ValueError: the classes do not go together.
+    """
+    ids, note = match_classes(source.id2label, id2label, source.name)
+    table = np.array([ids[label] for label in range(len(ids))])
 
     def read(index: int) -> Scene:
         scene = source.read(index)
