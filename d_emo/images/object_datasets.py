@@ -72,7 +72,11 @@ def dataset_objects(
         labels=labels,
         crowd=np.array([bool(value) for row in rows for value in row.get("iscrowd", [0] * len(row["bbox"]))]),
         areas=np.array(
-            [np.nan if value is None else value for row in rows for value in row.get("area", [None] * len(row["bbox"]))],
+            [
+                np.nan if value is None else value
+                for row in rows
+                for value in row.get("area", [None] * len(row["bbox"]))
+            ],
             dtype=np.float64,
         ),
         numbers=np.arange(len(picture)),

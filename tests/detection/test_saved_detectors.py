@@ -42,7 +42,9 @@ def test_a_saved_detector_answers_as_before(tmp_path, system):
     bundle.save_pretrained(tmp_path)
     loaded = load_detector(str(tmp_path))
     assert loaded.id2label == NAMES and loaded.system == system
-    assert loaded.settings == json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(bundle.settings))
+    assert (
+        loaded.settings == json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(bundle.settings))
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     images = [torch.rand(3, 64, 80), torch.rand(3, 70, 60)]
     for one, other in zip(bundle.model.eval()(images), loaded.model.eval()(images), strict=True):

@@ -12,7 +12,8 @@ FIRST_ID, ID_STEP = 100, 7
 # A network of which a step takes no second.
 NARROW = '{"depths": [1, 1, 1, 1], "widths": [8, 8, 16, 16], "head_dims": [8, 8, 8, 8], "drop_path": 0.2}'
 TINY = ["--system", "ssdlite", "--model", "EMOv2-1M", "--model-config", NARROW, "--resolution", "64",
-        "--global-batch-size", "4", "--log-every", "1", "--report-to", "none", "--num-workers", "0"]  # fmt: skip
+        "--global-batch-size", "4", "--log-every", "1", "--report-to", "none", "--num-workers", "0",
+        "--cpu-threads", "1"]  # fmt: skip
 
 
 def rectangles(seed: int, count: int = 2, size: tuple[int, int] = (80, 64)):

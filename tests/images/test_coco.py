@@ -39,7 +39,9 @@ def test_ids_with_gaps_become_labels_by_their_order_and_pictures_may_lie_in_sub_
         entries = [entry for entry in content["annotations"] if entry["image_id"] == 100 + 7 * place]
         assert scene.image_id == 100 + 7 * place and np.array_equal(scene.image, image)
         x, y, width, height = np.array([entry["bbox"] for entry in entries]).T
-        assert np.array_equal(scene.boxes, np.stack([x, y, x + width, y + height], 1)) and scene.boxes.dtype == "float32"
+        assert (
+            np.array_equal(scene.boxes, np.stack([x, y, x + width, y + height], 1)) and scene.boxes.dtype == "float32"
+        )
         assert [{0: 3, 1: 17}[label] for label in scene.labels] == [entry["category_id"] for entry in entries]
         assert scene.masks.shape == (2, image.height, image.width) and not scene.crowd.any()
         for mask, (left, top, right, bottom) in zip(scene.masks, scene.boxes.astype(int), strict=True):
@@ -157,7 +159,10 @@ BAD_LISTS = {
     "the same id twice": (lambda c: c["images"][2].update(id=100), "two images have the id 100"),
     "the same category twice": (lambda c: c["categories"][0].update(id=3), "two categories have the same id"),
     "an id of words": (lambda c: c["images"][2].update(id="a"), "an image has the id 'a'"),
-    "a category that is not there": (lambda c: c["annotations"][4].update(category_id=5), "has the category 5, which is"),
+    "a category that is not there": (
+        lambda c: c["annotations"][4].update(category_id=5),
+        "has the category 5, which is",
+    ),
     "a nameless category": (lambda c: c["categories"][0].pop("name"), "the category 17 has no name"),
     "three numbers": (lambda c: c["annotations"][4].update(bbox=[1, 2, 3]), "annotation 5 has no bbox of four"),
     "no box": (lambda c: c["annotations"][4].pop("bbox"), "annotation 5 has no bbox of four numbers"),
@@ -194,7 +199,9 @@ def test_pictures_of_another_size_and_unreadable_ones_are_named(tmp_path):
     PIL.Image.new("RGB", (64, 80)).save(folder / "sub" / "1.png")
     (folder / "2.png").write_bytes(b"no picture")
     source = coco_objects(folder, folder / "annotations.json")
-    with pytest.raises(UnreadableImageError, match=r"1\.png has 64 x 80 pixels, and its annotations say 80 x 64, it is"):
+    with pytest.raises(
+        UnreadableImageError, match=r"1\.png has 64 x 80 pixels, and its annotations say 80 x 64, it is"
+    ):
         source.read(1)
     with pytest.raises(UnreadableImageError, match=r"2\.png cannot be read"):
         source.read(2)

@@ -120,7 +120,9 @@ def parsed(folder, *more):
 def test_pictures_are_dropped_held_out_and_counted_as_asked(tmp_path):
     folder = write_instances(tmp_path / "boxes", 10, empty=4)
     source, validation = load_sources(parsed(folder).data, masks=False)
-    assert source.size == 6 and validation is None and source.describe_size().startswith("6 images with 12 objects (of 10")
+    assert (
+        source.size == 6 and validation is None and source.describe_size().startswith("6 images with 12 objects (of 10")
+    )
     assert load_sources(parsed(folder, "--images-without-objects", "keep").data, False)[0].size == 10
     assert load_sources(parsed(folder, "--max-images", "2").data, False)[0].size == 2
     train, held = load_sources(parsed(folder, "--validation-share", "0.3").data, masks=False)
@@ -211,4 +213,3 @@ def test_a_trained_detectors_folder_gives_system_and_name(photos, tmp_path):
     assert all(own[name].equal(new[name]) for name in same) and len(own) - len(same) == 12
     with pytest.raises(ValueError, match="is a detector ssdlite; leave out --system retinanet"):
         plan_of(photos, "--init-from", str(tmp_path / "first"), "--system", "retinanet")
-
