@@ -14,7 +14,7 @@ class and overlap its box by half or more (intersection over union), over all ob
 import argparse
 import sys
 
-from d_emo.common.command_line import CommandParser
+from d_emo.common.command_line import CommandParser, flag
 from d_emo.common.commands import command
 from d_emo.common.numbers import finite_by, whole_from
 from d_emo.common.ranges import Real
@@ -37,7 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what.add_argument("--data-dir", help="Folder of pictures.")
     what.add_argument("--annotations", help="COCO's list of their objects. Default: the one JSON file in --data-dir.")
     what.add_argument(
-        "--masks-dir", help="Folder of the pictures of a panoptic list. Default: beside it, and called like it."
+        "--mask-dir", help="Of a panoptic list: the folder of its PNG files. Default: beside it, of the same name."
     )
     what.add_argument("--dataset", help="Hub id, folder or .parquet file with a column of objects.")
     what.add_argument("--dataset-config", help="Configuration name of a Hub dataset.")
@@ -51,6 +51,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="How --dataset writes boxes: x, y, width, height, or two corners.",
     )
     what.add_argument("--class-names", help="Names of classes that --dataset gives by number: a file.")
+    what.add_argument("--max-images", type=whole_from(1), help="Score the first so many pictures only.")
     running = parser.add_argument_group("running and output")
     running.add_argument(
         "--score-threshold",
@@ -58,16 +59,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=0.5,
         help="From which score findings count in pictures and in what was missed; never in mAP.",
     )
-    running.add_argument("--worst-images", type=whole_from(0), default=24, help="Pictures in the report.")
     running.add_argument("--num-workers", type=whole_from(0), default=0, help="Loader processes.")
+    running.add_argument("--pictures", type=whole_from(0), default=24, help="The worst so many pictures are shown.")
     running.add_argument("--output-dir", help="Default: evaluation in the model's folder, or runs/evaluation-MODEL.")
     options = parser.parse_args(arguments)
-    if bool(options.data_dir) == bool(options.dataset):
-        given = "are both given" if options.data_dir else "are both missing"
-        parser.error(f"--data-dir and --dataset {given}; choose one.")
-    for name in ("annotations", "masks_dir"):
-        if options.dataset and getattr(options, name):
-            parser.error(f"--{name.replace('_', '-')} goes with --data-dir; --dataset has its objects in a column.")
+    if options.data_dir and options.dataset:
+        parser.error("--data-dir and --dataset are both given; choose one.")
+    for name, other in (("annotations", "data_dir"), ("mask_dir", "data_dir"), ("class_names", "dataset")):
+        if getattr(options, name) and not getattr(options, other):
+            parser.error(f"{flag(name)} {getattr(options, name)}: it goes with {flag(other)}.")
+    if not options.data_dir and not options.dataset:
+        parser.error("no data was named: --data-dir FOLDER (with COCO's list of objects) or --dataset NAME.")
     return options
 
 

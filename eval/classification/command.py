@@ -19,7 +19,7 @@ from d_emo.common.processes import default_device
 from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder
 from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.images.digits import digits_source
-from d_emo.images.matched_labels import matched_classes
+from d_emo.images.matching import match_classes
 from d_emo.images.open_source import open_source
 from d_emo.images.source import ImageSource, held_out
 
@@ -110,8 +110,13 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
 
 
 def align_labels(source: ImageSource, id2label: Mapping[int, str]) -> tuple[ImageSource, str]:
-    """The images with the model's class ids, and a remark for people; see `matched_classes`."""
-    table, note = matched_classes(source.name, source.id2label, id2label)
+    """The images with the model's class ids, and a remark for people; see `match_classes`.
+
+    Raises:
+        ValueError: the classes do not go together.
+    """
+    found, note = match_classes(source.id2label, id2label, source.name)
+    table = np.array([found[label] for label in range(len(found))])
     return replace(source, labels=table[source.labels], id2label=dict(id2label)), note
 
 

@@ -1,9 +1,8 @@
-"""Which finding is which object: what was missed, found wrongly or taken for another class, and the worst pictures.
+"""Which finding is which object: what was missed, found wrongly or taken for another class.
 
 For people, beside the mean average precision: findings from a score on, and one overlap that is enough.
 """
 
-import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -49,11 +48,6 @@ class Matches:
         """
         counted = len(self.true) + int((self.objects != IN_CROWD).sum())
         return 2 * self.right / counted if counted else 1.0
-
-    @property
-    def wrong(self) -> int:
-        """Objects that were not found, or as another class, and findings of nothing."""
-        return len(self.true) - self.right + int((self.objects == NOTHING).sum())
 
     def describe(self) -> str:
         """For people: 2 right, 1 missed, 1 of another class, 0 where nothing is."""
@@ -157,28 +151,3 @@ class Confusion:
             wrongly=int(self.matrix[nothing, label]),
             taken_for=int(others.argmax()) if others.any() else None,
         )
-
-
-class WorstPictures:
-    """The pictures of the lowest F1; of equal ones those with more mistakes, then the first.
-
-    Args:
-        count: how many are kept.
-    """
-
-    def __init__(self, count: int):
-        self.count = count
-        self._kept: list[tuple[float, int, int, dict[str, torch.Tensor], Matches]] = []
-
-    def add(self, index: int, found: dict[str, torch.Tensor], matches: Matches) -> None:
-        """Keep a picture of a source if it is one of the worst."""
-        entry = (-matches.score, matches.wrong, -index, found, matches)
-        if len(self._kept) < self.count:
-            heapq.heappush(self._kept, entry)
-        elif self._kept and entry[:3] > self._kept[0][:3]:
-            heapq.heapreplace(self._kept, entry)
-
-    def worst_first(self) -> list[tuple[int, dict[str, torch.Tensor], Matches]]:
-        """Index of the picture, what was found there, and what it is of."""
-        ordered = sorted(self._kept, key=lambda entry: entry[:3], reverse=True)
-        return [(-index, found, matches) for _, _, index, found, matches in ordered]

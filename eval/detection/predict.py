@@ -12,8 +12,8 @@ from d_emo.eval.detection.scores import MASK_THRESHOLD, DetectionScores
 from d_emo.images.decode import UnreadableImageError, to_pixels
 from d_emo.images.objects import ObjectSource, Scene
 
-# Called with the index of a picture, what is there and what was found.
-Keep = Callable[[int, Scene, dict[str, torch.Tensor]], None]
+# A picture with its objects, and what was found there, on the CPU; masks are (n, H, W) bool.
+Keep = Callable[[Scene, dict[str, torch.Tensor]], None]
 
 
 class PreparedScenes(Dataset):
@@ -34,6 +34,10 @@ class PreparedScenes(Dataset):
             return None, None, str(error)
         pixels = torch.from_numpy(to_pixels(scene.image, self.channels).copy())  # (H, W, channels) uint8
         return pixels.permute(2, 0, 1), scene, ""
+
+
+def _as_it_is(sample: Any) -> Any:
+    return sample
 
 
 @torch.inference_mode()
@@ -61,7 +65,7 @@ def evaluate_objects(
         mixed_precision: autocast to bfloat16.
         num_workers: loader processes.
         progress: show how far it is.
-        keep: is shown every picture's scene, and what was found, on the CPU, with masks (n, H, W) bool.
+        keep: called with every picture, in order.
 
     Returns:
         The share's scores, of masks too where the detector finds masks and the source has them; `merge` joins shares.
@@ -70,17 +74,17 @@ def evaluate_objects(
         UnreadableImageError: a picture cannot be decoded; every picture counts.
         ValueError: the detector refuses a picture; the message names it.
     """
-    indices = range(rank, source.size, world_size)
     loader = DataLoader(
-        PreparedScenes(source, getattr(model, "image_channels", 3), indices),
+        PreparedScenes(source, getattr(model, "image_channels", 3), range(rank, source.size, world_size)),
         batch_size=None,
+        collate_fn=_as_it_is,
         num_workers=num_workers,
         worker_init_fn=leave_interrupts,
         generator=torch.Generator(),  # a run that is validated must not draw otherwise than one that is not
     )
     scores = DetectionScores(len(source.id2label), masks=source.has_masks and finds_masks(model))
-    with Progress(source.size, "picture", f"detecting in {source.name}", shown=progress, leave=False) as bar:
-        for index, (pixels, scene, message) in zip(indices, loader, strict=True):
+    with Progress(source.size, "image", f"detecting in {source.name}", shown=progress, leave=False) as bar:
+        for pixels, scene, message in loader:
             if message:
                 raise UnreadableImageError(f"{message}. Repair or remove it.")
             try:
@@ -94,7 +98,7 @@ def evaluate_objects(
                 found["masks"] = (answer["masks"][:, 0] > MASK_THRESHOLD).cpu()
             scores.update([found], [scene])
             if keep is not None:
-                keep(index, scene, found)
+                keep(scene, found)
             bar.update(world_size)  # the other processes are about as far
     return scores
 

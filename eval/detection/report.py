@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from d_emo.common.files import write_json, written_whole
-from d_emo.eval.detection.matching import OVERLAP, Confusion, WorstPictures
+from d_emo.eval.detection.matching import OVERLAP, Confusion, match
 from d_emo.eval.detection.scores import NAMES, DetectionScores
 from d_emo.eval.reports.boxes import Objects, compare_objects
-from d_emo.eval.reports.page import Table, Tile, write_page
-from d_emo.images.objects import ObjectSource
+from d_emo.eval.reports.page import Table, Tile, WorstTiles, write_page
+from d_emo.images.objects import ObjectSource, Scene
 
 FILES = ("report.json", "classes.csv", "report.html")
 HARDEST = 5
@@ -24,21 +24,38 @@ MOST_CONFUSED = 20
 NOT_THERE = "nothing"
 
 
-@dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """What is said of pictures beside the mean average precision: mistakes by class, F1, the worst ones.
 
-    Attributes:
-        scores: mean average precision.
-        confusion: of the findings that count.
-        worst: the pictures to show.
-        f1: mean of the pictures' F1, in [0, 1].
+    Args:
+        names: of all classes.
+        score: from which findings count.
+        pictures: how many of the worst are kept.
     """
 
-    scores: DetectionScores
-    confusion: Confusion
-    worst: WorstPictures
-    f1: float
+    def __init__(self, names: Mapping[int, str], score: float, pictures: int):
+        self.names, self.score = names, score
+        self.confusion = Confusion(len(names))
+        self.worst = WorstTiles(pictures)
+        self._f1: list[float] = []
+
+    @property
+    def mean_f1(self) -> float:
+        """Of all pictures, in [0, 1]."""
+        return sum(self._f1) / len(self._f1)
+
+    def add(self, scene: Scene, found: Mapping[str, torch.Tensor]) -> None:
+        """Count a picture; the worst are drawn, truth beside the findings that count."""
+        matches = match(found, scene, self.score)
+        self.confusion.add(matches)
+        self._f1.append(matches.score)
+
+        def tile() -> Tile:
+            truth = Objects(scene.boxes, scene.labels, masks=scene.masks, crowd=scene.crowd)
+            picture = compare_objects(scene.image, truth, _counted(found, self.score), self.names)
+            return Tile(picture, f"{Path(scene.name).name}: {matches.describe()}", matches.score)
+
+        self.worst.offer(matches.score, tile)
 
 
 @dataclass(frozen=True)
@@ -60,16 +77,18 @@ class ClassScore:
     taken_for: str
 
 
-def write_report(evaluation: Evaluation, source: ObjectSource, folder: Path, options: argparse.Namespace) -> None:
+def write_report(
+    scores: DetectionScores, evaluation: Evaluation, source: ObjectSource, folder: Path, options: argparse.Namespace
+) -> None:
     """Print the scores and write them into a folder.
 
     Args:
-        evaluation: of the source's pictures.
-        source: with the model's class names; the worst pictures are read once more.
+        scores, evaluation: of the source's pictures.
+        source: with the model's class names.
         folder: which is there.
         options: of the command.
     """
-    scores, names = evaluation.scores, source.id2label
+    names = source.id2label
     values = scores.compute()
     classes = class_scores(scores, evaluation.confusion, names)
     for kind, prefix in kinds(scores):
@@ -78,7 +97,7 @@ def write_report(evaluation: Evaluation, source: ObjectSource, folder: Path, opt
     about = {**vars(options), "data": source.name}
     numbers = {name: None if math.isnan(value) else value for name, value in values.items()}
     counts = {"images": scores.images, "objects": int(scores.objects.sum())}
-    write_json(folder / FILES[0], {**counts, **numbers, "mean_f1": evaluation.f1, "options": about})
+    write_json(folder / FILES[0], {**counts, **numbers, "mean_f1": evaluation.mean_f1, "options": about})
     with written_whole(folder / FILES[1]) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(field.name for field in fields(ClassScore))
@@ -89,11 +108,11 @@ def write_report(evaluation: Evaluation, source: ObjectSource, folder: Path, opt
         {
             "model": options.model,
             "data": f"{source.name}: {source.describe_size()}",
-            "mean F1 of pictures": f"{_percent(evaluation.f1)} (findings of score {options.score_threshold:g} or "
+            "mean F1 of pictures": f"{_percent(evaluation.mean_f1)} (findings of score {options.score_threshold:g} or "
             f"more that overlap an object by {OVERLAP:g} or more)",
         },
         [_score_table(scores, values), _class_table(scores, classes), _confusion_table(evaluation.confusion, names)],
-        pictures(evaluation.worst, source, options.score_threshold),
+        evaluation.worst.tiles,
         score_name="F1",
         options=about,
     )
@@ -132,18 +151,6 @@ def class_scores(scores: DetectionScores, confusion: Confusion, names: Mapping[i
             )
         )
     return lines
-
-
-def pictures(worst: WorstPictures, source: ObjectSource, score: float) -> list[Tile]:
-    """The worst pictures, truth beside the findings that count."""
-    tiles = []
-    for index, found, matches in worst.worst_first():
-        scene = source.read(index)
-        truth = Objects(scene.boxes, scene.labels, masks=scene.masks, crowd=scene.crowd)
-        answer = _counted(found, score)
-        picture = compare_objects(scene.image, truth, answer, source.id2label)
-        tiles.append(Tile(picture, f"{scene.name}: {matches.describe()}", matches.score))
-    return tiles
 
 
 def _counted(found: Mapping[str, torch.Tensor], score: float) -> Objects:

@@ -108,7 +108,7 @@ class DetectionScores:
                 f"scores of {other.num_classes} classes with masks={other.masks} do not join those of "
                 f"{self.num_classes} with masks={self.masks}."
             )
-        mine = self._metric.metric_state
+        mine: dict[str, Any] = self._metric.metric_state
         for name, values in other._metric.metric_state.items():
             mine[name].extend(values)
         self._ids += other._ids
@@ -150,12 +150,14 @@ class DetectionScores:
 
     def _computed(self) -> dict[str, Any]:
         if self._results is None:
-            state = self._metric.metric_state
+            state: dict[str, Any] = self._metric.metric_state
             order = np.argsort(self._ids, kind="stable")
             for values in state.values():
                 values[:] = [values[index] for index in order] if values else []
             self._ids = [self._ids[index] for index in order]
-            self._results = self._metric.compute()
+            # Overlaps of all pictures are among the results, and large.
+            results = self._metric.compute()
+            self._results = {name: values for name, values in results.items() if not name.endswith("ious")}
         return self._results
 
     def _answer(self, found: Mapping[str, torch.Tensor], scene: Scene) -> dict[str, torch.Tensor]:

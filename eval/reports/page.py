@@ -9,7 +9,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,25 @@ def write_page(
 def worst_first(pictures: Sequence[Tile]) -> list[Tile]:
     """The tiles by their score, the lowest first; of equal ones, and of those without a score, in the order given."""
     return sorted(pictures, key=lambda tile: (not tile.is_scored, tile.score if tile.is_scored else 0))
+
+
+class WorstTiles:
+    """The tiles with the lowest scores of many, of which only those are made that are kept so far.
+
+    Args:
+        count: how many are kept.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+        self.tiles: list[Tile] = []
+
+    def offer(self, score: float, make: Callable[[], Tile]) -> None:
+        """Keep a tile, made by `make` with this score, if it is among the worst; NaN never is."""
+        if math.isnan(score) or not self.count:
+            return
+        if len(self.tiles) < self.count or score < (self.tiles[-1].score or 0):
+            self.tiles = worst_first([*self.tiles, make()])[: self.count]
 
 
 def write_document(path: Path, heading: str, parts: Sequence[str]) -> None:

@@ -100,6 +100,12 @@ COMMANDS = {
             "d_emo.eval.classification.command.run",
         ),
         SweptCommand(
+            "evaluate_detector",
+            "d_emo.eval.evaluate_detector",
+            ("--model", "@detector", "--data-dir", "@scenes", "--output-dir", "@out"),
+            "d_emo.eval.detection.command.run",
+        ),
+        SweptCommand(
             "evaluate_digits",
             "d_emo.eval.evaluate_digits",
             ("--model", "@pipeline"),

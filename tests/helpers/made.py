@@ -12,6 +12,7 @@ from d_emo import EMOv2Config, EMOv2ForImageClassification
 from d_emo.classification.transformers_models import make_image_processor
 from d_emo.models.published import export_state
 from helpers.classifiers import TINY_NETWORK
+from helpers.detectors import write_detector
 from helpers.models import randomize, tiny_model
 from helpers.pipelines import tiny_pipeline, tiny_vae
 
@@ -32,6 +33,24 @@ def write_classifier(folder: Path) -> Path:
     torch.manual_seed(0)
     EMOv2ForImageClassification(config).eval().save_pretrained(folder)
     make_image_processor(32).save_pretrained(folder)
+    return folder
+
+
+def write_scenes(folder: Path, side: int = 64, count: int = 2) -> Path:
+    """Pictures with an object of each of two classes, and COCO's list of them."""
+    folder.mkdir(parents=True)
+    images, objects = [], []
+    for index in range(count):
+        picture = PIL.Image.new("RGB", (side, side), (index * 40, 7, 100))
+        for label, left in enumerate((4, 34)):
+            picture.paste((200, 100 * label, 7), (left, 10, left + 20, 40))
+            objects.append({"id": len(objects) + 1, "image_id": index, "category_id": label, "iscrowd": 0,
+                            "bbox": [left, 10, 20, 30], "area": 600})  # fmt: skip
+        picture.save(folder / f"{index}.png")
+        images.append({"id": index, "file_name": f"{index}.png", "width": side, "height": side})
+    categories = [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]
+    content = {"images": images, "annotations": objects, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(content))
     return folder
 
 
@@ -87,6 +106,8 @@ def make_everything(folder: Path) -> dict[str, Path]:
     made = {
         "pictures": write_pictures(folder / "pictures"),
         "classifier": write_classifier(folder / "classifier"),
+        "scenes": write_scenes(folder / "scenes"),
+        "detector": write_detector(folder / "detector", ["a", "b"]),
         "pipeline": write_pipeline(folder / "pipeline"),
         "dit.pt": write_dit(folder / "dit.pt"),
         "emov2.pth": write_dit(folder / "emov2.pth"),  # none of EMOv2's: it is refused by name

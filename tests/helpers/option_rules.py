@@ -86,9 +86,9 @@ KINDS = {
         "fid_images", "teacher_resolution", "validate_every", "batch_size", "shard_size", "num_heads", "image_size",
         "reference_images", "num_images", "steps", "guidance_channels", "feature_batch_size", "per_class", "batch",
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
-        "fid_cost samples", "fid_cost reference", "patch_bottleneck",
+        "fid_cost samples", "fid_cost reference", "patch_bottleneck", "max_images",
     ),
-    "count or zero": ("num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every"),
+    "count or zero": ("num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every", "pictures"),
     "side of 32 or more": (
         "train_classifier resolution", "loader_speed resolution", "receptive_field image_size",
     ),
@@ -109,7 +109,7 @@ KINDS = {
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
         "label_smoothing",
     ),
-    "share": ("warmup_lr_ratio", "min_lr_ratio"),
+    "share": ("warmup_lr_ratio", "min_lr_ratio", "score_threshold"),
     "share above zero": ("crop_scale_min", "crop_ratio", "decay_rate"),
     "boolean": (
         "gradient_checkpointing", "compile", "unconditional", "random_flip", "ema_warmup", "dry_run", "push_to_hub",
@@ -120,20 +120,21 @@ KINDS = {
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
-        "throughput compile", "throughput models", "clock", "layout", "time_sampling", "stride",
+        "throughput compile", "throughput models", "clock", "layout", "time_sampling", "stride", "box_format",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
         "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
-        "reference", "pattern", "only", "models", "license", "allow_change",
+        "reference", "pattern", "only", "models", "license", "allow_change", "objects_column",
     ),
     "JSON": ("model_config",),
     "file to read": (
         "config", "checkpoint", "inception_weights", "fid_inception_weights", "samples", "images", "coco_annotations",
+        "annotations",
     ),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
-        "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
+        "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images", "mask_dir",
     ),
     "file to write": ("export_npz", "output"),
     "folder to write": ("output_dir", "cache_dir", "throughput output"),
@@ -150,6 +151,8 @@ KINDS = {
         "loss_weighting",  # of the objective's default
         "encode_latents dataset",  # beside --train-data-dir
         "evaluate_classifier dataset",  # beside --data-dir
+        "evaluate_detector dataset",
+        "evaluate_detector class_names",  # without --dataset
         "evaluate_fid model",  # beside --samples
         "sweep",  # without --model
         "checkpoints",  # without --model

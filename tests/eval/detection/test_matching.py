@@ -1,11 +1,10 @@
-"""Which finding is which object, by hand: classes, crowds, duplicates, the order of the worst pictures."""
+"""Which finding is which object, by hand: classes, crowds, duplicates."""
 
 import numpy as np
 import pytest
-import torch
 from helpers.scenes import found, scene
 
-from d_emo.eval.detection.matching import IN_CROWD, NOTHING, Confusion, WorstPictures, match
+from d_emo.eval.detection.matching import IN_CROWD, NOTHING, Confusion, match
 
 LEFT, RIGHT, BELOW = (0, 0, 40, 40), (100, 0, 140, 40), (0, 100, 40, 140)
 
@@ -18,7 +17,6 @@ def test_the_best_finding_chooses_first_and_objects_are_found_once():
     assert matches.found.tolist() == [0, 2, 1, 0]  # the best first
     assert matches.objects.tolist() == [0, 1, NOTHING, NOTHING]  # the second finding of LEFT is of nothing
     assert matches.right == 1 and matches.score == pytest.approx(2 * 1 / (3 + 4))
-    assert matches.wrong == 2 + 2
     text = "1 of 3 right, 1 missed, 1 of another class, 2 found where nothing is"
     assert matches.describe() == text
 
@@ -43,7 +41,7 @@ def test_what_lies_in_a_crowd_is_neither_right_nor_wrong():
     answer = found([(10, 10, 30, 30), (90, 90, 120, 120)], [0, 0], [0.9, 0.8])
     matches = match(answer, there)
     assert matches.objects.tolist() == [IN_CROWD, NOTHING]  # the second lies in it by a ninth
-    assert matches.true.tolist() == [0] and matches.score == 0 and matches.wrong == 2
+    assert matches.true.tolist() == [0] and matches.score == 0
     assert match(found([(10, 10, 30, 30)], [0], [0.9]), scene([(0, 0, 100, 100)], [0], crowd=[True])).score == 1
 
 
@@ -68,22 +66,3 @@ def test_counts_by_class_over_pictures():
     assert (counts.found, counts.wrongly, counts.taken_for) == (2, 0, 1)
     assert (confusion.of_class(1).found, confusion.of_class(1).wrongly, confusion.of_class(1).taken_for) == (2, 1, None)
     assert confusion.of_class(2).objects == confusion.of_class(2).found == 0
-
-
-def test_the_worst_pictures_come_first_and_the_first_of_equal_ones():
-    pictures = [
-        (found([LEFT], [0], [0.9]), scene([LEFT], [0])),  # right
-        (found(), scene([LEFT], [0])),  # one missed
-        (found(), scene([LEFT, RIGHT], [0, 0])),  # two missed
-        (found(), scene([LEFT], [0])),
-        (found([LEFT], [0], [0.9]), scene([LEFT, RIGHT], [0, 0])),  # a half
-    ]
-    for count, expected in ((0, []), (2, [2, 1]), (9, [2, 1, 3, 4, 0])):
-        worst = WorstPictures(count)
-        for index, (answer, there) in enumerate(pictures):
-            worst.add(index, answer, match(answer, there))
-        shown = worst.worst_first()
-        assert [index for index, *_ in shown] == expected
-        assert all(
-            torch.equal(answer["boxes"], pictures[index][0]["boxes"]) for index, answer, _ in worst.worst_first()
-        )

@@ -1,23 +1,23 @@
-"""Classes of data beside those of a model: which is which, by name or by number."""
+"""Which of a model's classes is which of a data set's: by their names, or by their numbers, and never by half."""
 
 from collections.abc import Iterable, Mapping
-
-import numpy as np
 
 from d_emo.images.labels import LabelResolver
 from d_emo.images.stored_labels import whole_number
 
+BY_NUMBER = "; no class name is the model's, so that classes are compared by number"
 
-def matched_classes(data: str, names: Mapping[int, str], model_names: Mapping[int, str]) -> tuple[np.ndarray, str]:
-    """The model's class id of each class of the data, (K,) int64 by the data's ids, and a remark for people.
+
+def match_classes(names: Mapping[int, str], model_names: Mapping[int, str], source: str) -> tuple[dict[int, int], str]:
+    """The model's id of every class of the data, and a remark for people.
 
     Names decide. Where no name of the data is one of the model's, numbers do: whole numbers as names are ids, other
     names stand for their places, if both have as many classes.
 
     Args:
-        data: what to call it.
-        names: of its classes, by the ids 0 to K - 1.
-        model_names: of the model's, by id.
+        names: the data's, by id.
+        model_names: the model's, by id.
+        source: the data's name, for messages.
 
     Raises:
         ValueError: some names are the model's and others not, or numbers cannot stand for the model's classes.
@@ -39,13 +39,13 @@ def matched_classes(data: str, names: Mapping[int, str], model_names: Mapping[in
         else:
             places = range(len(model_names))
             found = _looked_up(numbers or [*places], {place: place for place in places})
-            note = "; no class name is the model's, so that classes are compared by number"
+            note = BY_NUMBER
     if not found:
         raise ValueError(
-            f"{data} has {len(names)} classes, the model {len(model_names)}, and these are not among the model's "
-            f"names: {', '.join(unknown[:5])}. Rename the classes, or evaluate another model."
+            f"{source} has {len(names)} classes, the model {len(model_names)}, and these are not among the model's "
+            f"names: {', '.join(unknown[:5])}. Name them as the model does, or evaluate another model."
         )
-    return np.array([found[label] for label in range(len(found))], dtype=np.int64), note
+    return found, note
 
 
 def _numbers(names: Iterable[str]) -> list[int]:
