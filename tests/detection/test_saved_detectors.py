@@ -113,7 +113,7 @@ def test_a_published_checkpoints_stages_are_under_a_detector(tmp_path):
 )
 def test_what_a_detector_does_not_take_is_refused(options, message):
     given = {"system": "retinanet", "backbone": "EMOv2-1M", "names": NAMES, **options}
-    with pytest.raises(ValueError, match="(?s).*") as caught:
+    with pytest.raises(ValueError, match=r"(?s).*") as caught:
         make_detector(given.pop("system"), given.pop("backbone"), given.pop("names"), **given)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
@@ -167,7 +167,7 @@ def test_a_damaged_folder_is_named_in_one_line(folder, tmp_path, case):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     damage(copy)
-    with pytest.raises(ValueError, match="(?s).*") as caught:
+    with pytest.raises(ValueError, match=r"(?s).*") as caught:
         load_detector(copy)
     assert message in str(caught.value) and str(copy) in str(caught.value) and "\n" not in str(caught.value)
 

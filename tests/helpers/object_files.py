@@ -31,7 +31,7 @@ def rectangles(seed: int, count: int = 2, size: tuple[int, int] = (80, 64)):
 
 
 def instances(count: int = 8, empty: int = 0) -> tuple[dict, list]:
-    """The content of an instances file, and its pictures: every second in a sub-folder, the last ones without objects."""
+    """The content of an instances file, and its pictures: every second in a sub-folder, the last ones empty."""
     images, annotations, pictures = [], [], []
     for place in range(count):
         picture, found = rectangles(place, 0 if place >= count - empty else 2, (80, 64) if place % 2 else (64, 72))

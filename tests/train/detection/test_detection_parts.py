@@ -143,7 +143,7 @@ def test_validation_has_the_training_classes_whatever_their_order(tmp_path):
     for index in range(4):
         assert np.array_equal(validation.read(index).labels, source.read(index).labels)
     path.write_text(text.replace('"blue"', '"green"'))
-    with pytest.raises(ValueError, match="--validation-dir .*: it has classes that train, .* does not have: green"):
+    with pytest.raises(ValueError, match=r"--validation-dir .*: it has classes that train, .* does not have: green"):
         load_sources(parsed(train, "--validation-dir", str(other)).data, masks=True)
 
 

@@ -81,8 +81,8 @@ def test_two_processes_train_and_validate_as_one_does(capsys, tmp_path, boxes, s
     tables = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        arguments = [*TINY, "--system", system, "--micro-batch-size", "2", "--train-data-dir", boxes, "--validation-dir",
-                     boxes, "--max-train-steps", "3", "--output-dir", folder]  # fmt: skip
+        arguments = [*TINY, "--system", system, "--micro-batch-size", "2", "--train-data-dir", boxes,
+                     "--validation-dir", boxes, "--max-train-steps", "3", "--output-dir", folder]  # fmt: skip
         train_to_the_end(capsys, tmp_path / "log", *arguments, processes=processes, main=train_detector.main,
                          kind=DetectorTrainer)  # fmt: skip
         training = [float(line.split(",")[1]) for line in losses(folder)[1:]]
@@ -123,7 +123,7 @@ def test_mask_rcnn_learns_from_a_panoptic_list_frozen_as_published(capsys, tmp_p
     assert code == 0 and "loss_mask" in output and "frozen     the stem and 1 stage;" in output, output
     before, after = classifier.state_dict(), load_detector(tmp_path / "out").model.backbone.backbone.emov2.state_dict()
     changed = {name for name in after if not torch.equal(before[name], after[name])}
-    assert "stages.1.blocks.0.i2rmb.conv_norm.bias" in changed and len(changed) > 100
+    assert "stages.1.blocks.0.i2rmb.conv_norm.bias" in changed and len(changed) > 80
     assert not {name for name in changed if name.startswith(("stem.", "stages.0.")) or "running" in name}
 
 
@@ -134,7 +134,8 @@ def test_fine_tuning_a_detector_renews_its_last_layers_alone(capsys, tmp_path, b
     steps = ["--max-train-steps", "1", "--learning-rate", "1e-9", "--lr-warmup-steps", "0"]
     assert run(capsys, *TINY, "--train-data-dir", boxes, *steps, "--output-dir", first)[0] == 0
     code, output = run(capsys, "--init-from", first, "--train-data-dir", other, *steps, "--global-batch-size", "4",
-                       "--report-to", "none", "--num-workers", "0", "--cpu-threads", "1", "--output-dir", tmp_path / "out")  # fmt: skip
+                       "--report-to", "none", "--num-workers", "0", "--cpu-threads", "1", "--output-dir",
+                       tmp_path / "out")  # fmt: skip
     assert code == 0, output
     before, after = (load_file(folder / "model.safetensors") for folder in (first, tmp_path / "out"))
     changed = {name for name in before if not torch.allclose(before[name], after[name], atol=1e-6)}
@@ -174,9 +175,11 @@ def test_eight_photos_of_coco_are_learned_by_heart(capsys, tmp_path, system):
         COCO / "images", "--validation-annotations", COCO / "panoptic.json", "--resolution", "160", "--max-size", "160",
         "--global-batch-size", "8", "--max-train-steps", "400", "--validate-every", "400", "--learning-rate", "5e-4",
         "--max-grad-norm", "5", "--lr-warmup-steps", "20", "--zoom-out", "1", "--iou-crop", "false", "--photometric",
-        "false", "--report-to", "none", "--num-workers", "0", "--output-dir", tmp_path / "out",
+        "false", "--lr-decay-unit", "step", "--report-to", "none", "--num-workers", "0", "--output-dir", tmp_path / "out",
     )  # fmt: skip
     assert code == 0, output
+    scores = [float(value) for value in (tmp_path / "out" / "validation.csv").read_text().splitlines()[-1].split(",")]
+    assert scores[2] > 0.5, output[-2000:]
 
 
 BAD = [
@@ -232,8 +235,8 @@ def bad_folder(tmp_path, boxes, change):
     ],
 )
 def test_pictures_and_lists_that_do_not_fit_are_named(capsys, tmp_path, boxes, system, change, message):
-    code, output = run(capsys, *TINY, "--system", system, *bad_folder(tmp_path, boxes, change), "--max-train-steps", "4",
-                       "--output-dir", tmp_path / "out")  # fmt: skip
+    code, output = run(capsys, *TINY, "--system", system, *bad_folder(tmp_path, boxes, change), "--max-train-steps",
+                       "4", "--output-dir", tmp_path / "out")  # fmt: skip
     assert isinstance(code, str) and message in code and "\n" not in code, output
 
 
