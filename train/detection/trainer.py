@@ -131,7 +131,7 @@ def run(config: DetectorConfig) -> None:
 def make_run(plan: DetectorPlan, accelerator: Accelerator) -> DetectorRun:
     """The run of a plan: network, average, optimizer, schedule."""
     parts = prepare_parts(plan, accelerator, plan.config.model.compile, lambda model: model.backbone)
-    bundle: Any = DetectorBundle(parts.average.module, plan.source.id2label, plan.settings)
+    bundle = DetectorBundle(parts.average.module, plan.source.id2label, plan.settings)
     kind = MaskDetectorRun if plan.system == "mask_rcnn" else DetectorRun
     return kind(**vars(parts), plan=plan, accelerator=accelerator, bundle=cast(Any, bundle))
 

@@ -175,7 +175,8 @@ def test_eight_photos_of_coco_are_learned_by_heart(capsys, tmp_path, system):
         COCO / "images", "--validation-annotations", COCO / "panoptic.json", "--resolution", "160", "--max-size", "160",
         "--global-batch-size", "8", "--max-train-steps", "400", "--validate-every", "400", "--learning-rate", "5e-4",
         "--max-grad-norm", "5", "--lr-warmup-steps", "20", "--zoom-out", "1", "--iou-crop", "false", "--photometric",
-        "false", "--lr-decay-unit", "step", "--report-to", "none", "--num-workers", "0", "--output-dir", tmp_path / "out",
+        "false", "--lr-decay-unit", "step", "--report-to", "none", "--num-workers", "0", "--output-dir",
+        tmp_path / "out",
     )  # fmt: skip
     assert code == 0, output
     scores = [float(value) for value in (tmp_path / "out" / "validation.csv").read_text().splitlines()[-1].split(",")]
