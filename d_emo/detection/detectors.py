@@ -271,9 +271,13 @@ def _opened(backbone: str | os.PathLike | EMOv2Backbone, stages: Sequence[str], 
     if not isinstance(backbone, EMOv2Backbone):
         return open_backbone(backbone, stages, "detection", window)
     if list(backbone.out_features) != list(stages):
-        raise ValueError(f"backbone returns {', '.join(backbone.out_features)}; this detector is on {', '.join(stages)}.")
+        raise ValueError(
+            f"backbone returns {', '.join(backbone.out_features)}; this detector is on {', '.join(stages)}."
+        )
     if window is not None and window != backbone.config.window_size:
-        raise ValueError(f"window_size={window} is not the {backbone.config.window_size} of this backbone; leave it out.")
+        raise ValueError(
+            f"window_size={window} is not the {backbone.config.window_size} of this backbone; leave it out."
+        )
     return backbone
 
 

@@ -228,7 +228,7 @@ def _changed(settings: Mapping[str, Any], options: dict[str, Any]) -> dict[str, 
     network, window = options.pop("network", {}), options.pop("window_size", None)
     if window is not None:
         network = {**network, "window_size": window}
-    own = {name: options.pop(name) for name in ("frozen_stages", "fixed_statistics") if name in options}
+    own: dict[str, Any] = {name: options.pop(name) for name in ("frozen_stages", "fixed_statistics") if name in options}
     return {
         **settings,
         **own,

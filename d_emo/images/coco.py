@@ -72,6 +72,9 @@ def coco_objects(
     try:
         reader = _Reader(content, masks)
         pictures = _existing(folder, reader.files)
+        if masks_folder is not None and not (reader.panoptic and Path(masks_folder).is_dir()):
+            what = "there is no such folder" if reader.panoptic else "of a panoptic list alone, and this one is none"
+            raise ValueError(f"the folder of masks {masks_folder}: {what}.")
         if not reader.panoptic:
             return _instances(reader, folder, path, pictures)
         return _panoptic(reader, folder, path, pictures, Path(masks_folder) if masks_folder else path.with_suffix(""))

@@ -32,7 +32,7 @@ def pack(shape: Any, sides: tuple[int, int]) -> bytes | None:
         height, width = _size(shape.get("size"))
         if min(sides) > 0 and (width, height) != tuple(sides):
             raise ValueError(f"its mask is of {width} x {height} pixels, the picture of {sides[0]} x {sides[1]}")
-        runs(shape["counts"] if "counts" in shape else None, height * width)
+        runs(shape.get("counts"), height * width)
         return json.dumps(shape).encode()
     if shape is None or shape == []:
         return None

@@ -64,17 +64,18 @@ def dataset_objects(
     names = getattr(fields[key], "names", None) or class_names
     classes = [value for row in rows for value in row[key]]
     labels, titles = class_ids(classes, names, lambda number: f"row {picture[number]}")
+
+    def told(key: str) -> list[Any]:
+        return [value for row in rows for value in row.get(key, [None] * len(row["bbox"]))]
+
     objects = ObjectTable(
         id2label=dict(enumerate(english_names(titles))),
         sides=_sides(table),
         picture=picture,
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
         labels=labels,
-        crowd=np.array([bool(value) for row in rows for value in row.get("iscrowd", [0] * len(row["bbox"]))]),
-        areas=np.array(
-            [np.nan if value is None else value for row in rows for value in row.get("area", [None] * len(row["bbox"]))],
-            dtype=np.float64,
-        ),
+        crowd=np.array([bool(crowd) for crowd in told("iscrowd")], dtype=bool),
+        areas=np.array([np.nan if area is None else area for area in told("area")], dtype=np.float64),
         numbers=np.arange(len(picture)),
     ).tidy(corners=box_format == "xyxy")
     images = as_files(table.select_columns([image_column]), image_column)

@@ -128,7 +128,9 @@ class ObjectTable:
         wrong = ~np.isfinite(boxes).all(axis=1)
         if wrong.any():
             number = int(np.flatnonzero(wrong)[0])
-            raise ValueError(f"object {self.numbers[number]} has the box {boxes[number].tolist()}, which is not finite.")
+            raise ValueError(
+                f"object {self.numbers[number]} has the box {boxes[number].tolist()}, which is not finite."
+            )
         if corners:
             boxes[:, 2:] -= boxes[:, :2]
         sides = self.sides[self.picture].astype(np.float64)  # (O, 2), width and height

@@ -23,6 +23,7 @@ from d_emo.train.diffusion.config import TrainConfig, parse_config
 COMMANDS = {
     "train/train_dit.py": ("Model", "Data", "Optimization", "Run"),
     "train/train_classifier.py": ("Model", "Data", "Augmentation", "Distillation", "Optimization", "Run"),
+    "train/train_detector.py": ("Model", "Data", "Augmentation", "Optimization", "Run"),
     "train/encode_latents.py": ("Data", "Encoding"),
     "train/convert_dit.py": (),
     "train/convert_emov2.py": (),

@@ -14,6 +14,7 @@ from d_emo.models.published import export_state
 from helpers.classifiers import TINY_NETWORK
 from helpers.detectors import write_detector
 from helpers.models import randomize, tiny_model
+from helpers.object_files import write_instances
 from helpers.pipelines import tiny_pipeline, tiny_vae
 
 
@@ -115,5 +116,6 @@ def make_everything(folder: Path) -> dict[str, Path]:
         "samples.npz": write_samples(folder / "samples.npz"),
         "vae": write_vae(folder / "vae"),
         "cache": folder / "cache",
+        "boxes": write_instances(folder / "boxes"),
     }
     return {**made, "latents": write_latents(folder / "latents", made["pictures"], made["vae"])}

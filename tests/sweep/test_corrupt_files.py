@@ -166,6 +166,19 @@ def read_inception(folder: Path) -> None:
     make_extractor("inception", str(folder / "inception.pth"), verify=False)
 
 
+def open_detector(folder: Path) -> None:
+    from d_emo.detection.saved import load_detector
+
+    load_detector(folder / "detector")
+
+
+def read_objects(folder: Path) -> None:
+    from d_emo.images.coco import coco_objects
+
+    source = coco_objects(folder / "boxes", folder / "boxes" / "annotations.json")
+    source.read(0)
+
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 READERS = {
     "model_index.json": Reader(copy("pipeline", "model_index.json"), open_pipeline, thorough=False),
@@ -176,6 +189,9 @@ READERS = {
     "a VAE's weights": Reader(copy("vae", WEIGHTS), open_vae),
     "a classifier's config.json": Reader(copy("classifier", "config.json"), open_classifier, thorough=False),
     "a classifier's weights": Reader(copy("classifier", "model.safetensors"), open_classifier),
+    "a detector's config.json": Reader(copy("detector", "config.json"), open_detector, thorough=False),
+    "a detector's weights": Reader(copy("detector", "model.safetensors"), open_detector),
+    "COCO's objects": Reader(copy("boxes", "annotations.json"), read_objects),
     "preprocessor_config.json": Reader(copy("classifier", "preprocessor_config.json"), open_classifier, thorough=False),
     "a .pt file": Reader(copy("dit.pt"), read_state),
     "Inception's weights": Reader(inception, read_inception),

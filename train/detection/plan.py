@@ -159,4 +159,3 @@ def _loaded(name: str) -> DetectorBundle:
         return load_detector(name)
     except ValueError as error:
         raise ValueError(f"--init-from {error}") from error
-

@@ -139,7 +139,7 @@ def _held_out(source: ObjectSource, share: float) -> tuple[ObjectSource, ObjectS
     held, rest = np.sort(order[:count]), np.sort(order[count:])
     if not (len(rest) and source.counts[held].any() and source.counts[rest].any()):
         raise ValueError(
-            f"--validation-share {share:g}: of {source.size:,} images {count:,} would be held out, and one of the parts "
-            "has no object; choose another share, or name pictures to validate on (--validation-dir)."
+            f"--validation-share {share:g}: of {source.size:,} images {count:,} would be held out, and one of the "
+            "parts has no object; choose another share, or name pictures to validate on (--validation-dir)."
         )
     return some_of(source, rest), some_of(source, held, f"{source.name}, held out")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +34,7 @@ class DetectorRun(TaskRun[DetectorPlan]):
         parts: sums of the losses by name since the last log line, and of how many micro batches.
     """
 
-    score_names = BOX_SCORES
+    score_names: ClassVar[tuple[str, ...]] = BOX_SCORES
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def card(self, folder: Path) -> str:
@@ -112,7 +112,7 @@ class DetectorRun(TaskRun[DetectorPlan]):
 class MaskDetectorRun(DetectorRun):
     """A run that learns masks, too."""
 
-    score_names = (*BOX_SCORES, *MASK_SCORES)
+    score_names: ClassVar[tuple[str, ...]] = (*BOX_SCORES, *MASK_SCORES)
 
 
 def run(config: DetectorConfig) -> None:
@@ -131,7 +131,7 @@ def run(config: DetectorConfig) -> None:
 def make_run(plan: DetectorPlan, accelerator: Accelerator) -> DetectorRun:
     """The run of a plan: network, average, optimizer, schedule."""
     parts = prepare_parts(plan, accelerator, plan.config.model.compile, lambda model: model.backbone)
-    bundle: Any = DetectorBundle(parts.average.module, plan.source.id2label, plan.settings)
+    bundle = DetectorBundle(parts.average.module, plan.source.id2label, plan.settings)
     kind = MaskDetectorRun if plan.system == "mask_rcnn" else DetectorRun
     return kind(**vars(parts), plan=plan, accelerator=accelerator, bundle=cast(Any, bundle))
 
