@@ -100,6 +100,12 @@ COMMANDS = {
             "d_emo.eval.classification.command.run",
         ),
         SweptCommand(
+            "evaluate_segmenter",
+            "d_emo.eval.evaluate_segmenter",
+            ("--model", "@segmenter", "--data-dir", "@masked", "--output-dir", "@out"),
+            "d_emo.eval.segmentation.command.run",
+        ),
+        SweptCommand(
             "evaluate_digits",
             "d_emo.eval.evaluate_digits",
             ("--model", "@pipeline"),

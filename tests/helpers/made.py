@@ -14,6 +14,7 @@ from d_emo.models.published import export_state
 from helpers.classifiers import TINY_NETWORK
 from helpers.models import randomize, tiny_model
 from helpers.pipelines import tiny_pipeline, tiny_vae
+from helpers.segmenters import segmenter
 
 
 def write_pictures(folder: Path, side: int = 16, count: int = 2) -> Path:
@@ -32,6 +33,28 @@ def write_classifier(folder: Path) -> Path:
     torch.manual_seed(0)
     EMOv2ForImageClassification(config).eval().save_pretrained(folder)
     make_image_processor(32).save_pretrained(folder)
+    return folder
+
+
+def write_masked(folder: Path, side: int = 32, count: int = 3) -> Path:
+    """Pictures and masks of two classes: the right half is the object."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index in range(count):
+        picture = PIL.Image.new("RGB", (side, side), (index * 40, 7, 100))
+        picture.paste((200, 100, 7), (side // 2, 0, side, side))
+        picture.save(folder / "images" / f"{index}.png")
+        mask = PIL.Image.new("L", (side, side))
+        mask.paste(255, (side // 2, 0, side, side))
+        mask.save(folder / "masks" / f"{index}.png")
+    return folder
+
+
+def write_segmenter(folder: Path) -> Path:
+    """A segmenter of a few thousand parameters with two classes, and its image processor."""
+    model = segmenter("segformer", id2label={0: "background", 1: "object"})
+    model.save_pretrained(folder)
+    model.make_image_processor().save_pretrained(folder)
     return folder
 
 
@@ -87,6 +110,8 @@ def make_everything(folder: Path) -> dict[str, Path]:
     made = {
         "pictures": write_pictures(folder / "pictures"),
         "classifier": write_classifier(folder / "classifier"),
+        "masked": write_masked(folder / "masked"),
+        "segmenter": write_segmenter(folder / "segmenter"),
         "pipeline": write_pipeline(folder / "pipeline"),
         "dit.pt": write_dit(folder / "dit.pt"),
         "emov2.pth": write_dit(folder / "emov2.pth"),  # none of EMOv2's: it is refused by name

@@ -86,9 +86,11 @@ KINDS = {
         "fid_images", "teacher_resolution", "validate_every", "batch_size", "shard_size", "num_heads", "image_size",
         "reference_images", "num_images", "steps", "guidance_channels", "feature_batch_size", "per_class", "batch",
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
-        "fid_cost samples", "fid_cost reference", "patch_bottleneck",
+        "fid_cost samples", "fid_cost reference", "patch_bottleneck", "max_images", "window", "short_side",
     ),
-    "count or zero": ("num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every"),
+    "count or zero": (
+        "num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every", "ignore_index", "pictures",
+    ),
     "side of 32 or more": (
         "train_classifier resolution", "loader_speed resolution", "receptive_field image_size",
     ),
@@ -116,24 +118,25 @@ KINDS = {
         "statistics",
     ),
     "boolean that needs another": ("streaming", "train_classifier unconditional"),
-    "switch": ("unverified_inception", "confidence", "by_class"),
+    "switch": ("unverified_inception", "confidence", "by_class", "evaluate_segmenter reduce_zero_label", "full_size"),
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
-        "throughput compile", "throughput models", "clock", "layout", "time_sampling", "stride",
+        "throughput compile", "throughput models", "clock", "layout", "time_sampling", "stride", "panoptic_classes",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
         "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
-        "reference", "pattern", "only", "models", "license", "allow_change",
+        "reference", "pattern", "only", "models", "license", "allow_change", "image_suffix", "mask_suffix",
     ),
     "JSON": ("model_config",),
     "file to read": (
         "config", "checkpoint", "inception_weights", "fid_inception_weights", "samples", "images", "coco_annotations",
+        "panoptic_json", "palette",
     ),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
-        "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
+        "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images", "mask_dir",
     ),
     "file to write": ("export_npz", "output"),
     "folder to write": ("output_dir", "cache_dir", "throughput output"),
@@ -150,6 +153,9 @@ KINDS = {
         "loss_weighting",  # of the objective's default
         "encode_latents dataset",  # beside --train-data-dir
         "evaluate_classifier dataset",  # beside --data-dir
+        "evaluate_segmenter dataset",
+        "mask_column",  # without --dataset
+        "evaluate_segmenter stride",  # without --window
         "evaluate_fid model",  # beside --samples
         "sweep",  # without --model
         "checkpoints",  # without --model
