@@ -12,6 +12,7 @@ from d_emo import EMOv2Config, EMOv2ForImageClassification
 from d_emo.classification.transformers_models import make_image_processor
 from d_emo.models.published import export_state
 from helpers.classifiers import TINY_NETWORK
+from helpers.masks import write_masks
 from helpers.models import randomize, tiny_model
 from helpers.pipelines import tiny_pipeline, tiny_vae
 
@@ -87,6 +88,7 @@ def make_everything(folder: Path) -> dict[str, Path]:
     made = {
         "pictures": write_pictures(folder / "pictures"),
         "classifier": write_classifier(folder / "classifier"),
+        "masks": write_masks(folder / "masks"),
         "pipeline": write_pipeline(folder / "pipeline"),
         "dit.pt": write_dit(folder / "dit.pt"),
         "emov2.pth": write_dit(folder / "emov2.pth"),  # none of EMOv2's: it is refused by name

@@ -266,7 +266,11 @@ def test_damaged_files_are_known_before_they_are_read(tmp_path):
     (root / "masks" / "a.png").write_bytes(b"no picture")
     (root / "images" / "b.png").write_bytes(b"no picture")
     source = folder_masks(root)
-    assert len(source.unreadable) == 2 and "masks/a.png cannot be read" in source.unreadable[0]
+    assert (
+        [*source.damaged] == [0, 1]
+        and [*pixel_subset(source, [3, 1]).damaged] == [1]
+        and "masks/a.png cannot be read" in source.unreadable[0]
+    )
     with pytest.raises(UnreadableImageError, match=r"a\.png cannot be read"):
         source.read(0)
 

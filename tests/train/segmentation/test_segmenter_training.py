@@ -173,6 +173,10 @@ BAD = {
     "classes to validate on": (
         ["--train-data-dir", "{train}", "--validation-dir", "{more}"], "--validation-dir .*holds 3, which is no class"
     ),
+    "damage to validate on": (
+        ["--train-data-dir", "{train}", "--validation-dir", "{damaged}", "--on-bad-image", "skip"],
+        "b.png cannot be read.*every image to validate on counts",
+    ),
     "nothing to hold out": (["--train-data-dir", "{train}", "--validation-share", "0.01"], "leave nothing"),
     "an odd crop": (
         ["--train-data-dir", "{train}", "--model", "UNet-S5-D16", "--model-config", '{{"base_channels": 8}}',
