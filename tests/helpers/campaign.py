@@ -152,7 +152,7 @@ JOBS = {
     ),
     "evaluate_segmenter": Job(
         "eval/evaluate_segmenter.py",
-        ("--model", "{segmenter}", "--data-dir", "{masked}", "--output-dir", "{out}"),
+        ("--model", "{segmenter}", "--data-dir", "{masks}", "--output-dir", "{out}"),
         files("classes.csv"), ("classes.csv", "report.json", "report.html"),
         ("report.json", "classes.csv", "report.html"),
     ),

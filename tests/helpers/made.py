@@ -12,6 +12,7 @@ from d_emo import EMOv2Config, EMOv2ForImageClassification
 from d_emo.classification.transformers_models import make_image_processor
 from d_emo.models.published import export_state
 from helpers.classifiers import TINY_NETWORK
+from helpers.masks import write_masks
 from helpers.models import randomize, tiny_model
 from helpers.pipelines import tiny_pipeline, tiny_vae
 from helpers.segmenters import segmenter
@@ -36,23 +37,9 @@ def write_classifier(folder: Path) -> Path:
     return folder
 
 
-def write_masked(folder: Path, side: int = 32, count: int = 3) -> Path:
-    """Pictures and masks of two classes: the right half is the object."""
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True)
-    for index in range(count):
-        picture = PIL.Image.new("RGB", (side, side), (index * 40, 7, 100))
-        picture.paste((200, 100, 7), (side // 2, 0, side, side))
-        picture.save(folder / "images" / f"{index}.png")
-        mask = PIL.Image.new("L", (side, side))
-        mask.paste(255, (side // 2, 0, side, side))
-        mask.save(folder / "masks" / f"{index}.png")
-    return folder
-
-
 def write_segmenter(folder: Path) -> Path:
-    """A segmenter of a few thousand parameters with two classes, and its image processor."""
-    model = segmenter("segformer", id2label={0: "background", 1: "object"})
+    """A segmenter of a few thousand parameters with three classes, and its image processor."""
+    model = segmenter("segformer")
     model.save_pretrained(folder)
     model.make_image_processor().save_pretrained(folder)
     return folder
@@ -110,7 +97,7 @@ def make_everything(folder: Path) -> dict[str, Path]:
     made = {
         "pictures": write_pictures(folder / "pictures"),
         "classifier": write_classifier(folder / "classifier"),
-        "masked": write_masked(folder / "masked"),
+        "masks": write_masks(folder / "masks"),
         "segmenter": write_segmenter(folder / "segmenter"),
         "pipeline": write_pipeline(folder / "pipeline"),
         "dit.pt": write_dit(folder / "dit.pt"),

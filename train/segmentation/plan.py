@@ -116,8 +116,8 @@ def make_segmenter_plan(
     """
     if len(source.id2label) < 2:
         raise ValueError(
-            f"the masks of {source.name} have one class, {source.id2label[0]!r}; a segmenter needs two or more: a single "
-            "object has the background beside it (--class-names names classes that the masks do not show)."
+            f"the masks of {source.name} have one class, {source.id2label[0]!r}; a segmenter needs two or more: "
+            "a single object has the background beside it (--class-names names classes that the masks do not show)."
         )
     resolved = resolved_length(config, source, accelerator)
     model = build_network(config.model, source.id2label)
@@ -151,8 +151,8 @@ def check_fits(config: SegmenterConfig, network: Any, layout: BatchLayout, valid
     """
     if layout.micro_batch_size == 1 and getattr(network, "head", "deeplabv3") in WITH_AUXILIARY:
         raise ValueError(
-            f"--global-batch-size {layout.describe()} at once: this head averages each whole crop, and BatchNorm learns "
-            "from two or more of these; use more at once, or --head segformer or semantic_fpn."
+            f"--global-batch-size {layout.describe()} at once: this head averages each whole crop, and BatchNorm "
+            "learns from two or more of these; use more at once, or --head segformer or semantic_fpn."
         )
     if not isinstance(network, UEMOv2Config):
         return
@@ -163,8 +163,8 @@ def check_fits(config: SegmenterConfig, network: Any, layout: BatchLayout, valid
             raise ValueError(f"{name} {side}: this network takes multiples of {multiple}; use {fitting}.")
     if validates and window is None:
         raise ValueError(
-            f"--validation-window is missing: this network takes sides that are multiples of {multiple}, which pictures "
-            f"rarely have; name the windows' side, such as {config.model.crop_size}."
+            f"--validation-window is missing: this network takes sides that are multiples of {multiple}, which "
+            f"pictures rarely have; name the windows' side, such as {config.model.crop_size}."
         )
 
 
