@@ -1,7 +1,9 @@
 """Pictures with masks, and options of a short run of the segmentation trainer."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -42,3 +44,28 @@ def write_masks(root: Path, names: Sequence[str] = ("a", "b", "c", "d"), size: t
         picture_of(labels).save(root / "images" / f"{name}.png")
         PIL.Image.fromarray(labels).save(root / "masks" / f"{name}.png")
     return root
+
+
+CATEGORIES = [{"id": 7, "name": "sky", "isthing": 0}, {"id": 3, "name": "dog", "isthing": 1}]
+# Numbers of the segments of blocks 0 and 1, with their categories.
+SEGMENTS = {70_000: 7, 513: 3}
+
+
+def write_panoptic(root: Path, change: Callable[[dict[str, Any]], Any] = lambda content: None) -> Path:
+    """COCO's panoptic file of a picture whose block 2 has no segment, and both pictures; returns the file."""
+    labels = blocks()
+    numbers = np.select([labels == 0, labels == 1], [70_000, 513], 0)
+    colors = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=-1).astype(np.uint8)
+    for folder in ("images", "panoptic"):
+        (root / folder).mkdir(parents=True)
+    picture_of(labels).save(root / "images" / "one.jpg")
+    PIL.Image.fromarray(colors).save(root / "panoptic" / "one.png")
+    segments = [{"id": number, "category_id": category, "iscrowd": 0} for number, category in SEGMENTS.items()]
+    content = {
+        "images": [{"id": 5, "file_name": "one.jpg", "width": 48, "height": 40}],
+        "annotations": [{"image_id": 5, "file_name": "one.png", "segments_info": segments}],
+        "categories": [{**entry} for entry in CATEGORIES],
+    }
+    change(content)
+    (root / "panoptic.json").write_text(json.dumps(content))
+    return root / "panoptic.json"

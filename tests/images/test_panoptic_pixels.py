@@ -3,35 +3,10 @@
 import json
 
 import numpy as np
-import PIL.Image
 import pytest
-from helpers.masks import blocks, picture_of
+from helpers.masks import blocks, write_panoptic
 
 from d_emo.images.panoptic import panoptic_pixels
-
-CATEGORIES = [{"id": 7, "name": "sky", "isthing": 0}, {"id": 3, "name": "dog", "isthing": 1}]
-# Segments by the number of a block: sky, a dog, and a crowd of dogs.
-SEGMENTS = {0: (70_000, 7, 0), 1: (513, 3, 0)}
-
-
-def write_panoptic(root, change=lambda content: None):
-    """A picture whose block 2 has no segment."""
-    labels = blocks()
-    numbers = np.select([labels == 0, labels == 1], [70_000, 513], 0)
-    colors = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=-1).astype(np.uint8)
-    for folder in ("images", "panoptic"):
-        (root / folder).mkdir(parents=True)
-    picture_of(labels).save(root / "images" / "one.jpg")
-    PIL.Image.fromarray(colors).save(root / "panoptic" / "one.png")
-    segments = [{"id": i, "category_id": c, "iscrowd": crowd} for i, c, crowd in SEGMENTS.values()]
-    content = {
-        "images": [{"id": 5, "file_name": "one.jpg", "width": 48, "height": 40}],
-        "annotations": [{"image_id": 5, "file_name": "one.png", "segments_info": segments}],
-        "categories": [{**entry} for entry in CATEGORIES],
-    }
-    change(content)
-    (root / "panoptic.json").write_text(json.dumps(content))
-    return root / "panoptic.json"
 
 
 def test_categories_and_things_against_stuff(tmp_path):

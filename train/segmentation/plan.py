@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers.image_utils import SizeDict
 
 from d_emo.images.masks import PixelSource
 from d_emo.kernels import backend_report
 from d_emo.models.flops import count_macs_on
 from d_emo.segmentation.ranges import WITH_AUXILIARY
-from d_emo.segmentation.transformers_models import SegmentationPreTrainedModel, make_segmentation_processor
+from d_emo.segmentation.transformers_models import (
+    ADE20K_SIDES,
+    SegmentationPreTrainedModel,
+    make_segmentation_processor,
+)
 from d_emo.segmentation.unet_config import UEMOv2Config
 from d_emo.segmentation.variants import WHOLE_NETWORKS
 from d_emo.train.engine.batch_layout import BatchLayout
@@ -122,11 +125,10 @@ def make_segmenter_plan(
     resolved = resolved_length(config, source, accelerator)
     model = build_network(config.model, source.id2label)
     check_fits(config, model.config, resolved["layout"], validation is not None)
-    processor = make_segmentation_processor(model.config.image_mean, model.config.image_std)
-    options = config.augmentation
-    processor.do_resize = options.short_side is not None
-    if options.short_side is not None:
-        processor.size = SizeDict(shortest_edge=options.short_side, longest_edge=options.longest)
+    short, long = config.augmentation.short_side, config.augmentation.longest
+    sides = {"shortest_edge": short, "longest_edge": long} if short and long else ADE20K_SIDES
+    processor = make_segmentation_processor(model.config.image_mean, model.config.image_std, sides)
+    processor.do_resize = short is not None
     return SegmenterPlan(
         config=config,
         source=source,

@@ -73,7 +73,7 @@ def test_windows_on_pictures_as_they_are(capsys, tmp_path, data):
     """A UNet takes no side of 52 or 40 pixels by itself."""
     network = ["--model", "UNet-S5-D16", "--model-config", '{"base_channels": 8}']
     more = ["--max-train-steps", "1", "--output-dir", tmp_path]
-    code, output = run(capsys, *base(data), *network, *more)
+    code, output = run(capsys, *base(data), *network, *more, "--dry-run")
     assert code != 0 and "--validation-window is missing" in output
     code, output = run(capsys, *base(data), *network, *more, "--validation-window", "32")
     assert code == 0 and "windows of 32 every 21 pixels" in output, output
@@ -237,6 +237,22 @@ def test_bad_pictures_are_skipped_aloud_where_that_is_asked_for(capsys, tmp_path
         "--output-dir", tmp_path,
     )  # fmt: skip
     assert code == 0 and "b.png cannot be read" in output, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["segformer", "semantic_fpn"])
+def test_a_tiny_network_learns_colours_by_heart(head, capsys, tmp_path, data):
+    """Every class has a colour of its own, so that a network of 10,000 parameters tells them; half a minute each."""
+    still = NETWORK.replace('"drop_path": 0.2', '"drop_path": 0.0, "dropout": 0.0')
+    code, output = run(
+        capsys, *base(data), "--model-config", still, "--head", head, "--max-train-steps", "120", "--learning-rate",
+        "5e-3", "--max-grad-norm", "1", "--validate-every", "120", "--ema-decay", "0.9", "--scale-min", "1",
+        "--scale-max", "1", "--no-photometric", "--validation-dir", data / "train", "--output-dir", tmp_path,
+    )  # fmt: skip
+    assert code == 0, output
+    _, miou, *_ = (tmp_path / "validation.csv").read_text().splitlines()[-1].split(",")
+    print(f"{head}: mIoU {miou}")
+    assert float(miou) > 0.8
 
 
 @pytest.mark.slow
