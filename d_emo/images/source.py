@@ -95,9 +95,7 @@ class ImageSource:
         Raises:
             UnreadableImageError: there are such images; the first is named, the others are counted.
         """
-        if self.unreadable:
-            more = f", and {len(self.unreadable) - 1:,} more" if len(self.unreadable) > 1 else ""
-            raise UnreadableImageError(f"{self.unreadable[0]}{more}. {remedy}")
+        refuse_unreadable(self.unreadable, remedy)
 
     def describe_size(self) -> str:
         """How many images, for people."""
@@ -116,6 +114,17 @@ class ImageSource:
     def identity(self) -> dict[str, Any]:
         """What a run remembers of its images, to be resumed on the same ones."""
         return {"data": self.name, "data_size": self.size, "data_fingerprint": self.fingerprint}
+
+
+def refuse_unreadable(messages: Sequence[str], remedy: str) -> None:
+    """Stop where there are messages of images that cannot be decoded.
+
+    Raises:
+        UnreadableImageError: there are; the first is named, the others are counted.
+    """
+    if messages:
+        more = f", and {len(messages) - 1:,} more" if len(messages) > 1 else ""
+        raise UnreadableImageError(f"{messages[0]}{more}. {remedy}")
 
 
 def held_out(source: ImageSource, share: float = HELD_OUT_SHARE) -> tuple[ImageSource, ImageSource]:

@@ -174,7 +174,7 @@ def collate(samples: Sequence[Sample], place: StreamPlace | None = None) -> Batc
     images, labels, positions, bad_images = zip(*samples, strict=True)
     return Batch(
         images=torch.stack(images),
-        labels=torch.tensor(labels),
+        labels=torch.stack(labels) if isinstance(labels[0], torch.Tensor) else torch.tensor(labels),
         positions=list(positions),
         bad_images=[message for messages in bad_images for message in messages],
         place=place,

@@ -105,6 +105,10 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
     def card(self, folder: Path) -> str:
         """The model card of the result, as it lies in a folder."""
 
+    def logged(self) -> dict[str, torch.Tensor]:
+        """What a line of the log has beside the loss since the last one: scalars by name, for screen and tracker."""
+        return {}
+
     def save_state(self, folder: Path) -> None:
         """Write into a checkpoint's folder of state what else a continued run needs; every process calls this."""
 

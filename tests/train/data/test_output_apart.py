@@ -4,7 +4,7 @@ import PIL.Image
 import pytest
 from helpers.training import run_here
 
-from d_emo.eval import evaluate_classifier
+from d_emo.eval import evaluate_classifier, evaluate_detector, evaluate_segmenter
 from d_emo.train import encode_latents, train_classifier, train_dit
 
 COMMANDS = [
@@ -13,6 +13,8 @@ COMMANDS = [
     (train_classifier.main, ["--train-data-dir", "{}", "--validation-dir", "{}"]),
     (encode_latents.main, ["--train-data-dir", "{}", "--vae", "nowhere"]),
     (evaluate_classifier.main, ["--model", "nowhere", "--data-dir", "{}"]),
+    (evaluate_detector.main, ["--model", "nowhere", "--data-dir", "{}"]),
+    (evaluate_segmenter.main, ["--model", "nowhere", "--data-dir", "{}"]),
 ]
 
 
