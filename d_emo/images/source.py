@@ -90,9 +90,7 @@ class LabelledSource:
         Raises:
             UnreadableImageError: there are such images; the first is named, the others are counted.
         """
-        if self.unreadable:
-            more = f", and {len(self.unreadable) - 1:,} more" if len(self.unreadable) > 1 else ""
-            raise UnreadableImageError(f"{self.unreadable[0]}{more}. {remedy}")
+        refuse_unreadable(self.unreadable, remedy)
 
     def describe_size(self) -> str:
         """How many there are, for people."""
@@ -128,6 +126,17 @@ class ImageSource(LabelledSource):
     flip: bool = True
     resolution: int = 256
     latents: EncodedLatents | None = None
+
+
+def refuse_unreadable(messages: Sequence[str], remedy: str) -> None:
+    """Stop where there are messages of images that cannot be decoded.
+
+    Raises:
+        UnreadableImageError: there are; the first is named, the others are counted.
+    """
+    if messages:
+        more = f", and {len(messages) - 1:,} more" if len(messages) > 1 else ""
+        raise UnreadableImageError(f"{messages[0]}{more}. {remedy}")
 
 
 def held_out(source: SourceT, share: float = HELD_OUT_SHARE) -> tuple[SourceT, SourceT]:

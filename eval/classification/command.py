@@ -5,7 +5,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -21,9 +21,10 @@ from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.images.digits import digits_source
 from d_emo.images.labels import LabelResolver
 from d_emo.images.open_source import open_source
-from d_emo.images.source import ImageSource, held_out
+from d_emo.images.source import ImageSource, LabelledSource, held_out
 from d_emo.images.stored_labels import whole_number
 
+SourceT = TypeVar("SourceT", bound=LabelledSource)
 # More classes than this are drawn without their names.
 NAMED_CLASSES = 40
 WORST_PAIRS = 10
@@ -110,8 +111,8 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
         raise ValueError(f"{flag}: {error}") from error
 
 
-def align_labels(source: ImageSource, id2label: Mapping[int, str]) -> tuple[ImageSource, str]:
-    """The images with the model's class ids, and a remark for people.
+def align_labels(source: SourceT, id2label: Mapping[int, str]) -> tuple[SourceT, str]:
+    """The images, or other things, with the model's class ids, and a remark for people.
 
     Names decide. Where no name of the data is one of the model's, numbers do: whole numbers as names are ids, other
     names stand for their places, if both have as many classes.
@@ -143,7 +144,8 @@ def align_labels(source: ImageSource, id2label: Mapping[int, str]) -> tuple[Imag
             f"model's names: {', '.join(unknown[:5])}. Rename the folders, or evaluate another model."
         )
     table = np.array([found[label] for label in range(len(found))])
-    return replace(source, labels=table[source.labels], id2label=dict(id2label)), note
+    changed: Any = {"labels": table[source.labels], "id2label": dict(id2label)}
+    return replace(source, **changed), note
 
 
 def _numbers(names: Iterable[str]) -> list[int]:
@@ -162,14 +164,16 @@ def default_folder(model: str) -> Path:
     return Path(model) / "evaluation" if Path(model).is_dir() else Path("runs") / f"evaluation-{Path(model).name}"
 
 
-def report(predictions: Predictions, names: Mapping[int, str], folder: Path, about: dict[str, Any]) -> None:
-    """Print the scores and write them with the table of classes and the picture."""
+def report(
+    predictions: Predictions, names: Mapping[int, str], folder: Path, about: dict[str, Any], things: str = "images"
+) -> None:
+    """Print the scores and write them with the table of classes and the picture; `things` are what was classified."""
     truth, answers = predictions.labels.numpy(), predictions.ranked[:, 0].numpy()
     shown = np.unique(truth)
     ids = np.arange(len(names))
     matrix = confusion_matrix(truth, answers, labels=ids)
     scores = {
-        "images": len(truth),
+        things: len(truth),
         "top1": predictions.accuracy(1),
         "top5": predictions.accuracy(5),
         "loss": predictions.loss,

@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import Sampler
 
 # One independent Philox stream a purpose. The numbers are part of what a seed means: append, never renumber.
-PURPOSES = {"order": 0, "noise": 1, "time": 2, "label_dropout": 3, "flip": 4, "vae": 5, "augmentation": 6, "mixup": 7}
-Purpose = Literal["order", "noise", "time", "label_dropout", "flip", "vae", "augmentation", "mixup"]
+PURPOSES = {"order": 0, "noise": 1, "time": 2, "label_dropout": 3, "flip": 4, "vae": 5, "augmentation": 6, "mixup": 7,
+            "frames": 8}  # fmt: skip
+Purpose = Literal["order", "noise", "time", "label_dropout", "flip", "vae", "augmentation", "mixup", "frames"]
 
 
 def generator(seed: int, purpose: Purpose, position: int) -> np.random.Generator:

@@ -130,7 +130,9 @@ def prepare_parts(plan: Any, accelerator: Accelerator, compiled: bool) -> Parts:
         raise ValueError("accelerate launch with FSDP: these networks are small and not sharded; launch without FSDP.")
     seed = plan.config.run.seed
     set_seed(seed % 2**32)
-    model = plan.build_model().to(memory_format=torch.channels_last)
+    model = plan.build_model()
+    in_time = any(parameter.dim() == 5 for parameter in model.parameters())
+    model = model.to(memory_format=torch.channels_last_3d if in_time else torch.channels_last)
     optimizer = plan.make_optimizer(model)
     lr_schedule = plan.make_schedule(optimizer)
     parts = start.prepare(plan, accelerator, model, optimizer, lr_schedule, model.compile if compiled else None)
