@@ -5,8 +5,10 @@ are divided by 257, floats in [0, 1] multiplied by 255; where a file does not de
 first frame of an animation is taken; colour profiles are not applied (training on ImageNet never did).
 """
 
+import contextlib
 import math
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,7 @@ _Turn = PIL.Image.Transpose
 # What makes a picture of an EXIF orientation upright.
 UPRIGHT = {2: _Turn.FLIP_LEFT_RIGHT, 3: _Turn.ROTATE_180, 4: _Turn.FLIP_TOP_BOTTOM, 5: _Turn.TRANSPOSE,
            6: _Turn.ROTATE_270, 7: _Turn.TRANSVERSE, 8: _Turn.ROTATE_90}  # fmt: skip
+SIDEWAYS = (_Turn.TRANSPOSE, _Turn.ROTATE_270, _Turn.TRANSVERSE, _Turn.ROTATE_90)
 
 
 class UnreadableImageError(ValueError):
@@ -65,22 +68,56 @@ def decode(file: Any, name: str) -> PIL.Image.Image:
     Raises:
         UnreadableImageError: with `name`, whatever went wrong.
     """
-    try:
-        if file is None:
-            raise ValueError("there is no picture")
-        if isinstance(file, str | os.PathLike) and not os.path.isfile(file):  # noqa: PTH113, any kind of path
-            raise ValueError("no such file, or no regular one")
+    return decode_as(file, name, _to_rgb)
+
+
+def decode_as(file: Any, name: str, convert: Callable[[PIL.Image.Image], PIL.Image.Image]) -> PIL.Image.Image:
+    """Decode a path or binary file whole, upright, to what `convert` makes of its stored pixels.
+
+    Raises:
+        UnreadableImageError: with `name`, whatever went wrong.
+    """
+    with _named(name):
+        _check_file(file)
         with _open(file) as image:
             _check_size(image)
             image.load()
             _check_size(image)  # some formats hold another picture than their header says
             turn = _orientation(image)
-            picture = _to_rgb(image)
+            picture = convert(image)
             return picture if turn is None else picture.transpose(turn)
+
+
+def upright_size(file: Any, name: str) -> tuple[int, int]:
+    """Width and height that `decode` gives, told by the header alone.
+
+    Raises:
+        UnreadableImageError: with `name`, whatever went wrong.
+    """
+    with _named(name):
+        _check_file(file)
+        with _open(file) as image:
+            _check_size(image)
+            width, height = image.size
+            return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What fails in here fails with the picture's name."""
+    try:
+        yield
     except UnreadableImageError:
         raise
     except Exception as error:  # decoders fail in any way: struct.error, IndexError, MemoryError, zlib.error, ...
         raise UnreadableImageError(f"{printable(name)} cannot be read ({printable(first_line(error))})") from error
+
+
+def _check_file(file: Any) -> None:
+    if file is None:
+        raise ValueError("there is no picture")
+    if isinstance(file, str | os.PathLike) and not os.path.isfile(file):  # noqa: PTH113, any kind of path
+        raise ValueError("no such file, or no regular one")
 
 
 def refusal(path: Any) -> str | None:

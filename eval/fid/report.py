@@ -13,18 +13,7 @@ from d_emo.eval.fid.by_class import table_lines
 from d_emo.eval.fid.evaluation import GRID_FILE, NEIGHBOURS_FILE, SCORES_FILE
 from d_emo.eval.fid.protocol import PUBLISHED_STEPS
 from d_emo.eval.fid.scoring import TITLES, Scores, all_features, all_notes, load_scores, show_score, title
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; } th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; }
-th { border-bottom: 1px solid #999; } td { border-bottom: 1px solid #e5e5e5; }
-td.number { font-variant-numeric: tabular-nums; text-align: right; }
-.verdict { padding: .6rem .9rem; background: #fff6dd; border-left: 4px solid #d9a400; }
-.verdict.good { background: #e8f5e9; border-color: #2e7d32; }
-img { max-width: 100%; }
-pre { background: #f6f6f6; padding: .8rem; overflow: auto; font-size: 12px; }
-"""
+from d_emo.eval.reports.page import write_document
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ def write_report(
         sweep: PNG of the distance over what was swept, and the table of its points.
     """
     last = entries[-1]
-    parts = [f"<h1>{html.escape(heading)}</h1>", _verdict(last.scores), *_score_tables(entries)]
+    parts = [_verdict(last.scores), *_score_tables(entries)]
     if sweep is not None:
         parts += ["<h2>Swept</h2>", _image(sweep[0], "distance over what was swept")]
         parts.append(f"<pre>{html.escape(sweep[1])}</pre>")
@@ -99,12 +88,7 @@ def write_report(
     protocol = f"{last.scores.conditions['protocol']}; reference {last.scores.conditions['reference']['name']}"
     conditions = html.escape(json.dumps(last.scores.conditions, indent=1))
     parts += ["<h2>Conditions</h2>", f"<p>{html.escape(protocol)}</p>", f"<pre>{conditions}</pre>"]
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(heading)}</title>'
-        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
-    with written_whole(path) as partial:
-        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_document(path, heading, parts)
 
 
 def _verdict(scores: Scores) -> str:

@@ -1,0 +1,186 @@
+"""Which mask belongs to which picture: folders beside each other, by the files' names.
+
+A picture FOLDER/a/b.jpg has the mask MASKS/a/b.png: the same sub-folder and the same name, whatever the suffix. Names
+that go on behind what both share end with `image_suffix` and `mask_suffix`, as Cityscapes' and CHASE_DB1's do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from d_emo.common.messages import printable
+from d_emo.images.labels import class_name
+from d_emo.images.listing import PARTS, is_hidden, list_all
+
+# Names of folders, without regard to case; what people and published sets have.
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "pictures", "jpegimages", "leftimg8bit")
+MASK_FOLDERS = (
+    "masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass", "gtfine", "panoptic",
+)  # fmt: skip
+# How many files a message names.
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures and their masks, in the order of the pictures' paths.
+
+    Attributes:
+        images, masks: their files.
+        note: what was left out, for people.
+    """
+
+    images: Sequence[Path]
+    masks: Sequence[Path]
+    note: str
+
+
+def find_folders(root: Path, masks: Path | None) -> tuple[Path, Path]:
+    """The folders of pictures and of masks that a user means.
+
+    Args:
+        root: the pictures' folder, or one that holds it and that of the masks, by names that are known.
+        masks: the masks' folder; None for the one in `root`, or beside it, or beside a folder around it.
+
+    Raises:
+        ValueError: no such folder, or several.
+    """
+    for folder in (root, masks):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{printable(str(folder))}: there is no such folder.")
+    images = _named(root, IMAGE_FOLDERS)
+    if masks is not None:
+        inside = len(images) == 1 and masks.parent.resolve() == root.resolve() and masks.resolve() != root.resolve()
+        return (images[0] if inside else root), masks
+    found = _named(root, MASK_FOLDERS)
+    if len(images) == 1 and len(found) == 1:
+        return images[0], found[0]
+    if not found and not images:
+        found = _beside(root)
+        if len(found) == 1:
+            return root, found[0]
+    if len(found) > 1:
+        names = " and ".join(printable(str(folder)) for folder in found[:SHOWN])
+        raise ValueError(f"its masks may be those of {names}; choose: --mask-dir.")
+    raise ValueError(
+        f"no folder of masks is found in it or beside it (by a name such as {', '.join(MASK_FOLDERS[:5])}); name the "
+        "pictures' folder, and that of the masks: --mask-dir."
+    )
+
+
+def _named(root: Path, names: Sequence[str]) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.name.casefold() in names and path.is_dir())
+
+
+def _beside(root: Path) -> list[Path]:
+    """Where `root` would lie if a folder of images around it, or itself, were one of masks."""
+    for place in (root.absolute(), *root.absolute().parents):
+        if place.name.casefold() in IMAGE_FOLDERS:
+            below = root.absolute().relative_to(place)
+            return [folder / below for folder in _named(place.parent, MASK_FOLDERS) if (folder / below).is_dir()]
+    return []
+
+
+def find_pairs(images: Path, masks: Path, image_suffix: str, mask_suffix: str | None) -> Pairs:
+    """Every picture with its mask.
+
+    Args:
+        images, masks: the folders; one and the same where the masks' names end with `mask_suffix`.
+        image_suffix: what the pictures' names end with behind what they share with the masks'.
+        mask_suffix: likewise; None to be told by the names, which works where there is one.
+
+    Raises:
+        ValueError: there are no pictures, pictures without a mask, masks without a picture, or two of one name.
+    """
+    same = images.resolve() == masks.resolve()
+    if same and not mask_suffix:
+        raise ValueError(
+            "pictures and masks lie in the same folder; say what the masks' names end with: --mask-suffix."
+        )
+    listing = list_all(images)
+    pictures = [path for path in listing.pictures[images] if same or not _within(path, masks)]
+    if same:
+        pictures = [path for path in pictures if not path.stem.endswith(str(mask_suffix))]
+    _refuse_parts(images, pictures)
+    found = [path for path in list_all(masks).pictures[masks] if same or not _within(path, images)]
+    by_key = _by_key(pictures, images, image_suffix)
+    if not by_key:
+        ending = f" whose names end with {image_suffix}" if image_suffix else ""
+        note = f" ({listing.note})" if listing.note else ""
+        raise ValueError(f"there are no pictures{ending} in {printable(str(images))}{note}.")
+    suffix = mask_suffix if mask_suffix is not None else _told_suffix(list(by_key), _by_key(found, masks, ""), masks)
+    mask_of = _by_key(found, masks, suffix)
+    if lonely := [path for key, path in by_key.items() if key not in mask_of]:
+        expected = Path(_key(lonely[0], images, image_suffix) + suffix).name
+        raise ValueError(
+            f"{_listed(lonely)} without a mask; {printable(expected)}.png or of another format is not in "
+            f"{printable(str(masks))}. Remove them, add their masks, or say what names end with: --mask-suffix, "
+            "--image-suffix."
+        )
+    if lonely := [path for key, path in mask_of.items() if key not in by_key]:
+        raise ValueError(f"{_listed(lonely)} without a picture in {printable(str(images))}. Remove them, or add those.")
+    left = len(pictures) - len(by_key), len(found) - len(mask_of)
+    notes = [
+        f"{count:,} {what} by their names" for count, what in zip(left, ("pictures", "masks"), strict=True) if count
+    ]
+    note = "; ".join(part for part in (listing.note, f"left out: {', '.join(notes)}" if notes else "") if part)
+    return Pairs(list(by_key.values()), [mask_of[key] for key in by_key], note)
+
+
+def _key(path: Path, root: Path, suffix: str) -> str:
+    relative = path.relative_to(root)
+    stem = relative.name[: len(relative.name) - len(relative.suffix)]
+    return class_name((relative.parent / stem[: len(stem) - len(suffix)]).as_posix())
+
+
+def _by_key(paths: Sequence[Path], root: Path, suffix: str) -> dict[str, Path]:
+    """Files whose names end with a suffix, by what stands before."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if not path.stem.endswith(suffix) or is_hidden(path.name):
+            continue
+        other = found.setdefault(_key(path, root, suffix), path)
+        if other is not path:
+            raise ValueError(
+                f"{printable(str(other))} and {printable(path.name)} have the same name but for the suffix; keep one."
+            )
+    return found
+
+
+def _told_suffix(pictures: Sequence[str], masks: dict[str, Path], folder: Path) -> str:
+    """What all masks' names have behind their pictures'; empty where nothing fits.
+
+    Raises:
+        ValueError: several endings would fit.
+    """
+    if pictures[0] in masks:
+        return ""
+    first = pictures[0]
+    endings = [key[len(first) :] for key in masks if key.startswith(first) and "/" not in key[len(first) :]]
+    fitting = [ending for ending in endings if all(key + ending in masks for key in pictures)]
+    if len(fitting) > 1:
+        raise ValueError(
+            f"the masks' names in {printable(str(folder))} end with {' or '.join(map(printable, fitting))}; choose: "
+            "--mask-suffix."
+        )
+    return fitting[0] if fitting else ""
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return path.absolute().is_relative_to(folder.absolute())
+
+
+def _refuse_parts(root: Path, pictures: Sequence[Path]) -> None:
+    tops = {path.relative_to(root).parts[0] for path in pictures if path.parent != root}
+    parts = sorted(top for top in tops if top.casefold() in PARTS)
+    if len(parts) > 1:
+        raise ValueError(
+            f"{printable(str(root))} holds {' and '.join(parts)}, which are parts of a data set; name one of them: "
+            f"{printable(str(root / parts[0]))}."
+        )
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    names = ", ".join(printable(str(path)) for path in paths[:SHOWN])
+    count = "1 file is" if len(paths) == 1 else f"{len(paths):,} files are"
+    return f"{names}{', ...' if len(paths) > SHOWN else ''}: {count}"
