@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 
 from d_emo.common import checks
@@ -108,10 +109,8 @@ def as_files(data: Any, column: str, default: str = IMAGE_COLUMN) -> Any:
     try:
         return data.cast_column(column, _feature(default)(decode=False))
     except Exception as error:
-        kind = "pictures" if default == IMAGE_COLUMN else "videos"
-        raise ValueError(
-            f"column {column!r} holds {data.features[column]}, not {kind} ({first_line(error)}); set --{default}-column."
-        ) from error
+        held = f"{data.features[column]}, not {'pictures' if default == IMAGE_COLUMN else 'videos'}"
+        raise ValueError(f"column {column!r} holds {held} ({first_line(error)}); set --{default}-column.") from error
 
 
 def labelled_table(

@@ -105,6 +105,7 @@ class Video:
         av = pyav()
         # PyAV's own, and what it stumbles over in damaged files.
         self._errors = (av.error.FFmpegError, ArithmeticError, EOFError, LookupError, OSError, ValueError)
+        self._source: Any
         self.name, self._source = (name, source) if isinstance(source, io.BytesIO) else _opened(source)
         try:
             self._container: Any = av.open(self._source, metadata_errors="replace")

@@ -95,7 +95,9 @@ class PreparedClips(Dataset):
             UnreadableImageError: it is damaged, no video, or shorter than a clip.
         """
         count = self.processor.num_frames
-        frames = self.source.read(index).frames(count, lambda length: sum(spread(length, count, self.clips), []))
+        frames = self.source.read(index).frames(
+            count, lambda length: [number for clip in spread(length, count, self.clips) for number in clip]
+        )
         return torch.cat([in_order(clip, self.order) for clip in frames.chunk(self.clips)])
 
 

@@ -10,7 +10,8 @@ from d_emo.train.video.plan import VideoPlan
 # What a reader wants first; run.json has everything.
 SHOWN = ("init_from", "model_config", "frames", "resolution", "epochs", "global_batch_size", "learning_rate",
          "weight_decay", "no_weight_decay", "max_grad_norm", "ema_decay", "crop", "crop_scale_min", "rand_augment",
-         "rand_augment_magnitude", "rand_augment_probability", "label_smoothing", "mixed_precision", "seed")  # fmt: skip
+         "rand_augment_magnitude", "rand_augment_probability", "label_smoothing", "mixed_precision",
+         "seed")  # fmt: skip
 
 
 def video_card(plan: VideoPlan, circumstances: Circumstances) -> str:
@@ -53,8 +54,8 @@ def video_card(plan: VideoPlan, circumstances: Circumstances) -> str:
     side = start.resolution
     lines = [
         *cards.card_head(header, f"{circumstances.name}: {model} on {plan.source.name}"),
-        f"Classifies videos by {start.frames} frames of {side} x {side}: {model}{base}, trained with d_emo. This folder "
-        f"holds the **averaged** weights after {circumstances.step:,} of {plan.max_train_steps:,} steps.",
+        f"Classifies videos by {start.frames} frames of {side} x {side}: {model}{base}, trained with d_emo. This "
+        f"folder holds the **averaged** weights after {circumstances.step:,} of {plan.max_train_steps:,} steps.",
         "",
         *cards.card_picture(circumstances.picture, "Loss and accuracy while training"),
         *cards.usage([

@@ -25,9 +25,10 @@ from d_emo.video.transformers_models import VEMOv2ForVideoClassification
 
 FRAMES, RESOLUTION = 4, 160
 # What an image classifier's configuration says that holds for the video classifier of its size, too.
-SHARED = tuple(name for name in NETWORK_ARGUMENTS if name in EMOv2Config().to_dict() and name not in (
-    "window_size", "clip_window", "drop_path",
-)) + ("num_channels",)  # fmt: skip
+SHARED = (
+    "depths", "widths", "expansions", "head_dims", "kernel_sizes", "num_channels", "stem_dim", "attention_type",
+    "attending_stages", "norms", "activations", "layer_scale",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
