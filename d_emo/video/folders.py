@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from d_emo.common import checks
-from d_emo.images.decode import UnreadableImageError
+from d_emo.images.decode import LONGEST_STRIP, UnreadableImageError
 from d_emo.images.folders import labelled_files
 from d_emo.images.labels import class_name, english_names
 from d_emo.images.listing import list_classes
@@ -49,7 +49,7 @@ class VideoFile:
             choose: how many it has -> the numbers of those that are wanted, from 0 on.
 
         Raises:
-            UnreadableImageError: it is damaged, no video, or shorter than that.
+            UnreadableImageError: it is damaged, no video, shorter than that, or a strip.
         """
         file = io.BytesIO(self.file) if isinstance(self.file, bytes) else self.file
         try:
@@ -58,9 +58,13 @@ class VideoFile:
                     raise ValueError(
                         f"{self.name} is too short: it has {len(video)} frame{'s' * (len(video) > 1)}, a clip {least}"
                     )
-                return video.frames(choose(len(video)))
+                frames = video.frames(choose(len(video)))
         except ValueError as error:
             raise UnreadableImageError(str(error).removesuffix(".")) from error
+        height, width = frames.shape[-2:]
+        if max(height, width) > LONGEST_STRIP * min(height, width):
+            raise UnreadableImageError(f"{self.name} is a strip of {width} x {height} pixels, of which no clip is made")
+        return frames
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from d_emo.kernels import use_backend
 from d_emo.kernels.dispatch import chosen_backend
 from helpers.classifiers import TINY as TINY_CLASSIFIER
 from helpers.training import TINY
+from helpers.video_training import TINY as TINY_VIDEO
 
 # Characters of a line that still helps.
 LONGEST = 700
@@ -69,6 +70,18 @@ COMMANDS = {
             "d_emo.train.classification.trainer.run",
         ),
         SweptCommand(
+            "train_video_classifier",
+            "d_emo.train.train_video_classifier",
+            (*TINY_VIDEO, "--train-data-dir", "@videos", "--max-train-steps", "1", "--output-dir", "@out"),
+            "d_emo.train.video.trainer.run",
+        ),
+        SweptCommand(
+            "make_camera_motion",
+            "d_emo.train.make_camera_motion",
+            ("--photos", "@pictures", "--held-out", "1", "--frames", "2", "--resolution", "16", "--output-dir", "@out"),
+            "d_emo.train.video.motion_command.run",
+        ),
+        SweptCommand(
             "encode_latents",
             "d_emo.train.encode_latents",
             ("--train-data-dir", "@pictures", "--vae", "@vae", "--resolution", "16", "--output-dir", "@out"),
@@ -98,6 +111,12 @@ COMMANDS = {
             "d_emo.eval.evaluate_classifier",
             ("--model", "@classifier", "--data-dir", "@pictures", "--output-dir", "@out"),
             "d_emo.eval.classification.command.run",
+        ),
+        SweptCommand(
+            "evaluate_video_classifier",
+            "d_emo.eval.evaluate_video_classifier",
+            ("--model", "@video classifier", "--data-dir", "@videos", "--output-dir", "@out"),
+            "d_emo.eval.video.command.run",
         ),
         SweptCommand(
             "evaluate_digits",

@@ -8,12 +8,13 @@ import numpy as np
 import PIL.Image
 import torch
 
-from d_emo import EMOv2Config, EMOv2ForImageClassification
+from d_emo import EMOv2Config, EMOv2ForImageClassification, VEMOv2Config, VEMOv2ForVideoClassification
 from d_emo.classification.transformers_models import make_image_processor
 from d_emo.models.published import export_state
 from helpers.classifiers import TINY_NETWORK
 from helpers.models import randomize, tiny_model
 from helpers.pipelines import tiny_pipeline, tiny_vae
+from helpers.videos import write_bars
 
 
 def write_pictures(folder: Path, side: int = 16, count: int = 2) -> Path:
@@ -32,6 +33,17 @@ def write_classifier(folder: Path) -> Path:
     torch.manual_seed(0)
     EMOv2ForImageClassification(config).eval().save_pretrained(folder)
     make_image_processor(32).save_pretrained(folder)
+    return folder
+
+
+def write_video_classifier(folder: Path) -> Path:
+    """A V-EMOv2 of a few thousand parameters for the bars' classes, and its video processor."""
+    from helpers.video_training import TINY_NETWORK as TINY_VIDEO_NETWORK
+
+    names = dict(enumerate(("left", "right", "stay")))
+    config = VEMOv2Config(**json.loads(TINY_VIDEO_NETWORK), image_size=32, id2label=names)
+    torch.manual_seed(0)
+    VEMOv2ForVideoClassification(config).eval().save_pretrained(folder)
     return folder
 
 
@@ -94,5 +106,7 @@ def make_everything(folder: Path) -> dict[str, Path]:
         "samples.npz": write_samples(folder / "samples.npz"),
         "vae": write_vae(folder / "vae"),
         "cache": folder / "cache",
+        "videos": write_bars(folder / "videos", 1, 4),
+        "video classifier": write_video_classifier(folder / "video classifier"),
     }
     return {**made, "latents": write_latents(folder / "latents", made["pictures"], made["vae"])}

@@ -86,21 +86,28 @@ KINDS = {
         "fid_images", "teacher_resolution", "validate_every", "batch_size", "shard_size", "num_heads", "image_size",
         "reference_images", "num_images", "steps", "guidance_channels", "feature_batch_size", "per_class", "batch",
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
+        "short_side", "clips", "crops", "held_out",
         "fid_cost samples", "fid_cost reference", "patch_bottleneck",
     ),
-    "count or zero": ("num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every"),
-    "side of 32 or more": (
-        "train_classifier resolution", "loader_speed resolution", "receptive_field image_size",
+    "count or zero": (
+        "num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every", "rand_augment", "rand_augment_magnitude",
+        "pictures",
     ),
-    "two or more": ("throughput repeats", "sweep_images"),
+    "side of 32 or more": (
+        "train_classifier resolution", "train_video_classifier resolution", "make_camera_motion resolution",
+        "loader_speed resolution", "receptive_field image_size",
+    ),
+    "two or more": ("throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames"),
     "two numbers": ("guidance_interval",),
     "zero, its default": ("logit_normal_mean",),
     "positive": (
         "min_snr_gamma", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
+        "train_video_classifier lr_decay_end",
     ),
     "positive or zero": (
         "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
-        "train_classifier max_grad_norm", "evaluate_fid guidance_scale",
+        "train_classifier max_grad_norm", "train_video_classifier max_grad_norm", "lr_warmup_epochs",
+        "evaluate_fid guidance_scale",
     ),
     "one, its default": ("train_dit time_shift", "logit_normal_std"),
     "up to a thousand": ("evaluate_fid time_shift",),
@@ -109,7 +116,10 @@ KINDS = {
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
         "label_smoothing",
     ),
-    "share": ("warmup_lr_ratio", "min_lr_ratio"),
+    "share": (
+        "warmup_lr_ratio", "min_lr_ratio", "lr_warmup_ratio", "train_video_classifier lr_decay_start",
+        "rand_augment_probability",
+    ),
     "share above zero": ("crop_scale_min", "crop_ratio", "decay_rate"),
     "boolean": (
         "gradient_checkpointing", "compile", "unconditional", "random_flip", "ema_warmup", "dry_run", "push_to_hub",
@@ -121,11 +131,13 @@ KINDS = {
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
         "throughput compile", "throughput models", "clock", "layout", "time_sampling", "stride",
+        "lr_decay_unit", "order",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
         "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
         "reference", "pattern", "only", "models", "license", "allow_change",
+        "video_column", "lr_multipliers", "no_weight_decay",
     ),
     "JSON": ("model_config",),
     "file to read": (
@@ -134,6 +146,7 @@ KINDS = {
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
         "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
+        "photos",
     ),
     "file to write": ("export_npz", "output"),
     "folder to write": ("output_dir", "cache_dir", "throughput output"),
@@ -150,6 +163,9 @@ KINDS = {
         "loss_weighting",  # of the objective's default
         "encode_latents dataset",  # beside --train-data-dir
         "evaluate_classifier dataset",  # beside --data-dir
+        "evaluate_video_classifier dataset",
+        "train_video_classifier dataset",  # beside --train-data-dir
+        "opposites",  # without --order reversed
         "evaluate_fid model",  # beside --samples
         "sweep",  # without --model
         "checkpoints",  # without --model

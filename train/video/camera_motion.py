@@ -29,6 +29,8 @@ MOTIONS = {
 }
 # As shares of the photo's shorter side: the window's, and how far it moves or by how much it grows in all.
 WINDOW, WAY = (0.45, 0.6), (0.15, 0.35)
+# Photos are enlarged so many times at most.
+ENLARGED = 4
 RATE = 8
 
 
@@ -110,7 +112,7 @@ def write_videos(
                 (folder / part / motion).mkdir(parents=True)
             for index in indices.tolist():
                 photo = photos.read(index)
-                if min(photo.size) * WINDOW[0] < side / 2:
+                if min(photo.size) * WINDOW[0] < side / ENLARGED:
                     raise ValueError(
                         f"photo {index} of {photos.name} has {photo.width} x {photo.height} pixels, too few for videos "
                         f"of {side}; choose a smaller --resolution, or larger photos."

@@ -14,7 +14,7 @@ from d_emo.classification.published import import_classifier
 from d_emo.classification.transformers_config import EMOv2Config
 from d_emo.classification.transformers_models import EMOv2ForImageClassification
 from d_emo.classification.variants import create_classifier
-from d_emo.common.messages import first_line, shown
+from d_emo.common.messages import first_line
 from d_emo.common.saved_folders import LOADING_ERRORS, kind_of, may_be_on_hub
 from d_emo.train.video.config import VideoModelOptions
 from d_emo.video.inflation import inflate
@@ -158,7 +158,7 @@ def look_up(options: VideoModelOptions) -> Start:
         return Start(options, None)
     if not Path(name).is_dir() and not may_be_on_hub(name):
         raise ValueError(
-            f"--init-from {shown(name)}: there is no such folder or file; pass a trained EMOv2 or V-EMOv2 (folder or "
+            f"--init-from {name}: there is no such folder or file; pass a trained EMOv2 or V-EMOv2 (folder or "
             "Hub id), or a published .pth."
         )
     try:
