@@ -76,8 +76,8 @@ def assert_same_runs(whole, parts, checkpoint, lines):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, bars):
-    more = [*TINY, "--kernels", "reference", "--train-data-dir", bars, "--validation-dir", bars, "--validate-every", "3",
-            "--checkpoint-every", "2", "--max-train-steps", "12", "--num-workers", "2", "--output-dir"]  # fmt: skip
+    more = [*TINY, "--kernels", "reference", "--train-data-dir", bars, "--validation-dir", bars, "--validate-every",
+            "3", "--checkpoint-every", "2", "--max-train-steps", "12", "--num-workers", "2", "--output-dir"]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with VideoTrainer(tmp_path / "a.log", *more, whole) as trainer:
         assert trainer.finish() == 0, trainer.output
