@@ -59,11 +59,11 @@ def bar(direction, seed, side=32):
 
 
 def write_bars(root, count=3, frames=8, side=32, classes=("left", "right", "stay"), first=0):
-    """A folder of class folders of videos of moving bars."""
-    for number, name in enumerate(classes):
+    """A folder of class folders of videos of moving bars, those of each class over the same pictures."""
+    for name in classes:
         (root / name).mkdir(parents=True)
         for index in range(count):
-            picture = bar({"left": -1, "right": 1}.get(name, 0), 100 * number + index + first, side)
+            picture = bar({"left": -1, "right": 1}.get(name, 0), index + first, side)
             write_video(root / name / f"{index}.mp4", frames, side, side, picture=picture)
     return root
 

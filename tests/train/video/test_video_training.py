@@ -76,8 +76,8 @@ def assert_same_runs(whole, parts, checkpoint, lines):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, bars):
-    more = [*TINY, "--kernels", "reference", "--train-data-dir", bars, "--validation-dir", bars, "--validate-every",
-            "3", "--checkpoint-every", "2", "--max-train-steps", "12", "--num-workers", "2", "--output-dir"]  # fmt: skip
+    more = [*TINY, "--kernels", "reference", "--train-data-dir", bars, "--validation-dir", bars, "--num-workers", "2",
+            "--validate-every", "3", "--checkpoint-every", "2", "--max-train-steps", "12", "--output-dir"]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with VideoTrainer(tmp_path / "a.log", *more, whole) as trainer:
         assert trainer.finish() == 0, trainer.output
@@ -108,7 +108,7 @@ def test_two_processes_train_and_validate_as_one_does(capsys, tmp_path, bars):
 
 @pytest.mark.slow
 def test_a_handful_of_videos_is_learned_by_heart_and_a_still_picture_tells_nothing(capsys, tmp_path):
-    """Bars that move left, right or not over noise: all 9 are told apart, of their first frame alone a third are."""
+    """Bars that move left, right or not over the same noise: all 9 are told apart, but not by their first frames."""
     from d_emo.eval import evaluate_video_classifier
 
     bars = write_bars(tmp_path / "bars")
@@ -125,7 +125,7 @@ def test_a_handful_of_videos_is_learned_by_heart_and_a_still_picture_tells_nothi
         run_here(capsys, "--model", tmp_path / "out", "--data-dir", bars, "--order", order, "--output-dir",
                  tmp_path / order, main=evaluate_video_classifier.main)  # fmt: skip
         scores[order] = json.loads((tmp_path / order / "report.json").read_text())["top1"]
-    assert scores["forward"] == 1 and scores["repeated"] <= 5 / 9
+    assert scores["forward"] == 1 and scores["repeated"] < 0.7
 
 
 def test_an_image_classifier_is_fine_tuned(capsys, tmp_path, bars):
