@@ -97,12 +97,20 @@ def open_video_classifier(name: str) -> tuple[Any, Any]:
     """A model and its video processor.
 
     Raises:
-        ValueError: it does not load.
+        ValueError: it does not load, or they are not for the same number of frames.
     """
     try:
-        return AutoModelForVideoClassification.from_pretrained(name), AutoVideoProcessor.from_pretrained(name)
+        model: Any = AutoModelForVideoClassification.from_pretrained(name)
+        processor: Any = AutoVideoProcessor.from_pretrained(name)
     except LOADING_ERRORS as error:
         raise ValueError(f"--model {name} does not load as a video classifier ({first_line(error)}).") from error
+    of_model, of_processor = (getattr(part, "num_frames", None) for part in (model.config, processor))
+    if of_processor is None or of_model not in (None, of_processor):
+        raise ValueError(
+            f"--model {name} is for clips of {of_model} frames, its video processor for {of_processor}; restore the "
+            "folder's video_preprocessor_config.json."
+        )
+    return model, processor
 
 
 def chosen_videos(options: argparse.Namespace) -> ClipSource:

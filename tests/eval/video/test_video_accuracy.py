@@ -196,6 +196,12 @@ def test_data_have_to_be_named_and_classes_to_be_the_models(capsys, tmp_path, sa
     assert "not among the model's names: sideways" in str(code)
 
 
+def test_a_folder_whose_processor_is_for_other_clips_is_refused(capsys, tmp_path, saved):
+    make_video_processor(32, 8).save_pretrained(tmp_path / "model")
+    code, _ = run(capsys, *saved, "--output-dir", tmp_path / "out")
+    assert "is for clips of 4 frames, its video processor for 8; restore" in str(code)
+
+
 def test_nothing_readable_is_no_score(capsys, tmp_path, saved):
     for path in (tmp_path / "videos").rglob("*.mp4"):
         path.write_bytes(b"no video")
