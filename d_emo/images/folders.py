@@ -1,7 +1,7 @@
 """Pictures in folders: a sub-folder a class, or, where classes are not wanted, in any way."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from d_emo.common import checks
 from d_emo.common.output import Progress
 from d_emo.images.decode import decode, refusal
 from d_emo.images.labels import class_name, english_names
-from d_emo.images.listing import list_all, list_classes
+from d_emo.images.listing import Listing, list_all, list_classes
 from d_emo.images.source import ImageSource
 
 # Files of many kinds, some of which have no defined white. Their headers are read when a folder is opened.
@@ -29,33 +29,50 @@ def folder_source(root: Path, unconditional: bool) -> ImageSource:
         ValueError: there are no pictures, or classes without any; the message says what was left out.
     """
     root = checks.path_named(root, "root")
-    if not root.is_dir():
-        raise ValueError("there is no such folder.")
-    listing = list_all(root) if unconditional else list_classes(root)
-    files = listing.pictures
-    note = f" ({listing.note})" if listing.note else ""
-    if not any(files.values()):
-        if unconditional:
-            raise ValueError(f"there are no images in this folder{note}.")
-        raise ValueError(
-            f"there are no class folders with images in it{note}; expected {root}/CLASS/IMAGE.jpg, or images "
-            "without classes: --unconditional."
-        )
-    names = [class_name(folder.name) for folder in files]
-    empty = [name for name, found in zip(names, files.values(), strict=True) if not found]
-    if empty:
-        raise ValueError(f"class folders without images: {', '.join(empty[:10])}{note}; remove them or add images.")
-    paths = [path for found in files.values() for path in found]
+    list_files = list_all if unconditional else list_classes
+    rule = "" if unconditional else f"expected {root}/CLASS/IMAGE.jpg, or images without classes: --unconditional."
+    paths, labels, names, note = labelled_files(root, list_files, "images", rule)
     return ImageSource(
         name=class_name(root.resolve().name),
         size=len(paths),
         read=lambda index: decode(paths[index], str(paths[index])),
-        labels=np.repeat(np.arange(len(files)), [len(found) for found in files.values()]),
+        labels=labels,
         id2label=dict(enumerate(english_names(names))) if not unconditional else {},
         files=paths,
-        note=listing.note,
+        note=note,
         unreadable=_unreadable(paths),
     )
+
+
+def labelled_files(
+    root: Path, list_files: Callable[[Path], Listing], things: str, rule: str
+) -> tuple[list[Path], np.ndarray, list[str], str]:
+    """The files of a folder, their class ids (N,), the names of the classes, and what was left out.
+
+    Args:
+        root: the folder.
+        list_files: its listing.
+        things: what the files are, for people.
+        rule: how they would have to lie; empty where there are no class folders.
+
+    Raises:
+        ValueError: there is no such folder, there are no such files, or classes without any.
+    """
+    if not root.is_dir():
+        raise ValueError("there is no such folder.")
+    listing = list_files(root)
+    files = listing.pictures
+    note = f" ({listing.note})" if listing.note else ""
+    if not any(files.values()):
+        if not rule:
+            raise ValueError(f"there are no {things} in this folder{note}.")
+        raise ValueError(f"there are no class folders with {things} in it{note}; {rule}")
+    names = [class_name(folder.name) for folder in files]
+    empty = [name for name, found in zip(names, files.values(), strict=True) if not found]
+    if empty:
+        raise ValueError(f"class folders without {things}: {', '.join(empty[:10])}{note}; remove them or add {things}.")
+    paths = [path for found in files.values() for path in found]
+    return paths, np.repeat(np.arange(len(files)), [len(found) for found in files.values()]), names, listing.note
 
 
 def _unreadable(paths: Sequence[Path]) -> list[str]:

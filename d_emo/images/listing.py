@@ -1,9 +1,10 @@
-"""The one listing: which files of a folder are pictures, in which order, and which of its folders are classes.
+"""The one listing: which files of a folder are pictures or videos, in which order, which of its folders are classes.
 
 - Hidden files and folders (a dot in front) and those of operating systems and shared disks are not seen.
 - Links are followed, but no folder is entered twice below the same class, and a folder around the classes is none of
   them. Pipes, sockets and devices are never opened.
-- Pictures are told by their suffix: every one of a format that Pillow decodes by itself.
+- Pictures are told by their suffix: every one of a format that Pillow decodes by itself. So are other files that a
+  caller names the suffixes of, such as videos; where this page says pictures, it means them, too.
 - Classes are in the order of their numbers where all of them are whole numbers, else in that of their names.
 - What is left out is counted, for one line that people see.
 """
@@ -11,7 +12,7 @@
 import collections
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,8 +96,12 @@ class Listing:
         return "; ".join(part for part in (self.hint, describe_left_out(left_out)) if part)
 
 
-def list_classes(root: Path) -> Listing:
+def list_classes(root: Path, suffixes: Collection[str] | None = None) -> Listing:
     """The pictures of every folder in `root`, at any depth, in the order of the class ids.
+
+    Args:
+        root: the folder of class folders.
+        suffixes: of what is listed, dot included, in small letters; None for pictures.
 
     Raises:
         ValueError: a folder cannot be listed; two are the same class but for the writing; they are parts of a data set
@@ -120,8 +125,9 @@ def list_classes(root: Path) -> Listing:
         else:
             _leave_out(root / entry.name, listing)
     _refuse_same_names(folders)
+    suffixes = picture_suffixes() if suffixes is None else suffixes
     for place in class_order([path.name for path in folders]):
-        listing.pictures[folders[place]] = _sorted(_walk(folders[place], {_identity(root)}, listing))
+        listing.pictures[folders[place]] = _sorted(_walk(folders[place], {_identity(root)}, listing, suffixes))
     _refuse_parts(listing)
     return listing
 
@@ -130,7 +136,7 @@ def list_all(root: Path) -> Listing:
     """All pictures of `root` at any depth, in the order of their paths."""
     root = checks.path_named(root, "root")
     listing = Listing(root)
-    listing.pictures[root] = _sorted(_walk(root, set(), listing, below_root=True))
+    listing.pictures[root] = _sorted(_walk(root, set(), listing, picture_suffixes(), below_root=True))
     parts = sorted({path.relative_to(root).parts[0] for path in listing.pictures[root]} & _part_names(root))
     if len(parts) > 1:
         listing.hint = f"{' and '.join(parts)} are read together"
@@ -141,8 +147,14 @@ def _part_names(root: Path) -> set[str]:
     return {entry.name for entry in _entries(root) if entry.name.casefold() in PARTS and _is(entry.is_dir)}
 
 
-def _walk(folder: Path, entered: set[tuple[int, int]], listing: Listing, below_root: bool = False) -> Iterator[Path]:
-    """Pictures of a folder; `entered` has the folders that are not entered again.
+def _walk(
+    folder: Path,
+    entered: set[tuple[int, int]],
+    listing: Listing,
+    suffixes: Collection[str],
+    below_root: bool = False,
+) -> Iterator[Path]:
+    """Files of a folder with such suffixes; `entered` has the folders that are not entered again.
 
     Each folder in the root has a set of its own, so that all pictures are as many as those of all classes.
     """
@@ -151,13 +163,12 @@ def _walk(folder: Path, entered: set[tuple[int, int]], listing: Listing, below_r
         listing.left_out["links to folders that are listed already"] += 1
         return
     entered.add(identity)
-    suffixes = picture_suffixes()
     for entry in _entries(folder):
         suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
         if is_hidden(entry.name):
             listing.left_out[HIDDEN] += 1
         elif _is(entry.is_dir):
-            yield from _walk(folder / entry.name, {*entered} if below_root else entered, listing)
+            yield from _walk(folder / entry.name, {*entered} if below_root else entered, listing, suffixes)
         elif not _is(entry.is_file):
             _leave_out(folder / entry.name, listing)
         elif suffix in suffixes:

@@ -1,4 +1,4 @@
-"""What all sets of labelled images have in common.
+"""What all sets of labelled images, and of other things with a class, have in common.
 
 Images are read by index and decoded on access, but for streams, which come in an order of their own. Training, FID and
 accuracy share them; `open_source` opens what a user names.
@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -21,6 +21,7 @@ from d_emo.images.decode import UnreadableImageError
 # Of a source that is split into images to train on and images to validate on.
 HELD_OUT_SHARE = 0.2
 SHARE = Real(0, 1, positive=True, below=True)
+SourceT = TypeVar("SourceT", bound="LabelledSource")
 
 
 @dataclass(frozen=True)
@@ -54,36 +55,30 @@ class EncodedLatents(Protocol):
 
 
 @dataclass(frozen=True)
-class ImageSource:
-    """A labelled set of images.
+class LabelledSource:
+    """A set of things with a class each.
 
     Attributes:
         name: what to call it in messages and run names.
-        size: number of images; 0 where a stream does not tell.
-        read: index -> decoded image; raises UnreadableImageError.
+        size: how many; 0 where a stream does not tell.
+        read: index -> one of them; raises UnreadableImageError.
         labels: (size,) class ids; zeros where there are no classes.
-        id2label: class names by id; empty for unconditional training.
-        channels: 1 or 3.
-        flip: whether mirroring keeps the class by default.
-        resolution: default image side in pixels.
+        id2label: class names by id; empty where classes are not wanted.
         num_workers: default number of loader processes.
-        latents: what stands for the images where they were encoded beforehand; `read` then raises.
         stream: what is read instead of `read`, which then raises, and `labels`, which are empty.
-        files: what the images lie in, where that is a list of files.
+        files: what they lie in, where that is a list of files.
         note: what was left out of them, for people.
-        unreadable: messages of images of which it is known already that they cannot be decoded.
+        unreadable: messages of those of which it is known already that they cannot be decoded.
     """
 
+    # What they are, for people.
+    things: ClassVar[str] = "images"
     name: str
     size: int
-    read: Callable[[int], PIL.Image.Image]
+    read: Callable[[int], Any]
     labels: np.ndarray
     id2label: dict[int, str]
-    channels: int = 3
-    flip: bool = True
-    resolution: int = 256
     num_workers: int = 4
-    latents: EncodedLatents | None = None
     stream: ImageStream | None = None
     files: Sequence[Path] = ()
     note: str = ""
@@ -98,22 +93,39 @@ class ImageSource:
         refuse_unreadable(self.unreadable, remedy)
 
     def describe_size(self) -> str:
-        """How many images, for people."""
-        count = f"{self.size:,} images" if self.size else "images of unknown number"
+        """How many there are, for people."""
+        count = f"{self.size:,} {self.things}" if self.size else f"{self.things} of unknown number"
         if self.stream is not None:
             return f"{count} in a stream of {self.stream.num_shards} files"
         return f"{count} ({self.note})" if self.note else count
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the images' number, labels and names; a run is resumed on the same data only."""
+        """Changes with their number, labels and classes' names; a run is resumed on the same data only."""
         digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype=np.int64).tobytes())
         digest.update(repr((self.size, sorted(self.id2label.items()))).encode())
         return digest.hexdigest()[:16]
 
     def identity(self) -> dict[str, Any]:
-        """What a run remembers of its images, to be resumed on the same ones."""
+        """What a run remembers of its data, to be resumed on the same."""
         return {"data": self.name, "data_size": self.size, "data_fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True)
+class ImageSource(LabelledSource):
+    """A labelled set of images; `read` gives them decoded.
+
+    Attributes:
+        channels: 1 or 3.
+        flip: whether mirroring keeps the class by default.
+        resolution: default image side in pixels.
+        latents: what stands for the images where they were encoded beforehand; `read` then raises.
+    """
+
+    channels: int = 3
+    flip: bool = True
+    resolution: int = 256
+    latents: EncodedLatents | None = None
 
 
 def refuse_unreadable(messages: Sequence[str], remedy: str) -> None:
@@ -127,7 +139,7 @@ def refuse_unreadable(messages: Sequence[str], remedy: str) -> None:
         raise UnreadableImageError(f"{messages[0]}{more}. {remedy}")
 
 
-def held_out(source: ImageSource, share: float = HELD_OUT_SHARE) -> tuple[ImageSource, ImageSource]:
+def held_out(source: SourceT, share: float = HELD_OUT_SHARE) -> tuple[SourceT, SourceT]:
     """Split a source into two, each class by the same share; the same split every time.
 
     Raises:
@@ -143,14 +155,16 @@ def held_out(source: ImageSource, share: float = HELD_OUT_SHARE) -> tuple[ImageS
     return train, replace(held, name=f"{source.name}, held out")
 
 
-def subset(source: ImageSource, indices: np.ndarray) -> ImageSource:
-    """Some images of a source, by their indices (N,), whole numbers."""
+def subset(source: SourceT, indices: np.ndarray) -> SourceT:
+    """Some of a source, by their indices (N,), whole numbers."""
     indices = np.asarray(indices)
     if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
         raise ValueError(f"indices={shown(indices)} is not a list of whole numbers, one an image.")
     indices = indices.astype(np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < source.size:
-        raise ValueError(f"indices go from {indices.min()} to {indices.max()}; {source.name} has {source.size} images.")
+        raise ValueError(
+            f"indices go from {indices.min()} to {indices.max()}; {source.name} has {source.size} {source.things}."
+        )
     return replace(
         source,
         size=len(indices),

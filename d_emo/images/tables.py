@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 
 from d_emo.common import checks
@@ -16,7 +17,7 @@ from d_emo.images.source import ImageSource, default_resolution
 from d_emo.images.stored_labels import class_ids, describe_gaps, no_classes
 
 # Columns that are taken where the user named none and the usual ones are missing: by name, then by type.
-IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
+IMAGE_COLUMN, VIDEO_COLUMN, LABEL_COLUMN = "image", "video", "label"
 WEBDATASET_LABEL, WEBDATASET_JSON = "cls", "json"
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
@@ -50,17 +51,22 @@ def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> 
         ) from error
 
 
-def find_columns(features: Any, image_column: str, label_column: str | None) -> tuple[str, str | None]:
-    """The columns of images and labels: as named, or what stands for a missing default.
+def find_columns(
+    features: Any, image_column: str, label_column: str | None, default: str = IMAGE_COLUMN
+) -> tuple[str, str | None]:
+    """The columns of images, or videos, and labels: as named, or what stands for a missing default.
+
+    Args:
+        features: of the table.
+        image_column, label_column: as named.
+        default: IMAGE_COLUMN or VIDEO_COLUMN, which says what is looked for.
 
     Raises:
         ValueError: a named column is missing, or several could be meant.
     """
-    import datasets
-
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    images = [name for name, feature in features.items() if isinstance(feature, _feature(default))]
     classes = [name for name, feature in features.items() if getattr(feature, "names", None)]
-    if image_column == IMAGE_COLUMN and IMAGE_COLUMN not in features and len(images) == 1:
+    if image_column == default and default not in features and len(images) == 1:
         image_column = images[0]
     if label_column == LABEL_COLUMN and LABEL_COLUMN not in features:
         if WEBDATASET_LABEL in features:
@@ -69,7 +75,8 @@ def find_columns(features: Any, image_column: str, label_column: str | None) -> 
             label_column = classes[0]
     for column in [image_column] + ([] if label_column is None else [label_column]):
         if column not in features:
-            flag = "--image-column" if column == image_column else "--label-column (or --unconditional)"
+            without = " (or --unconditional)" if default == IMAGE_COLUMN else ""
+            flag = f"--{default}-column" if column == image_column else f"--label-column{without}"
             raise ValueError(f"no column {column!r} among {', '.join(features)}; set {flag}.")
     return image_column, label_column
 
@@ -86,20 +93,51 @@ def stored_file(stored: Any) -> Any:
     return stored.get("path") if stored.get("bytes") is None else io.BytesIO(stored["bytes"])
 
 
-def as_files(data: Any, column: str) -> Any:
-    """A table or stream whose images stay files.
+def _feature(default: str) -> type:
+    """The type of columns that `datasets` has for images or videos."""
+    import datasets
+
+    return {IMAGE_COLUMN: datasets.Image, VIDEO_COLUMN: datasets.Video}[default]
+
+
+def as_files(data: Any, column: str, default: str = IMAGE_COLUMN) -> Any:
+    """A table or stream whose images, or videos, stay files.
 
     Raises:
         ValueError: the column holds something else.
     """
-    import datasets
-
     try:
-        return data.cast_column(column, datasets.Image(decode=False))
+        return data.cast_column(column, _feature(default)(decode=False))
     except Exception as error:
-        raise ValueError(
-            f"column {column!r} holds {data.features[column]}, not pictures ({first_line(error)}); set --image-column."
-        ) from error
+        held = f"{data.features[column]}, not {'pictures' if default == IMAGE_COLUMN else 'videos'}"
+        raise ValueError(f"column {column!r} holds {held} ({first_line(error)}); set --{default}-column.") from error
+
+
+def labelled_table(
+    name: str,
+    *,
+    config: str | None,
+    split: str,
+    column: str,
+    label_column: str | None,
+    class_names: Sequence[str] | None,
+    default: str = IMAGE_COLUMN,
+) -> tuple[Any, str, np.ndarray, list[str]]:
+    """A table, its column of images or videos, class ids (N,) and names; see `datasets_source` and `find_columns`.
+
+    Raises:
+        ValueError: it cannot be opened, is empty, or lacks a column or labels.
+    """
+    table = load_dataset(name, config, split, streaming=False)
+    column, label_column = find_columns(table.features, column, label_column, default)
+    if not len(table):
+        raise ValueError(f"the split {split!r} is empty.")
+    labels, names = no_classes(len(table))
+    if label_column is not None:
+        stored_names = getattr(table.features[label_column], "names", None)
+        values = table.select_columns([label_column]).with_format("arrow")[:][label_column].to_pylist()
+        labels, names = class_ids(values, stored_names or class_names, lambda row: f"split {split!r}, row {row}")
+    return table, column, labels, names
 
 
 def datasets_source(
@@ -124,15 +162,9 @@ def datasets_source(
     Raises:
         ValueError: it cannot be opened, is empty, or lacks a column or labels.
     """
-    table = load_dataset(name, config, split, streaming=False)
-    image_column, label_column = find_columns(table.features, image_column, label_column)
-    if not len(table):
-        raise ValueError(f"the split {split!r} is empty.")
-    labels, names = no_classes(len(table))
-    if label_column is not None:
-        stored_names = getattr(table.features[label_column], "names", None)
-        values = table.select_columns([label_column]).with_format("arrow")[:][label_column].to_pylist()
-        labels, names = class_ids(values, stored_names or class_names, lambda row: f"split {split!r}, row {row}")
+    table, image_column, labels, names = labelled_table(
+        name, config=config, split=split, column=image_column, label_column=label_column, class_names=class_names
+    )
     images = as_files(table.select_columns([image_column]), image_column)
 
     def read(index: int) -> PIL.Image.Image:

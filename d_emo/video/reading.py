@@ -26,6 +26,19 @@ PATIENCE = 60
 TEXTS = {"tty", "bin", "xbin", "adf", "idf"}
 
 
+def pyav() -> Any:
+    """The module `av`.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("reading videos needs PyAV; pip install 'd-emo[video]'.") from error
+    return av
+
+
 @checked({"num_frames": FRAMES})
 def read_clip(path: str | os.PathLike, num_frames: int = 4) -> torch.Tensor:
     """The frames that the published evaluation takes: a video in equal parts, and the middle frame of each.
@@ -50,11 +63,33 @@ def middles(count: int, num_frames: int) -> list[int]:
     return [(2 * part + 1) * count // (2 * num_frames) for part in range(num_frames)]
 
 
+def spread(count: int, num_frames: int, clips: int = 1) -> list[list[int]]:
+    """The numbers of the frames of several clips: each part of `num_frames` equal ones is cut into `clips` of its own.
+
+    Clip k takes the middle of the k-th piece of every part, so that one clip is `middles`.
+    """
+    numbers = middles(count, num_frames * clips)
+    return [numbers[clip::clips] for clip in range(clips)]
+
+
+def drawn(count: int, num_frames: int, shares: Sequence[float]) -> list[int]:
+    """The numbers of `num_frames` frames of `count`, one of each of as many equal parts, from 0 on.
+
+    Args:
+        count: frames of the video, as many as parts at least.
+        num_frames: parts.
+        shares: where in its part each frame lies, in [0, 1).
+    """
+    bounds = [part * count // num_frames for part in range(num_frames + 1)]
+    return [low + int(share * (high - low)) for low, high, share in zip(bounds[:-1], bounds[1:], shares, strict=True)]
+
+
 class Video:
     """An open video file; a context manager.
 
     Args:
-        source: path, or address (http, https).
+        source: path, address (http, https), or a file in memory.
+        name: what to call a file in memory.
 
     Attributes:
         fps: frames a second on average; None where the file does not say.
@@ -66,14 +101,12 @@ class Video:
         ImportError: PyAV is not installed.
     """
 
-    def __init__(self, source: str | os.PathLike):
-        try:
-            import av
-        except ImportError as error:
-            raise ImportError("reading videos needs PyAV; pip install 'd-emo[video]'.") from error
+    def __init__(self, source: str | os.PathLike | io.BytesIO, name: str = "the video"):
+        av = pyav()
         # PyAV's own, and what it stumbles over in damaged files.
         self._errors = (av.error.FFmpegError, ArithmeticError, EOFError, LookupError, OSError, ValueError)
-        self.name, self._source = _opened(source)
+        self._source: Any
+        self.name, self._source = (name, source) if isinstance(source, io.BytesIO) else _opened(source)
         try:
             self._container: Any = av.open(self._source, metadata_errors="replace")
         except self._errors as error:

@@ -5,7 +5,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -21,8 +21,9 @@ from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.images.digits import digits_source
 from d_emo.images.matching import match_classes
 from d_emo.images.open_source import open_source
-from d_emo.images.source import ImageSource, held_out
+from d_emo.images.source import ImageSource, LabelledSource, held_out
 
+SourceT = TypeVar("SourceT", bound=LabelledSource)
 # More classes than this are drawn without their names.
 NAMED_CLASSES = 40
 WORST_PAIRS = 10
@@ -109,25 +110,28 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
         raise ValueError(f"{flag}: {error}") from error
 
 
-def align_labels(source: ImageSource, id2label: Mapping[int, str]) -> tuple[ImageSource, str]:
-    """The images with the model's class ids, and a remark for people; see `match_classes`.
+def align_labels(source: SourceT, id2label: Mapping[int, str]) -> tuple[SourceT, str]:
+    """The images, or other things, with the model's class ids, and a remark for people; see `match_classes`.
 
     Raises:
         ValueError: the classes do not go together.
     """
     found, note = match_classes(source.id2label, id2label, source.name)
     table = np.array([found[label] for label in range(len(found))])
-    return replace(source, labels=table[source.labels], id2label=dict(id2label)), note
+    changed: Any = {"labels": table[source.labels], "id2label": dict(id2label)}
+    return replace(source, **changed), note
 
 
-def report(predictions: Predictions, names: Mapping[int, str], folder: Path, about: dict[str, Any]) -> None:
-    """Print the scores and write them with the table of classes and the picture."""
+def report(
+    predictions: Predictions, names: Mapping[int, str], folder: Path, about: dict[str, Any], things: str = "images"
+) -> None:
+    """Print the scores and write them with the table of classes and the picture; `things` are what was classified."""
     truth, answers = predictions.labels.numpy(), predictions.ranked[:, 0].numpy()
     shown = np.unique(truth)
     ids = np.arange(len(names))
     matrix = confusion_matrix(truth, answers, labels=ids)
     scores = {
-        "images": len(truth),
+        things: len(truth),
         "top1": predictions.accuracy(1),
         "top5": predictions.accuracy(5),
         "loss": predictions.loss,

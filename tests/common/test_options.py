@@ -24,6 +24,8 @@ COMMANDS = {
     "train/train_dit.py": ("Model", "Data", "Optimization", "Run"),
     "train/train_classifier.py": ("Model", "Data", "Augmentation", "Distillation", "Optimization", "Run"),
     "train/train_detector.py": ("Model", "Data", "Augmentation", "Optimization", "Run"),
+    "train/train_video_classifier.py": ("Model", "Data", "Augmentation", "Optimization", "Run"),
+    "train/make_camera_motion.py": (),
     "train/encode_latents.py": ("Data", "Encoding"),
     "train/convert_dit.py": (),
     "train/convert_emov2.py": (),
@@ -31,6 +33,7 @@ COMMANDS = {
     "eval/evaluate_classifier.py": ("model and images", "running and output"),
     "eval/evaluate_detector.py": ("model and pictures", "running and output"),
     "eval/evaluate_segmenter.py": ("model and pictures", "running and output"),
+    "eval/evaluate_video_classifier.py": ("model and videos", "views", "running and output"),
     "eval/export_classifier.py": (),
     "eval/compare_runs.py": (),
     "eval/evaluate_digits.py": (),
@@ -329,12 +332,12 @@ def test_help_has_groups_types_examples_and_each_default_once(capsys):
 def test_names_that_stand_in_for_heavy_modules_are_the_same():
     """Light modules repeat a few tuples of modules that import PyTorch."""
     from d_emo import export
+    from d_emo.classification import checkpoint_files
     from d_emo.eval import export_classifier
     from d_emo.eval.fid.names import PRESET_NOTES
     from d_emo.eval.fid.protocol import PRESETS, SamplerName
     from d_emo.images import latent_manifest
     from d_emo.schedulers.flow_paths import PATHS
-    from d_emo.train.classification import convert
     from d_emo.train.diffusion import encode_config
     from d_emo.train.diffusion.config import OptimizationOptions
     from d_emo.train.diffusion.objectives import PREDICTIONS
@@ -343,7 +346,7 @@ def test_names_that_stand_in_for_heavy_modules_are_the_same():
     assert list(PRESET_NOTES) == list(PRESETS)
     kinds = kinds_of(OptimizationOptions)
     assert kinds["flow_path"].choices == PATHS and kinds["prediction"].choices == tuple(PREDICTIONS)
-    assert set(convert.WEIGHTS) == {"averaged", "raw"}
+    assert set(checkpoint_files.WEIGHTS) == {"averaged", "raw"}
     samplers = next(action for action in options_of(SWEPT["evaluate_fid"]) if action.dest == "sampler").choices
     assert tuple(samplers) == get_args(SamplerName)
 

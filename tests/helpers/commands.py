@@ -20,6 +20,7 @@ from helpers.classifiers import TINY as TINY_CLASSIFIER
 from helpers.masks import TINY as TINY_SEGMENTER
 from helpers.object_files import TINY as TINY_DETECTOR
 from helpers.training import TINY
+from helpers.video_training import TINY as TINY_VIDEO
 
 # Characters of a line that still helps.
 LONGEST = 700
@@ -83,6 +84,18 @@ COMMANDS = {
             "d_emo.train.segmentation.trainer.run",
         ),
         SweptCommand(
+            "train_video_classifier",
+            "d_emo.train.train_video_classifier",
+            (*TINY_VIDEO, "--train-data-dir", "@videos", "--max-train-steps", "1", "--output-dir", "@out"),
+            "d_emo.train.video.trainer.run",
+        ),
+        SweptCommand(
+            "make_camera_motion",
+            "d_emo.train.make_camera_motion",
+            ("--photos", "@pictures", "--held-out", "1", "--frames", "2", "--resolution", "16", "--output-dir", "@out"),
+            "d_emo.train.video.motion_command.run",
+        ),
+        SweptCommand(
             "encode_latents",
             "d_emo.train.encode_latents",
             ("--train-data-dir", "@pictures", "--vae", "@vae", "--resolution", "16", "--output-dir", "@out"),
@@ -124,6 +137,12 @@ COMMANDS = {
             "d_emo.eval.evaluate_segmenter",
             ("--model", "@segmenter", "--data-dir", "@masks", "--output-dir", "@out"),
             "d_emo.eval.segmentation.command.run",
+        ),
+        SweptCommand(
+            "evaluate_video_classifier",
+            "d_emo.eval.evaluate_video_classifier",
+            ("--model", "@video classifier", "--data-dir", "@videos", "--output-dir", "@out"),
+            "d_emo.eval.video.command.run",
         ),
         SweptCommand(
             "evaluate_digits",

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from d_emo import EMOv2Config, EMOv2ForImageClassification
+from d_emo import EMOv2Config, EMOv2ForImageClassification, VEMOv2Config, VEMOv2ForVideoClassification
 from d_emo.classification.transformers_models import make_image_processor
 from d_emo.models.published import export_state
 from helpers.classifiers import TINY_NETWORK
@@ -18,6 +18,7 @@ from helpers.models import randomize, tiny_model
 from helpers.object_files import write_instances
 from helpers.pipelines import tiny_pipeline, tiny_vae
 from helpers.segmenters import segmenter
+from helpers.videos import write_bars
 
 
 def write_pictures(folder: Path, side: int = 16, count: int = 2) -> Path:
@@ -44,6 +45,17 @@ def write_segmenter(folder: Path) -> Path:
     model = segmenter("segformer")
     model.save_pretrained(folder)
     model.make_image_processor().save_pretrained(folder)
+    return folder
+
+
+def write_video_classifier(folder: Path) -> Path:
+    """A V-EMOv2 of a few thousand parameters for the bars' classes, and its video processor."""
+    from helpers.video_training import TINY_NETWORK as TINY_VIDEO_NETWORK
+
+    names = dict(enumerate(("left", "right", "stay")))
+    config = VEMOv2Config(**json.loads(TINY_VIDEO_NETWORK), image_size=32, id2label=names)
+    torch.manual_seed(0)
+    VEMOv2ForVideoClassification(config).eval().save_pretrained(folder)
     return folder
 
 
@@ -110,5 +122,7 @@ def make_everything(folder: Path) -> dict[str, Path]:
         "vae": write_vae(folder / "vae"),
         "cache": folder / "cache",
         "boxes": write_instances(folder / "boxes"),
+        "videos": write_bars(folder / "videos", 1, 4),
+        "video classifier": write_video_classifier(folder / "video classifier"),
     }
     return {**made, "latents": write_latents(folder / "latents", made["pictures"], made["vae"])}

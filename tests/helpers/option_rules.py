@@ -88,25 +88,28 @@ KINDS = {
         "reference_images", "num_images", "steps", "guidance_channels", "feature_batch_size", "per_class", "batch",
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
         "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck",
-        "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side",
+        "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side", "clips", "crops", "held_out",
+        "train_video_classifier short_side",
     ),
     "count or zero": (
         "num_workers", "seed", "ignore_index", "lr_warmup_steps", "sample_every", "fid_every", "pictures",
-        "frozen_stages",
+        "frozen_stages", "rand_augment", "rand_augment_magnitude",
     ),
     "side of 32 or more": (
-        "train_classifier resolution", "train_detector resolution", "crop_size", "short_side",
-        "loader_speed resolution", "receptive_field image_size",
+        "train_classifier resolution", "train_video_classifier resolution", "make_camera_motion resolution",
+        "train_detector resolution", "crop_size", "short_side", "loader_speed resolution", "receptive_field image_size",
     ),
-    "two or more": ("throughput repeats", "sweep_images"),
+    "two or more": ("throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames"),
     "two numbers": ("guidance_interval",),
     "zero, its default": ("logit_normal_mean",),
     "positive": (
         "min_snr_gamma", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
+        "train_video_classifier lr_decay_end",
     ),
     "positive or zero": (
         "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
         "train_classifier max_grad_norm", "train_detector max_grad_norm", "train_segmenter max_grad_norm",
+        "train_video_classifier max_grad_norm", "lr_warmup_epochs",
         "evaluate_fid guidance_scale",
     ),
     "one, its default": ("train_dit time_shift", "logit_normal_std"),
@@ -117,7 +120,10 @@ KINDS = {
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
         "label_smoothing", "lr_decay_start",
     ),
-    "share": ("warmup_lr_ratio", "min_lr_ratio", "lr_warmup_ratio", "score_threshold"),
+    "share": (
+        "warmup_lr_ratio", "min_lr_ratio", "lr_warmup_ratio", "score_threshold", "rand_augment_probability",
+        "train_video_classifier lr_decay_start",
+    ),
     "share above zero": ("crop_max_share", "crop_scale_min", "crop_ratio", "decay_rate"),
     "boolean": (
         "gradient_checkpointing", "compile", "unconditional", "random_flip", "ema_warmup", "dry_run", "push_to_hub",
@@ -128,14 +134,14 @@ KINDS = {
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
-        "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride", "box_format",
-        "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
+        "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
+        "box_format", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects", "order",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
         "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
         "reference", "pattern", "only", "models", "license", "allow_change", "objects_column",
-        "image_suffix", "mask_suffix", "lr_multipliers", "no_weight_decay",
+        "image_suffix", "mask_suffix", "lr_multipliers", "no_weight_decay", "video_column",
     ),
     "JSON": ("model_config", "detector_config"),
     "file to read": (
@@ -144,7 +150,7 @@ KINDS = {
     ),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
-        "mask_dir", "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
+        "mask_dir", "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images", "photos",
     ),
     "file to write": ("export_npz", "output"),
     "folder to write": ("output_dir", "cache_dir", "throughput output"),
@@ -175,6 +181,9 @@ KINDS = {
         "validation_annotations",  # without --validation-dir
         "evaluate_segmenter dataset",
         "evaluate_segmenter stride",  # without --window
+        "evaluate_video_classifier dataset",
+        "train_video_classifier dataset",  # beside --train-data-dir
+        "opposites",  # without --order reversed
         "evaluate_fid model",  # beside --samples
         "sweep",  # without --model
         "checkpoints",  # without --model

@@ -1,4 +1,4 @@
-"""Small videos, made up: frame i is one grey that tells i. And weights so large that motion shows."""
+"""Small videos, made up: frame i is one grey that tells i, or a bar moves. And weights so large that motion shows."""
 
 import io
 
@@ -42,6 +42,30 @@ def write_video(path, count=20, width=48, height=32, codec="mpeg4", gop=5, times
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return path
+
+
+def bar(direction, seed, side=32):
+    """Frame number -> a picture of a bright bar that moves left or right (-1, 1), or stays (0), over noise."""
+    drawn = np.random.default_rng(seed)
+    start, height = drawn.integers(side), drawn.integers(side // 2)
+    ground = drawn.integers(0, 60, (side, side, 3))
+
+    def picture(number):
+        pixels = ground.copy()
+        pixels[height : height + side // 2, (start + np.arange(side // 4) + direction * 3 * number) % side] = 230
+        return pixels.astype(np.uint8)
+
+    return picture
+
+
+def write_bars(root, count=3, frames=8, side=32, classes=("left", "right", "stay"), first=0):
+    """A folder of class folders of videos of moving bars, those of each class over the same pictures."""
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            picture = bar({"left": -1, "right": 1}.get(name, 0), index + first, side)
+            write_video(root / name / f"{index}.mp4", frames, side, side, picture=picture)
+    return root
 
 
 def numbers_of(clip):

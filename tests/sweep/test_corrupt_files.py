@@ -150,6 +150,21 @@ def read_pictures(folder: Path) -> None:
         source.read(index)
 
 
+def read_videos(folder: Path) -> None:
+    from d_emo.video.folders import folder_videos
+    from d_emo.video.reading import middles
+
+    source = folder_videos(folder / "videos")
+    for index in range(source.size):
+        source.read(index).frames(4, lambda count: middles(count, 4))
+
+
+def open_video_classifier(folder: Path) -> None:
+    from d_emo.eval.video.command import open_video_classifier
+
+    open_video_classifier(str(folder / "video classifier"))
+
+
 def inception(folder: Path, made: dict[str, Path]) -> Path:
     torch.save({"weight": torch.zeros(3)}, folder / "inception.pth")
     return folder / "inception.pth"
@@ -259,6 +274,17 @@ READERS = {
         copy("pictures", "1/0.png"),
         read_pictures,
         unseen=("a folder", "a link to nowhere", "a pipe"),  # as without it
+    ),
+    "a video": Reader(copy("videos", "left/0.mp4"), read_videos),
+    "a video classifier's config.json": Reader(
+        copy("video classifier", "config.json"), open_video_classifier, thorough=False
+    ),
+    "a video classifier's weights": Reader(copy("video classifier", "model.safetensors"), open_video_classifier),
+    "video_preprocessor_config.json": Reader(
+        copy("video classifier", "video_preprocessor_config.json"),
+        open_video_classifier,
+        unseen=("a folder", "a link to nowhere", "a pipe"),  # transformers takes the frames' processor beside it
+        thorough=False,
     ),
 }
 

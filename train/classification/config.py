@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from d_emo.common.options import OptionTable, Recipe, option, parse_options, require
-from d_emo.train.data.options import DataOptions, digits_recipe
+from d_emo.train.data.options import DataOptions, ValidationOptions, digits_recipe
 from d_emo.train.engine.options import RunOptions, StepOptions, options_of_run
 
 
@@ -54,30 +54,11 @@ class ClassifierOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierDataOptions(DataOptions):
+class ClassifierDataOptions(ValidationOptions, DataOptions):
     """What it is trained and validated on."""
-
-    validation_split: str | None = option(None, "Validate on this split of --dataset.")
-    validation_dataset: str | None = option(None, "Validate on this dataset, named as --dataset is.")
-    validation_dir: str | None = option(None, "Validate on this folder of class folders.")
-    validation_share: float | None = option(
-        None, "Hold this share of the training images out and validate on it. Default: 0.2 for the digits, else none."
-    )
 
     def __post_init__(self):
         super().__post_init__()
-        names = ("validation_split", "validation_dataset", "validation_dir", "validation_share")
-        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both given; choose one.")
-        if self.validation_split and not self.dataset:
-            raise ValueError(f"--validation-split {self.validation_split}: it is one of a --dataset; none is named.")
-        require(
-            self.validation_share is None or 0 <= self.validation_share < 1,
-            "validation_share",
-            self.validation_share,
-            "must be in [0, 1)",
-        )
         require(not self.latents, "latents", self.latents, "classifiers are trained on images")
         require(not self.unconditional, "unconditional", self.unconditional, "classifiers need classes")
 

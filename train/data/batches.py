@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from d_emo.images.decode import UnreadableImageError, to_tensor
-from d_emo.images.source import ImageSource
+from d_emo.images.source import ImageSource, LabelledSource
 from d_emo.train.data import stream
 
 Found = TypeVar("Found")
@@ -51,7 +51,7 @@ class Batch:
 
 
 # What a trainer makes of an image at a position of the stream; a pure function of both.
-Preparation = Callable[[PIL.Image.Image, int], torch.Tensor]
+Preparation = Callable[[Any, int], torch.Tensor]
 # Data, class id or target, position, messages of images that could not be read.
 Sample = tuple[Any, Any, int, list[str]]
 
@@ -125,18 +125,19 @@ class TrainingSamples(Dataset):
                 return read((index + offset) % self.source.size), bad_images
             except UnreadableImageError as error:
                 bad_images.append(str(error))
+        things = getattr(self.source, "things", "images")
         raise UnreadableImageError(
-            f"none of the {self.source.size} images of {self.source.name} can be read; the first: {bad_images[0]}"
+            f"none of the {self.source.size} {things} of {self.source.name} can be read; the first: {bad_images[0]}"
         )
 
 
 class TrainingImages(TrainingSamples):
-    """Images with their class ids."""
+    """Images, or other things, with their class ids."""
 
-    source: ImageSource
+    source: LabelledSource
     prepare: Preparation
 
-    def __init__(self, source: ImageSource, prepare: Preparation):
+    def __init__(self, source: LabelledSource, prepare: Preparation):
         self.source = source
         self.prepare = prepare
 

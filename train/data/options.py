@@ -72,3 +72,30 @@ class DataOptions(LoaderOptions):
         if "://" in (self.dataset or "") and not self.streaming:
             raise ValueError(f"--dataset {self.dataset} is a URL, which cannot be read by index; add --streaming.")
         require(self.stream_buffer > 0, "stream_buffer", self.stream_buffer, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationOptions(LoaderOptions):
+    """What trainers of labelled data are validated on; beside `dataset`, which the trainers name themselves."""
+
+    validation_split: str | None = option(None, "Validate on this split of --dataset.")
+    validation_dataset: str | None = option(None, "Validate on this dataset, named as --dataset is.")
+    validation_dir: str | None = option(None, "Validate on this folder of class folders.")
+    validation_share: float | None = option(
+        None, "Hold this share of the training data out and validate on it. Default: 0.2 for the digits, else none."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        names = ("validation_split", "validation_dataset", "validation_dir", "validation_share")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given; choose one.")
+        if self.validation_split and not getattr(self, "dataset", None):
+            raise ValueError(f"--validation-split {self.validation_split}: it is one of a --dataset; none is named.")
+        require(
+            self.validation_share is None or 0 <= self.validation_share < 1,
+            "validation_share",
+            self.validation_share,
+            "must be in [0, 1)",
+        )

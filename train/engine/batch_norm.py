@@ -21,7 +21,8 @@ class StepStatistics:
 
     def __init__(self, model: torch.nn.Module, constant: bool = False):
         self.constant = constant
-        norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+        # Of lines, images and volumes, synchronised ones too.
+        norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm)]
         self.norms = [(norm, norm.momentum) for norm in norms if norm.momentum is not None]
 
     def begin_micro_batch(self, index: int, count: int) -> None:

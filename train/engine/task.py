@@ -138,7 +138,9 @@ def prepare_parts(
         raise ValueError("accelerate launch with FSDP: these networks are small and not sharded; launch without FSDP.")
     seed = plan.config.run.seed
     set_seed(seed % 2**32)
-    model = plan.build_model().to(memory_format=torch.channels_last)
+    model = plan.build_model()
+    in_time = any(parameter.dim() == 5 for parameter in model.parameters())
+    model = model.to(memory_format=torch.channels_last_3d if in_time else torch.channels_last)
     optimizer = plan.make_optimizer(model)
     lr_schedule = plan.make_schedule(optimizer)
     compile_model = to_compile(model).compile if compiled else None

@@ -21,7 +21,7 @@ from d_emo.train.classification.config import (
 )
 from d_emo.train.classification.distillation import Teacher
 from d_emo.train.classification.plan import make_classifier_optimizer, make_classifier_schedule
-from d_emo.train.classification.sources import same_classes
+from d_emo.train.data.sources import same_classes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

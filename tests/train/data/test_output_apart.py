@@ -4,14 +4,16 @@ import PIL.Image
 import pytest
 from helpers.training import run_here
 
-from d_emo.eval import evaluate_classifier, evaluate_detector, evaluate_segmenter
-from d_emo.train import encode_latents, train_classifier, train_dit
+from d_emo.eval import evaluate_classifier, evaluate_detector, evaluate_segmenter, evaluate_video_classifier
+from d_emo.train import encode_latents, make_camera_motion, train_classifier, train_dit
 
 COMMANDS = [
     (train_dit.main, ["--train-data-dir", "{}", "--resolution", "16", "--vae", "none"]),
     (train_dit.main, ["--dataset", "{}", "--resolution", "16", "--vae", "none"]),
     (train_classifier.main, ["--train-data-dir", "{}", "--validation-dir", "{}"]),
     (encode_latents.main, ["--train-data-dir", "{}", "--vae", "nowhere"]),
+    (make_camera_motion.main, ["--photos", "{}"]),
+    (evaluate_video_classifier.main, ["--model", "nowhere", "--data-dir", "{}"]),
     (evaluate_classifier.main, ["--model", "nowhere", "--data-dir", "{}"]),
     (evaluate_detector.main, ["--model", "nowhere", "--data-dir", "{}"]),
     (evaluate_segmenter.main, ["--model", "nowhere", "--data-dir", "{}"]),

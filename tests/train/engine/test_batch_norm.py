@@ -1,5 +1,6 @@
 """BatchNorm's running statistics on two processes: the mean over both, held by both."""
 
+import pytest
 import torch
 from helpers.processes import run_script
 from safetensors.torch import load_file
@@ -72,3 +73,20 @@ def test_with_one_momentum_a_step_moves_as_far_and_weighs_micro_batches_nearly_a
     torch.testing.assert_close(exact.running_mean, torch.tensor([0.25]))  # 0.1 of the mean 2.5
     torch.testing.assert_close(norm.running_mean, exact.running_mean, atol=0.005, rtol=0)
     torch.testing.assert_close(norm.running_var, torch.tensor([0.9]))  # the batches have none
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("1d", (4, 3, 5)), ("2d", (4, 3, 5, 5)), ("3d", (4, 3, 2, 5, 5))])
+def test_a_step_weighs_micro_batches_alike_in_norms_of_lines_images_and_volumes(kind, shape):
+    norm = getattr(torch.nn, f"BatchNorm{kind}")(3)
+    statistics = StepStatistics(torch.nn.Sequential(norm))
+    micro = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * (seed + 1) for seed in range(3)]
+    for index, data in enumerate(micro):
+        statistics.begin_micro_batch(index, 3)
+        norm(data)
+    axes = (0, *range(2, len(shape)))
+    variance = torch.stack([data.var(axes) for data in micro]).mean(0)
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * variance, atol=1e-6, rtol=1e-5)
+
+
+def test_synchronised_norms_are_counted_as_others():
+    assert len(StepStatistics(torch.nn.Sequential(torch.nn.SyncBatchNorm(3))).norms) == 1
