@@ -2,9 +2,9 @@
 
     accelerate launch train/train_segmenter.py --config train/configs/segmenter/finetune.yaml \\
         --init-from EMOv2_5M.pth --train-data-dir my_pictures --validation-share 0.1
-    accelerate launch train/train_segmenter.py --config train/configs/segmenter/segformer.yaml --init-from EMOv2_5M.pth \\
-        --train-data-dir ade/images/training --validation-dir ade/images/validation --reduce-zero-label \\
-        --class-names ade20k_classes.txt
+    accelerate launch train/train_segmenter.py --config train/configs/segmenter/segformer.yaml \\
+        --init-from EMOv2_5M.pth --train-data-dir ade/images/training --validation-dir ade/images/validation \\
+        --reduce-zero-label --class-names ade20k_classes.txt
 
 The same script runs on a CPU, a GPU or many; options are in `segmentation/config.py`, the way from there in
 `segmentation/trainer.py`. It writes a folder that `transformers.pipeline("image-segmentation")` loads.

@@ -179,7 +179,7 @@ def _score_table(scores: DetectionScores, values: Mapping[str, float]) -> Table:
 def _class_table(scores: DetectionScores, classes: list[ClassScore]) -> Table:
     """Classes by their average precision, the lowest first; those without objects last."""
     columns = ["class", "objects", "AP", "AP50", *(["mask AP"] if scores.masks else []), "right", "missed",
-               "other class", "mostly", "found", "wrongly"]  # fmt: skip
+               "as another", "mostly as", "findings", "of nothing"]  # fmt: skip
     rows = [
         [entry.name, entry.objects, 100 * entry.ap, 100 * entry.ap50,
          *([100 * entry.mask_ap] if scores.masks else []), entry.right, entry.missed, entry.other_class,

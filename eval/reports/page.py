@@ -27,7 +27,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem;
   color: var(--text); background: var(--page); }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
+.wide { overflow: auto; max-height: 40rem; }
 table { border-collapse: collapse; } th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
 th { border-bottom: 1px solid var(--quiet); } td { border-bottom: 1px solid var(--line); }
 .number { font-variant-numeric: tabular-nums; text-align: right; }

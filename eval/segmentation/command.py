@@ -193,6 +193,7 @@ def report(
             "pictures": source.describe_size(),
             "predicted on": described_size(options),
             "labelled pixels": scores.labelled,
+            "of a picture": "mIoU over the classes in it or predicted there",
         },
         [
             Table("Scores, %", list(TITLES.values()), [[100 * means[name] for name in TITLES]]),
@@ -200,7 +201,7 @@ def report(
             *confusion_table(scores, source.id2label),
         ],
         worst.tiles,
-        score_name="mIoU of the classes in it",
+        score_name="mIoU",
         options=everything,
     )
     print(f"report.html, report.json and classes.csv in {folder}")

@@ -30,6 +30,7 @@ COMMANDS = {
     "eval/evaluate_fid.py": ("what is scored", "running and output"),
     "eval/evaluate_classifier.py": ("model and images", "running and output"),
     "eval/evaluate_detector.py": ("model and pictures", "running and output"),
+    "eval/evaluate_segmenter.py": ("model and pictures", "running and output"),
     "eval/export_classifier.py": (),
     "eval/compare_runs.py": (),
     "eval/evaluate_digits.py": (),

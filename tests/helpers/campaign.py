@@ -152,7 +152,13 @@ JOBS = {
     ),
     "evaluate_detector": Job(
         "eval/evaluate_detector.py",
-        ("--model", "{detector}", "--data-dir", "{scenes}", "--output-dir", "{out}"),
+        ("--model", "{detector}", "--data-dir", "{boxes}", "--output-dir", "{out}"),
+        files("classes.csv"), ("classes.csv", "report.json", "report.html"),
+        ("report.json", "classes.csv", "report.html"),
+    ),
+    "evaluate_segmenter": Job(
+        "eval/evaluate_segmenter.py",
+        ("--model", "{segmenter}", "--data-dir", "{masks}", "--output-dir", "{out}"),
         files("classes.csv"), ("classes.csv", "report.json", "report.html"),
         ("report.json", "classes.csv", "report.html"),
     ),

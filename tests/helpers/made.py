@@ -13,9 +13,11 @@ from d_emo.classification.transformers_models import make_image_processor
 from d_emo.models.published import export_state
 from helpers.classifiers import TINY_NETWORK
 from helpers.detectors import write_detector
+from helpers.masks import write_masks
 from helpers.models import randomize, tiny_model
 from helpers.object_files import write_instances
 from helpers.pipelines import tiny_pipeline, tiny_vae
+from helpers.segmenters import segmenter
 
 
 def write_pictures(folder: Path, side: int = 16, count: int = 2) -> Path:
@@ -37,21 +39,11 @@ def write_classifier(folder: Path) -> Path:
     return folder
 
 
-def write_scenes(folder: Path, side: int = 64, count: int = 2) -> Path:
-    """Pictures with an object of each of two classes, and COCO's list of them."""
-    folder.mkdir(parents=True)
-    images, objects = [], []
-    for index in range(count):
-        picture = PIL.Image.new("RGB", (side, side), (index * 40, 7, 100))
-        for label, left in enumerate((4, 34)):
-            picture.paste((200, 100 * label, 7), (left, 10, left + 20, 40))
-            objects.append({"id": len(objects) + 1, "image_id": index, "category_id": label, "iscrowd": 0,
-                            "bbox": [left, 10, 20, 30], "area": 600})  # fmt: skip
-        picture.save(folder / f"{index}.png")
-        images.append({"id": index, "file_name": f"{index}.png", "width": side, "height": side})
-    categories = [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]
-    content = {"images": images, "annotations": objects, "categories": categories}
-    (folder / "instances.json").write_text(json.dumps(content))
+def write_segmenter(folder: Path) -> Path:
+    """A segmenter of a few thousand parameters with three classes, and its image processor."""
+    model = segmenter("segformer")
+    model.save_pretrained(folder)
+    model.make_image_processor().save_pretrained(folder)
     return folder
 
 
@@ -107,8 +99,9 @@ def make_everything(folder: Path) -> dict[str, Path]:
     made = {
         "pictures": write_pictures(folder / "pictures"),
         "classifier": write_classifier(folder / "classifier"),
-        "scenes": write_scenes(folder / "scenes"),
-        "detector": write_detector(folder / "detector", ["a", "b"]),
+        "detector": write_detector(folder / "detector", ["red", "blue"]),
+        "masks": write_masks(folder / "masks"),
+        "segmenter": write_segmenter(folder / "segmenter"),
         "pipeline": write_pipeline(folder / "pipeline"),
         "dit.pt": write_dit(folder / "dit.pt"),
         "emov2.pth": write_dit(folder / "emov2.pth"),  # none of EMOv2's: it is refused by name

@@ -18,6 +18,7 @@ from d_emo.train.data.batches import StreamPlace
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.cards import Circumstances
+from d_emo.train.engine.finite import FiniteSteps
 from d_emo.train.engine.plan import LossCurve, RunPlan
 
 # Beside the card.
@@ -53,6 +54,7 @@ class Parts:
     average: WeightAverage
     optimizer: torch.optim.Optimizer
     statistics: StepStatistics
+    finite: FiniteSteps
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
 
 

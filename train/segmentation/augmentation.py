@@ -138,8 +138,8 @@ class SegmentationAugmentation:
         scaled = max(1, round(width * factor)), max(1, round(height * factor))
         if max(scaled) > MAX_SIDE:
             raise UnreadableImageError(
-                f"{picture.name}: {width} x {height} pixels would become {scaled[0]} x {scaled[1]}; make it smaller, or "
-                "choose --short-side or --scale-max."
+                f"{picture.name}: {width} x {height} pixels would become {scaled[0]} x {scaled[1]}; make it smaller, "
+                "or choose --short-side or --scale-max."
             )
         return scaled
 

@@ -60,7 +60,9 @@ class SegmenterDataOptions(LoaderOptions):
         None, "Folder of pictures whose masks lie beside it by a usual name, or that holds both (images, masks)."
     )
     mask_dir: str | None = option(None, "Folder of the masks: same sub-folders, same names. Default: looked for.")
-    image_suffix: str = option("", "What pictures' names end with behind what they share with their masks'.")
+    image_suffix: str | None = option(
+        None, "What pictures' names end with behind what they share with their masks'. Default: nothing."
+    )
     mask_suffix: str | None = option(
         None, "What masks' names end with behind what they share with their pictures'. Default: told by the names."
     )
@@ -82,11 +84,15 @@ class SegmenterDataOptions(LoaderOptions):
         None, "A number in masks that is no class. Default: 255, but where there is nothing but 0 and 255."
     )
     max_images: int | None = option(None, "Use the first so many images only, of those to validate on as well.")
-    validation_dir: str | None = option(None, "Validate on this folder, named as --train-data-dir is.")
+    validation_dir: str | None = option(
+        None, "Validate on this folder, named as --train-data-dir is.", "validation_share"
+    )
     validation_mask_dir: str | None = option(None, "Its masks. Default: looked for.")
     validation_json: str | None = option(None, "Its panoptic JSON.")
-    validation_dataset: str | None = option(None, "Validate on this dataset, named as --dataset is.")
-    validation_split: str | None = option(None, "Validate on this split of --dataset.")
+    validation_dataset: str | None = option(
+        None, "Validate on this dataset, named as --dataset is.", "validation_share"
+    )
+    validation_split: str | None = option(None, "Validate on this split of --dataset.", "validation_share")
     validation_share: float | None = option(None, "Hold this share of the training images out and validate on it.")
 
     def __post_init__(self):

@@ -53,7 +53,7 @@ def is_file(init_from: str) -> bool:
 
 
 def _created(options: SegmenterOptions, name: str, id2label: dict[int, str]) -> SegmentationPreTrainedModel:
-    head = {"head": options.head} if options.head else {}
+    head: dict[str, Any] = {"head": options.head} if options.head else {}
     return create_segmenter(name, **head, id2label=id2label, **options.overrides())
 
 

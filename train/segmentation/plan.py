@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers.image_utils import SizeDict
 
 from d_emo.images.masks import PixelSource
 from d_emo.kernels import backend_report
 from d_emo.models.flops import count_macs_on
 from d_emo.segmentation.ranges import WITH_AUXILIARY
-from d_emo.segmentation.transformers_models import SegmentationPreTrainedModel, make_segmentation_processor
+from d_emo.segmentation.transformers_models import (
+    ADE20K_SIDES,
+    SegmentationPreTrainedModel,
+    make_segmentation_processor,
+)
 from d_emo.segmentation.unet_config import UEMOv2Config
 from d_emo.segmentation.variants import WHOLE_NETWORKS
 from d_emo.train.engine.batch_layout import BatchLayout
@@ -116,17 +119,16 @@ def make_segmenter_plan(
     """
     if len(source.id2label) < 2:
         raise ValueError(
-            f"the masks of {source.name} have one class, {source.id2label[0]!r}; a segmenter needs two or more: a single "
-            "object has the background beside it (--class-names names classes that the masks do not show)."
+            f"the masks of {source.name} have one class, {source.id2label[0]!r}; a segmenter needs two or more: "
+            "a single object has the background beside it (--class-names names classes that the masks do not show)."
         )
     resolved = resolved_length(config, source, accelerator)
     model = build_network(config.model, source.id2label)
     check_fits(config, model.config, resolved["layout"], validation is not None)
-    processor = make_segmentation_processor(model.config.image_mean, model.config.image_std)
-    options = config.augmentation
-    processor.do_resize = options.short_side is not None
-    if options.short_side is not None:
-        processor.size = SizeDict(shortest_edge=options.short_side, longest_edge=options.longest)
+    short, long = config.augmentation.short_side, config.augmentation.longest
+    sides = {"shortest_edge": short, "longest_edge": long} if short and long else ADE20K_SIDES
+    processor = make_segmentation_processor(model.config.image_mean, model.config.image_std, sides)
+    processor.do_resize = short is not None
     return SegmenterPlan(
         config=config,
         source=source,
@@ -151,8 +153,8 @@ def check_fits(config: SegmenterConfig, network: Any, layout: BatchLayout, valid
     """
     if layout.micro_batch_size == 1 and getattr(network, "head", "deeplabv3") in WITH_AUXILIARY:
         raise ValueError(
-            f"--global-batch-size {layout.describe()} at once: this head averages each whole crop, and BatchNorm learns "
-            "from two or more of these; use more at once, or --head segformer or semantic_fpn."
+            f"--global-batch-size {layout.describe()} at once: this head averages each whole crop, and BatchNorm "
+            "learns from two or more of these; use more at once, or --head segformer or semantic_fpn."
         )
     if not isinstance(network, UEMOv2Config):
         return
@@ -163,8 +165,8 @@ def check_fits(config: SegmenterConfig, network: Any, layout: BatchLayout, valid
             raise ValueError(f"{name} {side}: this network takes multiples of {multiple}; use {fitting}.")
     if validates and window is None:
         raise ValueError(
-            f"--validation-window is missing: this network takes sides that are multiples of {multiple}, which pictures "
-            f"rarely have; name the windows' side, such as {config.model.crop_size}."
+            f"--validation-window is missing: this network takes sides that are multiples of {multiple}, which "
+            f"pictures rarely have; name the windows' side, such as {config.model.crop_size}."
         )
 
 

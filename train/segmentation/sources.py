@@ -7,6 +7,9 @@ from d_emo.images.pixels import held_out_pixels, pixel_subset
 from d_emo.images.source import refuse_unreadable
 from d_emo.train.segmentation.config import SegmenterDataOptions
 
+# What is validated on must be whole, whatever --on-bad-image says.
+WHOLE = "Repair or remove it: every image to validate on counts."
+
 
 def load_sources(data: SegmenterDataOptions) -> tuple[PixelSource, PixelSource | None]:
     """The pictures to train on and those to validate on, with the same class ids.
@@ -32,7 +35,9 @@ def load_sources(data: SegmenterDataOptions) -> tuple[PixelSource, PixelSource |
     )
     if data.validation_share:
         try:
-            return held_out_pixels(source, data.validation_share)
+            source, validation = held_out_pixels(source, data.validation_share)
+            refuse_unreadable(validation.unreadable, WHOLE)
+            return source, validation
         except ValueError as error:
             raise ValueError(f"--validation-share {data.validation_share:g}: {error}") from error
     for named, value, places in (
@@ -45,7 +50,9 @@ def load_sources(data: SegmenterDataOptions) -> tuple[PixelSource, PixelSource |
          {"folder": None, "dataset": data.dataset, "split": data.validation_split}),
     ):  # fmt: skip
         if value:
-            return source, _opened(data, f"{named} {value}", like=source, **places)
+            validation = _opened(data, f"{named} {value}", like=source, **places)
+            refuse_unreadable(validation.unreadable, WHOLE)
+            return source, validation
     return source, None
 
 

@@ -49,7 +49,7 @@ class SegmenterRun(TaskRun[SegmenterPlan]):
         if plan.validation is None:
             return None
         share = evaluate_pixels(
-            self.bundle.model,
+            self.bundle.model.eval(),
             plan.processor,
             plan.validation,
             device=accelerator.device,

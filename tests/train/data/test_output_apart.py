@@ -4,7 +4,7 @@ import PIL.Image
 import pytest
 from helpers.training import run_here
 
-from d_emo.eval import evaluate_classifier, evaluate_detector
+from d_emo.eval import evaluate_classifier, evaluate_detector, evaluate_segmenter
 from d_emo.train import encode_latents, train_classifier, train_dit
 
 COMMANDS = [
@@ -14,6 +14,7 @@ COMMANDS = [
     (encode_latents.main, ["--train-data-dir", "{}", "--vae", "nowhere"]),
     (evaluate_classifier.main, ["--model", "nowhere", "--data-dir", "{}"]),
     (evaluate_detector.main, ["--model", "nowhere", "--data-dir", "{}"]),
+    (evaluate_segmenter.main, ["--model", "nowhere", "--data-dir", "{}"]),
 ]
 
 
