@@ -78,7 +78,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_and_its_folder_answers_as_valid
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_two_processes_train_and_validate_as_one_does(capsys, tmp_path, boxes, system):
     """Two micro batches on one process or one on each of two: losses to 1e-5 (sums round differently)."""
-    tables = []
+    learned, scored = [], []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         arguments = [*TINY, "--system", system, "--micro-batch-size", "2", "--train-data-dir", boxes,
@@ -87,9 +87,12 @@ def test_two_processes_train_and_validate_as_one_does(capsys, tmp_path, boxes, s
                          kind=DetectorTrainer)  # fmt: skip
         training = [float(line.split(",")[1]) for line in losses(folder)[1:]]
         validation = [float(value) for value in (folder / "validation.csv").read_text().splitlines()[-1].split(",")]
-        tables.append([*training, *validation])
-    assert len(tables[0]) == (10 if system == "mask_rcnn" else 7)
-    assert tables[1] == pytest.approx(tables[0], rel=1e-5, abs=1e-6)
+        learned.append(training)
+        scored.append(validation)
+    assert len(learned[0]) == 3 and learned[1] == pytest.approx(learned[0], rel=1e-5)
+    # A fresh Mask R-CNN is as sure of one box as of the next: rounding changes their order.
+    assert len(scored[0]) == (7 if system == "mask_rcnn" else 4)
+    assert scored[1] == pytest.approx(scored[0], abs=1e-3 if system == "mask_rcnn" else 1e-6)
 
 
 @pytest.mark.slow
@@ -147,13 +150,13 @@ def test_fine_tuning_a_detector_renews_its_last_layers_alone(capsys, tmp_path, b
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(("system", "steps", "least"), [("ssdlite", 400, 0.7), ("retinanet", 300, 0.7),
+@pytest.mark.parametrize(("system", "steps", "least"), [("ssdlite", 500, 0.7), ("retinanet", 300, 0.7),
                                                         ("mask_rcnn", 300, 0.7)])  # fmt: skip
 def test_eight_pictures_are_learned_by_heart(capsys, tmp_path, boxes, system, steps, least):
     code, output = run(
         capsys, *TINY, "--system", system, "--train-data-dir", boxes, "--validation-dir", boxes, "--resolution", "96",
-        "--model-config", NARROW.replace("0.2", "0.0"), "--global-batch-size", "8", "--max-train-steps", steps,
-        "--validate-every", steps, "--learning-rate", "1e-3", "--max-grad-norm", "5", "--lr-warmup-steps", "20",
+        "--model-config", NARROW.replace("0.2}", '0.0, "layer_scale": 1.0}'), "--global-batch-size", "8", "--max-train-steps", steps,
+        "--validate-every", steps, "--learning-rate", "2e-3", "--max-grad-norm", "5", "--lr-warmup-steps", "20",
         "--zoom-out", "1", "--iou-crop", "false", "--photometric", "false", "--log-every", "20", "--lr-decay-unit",
         "step", "--output-dir", tmp_path / "out",
     )  # fmt: skip
