@@ -24,7 +24,9 @@ Every model runs once a round, for `--repeats` rounds after a warm-up; a matrix 
 
 Jobs: `forward` (no gradients), `train` (forward, backward, AdamW step), `sample` (DEMOPipeline, guidance 4). bfloat16
 is the weights' type in `forward` and `sample`, and autocast in `train`, as users run them. FLOPs are those of products
-and convolutions; a training step counts as three forward passes. Memory is the peak above what is held before the job.
+and convolutions; a training step counts as three forward passes. MFU is their share of the card's peak in bfloat16,
+where that is known (H100, H200, A100). Memory is the peak above what is held before the job. What fails or does not
+fit is a line that says why; the rest is measured, and the command ends with an error.
 """
 
 import argparse
@@ -56,7 +58,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=whole_from(2), default=7, help="Rounds, for a median and a spread.")
     parser.add_argument("--threads", type=whole_from(1), help="CPU threads. Default: all cores.")
-    parser.add_argument("--output", type=Path, help="Folder for results.json, table.md and ratios.png.")
+    parser.add_argument(
+        "--output", type=Path, help="Folder for results.json and table.md, written as they grow, and ratios.png."
+    )
     options = parser.parse_args(arguments)
     from d_emo.eval.benchmarks.side_by_side import check_models  # seconds of imports, which --help does without
 

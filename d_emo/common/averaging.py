@@ -1,7 +1,6 @@
 """The exponential moving average of a model's weights and buffers; the trainers' own is built on it."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -41,7 +40,8 @@ class WeightAverage(AveragedModel):
                 f"the model's weights are {', '.join(half)}, where an average would not move; keep them in float32 and "
                 "train under torch.autocast."
             )
-        super().__init__(model, multi_avg_fn=_average_function(decay, warmup), use_buffers=True)
+        super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.decay, self.warmup = decay, warmup
         # Marks the copy as the first term; otherwise the first update would copy instead of averaging.
         self.n_averaged.fill_(1)
         self.requires_grad_(False).eval()
@@ -59,17 +59,44 @@ class WeightAverage(AveragedModel):
             raise ValueError("model is not of the kind whose average this is: its tensors are others.")
         self.update_parameters(model)
 
+    @torch.no_grad()
+    def update_parameters(self, model: torch.nn.Module, finite: torch.Tensor | None = None) -> None:
+        """Add the model's values of now; nothing is read from the device.
+
+        Args:
+            model: the model.
+            finite: a truth value on the device; where it is false, the average stays as it is. None for true.
+        """
+        self.move(_tensors(self.module), _tensors(model), finite)
+
+    def move(
+        self, averages: Sequence[torch.Tensor], values: Sequence[torch.Tensor], finite: torch.Tensor | None
+    ) -> None:
+        """Move averages towards values, in place, and count that."""
+        count = int(self.n_averaged)
+        decay = min(self.decay, (1 + count) / (10 + count)) if self.warmup else self.decay
+        for floating in (True, False):  # what runs on many tensors at once takes one kind of them
+            pairs = [(a, v) for a, v in zip(averages, values, strict=True) if a.is_floating_point() == floating]
+            if not pairs:
+                continue
+            olds, news = ([tensor.detach() for tensor in part] for part in zip(*pairs, strict=True))
+            if finite is None:
+                get_ema_multi_avg_fn(decay)(olds, news, self.n_averaged)
+            elif floating:
+                steps = torch._foreach_sub(news, olds)
+                torch._foreach_mul_(steps, finite * (1 - decay))
+                torch._foreach_add_(olds, steps)
+            else:
+                for old, new in zip(olds, news, strict=True):
+                    old.copy_(torch.where(finite, old * decay + new * (1 - decay), old))
+        self.n_averaged += 1
+
+    def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> "WeightAverage":
+        """PyTorch's, but that the number of updates stays on the processor, where it is asked for at every one."""
+        moved = super()._apply(fn, recurse)
+        moved.n_averaged = moved.n_averaged.cpu()
+        return moved
+
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
-
-
-def _average_function(final: float, warmup: bool) -> Callable[..., None]:
-    if not warmup:
-        return get_ema_multi_avg_fn(final)
-
-    def warmed_up(averages: Any, values: Any, count: torch.Tensor) -> None:
-        decay = min(final, (1 + count.item()) / (10 + count.item()))
-        get_ema_multi_avg_fn(decay)(averages, values, count)
-
-    return warmed_up

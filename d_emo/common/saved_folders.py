@@ -36,6 +36,11 @@ def may_be_on_hub(name: object, ours: Iterable[str] = ()) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None and str(name).split("/")[0] not in ours
 
 
+def evaluation_folder(model: str) -> Path:
+    """Where the report on a model goes unless the user says otherwise: into its folder, or beside the runs."""
+    return Path(model) / "evaluation" if Path(model).is_dir() else Path("runs") / f"evaluation-{Path(model).name}"
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON file's table.
 

@@ -9,6 +9,7 @@ suppression (mmdet: a map).
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from d_emo.classification.backbones import is_trained, normalization, open_backbone
+from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD, by_channel
 from d_emo.classification.ranges import STAGES
 from d_emo.classification.transformers_models import EMOv2Backbone
 from d_emo.common.block_ranges import SIDE, WINDOW
@@ -39,6 +41,13 @@ from d_emo.detection.heads import (
 )
 
 COCO_CLASSES = 80
+# What each system takes of a backbone, and how many of its stages were frozen in the published runs.
+FEATURES = {
+    "ssdlite": ("stage3", "stage4"),
+    "retinanet": ("stage2", "stage3", "stage4"),
+    "mask_rcnn": ("stage1", "stage2", "stage3", "stage4"),
+}
+PUBLISHED_FROZEN = {"ssdlite": 0, "retinanet": 1, "mask_rcnn": 1}
 DETECTOR: Table = {
     "num_classes": Whole(1, 100_000, "objects alone, the background is not counted"),
     "image_size": SIDE,
@@ -144,7 +153,7 @@ class _SSD(_Checking, SSD):
 
 @checked(DETECTOR)
 def retinanet(
-    backbone: str | os.PathLike,
+    backbone: str | os.PathLike | EMOv2Backbone,
     num_classes: int = COCO_CLASSES,
     *,
     window_size: int | None = None,
@@ -155,7 +164,8 @@ def retinanet(
     """RetinaNet (arXiv 1708.02002) on stages 2 to 4: 14.46M parameters with EMOv2-5M and COCO's classes.
 
     Args:
-        backbone: name of `d_emo.list_classifiers()` (fresh weights), or folder or Hub id of a trained classifier.
+        backbone: name of `d_emo.list_classifiers()` (fresh weights), or folder or Hub id of a trained classifier; or
+            one that is made already, which is taken as it is, and for fresh.
         num_classes: classes of objects; the background is none. Labels are 0 to `num_classes` - 1, in targets and in
             results.
         window_size: of attention, in tokens; None for the published 10 (EMOv1-1M and 2M: 7).
@@ -173,19 +183,19 @@ def retinanet(
         ValueError: there is no such backbone or option, or a number is out of range.
     """
     options = check_options("retinanet", RetinaNet, options, ())
-    inner = open_backbone(backbone, ("stage2", "stage3", "stage4"), "detection", window_size)
+    inner = _opened(backbone, FEATURES["retinanet"], window_size)
     body = PyramidBackbone(inner, CoarserLevels(inner.channels[-1], PYRAMID_CHANNELS), 2)
     anchors = options.setdefault("anchor_generator", LevelAnchors(body.strides, RETINANET_SCALES))
-    defaults: dict[str, Any] = {"detections_per_img": 100, **normalization(backbone, inner.config.num_channels)}
+    defaults: dict[str, Any] = {"detections_per_img": 100, **_normalization(backbone, inner)}
     if "head" not in options:
         defaults["head"] = _RetinaNetHead(PYRAMID_CHANNELS, anchors.num_anchors_per_location()[0], num_classes)
-    _freeze(inner, backbone, frozen_stages, fixed_statistics, published_stages=1)
+    _freeze(inner, backbone, frozen_stages, fixed_statistics, PUBLISHED_FROZEN["retinanet"])
     return _told(_RetinaNet(body, num_classes, **defaults | options), num_classes, inner)
 
 
 @checked(DETECTOR)
 def mask_rcnn(
-    backbone: str | os.PathLike,
+    backbone: str | os.PathLike | EMOv2Backbone,
     num_classes: int = COCO_CLASSES,
     *,
     window_size: int | None = None,
@@ -200,7 +210,7 @@ def mask_rcnn(
     """
     own = ("box_predictor", "mask_predictor", "box_head", "mask_head", "box_roi_pool", "mask_roi_pool", "rpn_head")
     options = check_options("mask_rcnn", MaskRCNN, options, own)
-    inner = open_backbone(backbone, ("stage1", "stage2", "stage3", "stage4"), "detection", window_size)
+    inner = _opened(backbone, FEATURES["mask_rcnn"], window_size)
     body = PyramidBackbone(inner, LastLevelMaxPool(), 1)
     anchors = options.setdefault("rpn_anchor_generator", LevelAnchors(body.strides, PROPOSAL_SCALES))
     parts: dict[str, Any] = {
@@ -211,16 +221,16 @@ def mask_rcnn(
         "mask_predictor": MaskPredictor(MASK_CHANNELS, num_classes),
         "rpn_post_nms_top_n_train": 1000,
     }
-    model = _MaskRCNN(body, None, **parts | normalization(backbone, inner.config.num_channels) | options)
+    model = _MaskRCNN(body, None, **parts | _normalization(backbone, inner) | options)
     # torchvision's constructor makes these itself; only what they do in training differs.
     model.rpn.__class__, model.roi_heads.__class__ = ProposalsWithL1, RoIHeadsWithL1
-    _freeze(inner, backbone, frozen_stages, fixed_statistics, published_stages=1)
+    _freeze(inner, backbone, frozen_stages, fixed_statistics, PUBLISHED_FROZEN["mask_rcnn"])
     return _told(model, num_classes, inner)
 
 
 @checked(DETECTOR)
 def ssdlite(
-    backbone: str | os.PathLike,
+    backbone: str | os.PathLike | EMOv2Backbone,
     num_classes: int = COCO_CLASSES,
     image_size: int = 320,
     *,
@@ -246,22 +256,47 @@ def ssdlite(
         **options: torchvision's. As published: score above 0.02, suppression at 0.45, 1000 candidates, 200 kept.
     """
     options = check_options("ssdlite", SSD, options, SSD_OWN)
-    inner = open_backbone(backbone, ("stage3", "stage4"), "detection", window_size)
+    inner = _opened(backbone, FEATURES["ssdlite"], window_size)
     body = SSDLiteBackbone(inner)
     default_boxes = ssdlite_boxes(image_size, body.grid_sides(image_size), boxes == "published")
     head = _SSDLiteHead(body.channels, default_boxes.num_anchors_per_location(), num_classes + 1, NORM)
     defaults = {"score_thresh": 0.02, "nms_thresh": 0.45, "detections_per_img": 200, "topk_candidates": 1000}
-    chosen = defaults | normalization(backbone, inner.config.num_channels) | options
+    chosen = defaults | _normalization(backbone, inner) | options
     model = _SSD(body, default_boxes, (image_size, image_size), num_classes + 1, head=head, **chosen)
-    _freeze(inner, backbone, frozen_stages, fixed_statistics, published_stages=0)
+    _freeze(inner, backbone, frozen_stages, fixed_statistics, PUBLISHED_FROZEN["ssdlite"])
     return _told(model, num_classes, inner)
 
 
+def _opened(backbone: str | os.PathLike | EMOv2Backbone, stages: Sequence[str], window: int | None) -> EMOv2Backbone:
+    if not isinstance(backbone, EMOv2Backbone):
+        return open_backbone(backbone, stages, "detection", window)
+    if list(backbone.out_features) != list(stages):
+        raise ValueError(
+            f"backbone returns {', '.join(backbone.out_features)}; this detector is on {', '.join(stages)}."
+        )
+    if window is not None and window != backbone.config.window_size:
+        raise ValueError(
+            f"window_size={window} is not the {backbone.config.window_size} of this backbone; leave it out."
+        )
+    return backbone
+
+
+def _normalization(backbone: str | os.PathLike | EMOv2Backbone, inner: EMOv2Backbone) -> dict[str, list[float]]:
+    channels = inner.config.num_channels
+    if not isinstance(backbone, EMOv2Backbone):
+        return normalization(backbone, channels)
+    return {"image_mean": by_channel(IMAGENET_MEAN, channels), "image_std": by_channel(IMAGENET_STD, channels)}
+
+
 def _freeze(
-    inner: EMOv2Backbone, name: str | os.PathLike, stages: int | None, statistics: bool | None, published_stages: int
+    inner: EMOv2Backbone,
+    backbone: str | os.PathLike | EMOv2Backbone,
+    stages: int | None,
+    statistics: bool | None,
+    published_stages: int,
 ) -> None:
     """Freeze a backbone as chosen, else as published where its weights are trained."""
-    trained = is_trained(name)
+    trained = not isinstance(backbone, EMOv2Backbone) and is_trained(backbone)
     stages = stages if stages is not None else published_stages * trained
     if stages > (most := len(inner.config.depths)):
         raise ValueError(f"frozen_stages={stages} is not 0 to {most}, the stages of this backbone.")

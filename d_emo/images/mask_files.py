@@ -50,6 +50,8 @@ def read_palette(path: Path) -> Palette:
     Raises:
         ValueError: there is no such file, or a line is none of that kind, or a colour or a name comes twice.
     """
+    if not path.is_file():
+        raise ValueError(f"--palette {path}: there is no such file.")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:

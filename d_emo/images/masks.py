@@ -112,7 +112,7 @@ def _find_columns(features: Any, image_column: str, mask_column: str | None) -> 
     others = [name for name in pictures if name != mask_column]
     if image_column == "image" and image_column not in features and len(others) == 1:
         image_column = others[0]
-    for flag, column in (("--image-column", image_column), ("--mask-column", mask_column)):
+    for flag, column in (("--mask-column", mask_column), ("--image-column", image_column)):
         if column not in features:
             raise ValueError(f"no column {column!r} among {', '.join(features)}; set {flag}.")
     return image_column, mask_column
@@ -123,7 +123,7 @@ def open_masks(
     dataset: str | None,
     *,
     mask_dir: str | None = None,
-    image_suffix: str = "",
+    image_suffix: str | None = None,
     mask_suffix: str | None = None,
     panoptic_json: str | None = None,
     panoptic_classes: PanopticClasses = "categories",
@@ -170,7 +170,7 @@ def open_masks(
             if panoptic_json is not None:
                 return panoptic_pixels(Path(panoptic_json), Path(folder), masks, panoptic_classes)
             return folder_masks(
-                Path(folder), masks, image_suffix=image_suffix, mask_suffix=mask_suffix, options=options
+                Path(folder), masks, image_suffix=image_suffix or "", mask_suffix=mask_suffix, options=options
             )
         if dataset is None:
             raise ValueError("no pictures were named.")

@@ -7,9 +7,9 @@ where it is read.
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,7 @@ class PixelSource:
         num_workers: default number of loader processes.
         stream: always None: it is read by index.
         note: what was left out, for people.
-        unreadable: messages of files of which it is known already that they cannot be decoded.
+        damaged: messages of pictures of which it is known already that they cannot be decoded, by their index.
     """
 
     name: str
@@ -141,7 +141,12 @@ class PixelSource:
     num_workers: int = 4
     stream: None = None
     note: str = ""
-    unreadable: Sequence[str] = ()
+    damaged: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Messages of the pictures that cannot be decoded, as far as it is known."""
+        return list(self.damaged.values())
 
     def describe_size(self) -> str:
         """How many pictures, for people."""
@@ -167,7 +172,7 @@ def pixel_subset(source: PixelSource, indices: Sequence[int]) -> PixelSource:
         size=len(chosen),
         read=lambda index: source.read(chosen[index]),
         keys=[source.keys[index] for index in chosen],
-        unreadable=(),
+        damaged={place: source.damaged[index] for place, index in enumerate(chosen) if index in source.damaged},
     )
 
 
@@ -224,7 +229,7 @@ def pixel_source(
         names = options.palette.names
     count = len(keys) if names is None else min(len(keys), SURVEYED)
     looked_at = np.unique(np.linspace(0, len(keys) - 1, count).astype(int)).tolist()
-    numbers, unreadable = _survey(stored, looked_at)
+    numbers, damaged = _survey(stored, looked_at)
     rule = _rule(numbers, names, options)
     if names is None:
         names = BINARY_NAMES if rule.binary else [str(number) for number in range(rule.num_classes)]
@@ -250,12 +255,12 @@ def pixel_source(
         keys=keys,
         binary=rule.binary if WHITE in numbers else None,
         note=note,
-        unreadable=unreadable,
+        damaged=damaged,
     )
 
 
-def _survey(stored: Callable[[int], StoredPair], places: Sequence[int]) -> tuple[dict[int, int], list[str]]:
-    """The numbers that masks hold, each with the first place where it is, and messages of unreadable files.
+def _survey(stored: Callable[[int], StoredPair], places: Sequence[int]) -> tuple[dict[int, int], dict[int, str]]:
+    """The numbers that masks hold, each with the first place where it is, and messages of damaged files by place.
 
     Raises:
         ValueError: a mask has another size than its picture.
@@ -273,7 +278,7 @@ def _survey(stored: Callable[[int], StoredPair], places: Sequence[int]) -> tuple
             return str(error)
 
     found: dict[int, int] = {}
-    unreadable: list[str] = []
+    damaged: dict[int, str] = {}
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         Progress(len(places), "mask", "reading", shown=len(places) > SLOW_SURVEY, leave=False) as progress,
@@ -282,14 +287,14 @@ def _survey(stored: Callable[[int], StoredPair], places: Sequence[int]) -> tuple
             for place, answer in zip(places, pool.map(look, places), strict=True):
                 progress.update()
                 if isinstance(answer, str):
-                    unreadable.append(answer)
+                    damaged[place] = answer
                     continue
                 for number in answer:
                     found.setdefault(number, place)
         except SizeError as error:
             pool.shutdown(cancel_futures=True)
             raise ValueError(str(error)) from error
-    return found, unreadable
+    return found, damaged
 
 
 class SizeError(UnreadableImageError):
@@ -332,7 +337,7 @@ def _rule(numbers: dict[int, int], names: Sequence[str] | None, options: MaskOpt
     if not ids:
         raise ValueError("no pixel of its masks has a class; name them: --class-names FILE.")
     count = max(ids) + 1
-    if missing := sorted({*range(min(count, 1 + IGNORED))} - ids):
+    if missing := sorted({*range(min(count, 1 + IGNORED))} - ids - {ignored - reduced}):
         raise ValueError(
             f"its masks hold {_shown(sorted(numbers))}, but not {missing[0] + reduced}, so that they do not tell the "
             "classes; name them, in the order of the ids: --class-names FILE (or say which number is none: "

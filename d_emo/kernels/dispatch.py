@@ -8,8 +8,9 @@ for second ones and sums that match plain PyTorch's bit for bit, choose "referen
 """
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,12 @@ from torch.nn.modules import module as _modules  # holds the hooks of all module
 
 from d_emo.common.messages import shown
 
-from .reference import Windows
-
 logger = logging.get_logger(__name__)
 
 BACKENDS = ("auto", "reference", "native")
+# Values from which on the programs of a GPU have several pieces of work each. That is checked by itself, on some
+# millions of values.
+MANY = 2**20
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,21 @@ class Backend:
         name: for people.
         dtypes: of the tensors that it takes.
         obstacle: why it cannot be used for a type on this machine; empty if it can. Makes the check before first use.
-        attention_obstacle: the same for one size of attention: type, channels of qkv, windows.
+        size_obstacle: the same for one size of an operator, where each is code of its own: name, type, channels,
+            whether there are `MANY` values, and the numbers of `Windows` or the convolution's side. None: the code is
+            one for all sizes.
         slower: whether plain PyTorch is faster than an operator in a type on this machine.
+        keeps_convolution: whether the local branch's backward pass wants the convolution's result, made with a batch's
+            statistics, kept for it.
         operators: by the names of `OPERATORS`, with the signatures of the operators of that name; any may be missing.
     """
 
     name: str
     dtypes: tuple[torch.dtype, ...]
     obstacle: Callable[[torch.dtype], str]
-    attention_obstacle: Callable[[torch.dtype, int, Windows], str]
+    size_obstacle: Callable[[str, torch.dtype, int, bool, tuple[int, ...]], str] | None
     slower: Callable[[str, torch.dtype], bool]
+    keeps_convolution: bool
     operators: Mapping[str, Callable[..., Any]]
 
 
@@ -54,7 +61,8 @@ OPERATORS = (
     *("linear", "linear_backward", "infer_block"),
 )
 _table: dict[str, Backend] = {}
-_choice: str | None = None
+_warned: set[str] = set()
+_choice: str | None = None  # None until somebody sets one
 
 
 def register(device: str, backend: Backend) -> None:
@@ -107,55 +115,81 @@ def set_backend(name: str) -> None:
         ValueError: the name is unknown.
     """
     global _choice
+    _choice = _known(name)
+
+
+def _known(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"kernels {shown(name)} are unknown; use one of {', '.join(BACKENDS)}.")
-    _choice = name
+    return name
 
 
 def chosen_backend() -> str:
     """The choice in force."""
-    if _choice is None:
-        set_backend(os.environ.get("D_EMO_KERNELS", "auto"))
-    assert _choice is not None
-    return _choice
+    return _initial() if _choice is None else _choice
+
+
+# Not written to `_choice`: a graph compiled before that would be compiled again for the second block.
+@torch.compiler.assume_constant_result
+def _initial() -> str:
+    return _environments()
+
+
+@functools.cache
+def _environments() -> str:
+    return _known(os.environ.get("D_EMO_KERNELS", "auto"))
 
 
 @contextlib.contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
     """Choose an implementation for a `with` block; None leaves the choice as it is."""
-    previous = chosen_backend()
-    set_backend(previous if name is None else name)
+    global _choice
+    previous = _choice
+    set_backend(chosen_backend() if name is None else name)
     try:
         yield
     finally:
-        set_backend(previous)
+        _choice = previous
 
 
-def takes(name: str, tensor: torch.Tensor, windows: Windows | None = None) -> bool:
-    """Whether a backend runs an operator on this tensor, for attention in windows if these are given.
+def takes(name: str, tensor: torch.Tensor, size: Sequence[int] = ()) -> bool:
+    """Whether a backend runs an operator on this tensor; `size` is as `Backend.size_obstacle` takes it.
 
     Raises:
         RuntimeError: the choice is "native" and there is none; the message says what is missing.
     """
     choice = chosen_backend()
     # Meta tensors only have shapes; exported graphs should hold operators that other programs know.
-    if choice == "reference" or tensor.is_meta or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if choice == "reference" or tensor.is_meta or _exporting() or torch.onnx.is_in_onnx_export():
         return False
     if torch.jit.is_tracing():  # a trace is a file for other programs, too
         return False
     if forward_ad._current_level >= 0:  # no backend has tangents, and autograd would drop them without a word
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:  # torch.func: no backend's gradient takes part
+    if _transformed():  # torch.func: no backend's gradient takes part
         return False
     if 0 in tensor.shape:  # no samples: nothing to be fast at
         return False
     device = tensor.device.type
     obstacle = _obstacle(device, tensor.dtype)
-    if not obstacle and windows:
-        obstacle = _attention_obstacle(device, tensor.dtype, tensor.shape[-1], *windows)
+    if not obstacle and size and _by_size(device):
+        many = True if tensor.numel() >= MANY else False  # noqa: SIM210 - a graph may leave the size open
+        obstacle = _size_obstacle(device, name, tensor.dtype, tensor.shape[-1], many, *size)
     if obstacle and choice == "native":
         raise RuntimeError(f"there are no native kernels here: {obstacle}. Use the backend 'auto' or 'reference'.")
     return not obstacle and _has(name, device, tensor.dtype)
+
+
+# Asked while Dynamo traces, not traced: its models of these two say yes in every compiled graph (PyTorch 2.11 of the
+# first, all up to 2.14 of the second), and compiled blocks would never hold a kernel.
+@torch.compiler.assume_constant_result
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+@torch.compiler.assume_constant_result
+def _transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @torch.compiler.assume_constant_result
@@ -174,16 +208,30 @@ def _obstacle(device: str, dtype: torch.dtype) -> str:
 
 
 @torch.compiler.assume_constant_result
-def _attention_obstacle(device: str, dtype: torch.dtype, channels: int, *windows: int) -> str:
-    """Why attention of this size is left to plain PyTorch; empty if it is not."""
-    return _table[device].attention_obstacle(dtype, channels, Windows(*windows))
+def _by_size(device: str) -> bool:
+    return _table[device].size_obstacle is not None
+
+
+@torch.compiler.assume_constant_result
+def _size_obstacle(device: str, name: str, dtype: torch.dtype, channels: int, many: bool, *size: int) -> str:
+    """Why an operator of this size is left to plain PyTorch; empty if it is not."""
+    ask = _table[device].size_obstacle
+    return ask(name, dtype, channels, many, size) if ask else ""
+
+
+def keeps_convolution(tensor: torch.Tensor) -> bool:
+    """Whether the backend of a tensor's device keeps the local branch's convolution."""
+    backend = _table.get(tensor.device.type)
+    return backend is not None and backend.keeps_convolution
 
 
 def told(what: str, failure: str) -> str:
-    """A failed check as an obstacle, after a warning; empty if nothing failed."""
+    """A failed check as an obstacle, after a warning (one for all that fail alike); empty if nothing failed."""
     if not failure:
         return ""
-    logger.warning(f"Plain PyTorch runs in place of {what}, since the check before its first use failed: {failure}")
+    if failure not in _warned:
+        _warned.add(failure)
+        logger.warning(f"Plain PyTorch runs in place of {what}, since the check before its first use failed: {failure}")
     return f"their check failed, {failure}"
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
 from . import reference
-from .dispatch import arithmetic, is_plain, operator, takes
+from .dispatch import arithmetic, is_plain, keeps_convolution, operator, takes
 from .inputs import check_grid, check_tensors, same_device
 
 KERNEL_SIZES = (1, 3, 5, 7)  # that the backends have
@@ -31,13 +31,14 @@ def local_branch(hidden_states: torch.Tensor, conv: nn.Module, norm: nn.Module) 
         ValueError: the input is no floating-point (B, H, W, E).
     """
     check_grid("local_branch", hidden_states)
-    if not (fusible(conv, norm, hidden_states, hidden_states.shape[-1]) and takes("local_branch", hidden_states)):
+    channels, side = hidden_states.shape[-1], conv.kernel_size[:1] if isinstance(conv, nn.Conv2d) else ()
+    if not (fusible(conv, norm, hidden_states, channels) and takes("local_branch", hidden_states, side)):
         return reference.local_branch(hidden_states, conv, norm)
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     parameters = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    out, mean, variance = local_operator(hidden_states, *parameters, norm.training, norm.eps)
+    out, mean, variance, _ = local_operator(hidden_states, *parameters, norm.training, norm.eps)
     if norm.training:
         _update_statistics(norm, mean, variance, hidden_states[..., 0].numel())
     return out
@@ -101,13 +102,16 @@ def _check(x, weight, gamma, beta, mean, variance, batch_statistics, eps, **othe
 
 
 _PARAMETERS = "Tensor weight, Tensor gamma, Tensor beta, Tensor mean, Tensor variance, bool batch_statistics, float eps"
-# The result and the statistics that normalised it; `mean` and `variance` are read without batch statistics.
-local_operator = operator("local_branch", f"(Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)", _check)
-# Gradients of x, weight, gamma and beta, given the statistics that normalised.
+# The result, the statistics that normalised it (`mean` and `variance` are read without batch statistics), and what is
+# kept for the backward pass: the convolution's result, or nothing.
+local_operator = operator("local_branch", f"(Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor)", _check)
+# Gradients of x, weight, gamma and beta, given the statistics that normalised, and what was kept.
 local_backward_operator = operator(
     "local_branch_backward",
-    f"(Tensor grad, Tensor x, {_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda grad, x, *parameters: _check(x, *parameters, grad=(grad, x.shape)),
+    f"(Tensor grad, Tensor x, Tensor kept, {_PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad, x, kept, *parameters: _check(
+        x, *parameters, grad=(grad, x.shape), kept=(kept, x.shape if kept.numel() else (0,))
+    ),
 )
 
 
@@ -116,23 +120,28 @@ def _(hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps)
     same_device("local_branch", hidden_states, weight, gamma, beta, mean, variance)
     kind = arithmetic(hidden_states.dtype)
     statistics = (mean.new_empty(mean.shape, dtype=kind), mean.new_empty(mean.shape, dtype=kind))
-    return hidden_states.new_empty(hidden_states.shape), *statistics
+    kept = batch_statistics and keeps_convolution(hidden_states)
+    return (
+        hidden_states.new_empty(hidden_states.shape),
+        *statistics,
+        hidden_states.new_empty(hidden_states.shape if kept else (0,)),
+    )
 
 
 @local_backward_operator.register_fake
-def _(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
-    same_device("local_branch_backward", grad, hidden_states, weight, gamma, beta, mean, variance)
+def _(grad, hidden_states, kept, weight, gamma, beta, mean, variance, batch_statistics, eps):
+    same_device("local_branch_backward", grad, hidden_states, kept, weight, gamma, beta, mean, variance)
     return tuple(tensor.new_empty(tensor.shape) for tensor in (hidden_states, weight, gamma, beta))
 
 
 def _keep_inputs(ctx, inputs, output):
     hidden_states, weight, gamma, beta, _, _, *ctx.options = inputs
-    _, mean, variance = output
-    ctx.save_for_backward(hidden_states, weight, gamma, beta, mean, variance)
-    ctx.mark_non_differentiable(mean, variance)
+    _, mean, variance, kept = output
+    ctx.save_for_backward(hidden_states, kept, weight, gamma, beta, mean, variance)
+    ctx.mark_non_differentiable(mean, variance, kept)
 
 
-def _backward(ctx, grad, _mean, _variance):
+def _backward(ctx, grad, *_):
     grads = local_backward_operator(grad, *ctx.saved_tensors, *ctx.options)
     return *grads, None, None, None, None  # statistics and options have none
 
@@ -164,6 +173,6 @@ def convolution_flops(hidden_shape, weight_shape, *_, **__) -> int:
 
 
 @register_flop_formula(torch.ops.d_emo.local_branch_backward)
-def _backward_flops(grad_shape, hidden_shape, weight_shape, *_, **__) -> int:
+def _backward_flops(grad_shape, hidden_shape, kept_shape, weight_shape, *_, **__) -> int:
     """Twice the forward pass's; its recomputation is not counted."""
     return 2 * convolution_flops(hidden_shape, weight_shape)

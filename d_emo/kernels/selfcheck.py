@@ -70,32 +70,34 @@ def _error(
     return torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max().item()
 
 
-def attention_check(dtype: torch.dtype, channels: int, windows: Windows) -> Check:
-    """Four windows of each kind."""
+def attention_check(dtype: torch.dtype, shape: tuple[int, ...], windows: Windows) -> Check:
+    """Window attention on qkv of a shape (B, H, W, 2C + E)."""
     return (
         "window attention",
         lambda qkv: attention_operator(qkv, windows),
         lambda qkv: reference.window_attention(qkv, windows),
         dtype,
-        [(2, 2 * windows.height, 2 * windows.width, channels)],
+        [shape],
     )
 
 
-def local_check(dtype: torch.dtype) -> Check:
-    """The local branch with a batch's own statistics."""
+def local_check(dtype: torch.dtype, shape: tuple[int, ...], side: int) -> Check:
+    """The local branch on a shape (B, H, W, E), with a batch's own statistics and a convolution of a side."""
+    channels = shape[-1]
+    eps = 1.0  # with a small one BatchNorm cancels a convolution of side 1, and its gradient is nothing but rounding
 
     def fast(x: torch.Tensor, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-        return local_operator(x, weight, gamma, beta, torch.zeros_like(gamma), torch.ones_like(gamma), True, 1e-5)[0]
+        return local_operator(x, weight, gamma, beta, torch.zeros_like(gamma), torch.ones_like(gamma), True, eps)[0]
 
     def exact(x: torch.Tensor, weight: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
         # As functions: layers would draw their first weights from the caller's random numbers.
         return reference.local_branch(
             x,
-            lambda y: F.conv2d(y, weight, padding=2, groups=48),
-            lambda y: F.batch_norm(y, None, None, gamma, beta, training=True, eps=1e-5),
+            lambda y: F.conv2d(y, weight, padding=side // 2, groups=channels),
+            lambda y: F.batch_norm(y, None, None, gamma, beta, training=True, eps=eps),
         )
 
-    return "the local branch", fast, exact, dtype, [(2, 8, 8, 48), (48, 1, 5, 5), (48,), (48,)]
+    return "the local branch", fast, exact, dtype, [shape, (channels, 1, side, side), (channels,), (channels,)]
 
 
 def linear_check(dtype: torch.dtype) -> Check:

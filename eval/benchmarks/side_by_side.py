@@ -1,6 +1,7 @@
 """What `throughput` does after it has read its options: models in turns, a table, a plot."""
 
 import argparse
+import contextlib
 import gc
 import itertools
 import statistics
@@ -12,7 +13,9 @@ from typing import Any
 
 import torch
 
+from d_emo.common.commands import CommandError
 from d_emo.common.files import check_writable, write_json, written_whole
+from d_emo.common.messages import first_line
 from d_emo.common.output import Progress, say
 from d_emo.common.processes import default_device, device_name, keep_freed_memory
 from d_emo.eval.benchmarks.families import CLIP_FRAMES, Case, family_of
@@ -34,10 +37,11 @@ class Result:
 
     model: str
     case: Case
-    flops: int
-    parameters: int
+    flops: int = 0
+    parameters: int = 0
     seconds: list[float] = field(default_factory=list)
     peak_mib: float | None = None
+    error: str | None = None  # why it was not measured, in a line
 
     @property
     def macs(self) -> float:
@@ -55,9 +59,32 @@ class Result:
         low, _, high = statistics.quantiles(self.seconds, n=4)
         return (high - low) / 2 / self.median
 
-    def speed_over(self, baseline: "Result") -> float:
-        """The baseline's time over this model's: median of the rounds' ratios, as a slow minute slows both."""
+    def speed_over(self, baseline: "Result") -> float | None:
+        """The baseline's time over this model's: median of the rounds' ratios, as a slow minute slows both.
+
+        None where one of the two was not measured.
+        """
+        if self.error or baseline.error:
+            return None
         return statistics.median(theirs / ours for ours, theirs in zip(self.seconds, baseline.seconds, strict=True))
+
+    def share_of_peak(self, device: torch.device) -> float | None:
+        """The share of the card's peak that the job's products reach (MFU); None where the peak is not known."""
+        peak = peak_flops(device_name(device)) if self.case.dtype == "bfloat16" else None
+        return self.flops / self.median / peak if peak and not self.error else None
+
+
+# FLOP/s of dense products in bfloat16: half of what NVIDIA's data sheets of the H100 (SXM), the H200 (SXM) and the A100
+# give for sparse ones (1,979, 1,979 and 624 TFLOPS). The slower cards of the same names say so in theirs.
+PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
+SLOWER_CARDS = ("PCIe", "NVL", "H100L")
+
+
+def peak_flops(card: str) -> float | None:
+    """The peak of a card in bfloat16, by its name; None where it is not known."""
+    if any(mark in card for mark in SLOWER_CARDS) and "A100" not in card:
+        return None
+    return next((peak for name, peak in PEAKS.items() if name in card), None)
 
 
 def timed(job: Callable[[], None]) -> float:
@@ -82,48 +109,89 @@ def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Callable[[
     return lambda: job(repeats), 2 * rows * rows * inner * repeats
 
 
-def measure(names: list[str], case: Case, repeats: int, device: torch.device) -> tuple[list[Result], float]:
-    """Run every model in turns; results in the order of `names`, and the matrix product's FLOP/s."""
-    subjects = [Subject(name, case, device) for name in names]
+def measure(names: list[str], case: Case, repeats: int, device: torch.device) -> tuple[list[Result], float | None]:
+    """Run every model in turns; results in the order of `names`, and the matrix product's FLOP/s.
+
+    What a model raises ends that model alone: its result says why.
+    """
+    torch.compiler.reset()  # graphs of the case before would make sizes dynamic, and count against a limit
+    results = [Result(name, case) for name in names]
+    subjects: dict[int, Subject] = {}  # by place; one that failed is gone, with its memory
     scale = {"forward": 1, "train": 3, "sample": 2 * SAMPLE_STEPS}[case.job]
-    results = [Result(subject.name, case, subject.flops * scale, subject.parameters) for subject in subjects]
-    product, product_flops = matrix_product(DTYPES[case.dtype], device)
-    for subject, result in zip(subjects, results, strict=True):
+
+    def prepare(place: int) -> None:
+        subject = subjects[place] = Subject(names[place], case, device)
+        results[place].flops, results[place].parameters = subject.flops * scale, subject.parameters
         subject.run()  # warm-up: compiles, allocates, makes the optimizer's state
         with PeakMemory(device) as peak:
             subject.run()
-        result.peak_mib = peak.mib
+        results[place].peak_mib = peak.mib
+
+    def measure_once(place: int) -> None:
+        results[place].seconds.append(timed(subjects[place].run))
+
+    def attempt(work: Callable[[int], None], place: int) -> None:
+        try:
+            work(place)
+        except Exception as error:  # whatever a compiler, a driver or a full memory raises
+            results[place].error = f"{type(error).__name__}: {first_line(error)}"
+            subjects.pop(place, None)
+        if results[place].error:  # by now no traceback holds anything
+            free_memory(device)
+
+    product, product_flops = matrix_product(DTYPES[case.dtype], device)
+    for place in range(len(names)):
+        attempt(prepare, place)
     rates = []
     for _ in range(repeats):
-        for subject, result in zip(subjects, results, strict=True):
-            result.seconds.append(timed(subject.run))
-        rates.append(product_flops / timed(product))
-    return results, statistics.median(rates)
+        for place in list(subjects):
+            attempt(measure_once, place)
+        with contextlib.suppress(torch.OutOfMemoryError):
+            rates.append(product_flops / timed(product))
+    return results, statistics.median(rates) if rates else None
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 HEADER = (
-    "| case | model | parameters | MMACs | ms | spread | images/s | ratio | GFLOP/s | of matrix product | peak MiB "
-    "| published |\n" + "|---" * 12 + "|"
+    "| case | model | parameters | MMACs | ms | spread | images/s | ratio | GFLOP/s | of matrix product | MFU "
+    "| peak MiB | published |\n" + "|---" * 13 + "|"
 )
 
 
-def row(result: Result, baseline: Result, rate: float) -> str:
+def row(result: Result, baseline: Result, rate: float | None, device: torch.device) -> str:
     """A line of the table."""
     case = result.case
+    if result.error:
+        return f"| {case.label} | {result.model} | not measured: {result.error.replace('|', '/')} |" + " |" * 10
     achieved = result.flops / result.median
-    peak = "-" if result.peak_mib is None else f"{result.peak_mib:.0f}"
+    ratio, share = result.speed_over(baseline), result.share_of_peak(device)
+    published = published_score(split_name(result.model)[0], case.size)
     return (
         f"| {case.label} | {result.model} | {result.parameters / 1e6:.2f}M | {result.macs / 1e6:,.0f} "
         f"| {1e3 * result.median:.3g} | {result.spread:.1%} | {case.batch / result.median:.1f} "
-        f"| {result.speed_over(baseline):.2f} | {achieved / 1e9:.0f} "
-        f"| {achieved / rate:.0%} | {peak} | {published_score(split_name(result.model)[0], case.size)} |"
+        f"| {known(ratio, '.2f')} | {achieved / 1e9:.0f} | {known(rate and achieved / rate, '.0%')} "
+        f"| {known(share, '.1%')} | {known(result.peak_mib, '.0f')} | {published} |"
     )
 
 
+def known(value: float | None, form: str) -> str:
+    """A number as text, or a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of the ratio to the baseline, one group a case."""
+    """Bars of the ratio to the baseline, one group a case; nothing where no case has one."""
     from matplotlib.figure import Figure
 
+    rows = [entry for entry in rows if entry["ratio"] is not None]
+    if not rows:
+        return
     labels = list(dict.fromkeys(entry["label"] for entry in rows))
     models = list(dict.fromkeys(entry["model"] for entry in rows))
     figure = Figure(figsize=(8, 1.2 + 0.3 * len(labels) * len(models)), layout="constrained")
@@ -168,7 +236,11 @@ def check_models(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure every case, print the table as it grows, write the files."""
+    """Measure every case, print the table and write the files as they grow.
+
+    Raises:
+        CommandError: at the end, if something could not be measured.
+    """
     if options.output:
         check_writable(options.output, "--output", folder=True)
     keep_freed_memory()
@@ -177,7 +249,8 @@ def run(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     about = machine(device)
     print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}\n\n{HEADER}", flush=True)
-    rows, lines = [], []
+    rows: list[dict[str, Any]] = []
+    lines: list[str] = []
     family = family_of(split_name(options.models[0])[0])
     sizes = getattr(options, family.size_option)
     frames = [CLIP_FRAMES if family.given == "clips" else 0]
@@ -187,15 +260,23 @@ def run(options: argparse.Namespace) -> None:
         for case in cases:
             results, rate = measure(options.models, case, options.repeats, device)
             for result in results:
-                lines.append(row(result, results[-1], rate))
+                lines.append(row(result, results[-1], rate, device))
                 say(lines[-1])
-                ratio = result.speed_over(results[-1])
-                rows.append(asdict(result) | {"label": case.label, "ratio": ratio, "matrix_product_flops": rate})
+                found = {"ratio": result.speed_over(results[-1]), "mfu": result.share_of_peak(device)}
+                rows.append(asdict(result) | {"label": case.label, "matrix_product_flops": rate} | found)
+            if options.output:
+                write(options.output, about, rows, lines)
             progress.update()
-            gc.collect()
+            free_memory(device)
     if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_json(options.output / "results.json", {"machine": about, "results": rows})
-        with written_whole(options.output / "table.md") as partial:
-            partial.write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
         plot(rows, options.output / "ratios.png")
+    if failed := [entry for entry in rows if entry["error"]]:
+        raise CommandError(f"{len(failed)} of {len(rows)} lines could not be measured; the table says why.")
+
+
+def write(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]], lines: list[str]) -> None:
+    """Write what is known so far, in place of what was known before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", {"machine": about, "results": rows})
+    with written_whole(folder / "table.md") as partial:
+        partial.write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")

@@ -25,7 +25,8 @@ class Subject:
         plain, variants = split_name(name)
         self.family = family = family_of(plain)
         self.backend = "reference" if "reference" in variants else "auto"
-        self.model = family.build(plain, case)
+        with device:  # a large network would take its time on a CPU
+            self.model = family.build(plain, case)
         self.inputs = family.inputs(case, device)
         self.parameters = count_parameters(self.model)
         counted_on = torch.device(family.counted_on)

@@ -2,7 +2,7 @@
 
 import argparse
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +16,12 @@ from d_emo.common.files import check_apart, check_writable, write_json, written_
 from d_emo.common.locks import output_folder
 from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import LOADING_ERRORS
+from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder
 from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.images.digits import digits_source
-from d_emo.images.labels import LabelResolver
+from d_emo.images.matching import match_classes
 from d_emo.images.open_source import open_source
 from d_emo.images.source import ImageSource, LabelledSource, held_out
-from d_emo.images.stored_labels import whole_number
 
 SourceT = TypeVar("SourceT", bound=LabelledSource)
 # More classes than this are drawn without their names.
@@ -44,7 +43,7 @@ class ClassScore:
 
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
-    folder = Path(options.output_dir or default_folder(options.model))
+    folder = Path(options.output_dir or evaluation_folder(options.model))
     check_apart(folder, "--output-dir", {"--data-dir": options.data_dir, "--dataset": options.dataset})
     check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
     images = chosen_images(options)
@@ -112,56 +111,15 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
 
 
 def align_labels(source: SourceT, id2label: Mapping[int, str]) -> tuple[SourceT, str]:
-    """The images, or other things, with the model's class ids, and a remark for people.
-
-    Names decide. Where no name of the data is one of the model's, numbers do: whole numbers as names are ids, other
-    names stand for their places, if both have as many classes.
+    """The images, or other things, with the model's class ids, and a remark for people; see `match_classes`.
 
     Raises:
-        ValueError: some names are the model's and others not, or numbers cannot stand for the model's classes.
+        ValueError: the classes do not go together.
     """
-    resolver = LabelResolver(id2label, len(id2label))
-    found, unknown = {}, []
-    for label, name in source.id2label.items():
-        try:
-            found[label] = resolver.resolve(name)
-        except ValueError:
-            unknown.append(name)
-    note = ""
-    if unknown:
-        numbers, model_numbers = (_numbers(table.values()) for table in (source.id2label, id2label))
-        if numbers and model_numbers:  # "07" is 7
-            found = _looked_up(numbers, dict(zip(model_numbers, id2label, strict=True)))
-        elif found or len(source.id2label) != len(id2label):
-            found = {}
-        else:
-            places = range(len(id2label))
-            found = _looked_up(numbers or [*places], {place: place for place in places})
-            note = "; no class name is the model's, so that classes are compared by number"
-    if not found:
-        raise ValueError(
-            f"{source.name} has {len(source.id2label)} classes, the model {len(id2label)}, and these are not among the "
-            f"model's names: {', '.join(unknown[:5])}. Rename the folders, or evaluate another model."
-        )
+    found, note = match_classes(source.id2label, id2label, source.name)
     table = np.array([found[label] for label in range(len(found))])
     changed: Any = {"labels": table[source.labels], "id2label": dict(id2label)}
     return replace(source, **changed), note
-
-
-def _numbers(names: Iterable[str]) -> list[int]:
-    """Names as numbers, also as transformers makes them up ("LABEL_7"); nothing where one is none."""
-    numbers = [whole_number(name.removeprefix("LABEL_")) for name in names]
-    return [number for number in numbers if number is not None] if None not in numbers else []
-
-
-def _looked_up(numbers: list[int], ids: dict[int, int]) -> dict[int, int]:
-    """The model's id of each class of the data; nothing where a number is none of the model's."""
-    return {label: ids[number] for label, number in enumerate(numbers)} if {*numbers} <= {*ids} else {}
-
-
-def default_folder(model: str) -> Path:
-    """Where the report goes."""
-    return Path(model) / "evaluation" if Path(model).is_dir() else Path("runs") / f"evaluation-{Path(model).name}"
 
 
 def report(

@@ -15,7 +15,9 @@ BACKGROUNDS = ("background", "other", "unlabeled", "unlabelled", "void")
 
 
 def backgrounds(names: Mapping[int, str]) -> set[int]:
-    """Ids of the classes that say that nothing is there, by name."""
+    """Ids of the classes that say that nothing is there: by name, and of two classes without names the first."""
+    if dict(names) == {0: "0", 1: "1"}:
+        return {0}
     return {label for label, name in names.items() if str(name).strip().lower() in BACKGROUNDS}
 
 

@@ -9,7 +9,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem;
   color: var(--text); background: var(--page); }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
+.wide { overflow: auto; max-height: 40rem; }
 table { border-collapse: collapse; } th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
 th { border-bottom: 1px solid var(--quiet); } td { border-bottom: 1px solid var(--line); }
 .number { font-variant-numeric: tabular-nums; text-align: right; }
@@ -118,6 +118,25 @@ def write_page(
 def worst_first(pictures: Sequence[Tile]) -> list[Tile]:
     """The tiles by their score, the lowest first; of equal ones, and of those without a score, in the order given."""
     return sorted(pictures, key=lambda tile: (not tile.is_scored, tile.score if tile.is_scored else 0))
+
+
+class WorstTiles:
+    """The tiles with the lowest scores of many, of which only those are made that are kept so far.
+
+    Args:
+        count: how many are kept.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+        self.tiles: list[Tile] = []
+
+    def offer(self, score: float, make: Callable[[], Tile]) -> None:
+        """Keep a tile, made by `make` with this score, if it is among the worst; NaN never is."""
+        if math.isnan(score) or not self.count:
+            return
+        if len(self.tiles) < self.count or score < (self.tiles[-1].score or 0):
+            self.tiles = worst_first([*self.tiles, make()])[: self.count]
 
 
 def write_document(path: Path, heading: str, parts: Sequence[str]) -> None:

@@ -15,8 +15,8 @@ from d_emo.common.files import check_apart, check_writable
 from d_emo.common.locks import output_folder
 from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import LOADING_ERRORS
-from d_emo.eval.classification.command import align_labels, default_folder, report
+from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder
+from d_emo.eval.classification.command import align_labels, report
 from d_emo.eval.reports.page import Table, Tile, write_page
 from d_emo.eval.reports.panels import strip
 from d_emo.eval.video.accuracy import PreparedClips, predict_clips
@@ -29,7 +29,7 @@ SHOWN_ANSWERS = 3
 
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
-    folder = Path(options.output_dir or default_folder(options.model))
+    folder = Path(options.output_dir or evaluation_folder(options.model))
     check_apart(folder, "--output-dir", {"--data-dir": options.data_dir, "--dataset": options.dataset})
     check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
     videos = chosen_videos(options)

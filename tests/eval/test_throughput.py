@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic and messages."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from d_emo.eval import throughput
+from d_emo.eval.benchmarks import side_by_side, subjects
 from d_emo.eval.benchmarks.families import FAMILIES, Case, family_of
 from d_emo.eval.benchmarks.peak_memory import PeakMemory
 from d_emo.eval.benchmarks.published import published_score
@@ -37,6 +39,111 @@ def measured(tmp_path, models, jobs, *more):
                      "--output", str(tmp_path), *more])  # fmt: skip
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     return {(entry["case"]["job"], entry["model"]): entry for entry in results}
+
+
+RUN = ["--jobs", "forward", "--dtypes", "float32", "--latent", "16", "--depth", "1", "--repeats", "2"]
+
+
+class Failing(Subject):
+    """A subject that fails: as it is built at batch 2, in its third run at batch 3; at batch 4 somebody stops it."""
+
+    def __init__(self, name, case, device):
+        super().__init__(name, case, device)
+        self.failing, self.runs = "checkpointed" in name, 0
+        if self.failing and case.batch == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB | of 80")
+
+    def run(self):
+        self.runs += 1
+        if self.failing and self.case.batch == 3 and self.runs == 3:
+            raise RuntimeError("an illegal memory access")
+        if self.case.batch == 4:
+            raise KeyboardInterrupt
+        super().run()
+
+
+def test_what_fails_is_a_line_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(side_by_side, "Subject", Failing)
+    models = ["--models", "D-EMOv2-N-8", "DiT-N-8@checkpointed", "DiT-N-8"]
+    with pytest.raises(SystemExit) as ended:
+        throughput.main([*models, *RUN, "--batch", "2", "3", "--output", str(tmp_path)])
+    assert ended.value.code == "throughput: 2 of 6 lines could not be measured; the table says why."
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [entry["error"] and entry["error"].split(":")[0] for entry in results] == [
+        None, "OutOfMemoryError", None, None, "RuntimeError", None]  # fmt: skip
+    assert [entry["ratio"] is None for entry in results] == [False, True, False, False, True, False]
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert {line.count("|") for line in table} == {14}
+    assert "not measured: OutOfMemoryError: CUDA out of memory" in table[3] and table[3] in capsys.readouterr().out
+    assert (tmp_path / "ratios.png").stat().st_size > 1000
+
+
+def test_without_its_baseline_a_model_has_no_ratio(tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, "Subject", Failing)
+    with pytest.raises(SystemExit):
+        throughput.main(
+            ["--models", "DiT-N-8", "DiT-N-8@checkpointed", *RUN, "--batch", "2", "--output", str(tmp_path)]
+        )
+    first, _ = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert first["ratio"] is None and first["seconds"] and first["error"] is None
+    assert not (tmp_path / "ratios.png").exists()
+
+
+def test_what_was_measured_is_written_before_the_next_case(tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, "Subject", Failing)
+    with pytest.raises(SystemExit) as ended:
+        throughput.main(["--models", "DiT-N-8", *RUN, "--batch", "1", "4", "--output", str(tmp_path)])
+    assert ended.value.code == 130
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert entry["case"]["batch"] == 1 and (tmp_path / "table.md").read_text().count("\n") == 3
+
+
+def test_models_are_built_where_they_run(monkeypatch):
+    built = []
+    family = family_of("DiT-N-8")
+
+    def build(name, case):
+        built.append(torch.empty(()).device.type)
+        return family.build(name, case)
+
+    monkeypatch.setattr(subjects, "family_of", lambda _: dataclasses.replace(family, build=build))
+    Subject("DiT-N-8", Case("forward", "float32", "none", 1, 16, 1), torch.device("meta"))
+    assert built[0] == "meta"
+
+
+def test_every_case_is_compiled_for_its_own_size(monkeypatch):
+    """Without a reset between them, PyTorch takes the second size of a block for a dynamic one."""
+    dynamic = []
+
+    def backend(graph, inputs):
+        dynamic.append(any(isinstance(given, torch.SymInt) for given in inputs))
+        return graph.forward
+
+    monkeypatch.setattr(subjects, "compile_blocks", lambda model: model.compile_repeated_blocks(backend=backend))
+    for batch in (2, 3):
+        case = Case("forward", "float32", "blocks", batch, 16, 1)
+        results, _ = side_by_side.measure(["DiT-N-8"], case, 2, torch.device("cpu"))
+        assert results[0].error is None
+    assert dynamic == [False, False]
+
+
+def test_share_of_a_cards_peak(monkeypatch):
+    for name, expected in (
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ):
+        assert side_by_side.peak_flops(name) == expected, name
+    monkeypatch.setattr(side_by_side, "device_name", lambda _: "NVIDIA A100-SXM4-40GB")
+    case = Case("train", "bfloat16", "none", 1, 32, None)
+    result = side_by_side.Result("DiT-S-2", case, flops=156 * 10**12, parameters=1, seconds=[1.0, 1.0])
+    assert result.share_of_peak(torch.device("cpu")) == pytest.approx(0.5)
+    in_float32 = dataclasses.replace(result, case=dataclasses.replace(case, dtype="float32"))
+    assert in_float32.share_of_peak(torch.device("cpu")) is None
 
 
 def test_networks_of_images_are_measured_beside_timms_torchvisions_and_onnxruntime(tmp_path, capsys):

@@ -150,6 +150,18 @@ JOBS = {
         files("classes.csv", "confusion.png"), ("classes.csv", "report.json", "confusion.png"),
         ("report.json", "classes.csv", "confusion.png"),
     ),
+    "evaluate_detector": Job(
+        "eval/evaluate_detector.py",
+        ("--model", "{detector}", "--data-dir", "{boxes}", "--output-dir", "{out}"),
+        files("classes.csv"), ("classes.csv", "report.json", "report.html"),
+        ("report.json", "classes.csv", "report.html"),
+    ),
+    "evaluate_segmenter": Job(
+        "eval/evaluate_segmenter.py",
+        ("--model", "{segmenter}", "--data-dir", "{masks}", "--output-dir", "{out}"),
+        files("classes.csv"), ("classes.csv", "report.json", "report.html"),
+        ("report.json", "classes.csv", "report.html"),
+    ),
 }  # fmt: skip
 LAUNCHED = {
     "torchrun train_dit on 2 processes": _diffusion(2, "torchrun"),

@@ -17,6 +17,8 @@ from d_emo.common.options import TRUE
 from d_emo.kernels import use_backend
 from d_emo.kernels.dispatch import chosen_backend
 from helpers.classifiers import TINY as TINY_CLASSIFIER
+from helpers.masks import TINY as TINY_SEGMENTER
+from helpers.object_files import TINY as TINY_DETECTOR
 from helpers.training import TINY
 from helpers.video_training import TINY as TINY_VIDEO
 
@@ -82,6 +84,18 @@ COMMANDS = {
             "d_emo.train.video.motion_command.run",
         ),
         SweptCommand(
+            "train_detector",
+            "d_emo.train.train_detector",
+            (*TINY_DETECTOR, "--train-data-dir", "@boxes", "--max-train-steps", "1", "--output-dir", "@out"),
+            "d_emo.train.detection.trainer.run",
+        ),
+        SweptCommand(
+            "train_segmenter",
+            "d_emo.train.train_segmenter",
+            (*TINY_SEGMENTER, "--train-data-dir", "@masks", "--max-train-steps", "1", "--output-dir", "@out"),
+            "d_emo.train.segmentation.trainer.run",
+        ),
+        SweptCommand(
             "encode_latents",
             "d_emo.train.encode_latents",
             ("--train-data-dir", "@pictures", "--vae", "@vae", "--resolution", "16", "--output-dir", "@out"),
@@ -117,6 +131,18 @@ COMMANDS = {
             "d_emo.eval.evaluate_video_classifier",
             ("--model", "@video classifier", "--data-dir", "@videos", "--output-dir", "@out"),
             "d_emo.eval.video.command.run",
+        ),
+        SweptCommand(
+            "evaluate_detector",
+            "d_emo.eval.evaluate_detector",
+            ("--model", "@detector", "--data-dir", "@boxes", "--output-dir", "@out"),
+            "d_emo.eval.detection.command.run",
+        ),
+        SweptCommand(
+            "evaluate_segmenter",
+            "d_emo.eval.evaluate_segmenter",
+            ("--model", "@segmenter", "--data-dir", "@masks", "--output-dir", "@out"),
+            "d_emo.eval.segmentation.command.run",
         ),
         SweptCommand(
             "evaluate_digits",
@@ -171,6 +197,13 @@ COMMANDS = {
             "d_emo.eval.benchmarks.loader_speed",
             (),
             "d_emo.eval.benchmarks.loader_speed.weights_digest",
+            quick=False,
+        ),
+        SweptCommand(
+            "loop_cost",
+            "d_emo.eval.benchmarks.loop_cost",
+            ("--batch", "4", "--steps", "2"),
+            "d_emo.eval.benchmarks.loop_cost.random_latents",
             quick=False,
         ),
         SweptCommand(

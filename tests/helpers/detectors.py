@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from d_emo import EMOv2Config, EMOv2ForImageClassification
 from d_emo.detection import mask_rcnn, retinanet, ssdlite
+from d_emo.detection.saved import make_detector
 from helpers.models import randomize
 
 BUILDERS = [retinanet, mask_rcnn, ssdlite]
@@ -34,6 +35,16 @@ def detector(build, backbone="EMOv2-1M", **options):
     model = build(backbone, **{"num_classes": CLASSES, **small, **options})
     randomize(model.backbone.backbone)
     return model
+
+
+def write_detector(folder, names, system="ssdlite", **options):
+    """A narrow detector of small images, saved; its backbone's weights are random. Returns the folder."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 64} if system == "ssdlite" else {"min_size": 64, "max_size": 64}
+    bundle = make_detector(system, "EMOv2-1M", dict(enumerate(names)), network=NARROW, **sizes, **options)
+    randomize(bundle.model.backbone.backbone)
+    bundle.save_pretrained(folder)
+    return folder
 
 
 def target(image, boxes=1, label=1, box=(4.0, 4.0, 30.0, 30.0)):

@@ -12,8 +12,12 @@ from d_emo import EMOv2Config, EMOv2ForImageClassification, VEMOv2Config, VEMOv2
 from d_emo.classification.transformers_models import make_image_processor
 from d_emo.models.published import export_state
 from helpers.classifiers import TINY_NETWORK
+from helpers.detectors import write_detector
+from helpers.masks import write_masks
 from helpers.models import randomize, tiny_model
+from helpers.object_files import write_instances
 from helpers.pipelines import tiny_pipeline, tiny_vae
+from helpers.segmenters import segmenter
 from helpers.videos import write_bars
 
 
@@ -44,6 +48,14 @@ def write_video_classifier(folder: Path) -> Path:
     config = VEMOv2Config(**json.loads(TINY_VIDEO_NETWORK), image_size=32, id2label=names)
     torch.manual_seed(0)
     VEMOv2ForVideoClassification(config).eval().save_pretrained(folder)
+    return folder
+
+
+def write_segmenter(folder: Path) -> Path:
+    """A segmenter of a few thousand parameters with three classes, and its image processor."""
+    model = segmenter("segformer")
+    model.save_pretrained(folder)
+    model.make_image_processor().save_pretrained(folder)
     return folder
 
 
@@ -99,6 +111,9 @@ def make_everything(folder: Path) -> dict[str, Path]:
     made = {
         "pictures": write_pictures(folder / "pictures"),
         "classifier": write_classifier(folder / "classifier"),
+        "detector": write_detector(folder / "detector", ["red", "blue"]),
+        "masks": write_masks(folder / "masks"),
+        "segmenter": write_segmenter(folder / "segmenter"),
         "pipeline": write_pipeline(folder / "pipeline"),
         "dit.pt": write_dit(folder / "dit.pt"),
         "emov2.pth": write_dit(folder / "emov2.pth"),  # none of EMOv2's: it is refused by name
@@ -108,5 +123,6 @@ def make_everything(folder: Path) -> dict[str, Path]:
         "cache": folder / "cache",
         "videos": write_bars(folder / "videos", 1, 4),
         "video classifier": write_video_classifier(folder / "video classifier"),
+        "boxes": write_instances(folder / "boxes"),
     }
     return {**made, "latents": write_latents(folder / "latents", made["pictures"], made["vae"])}

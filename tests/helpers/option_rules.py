@@ -57,6 +57,7 @@ RULES = {
     "positive": _rule("one", "a fraction", "more than one", "1e30", "10^30"),
     "positive or zero": _rule("zero", "one", "a fraction", "more than one", "1e30", "10^30"),
     "one, its default": _rule("one"),  # others go with an option that the base line does not have
+    "one to sixteen": _rule("one", "more than one"),
     "up to a thousand": _rule("one", "a fraction", "more than one"),
     "one or more": _rule("one", "more than one", "1e30", "10^30"),
     "share below one": _rule("zero", "a fraction"),
@@ -86,15 +87,17 @@ KINDS = {
         "fid_images", "teacher_resolution", "validate_every", "batch_size", "shard_size", "num_heads", "image_size",
         "reference_images", "num_images", "steps", "guidance_channels", "feature_batch_size", "per_class", "batch",
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
-        "short_side", "clips", "crops", "held_out",
-        "fid_cost samples", "fid_cost reference", "patch_bottleneck",
+        "train_video_classifier short_side", "clips", "crops", "held_out",
+        "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck",
+        "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side",
     ),
     "count or zero": (
-        "num_workers", "seed", "lr_warmup_steps", "sample_every", "fid_every", "rand_augment", "rand_augment_magnitude",
-        "pictures",
+        "num_workers", "seed", "ignore_index", "lr_warmup_steps", "sample_every", "fid_every", "pictures",
+        "frozen_stages", "rand_augment", "rand_augment_magnitude",
     ),
     "side of 32 or more": (
-        "train_classifier resolution", "train_video_classifier resolution", "make_camera_motion resolution",
+        "train_video_classifier resolution", "make_camera_motion resolution",
+        "train_classifier resolution", "train_detector resolution", "crop_size", "short_side",
         "loader_speed resolution", "receptive_field image_size",
     ),
     "two or more": ("throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames"),
@@ -106,46 +109,49 @@ KINDS = {
     ),
     "positive or zero": (
         "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
-        "train_classifier max_grad_norm", "train_video_classifier max_grad_norm", "lr_warmup_epochs",
+        "train_classifier max_grad_norm", "train_detector max_grad_norm", "train_segmenter max_grad_norm",
+        "train_video_classifier max_grad_norm", "lr_warmup_epochs",
         "evaluate_fid guidance_scale",
     ),
     "one, its default": ("train_dit time_shift", "logit_normal_std"),
-    "up to a thousand": ("evaluate_fid time_shift",),
-    "one or more": ("guidance_scale", "sample_guidance_scale"),
+    "one to sixteen": ("zoom_out",),
+    "up to a thousand": ("scale_min", "scale_max", "evaluate_fid time_shift",),
+    "one or more": ("lr_decay_end", "guidance_scale", "sample_guidance_scale"),
     "share below one": (
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
-        "label_smoothing",
+        "label_smoothing", "lr_decay_start",
     ),
     "share": (
-        "warmup_lr_ratio", "min_lr_ratio", "lr_warmup_ratio", "train_video_classifier lr_decay_start",
-        "rand_augment_probability",
+        "train_video_classifier lr_decay_start", "rand_augment_probability",
+        "warmup_lr_ratio", "min_lr_ratio", "lr_warmup_ratio", "score_threshold",
     ),
-    "share above zero": ("crop_scale_min", "crop_ratio", "decay_rate"),
+    "share above zero": ("crop_max_share", "crop_scale_min", "crop_ratio", "decay_rate"),
     "boolean": (
         "gradient_checkpointing", "compile", "unconditional", "random_flip", "ema_warmup", "dry_run", "push_to_hub",
-        "statistics",
+        "statistics", "reduce_zero_label", "photometric", "fixed_statistics", "iou_crop",
     ),
     "boolean that needs another": ("streaming", "train_classifier unconditional"),
-    "switch": ("unverified_inception", "confidence", "by_class"),
+    "switch": ("unverified_inception", "confidence", "by_class", "full_size", "evaluate_segmenter reduce_zero_label"),
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
-        "throughput compile", "throughput models", "clock", "layout", "time_sampling", "stride",
-        "lr_decay_unit", "order",
+        "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
+        "box_format", "order", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
         "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
-        "reference", "pattern", "only", "models", "license", "allow_change",
-        "video_column", "lr_multipliers", "no_weight_decay",
+        "reference", "pattern", "only", "models", "license", "allow_change", "objects_column",
+        "video_column", "image_suffix", "mask_suffix", "lr_multipliers", "no_weight_decay",
     ),
-    "JSON": ("model_config",),
+    "JSON": ("model_config", "detector_config"),
     "file to read": (
         "config", "checkpoint", "inception_weights", "fid_inception_weights", "samples", "images", "coco_annotations",
+        "annotations", "palette", "panoptic_json",
     ),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
-        "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
+        "mask_dir", "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
         "photos",
     ),
     "file to write": ("export_npz", "output"),
@@ -161,11 +167,25 @@ KINDS = {
         "hub_private",
         "validation_split",  # without --dataset
         "loss_weighting",  # of the objective's default
+        "train_segmenter dataset",  # beside --train-data-dir
+        "mask_column",  # without --dataset
+        "validation_mask_dir",  # without --validation-dir
+        "validation_json",
+        "long_side",  # without --short-side
+        "validation_stride",  # without --validation-window
         "encode_latents dataset",  # beside --train-data-dir
         "evaluate_classifier dataset",  # beside --data-dir
         "evaluate_video_classifier dataset",
         "train_video_classifier dataset",  # beside --train-data-dir
         "opposites",  # without --order reversed
+        "evaluate_detector dataset",
+        "evaluate_detector class_names",  # without --dataset
+        "train_detector dataset",  # beside --train-data-dir
+        "train_detector class_names",  # without --dataset
+        "max_size",  # of ssdlite
+        "validation_annotations",  # without --validation-dir
+        "evaluate_segmenter dataset",
+        "evaluate_segmenter stride",  # without --window
         "evaluate_fid model",  # beside --samples
         "sweep",  # without --model
         "checkpoints",  # without --model

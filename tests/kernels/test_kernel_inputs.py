@@ -31,8 +31,8 @@ OPERATORS = {
     ),
     "local_branch_backward": (
         local_backward_operator,
-        {"grad": GRID, "x": GRID, "weight": (16, 1, 3, 3), "gamma": (16,), "beta": (16,), "mean": (16,),
-         "variance": (16,), "batch": True, "eps": 1e-5},
+        {"grad": GRID, "x": GRID, "kept": GRID, "weight": (16, 1, 3, 3), "gamma": (16,), "beta": (16,),
+         "mean": (16,), "variance": (16,), "batch": True, "eps": 1e-5},
     ),
     "linear": (linear_operator, {"x": (64, 16), "weight": (8, 16), "bias": (8,)}),
     "linear_backward": (linear_backward_operator, {"grad": (64, 8), "x": (64, 16), "weight": (8, 16)}),
@@ -72,10 +72,11 @@ def test_operators_refuse_what_does_not_fit(name):
         for _, wrong in wrong_tensors(value):
             with contextlib.suppress(ValueError, RuntimeError, NotImplementedError, IndexError):
                 result = operator(*{**arguments, key: wrong}.values())
-                # Right without an error: another batch's product, and shapes of a tensor of shapes alone.
+                # Right without an error: another batch's product, shapes of a tensor of shapes alone, nothing kept.
                 other_batch = key == "x" and wrong.shape[-1] == value.shape[-1] and wrong.device == value.device
                 only_shapes = key == "qkv" and wrong.is_meta and result.is_meta
-                assert other_batch or only_shapes, (key, wrong.shape, wrong.dtype, wrong.device, result)
+                nothing_kept = key == "kept" and wrong.shape == (0,)
+                assert other_batch or only_shapes or nothing_kept, (key, wrong.shape, wrong.dtype, wrong.device, result)
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS if "windows" in OPERATORS[name][1]])

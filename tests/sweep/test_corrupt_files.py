@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.file_damage import RUINED, damages
+from helpers.masks import write_panoptic
 from helpers.public_calls import NoAnswer, patience
 
 from d_emo.common.commands import explanation
@@ -175,10 +176,56 @@ def read_coco_sizes(folder: Path) -> None:
     read_sizes(folder / "instances.json")
 
 
+def masks(name: str) -> Callable[[Path, dict[str, Path]], Path]:
+    """A folder of pictures and masks, a palette and COCO's panoptic file beside them; the file of that name."""
+
+    def make(folder: Path, made: dict[str, Path]) -> Path:
+        shutil.copytree(made["masks"], folder / "masks")
+        (folder / "palette.txt").write_text("30 60 90 ground\n200 40 40 red\n")
+        return write_panoptic(folder / "coco") if name.endswith("json") else folder / name
+
+    return make
+
+
+def read_masks(folder: Path) -> None:
+    from d_emo.images.masks import folder_masks
+    from d_emo.images.source import refuse_unreadable
+
+    source = folder_masks(folder / "masks")
+    refuse_unreadable(source.unreadable, "Repair it.")
+    for index in range(source.size):
+        source.read(index)
+
+
+def read_palette(folder: Path) -> None:
+    from d_emo.images.mask_files import read_palette
+
+    read_palette(folder / "palette.txt")
+
+
+def read_panoptic(folder: Path) -> None:
+    from d_emo.images.panoptic import panoptic_pixels
+
+    panoptic_pixels(folder / "coco" / "panoptic.json", folder / "coco")
+
+
 def read_inception(folder: Path) -> None:
     from d_emo.eval.fid.extractors import make_extractor
 
     make_extractor("inception", str(folder / "inception.pth"), verify=False)
+
+
+def open_detector(folder: Path) -> None:
+    from d_emo.detection.saved import load_detector
+
+    load_detector(folder / "detector")
+
+
+def read_objects(folder: Path) -> None:
+    from d_emo.images.coco import coco_objects
+
+    source = coco_objects(folder / "boxes", folder / "boxes" / "annotations.json")
+    source.read(0)
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -191,6 +238,9 @@ READERS = {
     "a VAE's weights": Reader(copy("vae", WEIGHTS), open_vae),
     "a classifier's config.json": Reader(copy("classifier", "config.json"), open_classifier, thorough=False),
     "a classifier's weights": Reader(copy("classifier", "model.safetensors"), open_classifier),
+    "a detector's config.json": Reader(copy("detector", "config.json"), open_detector, thorough=False),
+    "a detector's weights": Reader(copy("detector", "model.safetensors"), open_detector),
+    "COCO's objects": Reader(copy("boxes", "annotations.json"), read_objects),
     "preprocessor_config.json": Reader(copy("classifier", "preprocessor_config.json"), open_classifier, thorough=False),
     "a .pt file": Reader(copy("dit.pt"), read_state),
     "Inception's weights": Reader(inception, read_inception),
@@ -212,6 +262,13 @@ READERS = {
     "COCO's annotations": Reader(
         text("instances.json", '{"info": {}, "images": [{"width": 640, "height": 480}]}'), read_coco_sizes
     ),
+    "a mask": Reader(
+        masks("masks/masks/a.png"),
+        read_masks,
+        unseen=("a folder", "a link to nowhere", "a pipe"),  # as without it, and then its picture has none
+    ),
+    "a palette": Reader(masks("palette.txt"), read_palette, unseen=("half",)),  # fewer classes are a palette, too
+    "COCO's panoptic file": Reader(masks("panoptic.json"), read_panoptic),
     "a training log": Reader(copy("run", "train_log.csv"), read_run),
     "a picture": Reader(
         copy("pictures", "1/0.png"),

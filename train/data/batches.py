@@ -6,7 +6,7 @@ are read from front to back.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import PIL.Image
@@ -39,6 +39,7 @@ class Batch:
         positions: B places in the stream of samples, the key of every random draw.
         bad_images: messages of the images that could not be read and were replaced.
         place: where a stream was after this batch.
+        draws: random numbers of its samples by purpose, where they were drawn beforehand.
     """
 
     images: Any
@@ -46,6 +47,7 @@ class Batch:
     positions: list[int]
     bad_images: list[str]
     place: StreamPlace | None = None
+    draws: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 # What a trainer makes of an image at a position of the stream; a pure function of both.
@@ -173,7 +175,7 @@ def collate(samples: Sequence[Sample], place: StreamPlace | None = None) -> Batc
     images, labels, positions, bad_images = zip(*samples, strict=True)
     return Batch(
         images=torch.stack(images),
-        labels=torch.tensor(labels),
+        labels=torch.stack(labels) if isinstance(labels[0], torch.Tensor) else torch.tensor(labels),
         positions=list(positions),
         bad_images=[message for messages in bad_images for message in messages],
         place=place,

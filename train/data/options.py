@@ -10,7 +10,7 @@ from d_emo.common.options import Recipe, option, require
 # The options that name a source of data.
 DATA_SOURCES = ("dataset", "train_data_dir", "latents")
 # Those that may be folders, of any trainer.
-FOLDERS = (*DATA_SOURCES, "validation_dir", "validation_dataset")
+FOLDERS = (*DATA_SOURCES, "mask_dir", "validation_dir", "validation_dataset", "validation_mask_dir")
 
 
 # Options of the digits' recipes that go with another: given that one, they are left out.

@@ -4,7 +4,13 @@ Nothing here has a state to save: sample number `position` of a run is the same 
 and label dropout after a resume, at any batch split and on any number of processes.
 """
 
+import functools
+import hashlib
+import math
+import os
+import struct
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -14,6 +20,10 @@ from torch.utils.data import Sampler
 # One independent Philox stream a purpose. The numbers are part of what a seed means: append, never renumber.
 PURPOSES = {"order": 0, "noise": 1, "time": 2, "label_dropout": 3, "flip": 4, "vae": 5, "augmentation": 6, "mixup": 7,
             "frames": 8}  # fmt: skip
+# Of which one number a sample is drawn, uniform in [0, 1), for every batch of a diffusion model.
+UNIFORM: tuple["Purpose", ...] = ("time", "label_dropout")
+# Rows of normal numbers that a thread draws in one go, and threads at most.
+TOGETHER, MAX_THREADS = 16, 4
 Purpose = Literal["order", "noise", "time", "label_dropout", "flip", "vae", "augmentation", "mixup", "frames"]
 
 
@@ -26,8 +36,39 @@ def generator(seed: int, purpose: Purpose, position: int) -> np.random.Generator
 
 def normal(seed: int, purpose: Purpose, positions: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
     """Standard-normal float32 tensor of (len(positions), *shape)."""
-    draws = [generator(seed, purpose, p).standard_normal(tuple(shape), dtype=np.float32) for p in positions]
-    return torch.from_numpy(np.stack(draws))
+    rows = np.empty((len(positions), math.prod(shape)), dtype=np.float32)
+
+    def fill(first: int) -> None:
+        for row in range(first, min(first + TOGETHER, len(rows))):
+            generator(seed, purpose, positions[row]).standard_normal(dtype=np.float32, out=rows[row])
+
+    # NumPy lets other threads run while it fills a row.
+    list(_threads().map(fill, range(0, len(rows), TOGETHER)))
+    return torch.from_numpy(rows).view(len(positions), *shape)
+
+
+def normal_on(
+    device: torch.device, seed: int, purpose: Purpose, positions: Sequence[int], shape: Sequence[int]
+) -> torch.Tensor:
+    """Standard-normal float32 tensor of (len(positions), *shape), drawn by a device: other numbers than `normal`'s.
+
+    Each position's are of PyTorch's generator of that device, seeded with a digest of (seed, purpose, position).
+    """
+    rows, source = torch.empty(len(positions), *shape, device=device), torch.Generator(device)
+    for row, position in zip(rows, positions, strict=True):
+        key = struct.pack("<3Q", seed, PURPOSES[purpose], position)
+        source.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
+        row.normal_(generator=source)
+    return rows
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "draws")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads stay in the parent
 
 
 def uniform(seed: int, purpose: Purpose, positions: Sequence[int]) -> torch.Tensor:

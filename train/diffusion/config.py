@@ -92,6 +92,11 @@ class OptimizationOptions(StepOptions):
         "sit: shift drawn times, and those of sampling, towards noise by a number above 1. auto: the square root of "
         "(C x H x W) / 4096, of what the model sees.",
     )
+    noise_on: Literal["cpu", "device"] = option(
+        "cpu",
+        "Where noise is drawn. cpu: by threads ahead of the step, the same on every machine. device: faster where the "
+        "CPU is the limit; another run, and another on another kind of device.",
+    )
     class_dropout_prob: float = option(0.1, "Share of samples that train without their label.")
     learning_rate: float = option(1e-4, "AdamW's learning rate.")
     weight_decay: float = option(0.0, "AdamW's decay.")

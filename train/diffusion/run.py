@@ -5,6 +5,7 @@ from pathlib import Path
 
 from d_emo.pipelines import DEMOPipeline
 from d_emo.train.diffusion import lora
+from d_emo.train.diffusion.draws import Draws
 from d_emo.train.diffusion.figures import last_grid
 from d_emo.train.diffusion.in_loop_fid import InLoopFID
 from d_emo.train.diffusion.model_card import model_card
@@ -18,6 +19,7 @@ class Run(TrainingRun[Plan]):
     """A run of the diffusion trainer."""
 
     pipeline: DEMOPipeline
+    draws: Draws
     published: PublishedLoss | None = None
     fid: InLoopFID | None = None
     repository: str | None = None  # of --push-to-hub

@@ -11,17 +11,18 @@ from accelerate.utils import set_seed
 from d_emo.common.processes import is_sharded
 from d_emo.images.latents import draw_latents, encode_images
 from d_emo.kernels import use_backend
-from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, Pixels, TrainingLatents
 from d_emo.train.data.sources import check_output, load_source
 from d_emo.train.diffusion import lora
 from d_emo.train.diffusion.config import TrainConfig
+from d_emo.train.diffusion.draws import Draws
 from d_emo.train.diffusion.in_loop_fid import make_in_loop_fid
 from d_emo.train.diffusion.on_track import published_loss
 from d_emo.train.diffusion.plan import Plan, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
 from d_emo.train.diffusion.run import Run
 from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
+from d_emo.train.engine.prefetch import prefetched
 
 
 def run(config: TrainConfig) -> None:
@@ -60,6 +61,7 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         plan=plan,
         accelerator=accelerator,
         pipeline=make_pipeline(plain, plan),
+        draws=Draws(plan, accelerator.device),
         published=published_loss(plan),
     )
 
@@ -117,37 +119,36 @@ def make_loader(run: Run) -> Iterable[Batch]:
     """The rest of the run's batches."""
     plan, seed = run.plan, run.plan.config.run.seed
     latents = None if plan.source.latents is None else TrainingLatents(plan.source, plan.flip, seed)
-    return loader.make_loader(run, Pixels(plan.source.channels, plan.resolution, plan.flip, seed), latents)
+    batches = loader.make_loader(run, Pixels(plan.source.channels, plan.resolution, plan.flip, seed), latents)
+    return prefetched(iter(batches), run.draws.ready)
 
 
 def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     """Mean loss of a micro batch; every random number is a function of (seed, position)."""
     plan, device = run.plan, run.accelerator.device
-    seed, positions = plan.config.run.seed, batch.positions
     data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
+    drawn = batch.draws or run.draws.of(batch.positions)
+    if run.draws.on_device:
+        drawn = drawn | run.draws.normal(batch.positions)
+    labels = drop_labels(batch.labels, drawn["label_dropout"], run.plan)
+    drawn = {name: tensor.to(device, non_blocking=True) for name, tensor in drawn.items()}
     if plan.space is not None:
-        # Where an image has one latent nothing is drawn: for RAE's that would take as long as the noise below.
-        draw = None
-        if not plan.space.deterministic:
-            draw = stream.normal(seed, "vae", positions, plan.latent_shape).to(device)
+        draw = drawn.get("vae")
         if plan.source.latents is None:
             data = encode_images(plan.vae, plan.space, data, draw)
         else:
             data = draw_latents(plan.space, data, draw)
-    noise = stream.normal(seed, "noise", positions, plan.latent_shape).to(device)  # (B, C, H, W)
-    time_ = stream.uniform(seed, "time", positions).to(device)  # (B,)
-    labels = drop_labels(batch, len(plan.source.id2label), plan.config.optimization.class_dropout_prob, seed)
 
     def network(noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
         return run.model(noisy, timestep, class_labels, return_dict=False)[0]
 
-    return plan.objective.losses(network, data, labels.to(device), noise, time_)["loss"].mean()
+    labels = labels.to(device, non_blocking=True)
+    return plan.objective.losses(network, data, labels, drawn["noise"], drawn["time"])["loss"].mean()
 
 
-def drop_labels(batch: Batch, num_classes: int, probability: float, seed: int) -> torch.Tensor:
-    """Labels (B,) in which a share, drawn once a sample, became "no class" (id num_classes)."""
-    dropped = stream.uniform(seed, "label_dropout", batch.positions) < probability
-    return batch.labels.masked_fill(dropped, num_classes)
+def drop_labels(labels: torch.Tensor, uniform: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Labels (B,) in which a share, by a number in [0, 1) drawn once a sample, became "no class" (the next id)."""
+    return labels.masked_fill(uniform < plan.config.optimization.class_dropout_prob, len(plan.source.id2label))
 
 
 def finish(run: Run) -> None:

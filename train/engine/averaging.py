@@ -29,17 +29,9 @@ class WeightAverage(averaging.WeightAverage):
         super().__init__(model, options.ema_decay, options.ema_warmup)
 
     @torch.no_grad()
-    def update_parameters(self, model: torch.nn.Module) -> None:
+    def update_parameters(self, model: torch.nn.Module, finite: torch.Tensor | None = None) -> None:
         """Add the model's values of this step."""
-        if not isinstance(model, FSDPModule):
-            super().update_parameters(model)
-            return
-        averages, values = (_local_tensors(module) for module in (self.module, model))
-        assert self.multi_avg_fn is not None
-        for floating in (True, False):  # the function takes one kind at a time; counters are the other kind
-            pairs = [p for p in zip(averages, values, strict=True) if p[0].is_floating_point() == floating]
-            self.multi_avg_fn([average for average, _ in pairs], [value for _, value in pairs], self.n_averaged)
-        self.n_averaged += 1
+        self.move(_local_tensors(self.module), _local_tensors(model), finite)
 
     def shard_like(self, model: torch.nn.Module) -> None:
         """Shard the average over the processes as FSDP2 sharded the model; nothing happens to a whole one."""

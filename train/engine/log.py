@@ -23,6 +23,7 @@ def log_progress(run: AnyRun, grad_norm: float) -> None:
     """Write the mean loss since the last line, over all processes, to screen, log file and tracker."""
     images_per_second = len(run.window) * run.plan.layout.global_batch_size / run.seconds
     loss = float(run.accelerator.reduce(torch.stack(run.window).mean(), reduction="mean"))
+    more = {name: float(run.accelerator.reduce(value, reduction="mean")) for name, value in run.logged().items()}
     published = run.published.mean(run.step - len(run.window), run.step) if run.published else None
     run.window.clear()
     run.seconds = 0.0
@@ -32,13 +33,14 @@ def log_progress(run: AnyRun, grad_norm: float) -> None:
     remaining = (run.plan.max_train_steps - run.step) * run.plan.layout.global_batch_size / images_per_second
     run.report(
         f"loss {loss:.4f}"
+        + (f" ({', '.join(f'{name} {value:.4f}' for name, value in more.items())})" if more else "")
         + (f" ({loss / published:.3f} of the published)" if published else "")
         + f", gradient norm {grad_norm:.3f}, learning rate {rate:.2e}, "
         f"{images_per_second:.1f} images/s, {duration(run.elapsed)} elapsed, {duration(remaining)} left"
     )
     values = (run.step, loss, grad_norm, rate, images_per_second, round(run.elapsed, 3))
     append_row(run.output_dir / LOG_FILE, values)
-    tracked = dict(zip(LOG_COLUMNS[1:], values[1:], strict=True))
+    tracked = dict(zip(LOG_COLUMNS[1:], values[1:], strict=True)) | more
     run.accelerator.log(tracked | ({"published_loss": published} if published else {}), step=run.step)
 
 

@@ -1,6 +1,7 @@
 """The loop of every trainer: steps, log lines, checkpoints, orderly stops. What is learned comes as functions."""
 
 import contextlib
+import math
 import multiprocessing
 import sys
 import time
@@ -16,6 +17,7 @@ from d_emo.images.decode import UnreadableImageError
 from d_emo.train.data.batches import Batch
 from d_emo.train.engine import loader, saving
 from d_emo.train.engine.batch_norm import average_statistics
+from d_emo.train.engine.finite import Judged
 from d_emo.train.engine.log import log_progress
 from d_emo.train.engine.run import AnyRun, NonFiniteLossError, UnfinishedError
 from d_emo.train.engine.stopping import StopRequest
@@ -81,16 +83,22 @@ def train_until_done(
         reader_gone(stop.because_nobody_reads),
         Progress(last, "step", done=run.step, shown=main, lines=False) as progress,
     ):
+        shown = run.step
         while run.step < last:
             started = time.perf_counter()
             loss, grad_norm = train_step(run, batches, batch_loss)
-            run.seconds += time.perf_counter() - started
-            progress.update(loss=f"{loss.item():.4f}", grad=f"{grad_norm:.2f}")
             stopping = stop.agreed(accelerator)
             due = stopping or run.step == last or run.step % options.checkpoint_every == 0
             # A line before every checkpoint, so that a resumed run has no losses of half an interval to remember.
-            if due or run.step % options.log_every == 0:
-                log_progress(run, grad_norm)
+            line = due or run.step % options.log_every == 0
+            if line:
+                refuse_bad_step(run)  # waits for the device, so that the seconds are those of whole steps
+            run.seconds += time.perf_counter() - started
+            if line or not run.finite.deferred:
+                progress.update(run.step - shown, loss=f"{loss.item():.4f}", grad=f"{float(grad_norm):.2f}")
+                shown = run.step
+            if line:
+                log_progress(run, float(grad_norm))
             show()
             if due:
                 saving.save(run)
@@ -101,7 +109,7 @@ def train_until_done(
     return None
 
 
-def train_step(run: AnyRun, batches: Iterator[Batch], batch_loss: BatchLoss) -> tuple[torch.Tensor, float]:
+def train_step(run: AnyRun, batches: Iterator[Batch], batch_loss: BatchLoss) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer step over its micro batches.
 
     Args:
@@ -110,15 +118,16 @@ def train_step(run: AnyRun, batches: Iterator[Batch], batch_loss: BatchLoss) -> 
         batch_loss: the mean loss of one of them, with its graph.
 
     Returns:
-        This process's mean loss, and the gradient's norm over all processes.
+        This process's mean loss, and the gradient's norm over all processes, both on the device.
 
     Raises:
-        NonFiniteLossError: before the weights change.
+        NonFiniteLossError: before the weights change; on accelerators `refuse_bad_step` raises it later.
         UnreadableImageError: a batch holds an unreadable image and the user chose to stop.
         LoaderError: a loader process died.
     """
     accelerator, options = run.accelerator, run.plan.config.optimization
     losses, positions, place = [], [], run.place
+    run.finite.begin()
     for index in range(run.plan.layout.accumulation):
         run.statistics.begin_micro_batch(index, run.plan.layout.accumulation)
         batch = loader.next_batch(run, batches)
@@ -129,17 +138,20 @@ def train_step(run: AnyRun, batches: Iterator[Batch], batch_loss: BatchLoss) -> 
             accelerator.backward(loss)
         losses.append(loss.detach())
         positions += batch.positions
-    loss = torch.stack(losses).mean()
     norm = accelerator.clip_grad_norm_(run.model.parameters(), options.max_grad_norm or float("inf"))
-    grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    if not (grad_norm < float("inf") and bool(torch.isfinite(loss))):
-        raise NonFiniteLossError(describe_non_finite(run, losses, grad_norm, positions))
+    grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+    judged = Judged(run.step + 1, torch.stack(losses), grad_norm, positions)
+    loss, finite = judged.losses.mean(), judged.finite
+    if not run.finite.deferred and not bool(finite):
+        raise NonFiniteLossError(describe_non_finite(run, judged))
+    run.finite.leave_out_unless(judged)
     run.optimizer.step()
     run.lr_schedule.step()
     run.optimizer.zero_grad()
     model = accelerator.unwrap_model(run.model)
     average_statistics(model, accelerator)
-    run.average.update_parameters(model)
+    run.finite.put_back_unless(finite)
+    run.average.update_parameters(model, finite if run.finite.deferred else None)
     run.step += 1
     run.place = place
     run.window.append(loss)
@@ -157,18 +169,37 @@ def report_bad_images(run: AnyRun, batch: Batch) -> None:
         say(f"skipped: {message}")
 
 
-def describe_non_finite(run: AnyRun, losses: list[torch.Tensor], grad_norm: float, positions: list[int]) -> str:
-    """Where a NaN came from: step, micro batch, samples, parameters."""
-    bad = [index for index, loss in enumerate(losses) if not torch.isfinite(loss)]
+def refuse_bad_step(run: AnyRun) -> None:
+    """Stop where a step since the last call was not finite; every process calls this.
+
+    Raises:
+        NonFiniteLossError: there was one, in any process.
+    """
+    if not run.finite.deferred:
+        return
+    bad = run.finite.first_bad()
+    flag = torch.tensor(float(bad is not None), device=run.accelerator.device)
+    if not bool(run.accelerator.reduce(flag, reduction="sum") > 0):
+        return
+    if bad is None:
+        raise NonFiniteLossError(f"process {run.accelerator.process_index}: another process met a non-finite loss.")
+    raise NonFiniteLossError(describe_non_finite(run, bad))
+
+
+def describe_non_finite(run: AnyRun, judged: Judged) -> str:
+    """Where a NaN came from: step, micro batch, samples, and parameters, as long as their gradients are there."""
+    losses, positions = judged.losses.tolist(), judged.positions
+    bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
+    where = f"loss {[round(loss, 4) for loss in losses]}, micro batches {bad}" if bad else "finite loss"
     parameters = [
         name
         for name, parameter in run.accelerator.unwrap_model(run.model).named_parameters()
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
     ]
-    where = f"loss {[round(float(loss), 4) for loss in losses]}, micro batches {bad}" if bad else "finite loss"
+    gradients = f"; non-finite gradients in {len(parameters)} parameters, first {parameters[:3]}" if parameters else ""
     return (
-        f"step {run.step + 1}, process {run.accelerator.process_index}: {where}, gradient norm {grad_norm}. "
-        f"Samples {positions[0]} to {positions[-1]} of the stream; non-finite gradients in {len(parameters)} "
-        f"parameters, first {parameters[:3]}. The weights were not changed and nothing was saved after step "
-        f"{run.step}; continue from the last checkpoint with a lower --learning-rate or --max-grad-norm."
+        f"step {judged.step}, process {run.accelerator.process_index}: {where}, gradient norm {float(judged.norm)}. "
+        f"Samples {positions[0]} to {positions[-1]} of the stream{gradients}. The weights were not changed by it and "
+        f"nothing was saved after step {judged.step - 1}; continue from the last checkpoint with a lower "
+        "--learning-rate or --max-grad-norm."
     )

@@ -18,6 +18,7 @@ from d_emo.train.data.batches import StreamPlace
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.cards import Circumstances
+from d_emo.train.engine.finite import FiniteSteps
 from d_emo.train.engine.plan import LossCurve, RunPlan
 
 # Beside the card.
@@ -53,6 +54,7 @@ class Parts:
     average: WeightAverage
     optimizer: torch.optim.Optimizer
     statistics: StepStatistics
+    finite: FiniteSteps
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
 
 
@@ -102,6 +104,10 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
     @abstractmethod
     def card(self, folder: Path) -> str:
         """The model card of the result, as it lies in a folder."""
+
+    def logged(self) -> dict[str, torch.Tensor]:
+        """What a line of the log has beside the loss since the last one: scalars by name, for screen and tracker."""
+        return {}
 
     def save_state(self, folder: Path) -> None:
         """Write into a checkpoint's folder of state what else a continued run needs; every process calls this."""

@@ -18,6 +18,7 @@ from d_emo.train.data.options import DATA_SOURCES
 from d_emo.train.engine import checkpoints, fit, resume
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
+from d_emo.train.engine.finite import FiniteSteps
 from d_emo.train.engine.log import LOG_FILE, seconds_so_far, truncate_log
 from d_emo.train.engine.options import RUN_FILE, RunOptions
 from d_emo.train.engine.plan import RunPlan
@@ -88,7 +89,14 @@ def prepare(
         compile_model()
     model, optimizer = accelerator.prepare(model, optimizer)
     average.shard_like(model)
-    return Parts(model=model, average=average, optimizer=optimizer, statistics=statistics, lr_schedule=lr_schedule)
+    return Parts(
+        model=model,
+        average=average,
+        optimizer=optimizer,
+        statistics=statistics,
+        finite=FiniteSteps(model, optimizer),
+        lr_schedule=lr_schedule,
+    )
 
 
 def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callable[[Path], None]) -> None:

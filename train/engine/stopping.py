@@ -24,6 +24,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: int | None = None
         self._former: dict[int, Any] = {}
+        self._asked: bool | torch.Tensor = False
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is not threading.main_thread():
@@ -55,9 +56,17 @@ class StopRequest:
         return 128 + (self.received or signal.SIGTERM)
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; all of them get the same answer."""
+        """Whether any process was asked to stop; all of them get the same answer.
+
+        On accelerators it is that of a step before, which is there by now: nothing waits for this one's.
+        """
+        if accelerator.num_processes == 1:
+            return self.received is not None
         flag = torch.tensor(float(self.received is not None), device=accelerator.device)
-        return bool(accelerator.reduce(flag, reduction="sum") > 0)
+        answer = accelerator.reduce(flag, reduction="sum") > 0
+        if accelerator.device.type != "cpu":
+            answer, self._asked = self._asked, answer
+        return bool(answer)
 
 
 def leave_stops_to_the_trainer(worker: int) -> None:

@@ -120,8 +120,16 @@ def run_task(
         loop.run_to_the_end(run, lambda: train(run, type(config)().flat()))
 
 
-def prepare_parts(plan: Any, accelerator: Accelerator, compiled: bool) -> Parts:
+def prepare_parts(
+    plan: Any, accelerator: Accelerator, compiled: bool, to_compile: Callable[[Any], Any] = lambda model: model
+) -> Parts:
     """Build network, average, optimizer and schedule of a plan, and hand them to Accelerate.
+
+    Args:
+        plan: of the run.
+        accelerator: of the run.
+        compiled: whether the network is compiled.
+        to_compile: the network -> the part of it that is.
 
     Raises:
         ValueError: the launch is sharded.
@@ -135,7 +143,8 @@ def prepare_parts(plan: Any, accelerator: Accelerator, compiled: bool) -> Parts:
     model = model.to(memory_format=torch.channels_last_3d if in_time else torch.channels_last)
     optimizer = plan.make_optimizer(model)
     lr_schedule = plan.make_schedule(optimizer)
-    parts = start.prepare(plan, accelerator, model, optimizer, lr_schedule, model.compile if compiled else None)
+    compile_model = to_compile(model).compile if compiled else None
+    parts = start.prepare(plan, accelerator, model, optimizer, lr_schedule, compile_model)
     # Stochastic depth and dropout draw from the global generator: other masks on every process.
     set_seed((seed + accelerator.process_index) % 2**32)
     return parts

@@ -22,8 +22,8 @@ from . import binding, build
 def _obstacle(dtype: torch.dtype) -> str:
     if unavailable := build.obstacle(dtype):
         return unavailable
-    attention = attention_check(dtype, 2 * 32 + 48, Windows(32, 2, 4, 4))
-    checks = [attention, local_check(dtype), linear_check(dtype), block_check(dtype)]
+    attention = attention_check(dtype, (2, 8, 8, 2 * 32 + 48), Windows(32, 2, 4, 4))
+    checks = [attention, local_check(dtype, (2, 8, 8, 48), 5), linear_check(dtype), block_check(dtype)]
     return told(f"the CPU kernels in {dtype}", first_failure("cpu", checks))
 
 
@@ -42,8 +42,9 @@ BACKEND = Backend(
     name="C++",
     dtypes=tuple(build.STORAGE),
     obstacle=_obstacle,
-    attention_obstacle=lambda dtype, channels, windows: "",
+    size_obstacle=None,
     slower=slower,
+    keeps_convolution=False,
     operators={
         "window_attention": binding.attend,
         "window_attention_backward": binding.attend_backward,

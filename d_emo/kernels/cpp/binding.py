@@ -75,10 +75,10 @@ def convolve(hidden_states, weight, gamma, beta, mean, variance, batch_statistic
     shape = LocalShape(*hidden_states.shape, weight.shape[-1], batch_statistics, eps)
     parameters = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
     call("local_forward", out.dtype, shape, hidden_states, *parameters, mean, variance, out)
-    return out, mean, variance
+    return out, mean, variance, out.new_empty(0)
 
 
-def convolve_backward(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+def convolve_backward(grad, hidden_states, kept, weight, gamma, beta, mean, variance, batch_statistics, eps):
     """See `kernels.local`."""
     hidden_states, grad = hidden_states.contiguous(), grad.to(hidden_states.dtype).contiguous()
     parameters = kernel_parameters(hidden_states.dtype, weight, gamma, beta)

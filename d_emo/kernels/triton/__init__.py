@@ -1,18 +1,19 @@
 """The backend for CUDA GPUs, in Triton: compiled by Triton at the first launch of every size.
 
-Triton is imported when a kernel is first asked for. What it gains was not measured yet: "On GPUs" in docs/speed.md.
+Triton is imported when a kernel is first asked for. What it gains: "On GPUs" in docs/speed.md.
 """
 
 import functools
 import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ..dispatch import Backend, told
 from ..local import gradients, kernel_parameters
 from ..reference import Windows
-from ..selfcheck import attention_check, first_failure, local_check
+from ..selfcheck import Check, attention_check, first_failure, local_check
 
 
 def attend(qkv: torch.Tensor, windows: Sequence[int]) -> torch.Tensor:
@@ -38,49 +39,80 @@ def convolve(hidden_states, weight, gamma, beta, mean, variance, batch_statistic
     affine = kernel_parameters(hidden_states.dtype, weight, gamma, beta)
     parameters = local.Parameters(*affine, mean.to(torch.float32), variance.to(torch.float32))
     with torch.cuda.device_of(hidden_states):
-        out, mean, variance = local.forward(hidden_states.contiguous(), parameters, batch_statistics, eps)
+        out, mean, variance, kept = local.forward(hidden_states.contiguous(), parameters, batch_statistics, eps)
     if batch_statistics:
-        return out, mean, variance
-    return out, mean.clone(), variance.clone()  # an operator's results must not be its inputs
+        return out, mean, variance, kept
+    return out, mean.clone(), variance.clone(), kept  # an operator's results must not be its inputs
 
 
-def convolve_backward(grad, hidden_states, weight, gamma, beta, mean, variance, batch_statistics, eps):
+def convolve_backward(grad, hidden_states, kept, weight, gamma, beta, mean, variance, batch_statistics, eps):
     """See `kernels.local`."""
     from . import local
 
     parameters = local.Parameters(*kernel_parameters(hidden_states.dtype, weight, gamma, beta), mean, variance)
-    grad = grad.to(hidden_states.dtype).contiguous()
+    grad, kept = (tensor.to(hidden_states.dtype).contiguous() for tensor in (grad, kept))
     with torch.cuda.device_of(hidden_states):
-        grads = local.backward(grad, hidden_states.contiguous(), parameters, batch_statistics, eps)
+        grads = local.backward(grad, hidden_states.contiguous(), kept, parameters, batch_statistics, eps)
     return gradients(grads, weight, gamma, beta)
 
 
 @functools.cache
 def _obstacle(dtype: torch.dtype) -> str:
-    if not importlib.util.find_spec("triton"):
-        return "the package triton is not installed"
-    return told(f"the kernels on cuda in {dtype}", first_failure("cuda", [local_check(dtype)]))
+    return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
 
 
-def _attention_obstacle(dtype: torch.dtype, channels: int, windows: Windows) -> str:
-    if dtype == torch.float32:
+_failures: dict[tuple[Any, ...], str] = {}  # of what was checked
+
+
+def _size_obstacle(name: str, dtype: torch.dtype, channels: int, many: bool, size: tuple[int, ...]) -> str:
+    """A GPU's kernel is another one for every type and size: each is checked before its first use.
+
+    Not inside of a CUDA graph's capture, which a check would break: there plain PyTorch runs in place of what was not
+    checked before.
+    """
+    attends = name == "window_attention"
+    if attends and dtype == torch.float32:
         return "attention in float32 on a GPU is left to PyTorch's products"  # a tile fills the registers several times
-    return _attention_failure(dtype, channels, windows)
+    key = (name, dtype, channels, many, size)
+    if key not in _failures:
+        if torch.cuda.is_current_stream_capturing():
+            return "a CUDA graph captures what did not run before; run it once before the capture"
+        make = _attention_check if attends else _local_check
+        what = f"{'window attention' if attends else 'the local branch'} with {channels} channels in {dtype} on the GPU"
+        _failures[key] = told(what, first_failure("cuda", [make(dtype, channels, many, size)]))
+    return _failures[key]
 
 
-@functools.cache
-def _attention_failure(dtype: torch.dtype, channels: int, windows: Windows) -> str:
-    """A GPU's kernel is another one at every size: each is checked before its first use."""
-    failure = first_failure("cuda", [attention_check(dtype, channels, windows)])
-    return told(f"window attention with {channels} channels in {dtype} on the GPU", failure)
+def _attention_check(dtype: torch.dtype, channels: int, many: bool, size: tuple[int, ...]) -> Check:
+    """Four windows of each kind, in two images; or one, in so many that a program has several pieces of values."""
+    from . import attention
+
+    windows = Windows(*size)
+    shape = (2, 2 * windows.height, 2 * windows.width, channels)
+    if many:
+        batch = attention.batch_of_several_pieces(channels, windows)
+        shape = (max(2, batch), windows.height, windows.width, channels)
+    return attention_check(dtype, shape, windows)
+
+
+def _local_check(dtype: torch.dtype, channels: int, many: bool, size: tuple[int, ...]) -> Check:
+    """Two images with a strip that is not full; or low ones, so many that a program has several of them."""
+    from . import local
+
+    (side,) = size
+    shape = (2, 6, 9, channels)
+    if many:
+        shape = (local.batch_of_several_images(channels, 5), 3, 5, channels)
+    return local_check(dtype, shape, side)
 
 
 BACKEND = Backend(
     name="Triton (attention in bfloat16 and float16)",
     dtypes=(torch.float32, torch.bfloat16, torch.float16),
     obstacle=_obstacle,
-    attention_obstacle=_attention_obstacle,
+    size_obstacle=_size_obstacle,
     slower=lambda operator, dtype: False,
+    keeps_convolution=True,
     operators={
         "window_attention": attend,
         "window_attention_backward": attend_backward,

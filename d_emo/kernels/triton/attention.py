@@ -18,11 +18,17 @@ import triton
 import triton.language as tl
 
 from ..reference import Windows
+from .grids import SIZES, launch
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 VALUE_BLOCK = 64  # value channels that are worked on at a time
 WANTED_PROGRAMS = 512  # forward: some for every core of a GPU
+
+
+@triton.jit
+def _image_and_head(unit, first_image, HEADS: tl.constexpr):
+    return (first_image + unit // HEADS).to(tl.int64), unit % HEADS
 
 
 @triton.jit
@@ -81,9 +87,9 @@ def _probabilities(q, k, t, scale, T: tl.constexpr, PRECISION: tl.constexpr):
     return scores / tl.sum(scores, 1)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward_kernel(
-    qkv, out, height, width, scale, weight, pieces,
+    qkv, out, height, width, scale, weight, pieces, first_image,
     HEADS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr, EB: tl.constexpr,
     WH: tl.constexpr, WW: tl.constexpr, TP: tl.constexpr,
     NEIGHBORHOOD: tl.constexpr, REMOTE: tl.constexpr,
@@ -92,10 +98,10 @@ def _forward_kernel(
     """`pieces` of a head's value channels; a head's programs follow one another, since they read the same keys."""
     all_pieces = tl.cdiv(E, EB)
     groups = tl.cdiv(all_pieces, pieces)
-    unit, first = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups * pieces
+    image, head = _image_and_head(tl.program_id(0) // groups, first_image, HEADS)
+    first = tl.program_id(0) % groups * pieces
     T: tl.constexpr = WH * WW
     row: tl.constexpr = HEADS * (2 * D + E)
-    image, head = unit // HEADS, (unit % HEADS).to(tl.int32)
     qkv += image * height * width * row
     out += image * height * width * HEADS * E
     t = tl.arange(0, TP)
@@ -122,18 +128,17 @@ def _forward_kernel(
             tl.debug_barrier()  # the remote windows read what other threads of this program have stored
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_kernel(
-    grad, qkv, grad_qkv, height, width, scale, weight,
+    grad, qkv, grad_qkv, height, width, scale, weight, first_image,
     HEADS: tl.constexpr, D: tl.constexpr, E: tl.constexpr, PARTS: tl.constexpr, EB: tl.constexpr,
     WH: tl.constexpr, WW: tl.constexpr, TP: tl.constexpr,
     NEIGHBORHOOD: tl.constexpr, REMOTE: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    unit = tl.program_id(0).to(tl.int64)
+    image, head = _image_and_head(tl.program_id(0), first_image, HEADS)
     T: tl.constexpr = WH * WW
     row: tl.constexpr = HEADS * (2 * D + E)
-    image, head = unit // HEADS, (unit % HEADS).to(tl.int32)
     qkv += image * height * width * row
     grad_qkv += image * height * width * row
     grad += image * height * width * HEADS * E
@@ -210,6 +215,12 @@ def _options(qkv: torch.Tensor, windows: Windows) -> dict[str, Any]:
     }
 
 
+def batch_of_several_pieces(channels: int, windows: Windows) -> int:
+    """Images from which on a program of the forward pass does several pieces of a head's values, if there are any."""
+    all_pieces = triton.cdiv((channels - 2 * windows.dim) // windows.num_heads, VALUE_BLOCK)
+    return triton.cdiv(WANTED_PROGRAMS, windows.num_heads * max(1, all_pieces - 1))
+
+
 def forward(qkv: torch.Tensor, windows: Windows) -> torch.Tensor:
     """`reference.window_attention` on a GPU (or in Triton's interpreter): float32, bfloat16 or float16, contiguous."""
     batch, height, width, channels = qkv.shape
@@ -217,9 +228,9 @@ def forward(qkv: torch.Tensor, windows: Windows) -> torch.Tensor:
     scale, weight = 1 / math.sqrt(windows.dim // windows.num_heads), max(windows.neighborhood, windows.remote)
     units, all_pieces = batch * windows.num_heads, triton.cdiv(out.shape[-1] // windows.num_heads, VALUE_BLOCK)
     pieces = triton.cdiv(all_pieces, triton.cdiv(WANTED_PROGRAMS, units))
-    grid = (triton.cdiv(all_pieces, pieces) * units,)
+    programs = triton.cdiv(all_pieces, pieces) * windows.num_heads
     arguments = (qkv, out, height, width, scale, float(weight), pieces)
-    _forward_kernel[grid](*arguments, **_options(qkv, windows))
+    launch(_forward_kernel, programs, batch, *arguments, **_options(qkv, windows))
     return out
 
 
@@ -229,5 +240,5 @@ def backward(grad: torch.Tensor, qkv: torch.Tensor, windows: Windows) -> torch.T
     grad_qkv = torch.empty_like(qkv)
     scale, weight = 1 / math.sqrt(windows.dim // windows.num_heads), max(windows.neighborhood, windows.remote)
     arguments = (grad, qkv, grad_qkv, height, width, scale, float(weight))
-    _backward_kernel[(batch * windows.num_heads,)](*arguments, **_options(qkv, windows))
+    launch(_backward_kernel, windows.num_heads, batch, *arguments, **_options(qkv, windows))
     return grad_qkv

@@ -2,9 +2,10 @@
 
 Channels last throughout. A program walks down a strip of COLUMNS columns of an image, two channels a thread, and reads
 every row once: the row joins the sums of the K rows of results it is part of, which stay in registers together with the
-weights. The convolution is computed again rather than stored, since memory costs more than its products. Sums over the
-batch (statistics, parameter gradients) are made in a program, then joined, so the result does not depend on the order
-in which programs run.
+weights. With a batch's statistics the convolution's result is stored, in the type of x, where it is first made: reading
+it costs less than its products. What follows goes by value: a program does a chunk of pixels, whose rows and columns do
+not matter. Sums over the batch (statistics, parameter gradients) are made in a program, then joined, so the result does
+not depend on the order in which programs run.
 
 Shapes: B images of H x W tokens, E channels, K kernel side; weights as (K * K, E).
 """
@@ -15,15 +16,20 @@ import torch
 import triton
 import triton.language as tl
 
-CHANNELS, WARPS = 128, 2  # of a program: two channels a thread
+from .grids import SIZES, launch
+
+COLUMNS, CHANNELS, WARPS = 4, 128, 2  # of a program: two channels a thread
+CHUNK, TILE, TILE_WARPS = 256, 16, 4  # pixels of a program that goes by value, and those worked on at a time
 WANTED_PROGRAMS = 2048  # for the weight's gradient, which takes several images a program: some for every core of a GPU
 
 
 @triton.jit
-def _place(E: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr):
-    """This program's first column, channels, and place among the parts that are summed up afterwards."""
-    column, channel = tl.program_id(0) * COLUMNS, tl.program_id(1) * CB + tl.arange(0, CB)
-    return column, channel, (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
+def _place(first_image, width, E: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr):
+    """This program's image, first column, channels, and place among the parts that are summed up afterwards."""
+    strips, blocks = tl.cdiv(width, COLUMNS), tl.cdiv(E, CB)
+    strip, rest = tl.program_id(0) % strips, tl.program_id(0) // strips
+    image = first_image + rest // blocks
+    return image, strip * COLUMNS, rest % blocks * CB + tl.arange(0, CB), image.to(tl.int64) * strips + strip
 
 
 @triton.jit
@@ -39,25 +45,34 @@ def _vector(pointer, channel, E: tl.constexpr):
 
 @triton.jit
 def _inside(row, column, height, width):
-    return (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    """Of a row, how far columns count: one comparison for each, since negative ones are large without a sign."""
+    return column.to(tl.uint32) < tl.where((row >= 0) & (row < height), width, 0).to(tl.uint32)
+
+
+@triton.jit
+def _mask(inside, channel, E: tl.constexpr):
+    """Which channels of a pixel there are, if it is inside of the grid."""
+    return inside if ((channel.shape[0] - 1) & E) == 0 else (channel < E) & inside  # E fills blocks of a power of two
 
 
 @triton.jit
 def _pixels(x, row, column, channel, height, width, E: tl.constexpr, COUNT: tl.constexpr):
     """COUNT neighboring pixels of a row, from `column` on; zeros outside the grid."""
     pixels = ()
+    start = x + (row * width + column) * E + channel  # what is added to it below is part of an instruction
     for i in tl.static_range(COUNT):
-        mask = (channel < E) & _inside(row, column + i, height, width)
-        pixels = pixels + (tl.load(x + (row * width + column + i) * E + channel, mask=mask, other=0.0),)
+        mask = _mask(_inside(row, column + i, height, width), channel, E)
+        pixels = pixels + (tl.load(start + i * E, mask=mask, other=0.0),)
     return pixels
 
 
 @triton.jit
 def _store(x, values, row, column, channel, height, width, E: tl.constexpr):
     """The opposite of `_pixels`."""
+    start = x + (row * width + column) * E + channel
     for i in tl.static_range(len(values)):
-        mask = (channel < E) & _inside(row, column + i, height, width)
-        tl.store(x + (row * width + column + i) * E + channel, values[i].to(x.dtype.element_ty), mask=mask)
+        mask = _mask(_inside(row, column + i, height, width), channel, E)
+        tl.store(start + i * E, values[i].to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -122,30 +137,39 @@ def _walk(
     return complete, sums, below
 
 
-@triton.jit
-def _statistics_kernel(
-    x, weight, means, squares, height, width,
-    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
+@triton.jit(do_not_specialize=SIZES)
+def _convolution_kernel(
+    x, weight, convolved, means, squares, height, width, first_image,
+    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr, STATISTICS: tl.constexpr,
 ):  # fmt: skip
-    """Mean of the convolution over this program's pixels, and sum of squared differences from it (Welford, 1962)."""
-    column, channel, part = _place(E, COLUMNS, CB)
-    x += _image(tl.program_id(2), height, width, E)
+    """The convolution; its mean over this program's pixels, and sum of squared differences from it (Welford, 1962).
+
+    Of what is stored: rounded values may vary more than the exact ones, next to which they would not be normalised.
+    """
+    image, column, channel, part = _place(first_image, width, E, COLUMNS, CB)
+    offset = _image(image, height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     mean, square, count = tl.zeros((CB,), tl.float32), tl.zeros((CB,), tl.float32), 0.0
-    pixels = _row(x, 0, column, channel, height, width, E, K, COLUMNS)
+    pixels = _row(x + offset, 0, column, channel, height, width, E, K, COLUMNS)
     for row in range(height + K // 2):
-        complete, sums, pixels = _walk(x, row, column, channel, height, width, pixels, sums, taps, E, K, COLUMNS, CB)
-        for i in tl.static_range(COLUMNS):
-            counts = _inside(row - K // 2, column + i, height, width).to(tl.float32)
-            count += counts
-            difference = complete[i] - mean
-            mean += difference * (counts / tl.maximum(count, 1.0))
-            square += difference * (complete[i] - mean) * counts
-    tl.store(means + part * E + channel, mean, mask=channel < E)
-    tl.store(squares + part * E + channel, square, mask=channel < E)
+        complete, sums, pixels = _walk(
+            x + offset, row, column, channel, height, width, pixels, sums, taps, E, K, COLUMNS, CB
+        )
+        _store(convolved + offset, complete, row - K // 2, column, channel, height, width, E)
+        if STATISTICS:
+            for i in tl.static_range(COLUMNS):
+                y = complete[i].to(convolved.dtype.element_ty).to(tl.float32)
+                counts = _inside(row - K // 2, column + i, height, width).to(tl.float32)
+                count += counts
+                difference = y - mean
+                mean += difference * (counts / tl.maximum(count, 1.0))
+                square += difference * (y - mean) * counts
+    if STATISTICS:
+        tl.store(means + part * E + channel, mean, mask=channel < E)
+        tl.store(squares + part * E + channel, square, mask=channel < E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _join_kernel(
     means, squares, mean, variance, parts, strips, height, width,
     E: tl.constexpr, COLUMNS: tl.constexpr, PB: tl.constexpr, CB: tl.constexpr,
@@ -191,13 +215,13 @@ def _normalisation(gamma, beta, mean, variance, eps, channel, E: tl.constexpr):
     return _Normalisation(_vector(gamma, channel, E), _vector(beta, channel, E), _vector(mean, channel, E), deviation)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward_kernel(
-    x, weight, gamma, beta, mean, variance, out, eps, height, width,
+    x, weight, gamma, beta, mean, variance, out, eps, height, width, first_image,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    column, channel, _ = _place(E, COLUMNS, CB)
-    offset = _image(tl.program_id(2), height, width, E)
+    image, column, channel, _ = _place(first_image, width, E, COLUMNS, CB)
+    offset = _image(image, height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
     norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
     scale = norm.gamma * norm.deviation
@@ -216,73 +240,91 @@ def _forward_kernel(
 
 
 @triton.jit
-def _activation_gradient(y, grad, norm):
-    """Normalised convolution z of a convolution y, and the gradient with respect to gamma z + beta."""
-    z = (y - norm.mean) * norm.deviation
-    u = z * norm.gamma + norm.beta
-    gate = tl.sigmoid(u)
-    return z, grad.to(tl.float32) * gate * (1.0 + u * (1.0 - gate))
+def _chunk(first_image, E: tl.constexpr, CB: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr):
+    """This program's chunk, where it starts in a tensor, its channels, and the places of its first tile from there."""
+    blocks = tl.cdiv(E, CB)
+    chunk = (first_image + tl.program_id(0) // blocks).to(tl.int64)
+    channel = tl.program_id(0) % blocks * CB + tl.arange(0, CB)
+    return chunk, chunk * (CHUNK * E), channel, tl.arange(0, TILE)[:, None] * E + channel[None, :]
 
 
 @triton.jit
-def _affine_gradient_kernel(
-    x, grad, weight, gamma, beta, mean, variance, grad_gamma, grad_beta, eps, height, width,
-    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
+def _there(chunk, tile, pixels, channel, E: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr):
+    """Which values of a chunk's tile there are."""
+    pixel = chunk * CHUNK + tile * TILE + tl.arange(0, TILE)
+    return _mask((pixel < pixels)[:, None], channel, E)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _normalisation_kernel(
+    x, convolved, gamma, beta, mean, variance, out, eps, pixels, first_image,
+    E: tl.constexpr, CB: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    column, channel, part = _place(E, COLUMNS, CB)
-    offset = _image(tl.program_id(2), height, width, E)
-    taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
+    """The branch's result, given the convolution's."""
+    chunk, offset, channel, place = _chunk(first_image, E, CB, CHUNK, TILE)
     norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
-    total, total_normed = tl.zeros((CB,), tl.float32), tl.zeros((CB,), tl.float32)
-    pixels = _row(x + offset, 0, column, channel, height, width, E, K, COLUMNS)
-    next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
-    for row in range(height + K // 2):
-        y = row + 1 - K // 2
-        grads, next_grads = next_grads, _pixels(grad + offset, y, column, channel, height, width, E, COLUMNS)
-        complete, sums, pixels = _walk(
-            x + offset, row, column, channel, height, width, pixels, sums, taps, E, K, COLUMNS, CB
-        )
-        for i in tl.static_range(COLUMNS):
-            z, g = _activation_gradient(complete[i], grads[i], norm)  # g is zero outside the grid
-            total += g
-            total_normed += g * z
-    tl.store(grad_gamma + part * E + channel, total_normed, mask=channel < E)
-    tl.store(grad_beta + part * E + channel, total, mask=channel < E)
+    scale = norm.gamma * norm.deviation
+    shift = norm.beta - norm.mean * scale
+    for tile in range(CHUNK // TILE):
+        mask, at = _there(chunk, tile, pixels, channel, E, CHUNK, TILE), place + tile * (TILE * E)
+        y = tl.load(convolved + offset + at, mask=mask, other=0.0).to(tl.float32)
+        u = y * scale[None, :] + shift[None, :]
+        result = tl.load(x + offset + at, mask=mask, other=0.0).to(tl.float32) + u * tl.sigmoid(u)
+        tl.store(out + offset + at, result.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
+def _activation_gradient(convolved, grad, at, mask, norm):
+    """Normalised convolution z, and the gradient with respect to gamma z + beta."""
+    y = tl.load(convolved + at, mask=mask, other=0.0).to(tl.float32)
+    z = (y - norm.mean[None, :]) * norm.deviation[None, :]
+    u = z * norm.gamma[None, :] + norm.beta[None, :]
+    gate = tl.sigmoid(u)
+    return z, tl.load(grad + at, mask=mask, other=0.0).to(tl.float32) * gate * (1.0 + u * (1.0 - gate))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _affine_gradient_kernel(
+    convolved, grad, gamma, beta, mean, variance, grad_gamma, grad_beta, eps, pixels, first_image,
+    E: tl.constexpr, CB: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    chunk, offset, channel, place = _chunk(first_image, E, CB, CHUNK, TILE)
+    norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
+    total, total_normed = tl.zeros((TILE, CB), tl.float32), tl.zeros((TILE, CB), tl.float32)
+    for tile in range(CHUNK // TILE):
+        mask = _there(chunk, tile, pixels, channel, E, CHUNK, TILE)
+        z, g = _activation_gradient(convolved + offset, grad + offset, place + tile * (TILE * E), mask, norm)
+        total += g  # zero where there is no value
+        total_normed += g * z
+    tl.store(grad_gamma + chunk * E + channel, tl.sum(total_normed, 0), mask=channel < E)
+    tl.store(grad_beta + chunk * E + channel, tl.sum(total, 0), mask=channel < E)
+
+
+@triton.jit(do_not_specialize=SIZES)
 def _convolution_gradient_kernel(
-    x, grad, weight, gamma, beta, mean, variance, grad_gamma, grad_beta, grad_y, eps, share, height, width,
-    E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
+    convolved, grad, gamma, beta, mean, variance, grad_gamma, grad_beta, grad_y, eps, share, pixels, first_image,
+    E: tl.constexpr, CB: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Gradient with respect to the convolution's result; `share`, a pixel's, is zero with given statistics."""
-    column, channel, _ = _place(E, COLUMNS, CB)
-    offset = _image(tl.program_id(2), height, width, E)
-    taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
+    chunk, offset, channel, place = _chunk(first_image, E, CB, CHUNK, TILE)
     norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
-    drop_normed, drop = _vector(grad_gamma, channel, E) * share, _vector(grad_beta, channel, E) * share
-    pixels = _row(x + offset, 0, column, channel, height, width, E, K, COLUMNS)
-    next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
-    for row in range(height + K // 2):
-        y = row + 1 - K // 2
-        grads, next_grads = next_grads, _pixels(grad + offset, y, column, channel, height, width, E, COLUMNS)
-        complete, sums, pixels = _walk(
-            x + offset, row, column, channel, height, width, pixels, sums, taps, E, K, COLUMNS, CB
-        )
-        results = ()
-        for i in tl.static_range(COLUMNS):
-            z, g = _activation_gradient(complete[i], grads[i], norm)
-            results = results + ((g - drop - z * drop_normed) * norm.gamma * norm.deviation,)
-        _store(grad_y + offset, results, row - K // 2, column, channel, height, width, E)
+    drop_normed = (_vector(grad_gamma, channel, E) * share)[None, :]
+    drop = (_vector(grad_beta, channel, E) * share)[None, :]
+    scale = (norm.gamma * norm.deviation)[None, :]
+    for tile in range(CHUNK // TILE):
+        mask, at = _there(chunk, tile, pixels, channel, E, CHUNK, TILE), place + tile * (TILE * E)
+        z, g = _activation_gradient(convolved + offset, grad + offset, at, mask, norm)
+        result = (g - drop - z * drop_normed) * scale
+        tl.store(grad_y + offset + at, result.to(grad_y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _input_gradient_kernel(
-    grad, grad_y, weight, grad_x, height, width,
+    grad, grad_y, weight, grad_x, height, width, first_image,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    column, channel, _ = _place(E, COLUMNS, CB)
-    offset = _image(tl.program_id(2), height, width, E)
+    image, column, channel, _ = _place(first_image, width, E, COLUMNS, CB)
+    offset = _image(image, height, width, E)
     taps, sums = _taps(weight, channel, E, K, True), _zeros(CB, K * COLUMNS)
     pixels = _row(grad_y + offset, 0, column, channel, height, width, E, K, COLUMNS)
     next_grads = _pixels(grad + offset, 0 - K // 2, column, channel, height, width, E, COLUMNS)
@@ -298,15 +340,15 @@ def _input_gradient_kernel(
         _store(grad_x + offset, results, row - K // 2, column, channel, height, width, E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _weight_gradient_kernel(
-    x, grad_y, grad_weight, batch, height, width,
+    x, grad_y, grad_weight, batch, groups, height, width, first_image,
     E: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
-    """The part of a strip of columns of every num_programs(2)-th image."""
-    column, channel, part = _place(E, COLUMNS, CB)
+    """The part of a strip of columns of every groups-th image."""
+    group, column, channel, part = _place(first_image, width, E, COLUMNS, CB)
     totals = _zeros(CB, K * K)
-    for image in range(tl.program_id(2), batch, tl.num_programs(2)):
+    for image in range(group, batch, groups):
         offset = _image(image, height, width, E)
         grads = _zeros(CB, K * COLUMNS)  # of the K rows of results that a row of pixels is part of, the highest first
         next_pixels = _row(x + offset, 0 - K // 2, column, channel, height, width, E, K, COLUMNS)
@@ -337,48 +379,85 @@ class Parameters(NamedTuple):
     variance: torch.Tensor
 
 
-def _launch(x: torch.Tensor, weight: torch.Tensor) -> tuple[tuple[int, int, int], dict[str, int]]:
-    batch, _, width, channels = x.shape
-    side = round(weight.shape[0] ** 0.5)
-    columns = 4 if side <= 5 else 2  # what registers have room for
-    grid = (triton.cdiv(width, columns), triton.cdiv(channels, CHANNELS), batch)
-    return grid, {"E": channels, "K": side, "COLUMNS": columns, "CB": CHANNELS, "num_warps": WARPS}
+def _options(x: torch.Tensor, weight: torch.Tensor) -> tuple[int, int, dict[str, int]]:
+    """Strips of an image, programs an image, and what kernels are compiled for."""
+    side, channels = round(weight.shape[0] ** 0.5), x.shape[-1]
+    columns = COLUMNS if side <= 5 else COLUMNS // 2  # what registers have room for
+    strips = triton.cdiv(x.shape[2], columns)
+    options = {"E": channels, "K": side, "COLUMNS": columns, "CB": CHANNELS, "num_warps": WARPS}
+    return strips, strips * triton.cdiv(channels, CHANNELS), options
+
+
+def batch_of_several_images(channels: int, width: int) -> int:
+    """Images from which on a program of the weight's gradient does two."""
+    strips = triton.cdiv(width, COLUMNS)
+    return 2 * triton.cdiv(WANTED_PROGRAMS, strips * triton.cdiv(channels, CHANNELS))
+
+
+def _by_value(x: torch.Tensor) -> tuple[int, int, int, dict[str, int]]:
+    """Programs a chunk, chunks, pixels, and what kernels that go by value are compiled for."""
+    channels, pixels = x.shape[-1], x.shape[:3].numel()
+    options = {"E": channels, "CB": CHANNELS, "CHUNK": CHUNK, "TILE": TILE, "num_warps": TILE_WARPS}
+    return triton.cdiv(channels, CHANNELS), triton.cdiv(pixels, CHUNK), pixels, options
 
 
 def forward(x: torch.Tensor, parameters: Parameters, batch_statistics: bool, eps: float) -> tuple[torch.Tensor, ...]:
-    """The result, and the mean and variance that normalised it (the batch's own if asked for)."""
+    """The result, the mean and variance that normalised it (the batch's own if asked for), and then the convolution's.
+
+    The last is empty with given statistics.
+    """
     batch, height, width, channels = x.shape
     weight, gamma, beta, mean, variance = parameters
-    grid, options = _launch(x, weight)
-    if batch_statistics:
-        parts = batch * grid[0]
-        means, squares = x.new_empty(2, parts, channels, dtype=torch.float32)
-        mean, variance = torch.empty_like(mean), torch.empty_like(variance)
-        _statistics_kernel[grid](x, weight, means, squares, height, width, **options)
-        blocks = {"E": channels, "COLUMNS": options["COLUMNS"], "PB": 32, "CB": 32}
-        joined = (means, squares, mean, variance, parts, grid[0], height, width)
-        _join_kernel[(triton.cdiv(channels, blocks["CB"]),)](*joined, **blocks)
+    strips, programs, options = _options(x, weight)
     out = torch.empty_like(x)
-    _forward_kernel[grid](x, weight, gamma, beta, mean, variance, out, eps, height, width, **options)
-    return out, mean, variance
+    if not batch_statistics:
+        arguments = (x, weight, gamma, beta, mean, variance, out, eps, height, width)
+        launch(_forward_kernel, programs, batch, *arguments, **options)
+        return out, mean, variance, x.new_empty(0)
+    parts, convolved = batch * strips, torch.empty_like(x)
+    means, squares = x.new_empty(2, parts, channels, dtype=torch.float32)
+    mean, variance = torch.empty_like(mean), torch.empty_like(variance)
+    arguments = (x, weight, convolved, means, squares, height, width)
+    launch(_convolution_kernel, programs, batch, *arguments, **options, STATISTICS=True)
+    blocks = {"E": channels, "COLUMNS": options["COLUMNS"], "PB": 32, "CB": 32}
+    joined = (means, squares, mean, variance, parts, strips, height, width)
+    _join_kernel[(triton.cdiv(channels, blocks["CB"]),)](*joined, **blocks)
+    programs, chunks, pixels, options = _by_value(x)
+    arguments = (x, convolved, gamma, beta, mean, variance, out, eps, pixels)
+    launch(_normalisation_kernel, programs, chunks, *arguments, **options)
+    return out, mean, variance, convolved
 
 
 def backward(
-    grad: torch.Tensor, x: torch.Tensor, parameters: Parameters, batch_statistics: bool, eps: float
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    convolved: torch.Tensor,
+    parameters: Parameters,
+    batch_statistics: bool,
+    eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    """Gradients of x, the weight (as (K * K, E)), gamma and beta."""
+    """Gradients of x, the weight (as (K * K, E)), gamma and beta.
+
+    `convolved` is the convolution's result; if it is empty, it is made again.
+    """
     batch, height, width, channels = x.shape
-    weight = parameters.weight
-    grid, options = _launch(x, weight)
-    parts = x.new_empty(2, batch * grid[0], channels, dtype=torch.float32)
-    _affine_gradient_kernel[grid](x, grad, *parameters, *parts, eps, height, width, **options)
+    weight, *normalisation = parameters
+    strips, programs, options = _options(x, weight)
+    if not convolved.numel():
+        convolved, none = torch.empty_like(x), weight
+        arguments = (x, weight, convolved, none, none, height, width)
+        launch(_convolution_kernel, programs, batch, *arguments, **options, STATISTICS=False)
+    blocks, chunks, pixels, by_value = _by_value(x)
+    parts = x.new_empty(2, chunks, channels, dtype=torch.float32)
+    launch(_affine_gradient_kernel, blocks, chunks, convolved, grad, *normalisation, *parts, eps, pixels, **by_value)
     grad_gamma, grad_beta = (part.sum(0) for part in parts)  # not one tensor: an operator's results share no memory
-    share = 1 / (batch * height * width) if batch_statistics else 0.0
+    share = 1 / pixels if batch_statistics else 0.0
     grad_y, grad_x = torch.empty_like(x), torch.empty_like(x)
-    given = (*parameters, grad_gamma, grad_beta, grad_y, eps, share)
-    _convolution_gradient_kernel[grid](x, grad, *given, height, width, **options)
-    _input_gradient_kernel[grid](grad, grad_y, weight, grad_x, height, width, **options)
-    groups = min(batch, triton.cdiv(WANTED_PROGRAMS, grid[0] * grid[1]))
-    grad_weights = x.new_empty(groups * grid[0], *weight.shape, dtype=torch.float32)
-    _weight_gradient_kernel[(*grid[:2], groups)](x, grad_y, grad_weights, batch, height, width, **options)
+    given = (*normalisation, grad_gamma, grad_beta, grad_y, eps, share, pixels)
+    launch(_convolution_gradient_kernel, blocks, chunks, convolved, grad, *given, **by_value)
+    launch(_input_gradient_kernel, programs, batch, grad, grad_y, weight, grad_x, height, width, **options)
+    groups = min(batch, triton.cdiv(WANTED_PROGRAMS, programs))
+    grad_weights = x.new_empty(groups * strips, *weight.shape, dtype=torch.float32)
+    arguments = (x, grad_y, grad_weights, batch, groups, height, width)
+    launch(_weight_gradient_kernel, programs, groups, *arguments, **options)
     return grad_x, grad_weights.sum(0), grad_gamma, grad_beta

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from d_emo.eval.reports.boxes import Objects, compare_objects, draw_objects
-from d_emo.eval.reports.overlays import UNLABELLED, WRONG, compare_maps, errors, overlay
+from d_emo.eval.reports.overlays import UNLABELLED, WRONG, backgrounds, compare_maps, errors, overlay
 from d_emo.eval.reports.panels import class_colour, clipped, fitted, font, legend, palette, strip
 
 WHITE = PIL.Image.new("RGB", (40, 20), "white")
@@ -50,6 +50,14 @@ def test_maps_are_compared_over_a_legend_of_the_classes_that_occur():
     assert class_colour(0) not in colours and class_colour(2) not in colours
     assert picture.width == 4 * 200 + 3 * 6
     assert WRONG in colours
+
+
+@pytest.mark.parametrize(
+    ("names", "clear"),
+    [(["Background", "a", "void "], {0, 2}), (["0", "1"], {0}), (["0", "1", "2"], set()), (["sky", "sea"], set())],
+)
+def test_classes_that_say_that_nothing_is_there(names, clear):
+    assert backgrounds(dict(enumerate(names))) == clear
 
 
 def test_objects_are_drawn_where_they_are_when_the_picture_is_scaled():

@@ -4,7 +4,7 @@ import PIL.Image
 import pytest
 from helpers.training import run_here
 
-from d_emo.eval import evaluate_classifier, evaluate_video_classifier
+from d_emo.eval import evaluate_classifier, evaluate_detector, evaluate_segmenter, evaluate_video_classifier
 from d_emo.train import encode_latents, make_camera_motion, train_classifier, train_dit
 
 COMMANDS = [
@@ -15,6 +15,8 @@ COMMANDS = [
     (make_camera_motion.main, ["--photos", "{}"]),
     (evaluate_video_classifier.main, ["--model", "nowhere", "--data-dir", "{}"]),
     (evaluate_classifier.main, ["--model", "nowhere", "--data-dir", "{}"]),
+    (evaluate_detector.main, ["--model", "nowhere", "--data-dir", "{}"]),
+    (evaluate_segmenter.main, ["--model", "nowhere", "--data-dir", "{}"]),
 ]
 
 

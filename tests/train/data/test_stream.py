@@ -1,11 +1,18 @@
 """Order and randomness as functions of the position."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
 from d_emo.train.data import stream
 from d_emo.train.data.stream import StreamSampler
+
+NORMAL = [
+    pytest.param(stream.normal, id="cpu"),
+    pytest.param(functools.partial(stream.normal_on, torch.device("cpu")), id="device"),
+]
 
 
 def positions_and_indices(world_size=1, micro=4, first=0, last=10, size=30, total=16, seed=0):
@@ -36,16 +43,28 @@ def test_every_epoch_is_another_permutation_without_gaps():
     assert indices != [index for _, index in positions_and_indices(last=15, seed=1)]
 
 
-def test_draws_depend_on_position_purpose_and_seed_only():
-    draws = stream.normal(0, "noise", [5, 6], (3, 4))
-    assert torch.equal(draws[1], stream.normal(0, "noise", [6], (3, 4))[0])
+@pytest.mark.parametrize("normal", NORMAL)
+def test_draws_depend_on_position_purpose_and_seed_only(normal):
+    draws = normal(0, "noise", [5, 6], (3, 4))
+    assert draws.shape == (2, 3, 4)
+    assert torch.equal(draws[1], normal(0, "noise", [6], (3, 4))[0])
     assert not torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws, stream.normal(1, "noise", [5, 6], (3, 4)))
-    assert not torch.equal(draws, stream.normal(0, "vae", [5, 6], (3, 4)))
+    assert not torch.equal(draws, normal(1, "noise", [5, 6], (3, 4)))
+    assert not torch.equal(draws, normal(0, "vae", [5, 6], (3, 4)))
 
 
-def test_draws_have_the_right_distribution():
-    normal = stream.normal(3, "noise", range(4000), (16,)).double()
+def test_threads_draw_what_one_generator_a_position_draws():
+    """What a seed meant before there were threads: NumPy's Philox, one a position."""
+    draws = stream.normal(7, "noise", range(90, 140), (4, 3))
+    for row, position in zip(draws, range(90, 140), strict=True):
+        key, counter = np.array([7, 1], dtype=np.uint64), np.array([0, 0, 0, position], dtype=np.uint64)
+        alone = np.random.Generator(np.random.Philox(key=key, counter=counter)).standard_normal((4, 3), np.float32)
+        assert np.array_equal(row.numpy(), alone)
+
+
+@pytest.mark.parametrize("normal", NORMAL)
+def test_draws_have_the_right_distribution(normal):
+    normal = normal(3, "noise", range(4000), (16,)).double()
     uniform = stream.uniform(3, "time", range(64000)).double()
     # Standard errors are 1/253 for both; five of them are allowed.
     assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.014

@@ -15,6 +15,7 @@ from d_emo.train.diffusion.config import OptimizationOptions, parse_config
 from d_emo.train.diffusion.plan import make_plan
 from d_emo.train.engine import loop
 from d_emo.train.engine.averaging import WeightAverage
+from d_emo.train.engine.finite import FiniteSteps
 from d_emo.train.engine.run import NonFiniteLossError
 
 
@@ -120,12 +121,12 @@ def test_clipping_limits_the_gradient():
 
 
 def test_labels_are_dropped_once_a_sample_with_the_given_probability():
-    positions = list(range(20_000))
-    batch = Batch(torch.zeros(0), torch.full((20_000,), 3), positions, [])
-    dropped = trainer.drop_labels(batch, num_classes=10, probability=0.1, seed=0)
+    run = make_run()
+    labels = torch.full((20_000,), 3)
+    dropped = trainer.drop_labels(labels, run.draws.of(range(20_000))["label_dropout"], run.plan)
     assert set(dropped.tolist()) == {3, 10}
     assert (dropped == 10).float().mean().item() == pytest.approx(0.1, abs=0.011)  # five standard errors
-    again = trainer.drop_labels(Batch(torch.zeros(0), torch.full((5,), 3), positions[7:12], []), 10, 0.1, 0)
+    again = trainer.drop_labels(labels[:5], run.draws.of(range(7, 12))["label_dropout"], run.plan)
     assert torch.equal(again, dropped[7:12])
 
 
@@ -140,6 +141,78 @@ def test_a_non_finite_loss_stops_before_weights_average_and_step_change():
     assert run.step == 1
     assert all(torch.equal(value, weights[name]) for name, value in run.model.named_parameters())
     assert all(torch.equal(value, average[name]) for name, value in run.average.module.state_dict().items())
+
+
+def test_draws_that_come_ahead_are_those_of_the_step():
+    run = make_run()
+    batch = next(iter(trainer.make_loader(run)))
+    assert {*batch.draws} == {"time", "label_dropout", "noise"}
+    alone = Batch(batch.images, batch.labels, batch.positions, [])
+    run.model.eval()
+    assert trainer.batch_loss(run, batch).item() == trainer.batch_loss(run, alone).item()
+
+
+def test_noise_of_the_device_is_a_function_of_seed_and_position():
+    """Another run than with the CPU's noise, the same one each time and with every micro batch."""
+    loss, ahead = {}, {}
+    for micro in ("8", "2"):
+        run = make_run("--noise-on", "device", "--micro-batch-size", micro)
+        run.model.eval()  # micro batches are independent of each other
+        batches = iter(trainer.make_loader(run))
+        ahead = next(batches).draws
+        loss[micro] = steps(run, 1)[0]
+    assert {*ahead} == {"time", "label_dropout"}
+    assert loss["8"] == pytest.approx(loss["2"], rel=1e-5)
+    run = make_run()
+    run.model.eval()
+    assert steps(run, 1)[0] != pytest.approx(loss["8"], rel=1e-4)
+
+
+@pytest.mark.parametrize("accumulated", ["8", "4"])
+def test_a_non_finite_step_that_is_asked_for_later_changes_nothing(accumulated):
+    """As on a GPU: one NaN picture between two log lines, a good step after it, then the line."""
+    run = make_run("--micro-batch-size", accumulated)
+    run.finite = FiniteSteps(run.model, run.optimizer, deferred=True)
+    batches = iter(trainer.make_loader(run))
+    train_step(run, batches)
+    loop.refuse_bad_step(run)
+    weights, average = copy.deepcopy(run.model.state_dict()), copy.deepcopy(run.average.module.state_dict())
+    moments = copy.deepcopy(run.optimizer.state_dict()["state"])
+    good = [next(batches) for _ in range(8 // int(accumulated))]
+    broken = copy.deepcopy(good)
+    broken[0].images[0] = float("nan")  # one picture
+    train_step(run, iter(broken))
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    for name, value in run.average.module.state_dict().items():
+        assert torch.equal(value, average[name]), name
+    for number, state in run.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value, moments[number][name]) for name, value in state.items()), number
+    train_step(run, iter(good))
+    assert not torch.equal(run.model.state_dict()["proj_out.weight"], weights["proj_out.weight"])
+    with pytest.raises(NonFiniteLossError, match=r"step 2, process 0: loss \[nan.*Samples 8 to 15.*not changed by it"):
+        loop.refuse_bad_step(run)
+
+
+@pytest.mark.parametrize("optimizer", ["weights", "moments", "average"])
+def test_steps_that_are_asked_for_later_are_the_same_steps(optimizer):
+    """Nothing but the asking is different: the same weights, moments (bit for bit) and average (to rounding)."""
+    runs = [make_run("--ema-decay", "0.9"), make_run("--ema-decay", "0.9")]
+    runs[1].finite = FiniteSteps(runs[1].model, runs[1].optimizer, deferred=True)
+    for run in runs:
+        steps(run, 3)
+    states = {
+        "weights": [run.model.state_dict() for run in runs],
+        "moments": [
+            {f"{number} {name}": value for number, state in run.optimizer.state_dict()["state"].items()
+             for name, value in state.items()}
+            for run in runs
+        ],
+        "average": [run.average.module.state_dict() for run in runs],
+    }[optimizer]  # fmt: skip
+    tolerance = 1e-6 if optimizer == "average" else 0
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=tolerance, rtol=tolerance, msg=name)
 
 
 def test_unreadable_images_stop_or_are_named(capsys):

@@ -1,0 +1,66 @@
+"""Models beside DiT, as `throughput` measures them, in the order of what matters first; until the time is over."""
+
+import math
+
+from d_emo.eval.benchmarks.families import Case
+from d_emo.eval.benchmarks.gpu.results import Results
+from d_emo.eval.benchmarks.side_by_side import free_memory, measure
+
+# job, compile, batch, sizes; "three" measures plain PyTorch in the block, too.
+CASES = (
+    ("train", "blocks", 64, "XL-2", "three"),
+    ("train", "blocks", 256, "S-2", "two"),
+    ("train", "none", 64, "XL-2", "two"),
+    ("train", "none", 256, "S-2", "three"),
+    ("forward", "blocks", 256, "XL-2", "two"),
+    ("train", "blocks", 256, "B-2", "two"),
+    ("train", "none", 32, "B-2", "three"),
+    ("train", "none", 32, "XL-2", "three"),
+    ("forward", "none", 32, "XL-2", "two"),
+    ("forward", "blocks", 32, "S-2", "two"),
+    ("train", "none", 32, "S-2", "two"),
+    ("train", "none", 256, "XL-2", "checkpointed"),
+    ("forward", "blocks", 256, "B-2", "two"),
+)
+TINY = (("forward", "none", 2, "N-8", "three"), ("train", "none", 2, "N-8", "two"))
+# A case is not begun with less than this.
+LEAST = 15.0
+
+
+def models_of(size: str, which: str) -> list[str]:
+    """The names to measure in turns, the baseline last."""
+    ours, theirs = f"D-EMOv2-{size}", f"DiT-{size}"
+    if which == "checkpointed":
+        return [f"{ours}@checkpointed", f"{theirs}@checkpointed"]
+    return [ours, f"{ours}@reference", theirs] if which == "three" else [ours, theirs]
+
+
+def run(results: Results) -> None:
+    """Lines `speed`, one a model and case, and `bench`, one a case."""
+    for job, compiled, batch, size, which in TINY if results.tiny else CASES:
+        models = models_of(size, which)
+        name = f"{job} b{batch} {compiled} {' '.join(models)}"
+        if results.left() < LEAST:
+            results.add("bench", name=name, ok=False, error="no time left")
+            continue
+        depth = 1 if results.tiny else None
+        dtype = "float32" if results.tiny else "bfloat16"
+        case = Case(job, dtype, compiled, batch, 16 if results.tiny else 32, depth)
+        results.attempt("bench", name, lambda case=case, models=models: measured(results, models, case))  # type: ignore[misc]
+        free_memory(results.device)
+
+
+def measured(results: Results, models: list[str], case: Case) -> dict[str, object]:
+    """Write a line a model; whether all were measured."""
+    found, rate = measure(models, case, 2 if results.tiny else 5, results.device)
+    for result in found:
+        values: dict[str, object] = {"model": result.model, "case": case.label}
+        if result.error:
+            results.add("speed", **values, error=result.error)
+            continue
+        achieved = result.flops / result.median
+        values |= {"ms": 1e3 * result.median, "spread": result.spread, "images_s": case.batch / result.median}
+        values |= {"ratio": result.speed_over(found[-1]), "tflops": achieved / 1e12, "peak_mib": result.peak_mib}
+        values |= {"mfu": result.share_of_peak(results.device), "of_product": achieved / (rate or math.nan)}
+        results.add("speed", **values)
+    return {"ok": not any(result.error for result in found)}

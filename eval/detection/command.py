@@ -1,0 +1,110 @@
+"""What `evaluate_detector` does after it has read its options: detect, score, report."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from d_emo.common.files import check_apart, check_writable
+from d_emo.common.locks import output_folder
+from d_emo.common.processes import default_device
+from d_emo.common.saved_folders import evaluation_folder
+from d_emo.detection.saved import DetectorBundle, load_detector
+from d_emo.eval.detection.predict import evaluate_objects
+from d_emo.eval.detection.report import Evaluation, write_report
+from d_emo.images.coco import coco_objects, dataset_objects, find_annotations
+from d_emo.images.labels import read_class_names
+from d_emo.images.matching import match_classes
+from d_emo.images.objects import ObjectSource, Scene, some_of
+
+
+def run(options: argparse.Namespace) -> None:
+    """Detect, score, print, save; what is quickly found to be wrong comes first."""
+    folder = Path(options.output_dir or evaluation_folder(options.model))
+    sources = {"--data-dir": options.data_dir, "--mask-dir": options.mask_dir, "--dataset": options.dataset}
+    check_apart(folder, "--output-dir", sources)
+    check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
+    try:
+        bundle = load_detector(options.model)
+    except ValueError as error:
+        raise ValueError(f"--model {error}") from error
+    source, note = align_classes(chosen_pictures(options, bundle.system == "mask_rcnn"), bundle.id2label)
+    with output_folder(folder):
+        evaluate(options, folder, bundle, source, note)
+
+
+def evaluate(
+    options: argparse.Namespace, folder: Path, bundle: DetectorBundle, source: ObjectSource, note: str
+) -> None:
+    """Detect in pictures whose classes are the model's, and write the report; `note` is a remark on the classes."""
+    device = default_device()
+    print(f"{options.model} on {source.name}: {source.describe_size()}{note}")
+    evaluation = Evaluation(source.id2label, options.score_threshold, options.pictures)
+    scores = evaluate_objects(
+        bundle.model.to(device).eval(),
+        source,
+        device=device,
+        num_workers=options.num_workers,
+        progress=True,
+        keep=evaluation.add,
+    )
+    write_report(scores, evaluation, source, folder, options)
+
+
+def chosen_pictures(options: argparse.Namespace, masks: bool) -> ObjectSource:
+    """The pictures that the options name.
+
+    Args:
+        options: of the command.
+        masks: whether masks are wanted.
+
+    Raises:
+        ValueError: they do not open; the message names the option.
+    """
+    names = read_class_names(options.class_names) if options.class_names else None
+    try:
+        if options.data_dir:
+            source = _of_folder(options, masks)
+        else:
+            source = dataset_objects(
+                options.dataset,
+                config=options.dataset_config,
+                split=options.dataset_split,
+                image_column=options.image_column,
+                objects_column=options.objects_column,
+                box_format=options.box_format,
+                class_names=names,
+            )
+    except ValueError as error:
+        place = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
+        raise ValueError(f"{place}: {error}") from error
+    return some_of(source, np.arange(min(source.size, options.max_images))) if options.max_images else source
+
+
+def _of_folder(options: argparse.Namespace, masks: bool) -> ObjectSource:
+    folder = Path(options.data_dir)
+    if not folder.is_dir():
+        raise ValueError("there is no such folder.")
+    try:
+        annotations = Path(options.annotations) if options.annotations else find_annotations(folder)
+    except ValueError as error:
+        raise ValueError(str(error).replace("name the list", "name the list (--annotations)")) from error
+    return coco_objects(folder, annotations, options.mask_dir, masks=masks)
+
+
+def align_classes(source: ObjectSource, id2label: Mapping[int, str]) -> tuple[ObjectSource, str]:
+    """The pictures with the model's class ids, and a remark for people; see `match_classes`.
+
+    Raises:
+        ValueError: the classes do not go together.
+    """
+    ids, note = match_classes(source.id2label, id2label, source.name)
+    table = np.array([ids[label] for label in range(len(ids))])
+
+    def read(index: int) -> Scene:
+        scene = source.read(index)
+        return replace(scene, labels=table[scene.labels])
+
+    return replace(source, read=read, id2label=dict(id2label)), note

@@ -1,0 +1,322 @@
+"""Masks as people have them: layouts of folders, kinds of files, and what is refused."""
+
+import numpy as np
+import PIL.Image
+import pytest
+from helpers.masks import COLORS, blocks, picture_of, write_masks
+
+from d_emo.images.decode import UnreadableImageError
+from d_emo.images.mask_files import decode_mask, read_palette
+from d_emo.images.masks import MaskOptions, folder_masks, open_masks
+from d_emo.images.pixels import held_out_pixels, pixel_subset
+
+
+def save(path, picture):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path
+
+
+def grey(labels, dtype=np.uint8):
+    return PIL.Image.fromarray(labels.astype(dtype))
+
+
+def with_palette(labels):
+    picture = PIL.Image.frombytes("P", labels.shape[::-1], labels.tobytes())
+    picture.putpalette([int(value) for color in COLORS for value in color])
+    return picture
+
+
+KINDS = {
+    "grey": lambda labels: grey(labels),
+    "palette": with_palette,
+    "16 bits": lambda labels: grey(labels, np.uint16),
+    "grey and alpha": lambda labels: PIL.Image.merge("LA", (grey(labels), PIL.Image.new("L", labels.shape[::-1], 255))),
+    "grey as colours": lambda labels: PIL.Image.merge("RGB", [grey(labels)] * 3),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_are_read_as_they_are_stored(kind, tmp_path):
+    labels = blocks()
+    path = save(tmp_path / "mask.png", KINDS[kind](labels))
+    found = decode_mask(path, "mask")
+    assert found.dtype == np.int32 and np.array_equal(found, labels)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_one_bit_is_zero_and_one(suffix, tmp_path):
+    labels = blocks(classes=2)
+    path = save(tmp_path / f"mask.{suffix}", PIL.Image.fromarray(labels.astype(bool)))
+    assert PIL.Image.open(path).mode == "1" and np.array_equal(decode_mask(path, "mask"), labels)
+
+
+def test_a_mask_is_turned_upright_as_its_picture_is(tmp_path):
+    labels, exif = blocks(), PIL.Image.Exif()
+    exif[274] = 6  # a quarter turn
+    grey(labels).save(tmp_path / "mask.png", exif=exif)
+    assert np.array_equal(decode_mask(tmp_path / "mask.png", "mask"), np.rot90(labels, -1))
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (lambda: picture_of(blocks()), "colours, not class ids.*--palette"),
+        (lambda: PIL.Image.new("CMYK", (4, 4)), "mode CMYK"),
+        (lambda: PIL.Image.new("F", (4, 4)), "mode F"),
+        (lambda: PIL.Image.new("LA", (4, 4), (1, 128)), "partly transparent"),
+        (lambda: PIL.Image.fromarray(np.full((4, 4), -3, dtype=np.int32)), "holds -3"),
+    ],
+)  # fmt: skip
+def test_what_holds_no_ids_is_refused(picture, message, tmp_path):
+    with pytest.raises(UnreadableImageError, match=f"my mask cannot be read.*{message}"):
+        decode_mask(save(tmp_path / "mask.tif", picture()), "my mask")
+
+
+def test_jpeg_is_refused_since_it_changes_ids(tmp_path):
+    with pytest.raises(UnreadableImageError, match="JPEG changes"):
+        decode_mask(save(tmp_path / "mask.jpg", grey(blocks())), "mask")
+
+
+def test_colours_become_classes_by_a_palette_file(tmp_path):
+    labels = blocks()
+    labels[10:12] = 2
+    (tmp_path / "palette.txt").write_text("30 60 90 ground\n40 200 40 ignored\n\n200, 40, 40  red tile\n")
+    palette = read_palette(tmp_path / "palette.txt")
+    path = save(tmp_path / "mask.png", picture_of(labels))
+    expected = np.array([0, 1, 255])[labels]
+    assert palette.names == ["ground", "red tile"]
+    assert np.array_equal(decode_mask(path, "mask", palette), expected)
+    picture = picture_of(labels)
+    picture.putpixel((0, 0), (1, 2, 3))
+    with pytest.raises(UnreadableImageError, match=r"colour 1 2 3, 1 pixels"):
+        decode_mask(save(tmp_path / "odd.png", picture), "mask", palette)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 2", "line 1"),
+        ("1 2 300 a", "line 1"),
+        ("1 2 3 a\n1 2 3 b", "line 2 repeats the colour 1 2 3"),
+        ("1 2 3 a\n1 2 4 a", "line 2 repeats the name 'a'"),
+        ("1 2 3 a\n1 2 4", "class 1 has no name"),
+        ("", "0 colours"),
+    ],
+)
+def test_palette_files_that_are_none(text, message, tmp_path):
+    (tmp_path / "palette.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_palette(tmp_path / "palette.txt")
+
+
+def check_pairs(source, names, classes=3):
+    """Every picture's colours are its labels'."""
+    assert [key.rsplit(".", 1)[0] for key in source.keys] == names and len(source.id2label) == classes
+    for index in range(source.size):
+        sample = source.read(index)
+        assert sample.image.mode == "RGB" and sample.labels.dtype == np.int32
+        assert np.array_equal(np.array(sample.image), COLORS[sample.labels])
+
+
+def test_images_and_masks_beside_each_other(tmp_path):
+    root = write_masks(tmp_path / "set")
+    for images, masks in ((root, None), (root / "images", None), (root / "images", root / "masks"),
+                          (root, root / "masks")):  # fmt: skip
+        source = folder_masks(images, masks)
+        check_pairs(source, ["a", "b", "c", "d"])
+        assert source.name == "set" and source.id2label == {0: "0", 1: "1", 2: "2"}
+        assert source.describe_size() == "4 images" and source.stream is None
+
+
+def nested(root, image, mask):
+    for seed, city in enumerate(("aachen", "bremen")):
+        labels = blocks(seed)
+        save(root / image.format(city), picture_of(labels))
+        save(root / mask.format(city), grey(labels))
+
+
+def test_nested_folders_with_suffixes_as_cityscapes_has_them(tmp_path):
+    for part in ("train", "val"):
+        nested(tmp_path, f"leftImg8bit/{part}/{{0}}/{{0}}_1_leftImg8bit.png",
+               f"gtFine/{part}/{{0}}/{{0}}_1_gtFine_labelTrainIds.png")  # fmt: skip
+        nested(tmp_path, f"leftImg8bit/{part}/{{0}}/{{0}}_1_leftImg8bit.png",
+               f"gtFine/{part}/{{0}}/{{0}}_1_gtFine_color.png")  # fmt: skip
+    source = folder_masks(
+        tmp_path / "leftImg8bit" / "train", image_suffix="_leftImg8bit", mask_suffix="_gtFine_labelTrainIds"
+    )
+    check_pairs(source, ["aachen/aachen_1_leftImg8bit", "bremen/bremen_1_leftImg8bit"])
+    assert "2 masks by their names" in source.note
+    with pytest.raises(ValueError, match=r"train and val, which are parts.*leftImg8bit/train"):
+        folder_masks(tmp_path, image_suffix="_leftImg8bit", mask_suffix="_gtFine_labelTrainIds")
+
+
+def test_ade20ks_folders_and_its_zero_that_is_no_class(tmp_path):
+    for seed in range(2):
+        labels = blocks(seed)
+        save(tmp_path / "images" / "training" / f"{seed}.jpg", picture_of(labels))
+        save(tmp_path / "annotations" / "training" / f"{seed}.png", grey(labels))
+    source = folder_masks(tmp_path / "images" / "training", options=MaskOptions(reduce_zero_label=True))
+    assert source.id2label == {0: "0", 1: "1"}
+    assert np.array_equal(source.read(1).labels, np.array([255, 0, 1])[blocks(1)])
+
+
+def test_the_masks_ending_is_told_by_the_names(tmp_path):
+    nested(tmp_path, "images/{0}.jpg", "masks/{0}_1stHO.png")
+    assert folder_masks(tmp_path).size == 2
+    nested(tmp_path, "images/{0}.jpg", "masks/{0}_2ndHO.png")
+    with pytest.raises(ValueError, match=r"end with _1stHO or _2ndHO; choose: --mask-suffix"):
+        folder_masks(tmp_path)
+    assert folder_masks(tmp_path, mask_suffix="_2ndHO").size == 2
+
+
+def test_pictures_and_masks_in_one_folder(tmp_path):
+    nested(tmp_path, "{0}.png", "{0}_mask.png")
+    with pytest.raises(ValueError, match="--mask-suffix"):
+        folder_masks(tmp_path, tmp_path)
+    check_pairs(folder_masks(tmp_path, tmp_path, mask_suffix="_mask"), ["aachen", "bremen"])
+
+
+def test_masks_of_0_and_255_have_two_classes(tmp_path):
+    write_masks(tmp_path)
+    for path in (tmp_path / "masks").iterdir():
+        grey(255 * (np.array(PIL.Image.open(path)) > 0)).save(path.with_suffix(".tif"))
+        path.unlink()
+    source = folder_masks(tmp_path)
+    assert source.id2label == {0: "background", 1: "object"} and source.binary is True
+    assert np.array_equal(source.read(0).labels, blocks() > 0)
+    named = folder_masks(tmp_path, options=MaskOptions(class_names=["other", "vessel"]))
+    assert named.id2label[1] == "vessel" and np.array_equal(named.read(0).labels, blocks() > 0)
+    ignoring = folder_masks(tmp_path, options=MaskOptions(class_names=["other", "vessel"], ignore_index=255))
+    assert np.array_equal(ignoring.read(0).labels, 255 * (blocks() > 0))
+
+
+def test_255_is_ignored_where_there_are_other_ids(tmp_path):
+    write_masks(tmp_path, ["a"])
+    labels = blocks()
+    labels[5:9] = 255
+    grey(labels).save(tmp_path / "masks" / "a.png")
+    source = folder_masks(tmp_path)
+    assert source.binary is False and np.array_equal(source.read(0).labels, labels)
+    # Masks to validate on that show nothing but 0 and 255 are not taken for another kind.
+    names = ["a", "b"]
+    only = write_masks(tmp_path / "only", ["a"])
+    grey(np.where(labels == 255, 255, 0)).save(only / "masks" / "a.png")
+    assert folder_masks(only, options=MaskOptions(class_names=names, binary=None)).binary is True
+    assert (folder_masks(only, options=MaskOptions(class_names=names, binary=False)).read(0).labels != 1).all()
+
+
+def test_an_own_number_that_is_no_class(tmp_path):
+    write_masks(tmp_path, ["a"])
+    labels = blocks()
+    source = folder_masks(tmp_path, options=MaskOptions(class_names=["x", "y"], ignore_index=2))
+    assert np.array_equal(source.read(0).labels, np.array([0, 1, 255])[labels])
+
+
+def break_masks(root, change):
+    path = root / "masks" / "b.png"
+    labels = np.array(PIL.Image.open(path))
+    grey(change(labels)).save(path)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "message"),
+    [
+        (lambda r: break_masks(r, lambda m: m[:-1]), {},
+         r"b\.png has 48 x 39 pixels, and its picture .*b\.png 48 x 40"),
+        (lambda r: break_masks(r, lambda m: np.where(m == 2, 7, m)), {"class_names": ["x", "y", "z"]},
+         r"masks/b\.png holds 7, which is no class: they are 0 to 2, and 255 is ignored"),
+        (lambda r: break_masks(r, lambda m: np.where(m == 2, 7, m)), {},
+         r"hold 0, 1, 2, 7, but not 3.*--class-names"),
+        (lambda r: (r / "masks" / "c.png").unlink(), {}, r"images/c\.png: 1 file is without a mask; c\.png"),
+        (lambda r: [(r / "masks" / f"{n}.png").unlink() for n in "ac"], {}, r"a\.png, .*c\.png: 2 files are without"),
+        (lambda r: (r / "images" / "c.png").unlink(), {}, r"masks/c\.png: 1 file is without a picture"),
+        (lambda r: [p.unlink() for p in (r / "images").iterdir()], {}, "there are no pictures in"),
+        (lambda r: grey(blocks()).save(r / "masks" / "a.tif"), {}, r"a\.(png|tif).*same name"),
+        (lambda r: (r / "masks").rename(r / "other"), {}, "no folder of masks.*--mask-dir"),
+        (lambda r: (r / "labels").mkdir(), {}, r"labels and .*masks; choose: --mask-dir"),
+        (lambda r: [break_one(p, 255) for p in (r / "masks").iterdir()], {"ignore_index": 255},
+         "no pixel of its masks has a class"),
+    ],
+)  # fmt: skip
+def test_a_set_that_does_not_go_together_is_refused(prepare, options, message, tmp_path):
+    root = write_masks(tmp_path / "set")
+    prepare(root)
+    with pytest.raises(ValueError, match=message):
+        folder_masks(root, options=MaskOptions(**options))
+
+
+def break_one(path, number):
+    grey(np.full((40, 48), number)).save(path)
+
+
+def test_a_number_that_was_not_seen_at_first_is_told_where_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("d_emo.images.pixels.SURVEYED", 2)
+    root = write_masks(tmp_path / "set")
+    break_masks(root, lambda labels: np.where(labels == 2, 9, labels))
+    source = folder_masks(root, options=MaskOptions(class_names=["x", "y", "z"]))
+    source.read(0)
+    with pytest.raises(UnreadableImageError, match=r"b\.png holds 9"):
+        source.read(1)
+
+
+def test_damaged_files_are_known_before_they_are_read(tmp_path):
+    root = write_masks(tmp_path / "set")
+    (root / "masks" / "a.png").write_bytes(b"no picture")
+    (root / "images" / "b.png").write_bytes(b"no picture")
+    source = folder_masks(root)
+    assert (
+        [*source.damaged] == [0, 1]
+        and [*pixel_subset(source, [3, 1]).damaged] == [1]
+        and "masks/a.png cannot be read" in source.unreadable[0]
+    )
+    with pytest.raises(UnreadableImageError, match=r"a\.png cannot be read"):
+        source.read(0)
+
+
+def test_names_from_a_file_and_the_same_classes_to_validate_on(tmp_path):
+    root = write_masks(tmp_path / "set")
+    (tmp_path / "names.txt").write_text("ground\nred\ngreen\n")
+    source = open_masks(str(root), None, class_names=str(tmp_path / "names.txt"))
+    assert source.id2label == {0: "ground", 1: "red", 2: "green"}
+    other = write_masks(tmp_path / "other", ["a"])
+    break_one(other / "masks" / "a.png", 1)
+    assert open_masks(str(other), None, like=source).id2label == source.id2label
+    break_one(other / "masks" / "a.png", 3)
+    with pytest.raises(ValueError, match="holds 3, which is no class"):
+        open_masks(str(other), None, like=source)
+
+
+def test_parts_of_a_source_and_what_a_run_knows_it_by(tmp_path):
+    source = folder_masks(write_masks(tmp_path / "set", [str(number) for number in range(10)]))
+    kept, held = held_out_pixels(source, 0.3)
+    assert kept.size == 7 and held.size == 3 and held.name == "set, held out"
+    assert sorted([*kept.keys, *held.keys]) == sorted(source.keys)
+    assert held.read(1).name.endswith(held.keys[1])
+    assert len({part.fingerprint for part in (source, kept, held)}) == 3
+    assert pixel_subset(source, [4]).read(0).name.endswith("4.png")
+    for share in (0.01, 0.99):
+        with pytest.raises(ValueError, match="leave nothing"):
+            held_out_pixels(source, share)
+
+
+def test_a_table_of_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    root = write_masks(tmp_path / "set")
+    files = {part: [str(path) for path in sorted((root / part).iterdir())] for part in ("images", "masks")}
+    table = datasets.Dataset.from_dict({"pixel_values": files["images"], "label": files["masks"]})
+    table = table.cast_column("pixel_values", datasets.Image()).cast_column("label", datasets.Image())
+    table.to_parquet(tmp_path / "set.parquet")
+    source = open_masks(None, str(tmp_path / "set.parquet"))
+    assert source.size == 4 and np.array_equal(source.read(2).labels, blocks(2))
+    assert np.array_equal(np.array(source.read(2).image), COLORS[blocks(2)])
+    with pytest.raises(ValueError, match="no column 'masks' among pixel_values, label; set --mask-column"):
+        open_masks(None, str(tmp_path / "set.parquet"), mask_column="masks")
+
+
+def test_chase_db1_is_read_as_it_lies(shared):
+    root = shared / "data" / "dense" / "retina" / "CHASEDB1" / "test"
+    source = folder_masks(root)
+    sample = source.read(0)
+    assert source.size == 8 and sample.labels.shape == (960, 999) and {*np.unique(sample.labels)} == {0, 1}

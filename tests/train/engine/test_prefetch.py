@@ -1,0 +1,58 @@
+"""Batches that are made ready ahead: order, errors in their place, nothing left running."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from d_emo.train.data.batches import Batch
+from d_emo.train.engine.prefetch import DEPTH, prefetched
+
+
+def batch(number: int) -> Batch:
+    return Batch(torch.tensor(number), torch.tensor(0), [number], [])
+
+
+def test_batches_come_in_order_and_ahead():
+    made = []
+    ahead = threading.Event()
+
+    def ready(one):
+        made.append(one.positions[0])
+        if len(made) == 1 + DEPTH:
+            ahead.set()
+        return replace(one, draws={"noise": torch.tensor(one.positions[0])})
+
+    batches = prefetched(map(batch, range(7)), ready)
+    first = next(batches)
+    assert ahead.wait(10), "nothing is made ahead"
+    rest = list(batches)
+    assert [one.positions[0] for one in [first, *rest]] == [*range(7)] == made
+    assert all(int(one.draws["noise"]) == one.positions[0] for one in [first, *rest])
+
+
+def test_an_error_comes_where_its_batch_would_have_come():
+    def some():
+        yield batch(0)
+        yield batch(1)
+        raise RuntimeError("a worker died")
+
+    batches = prefetched(some(), lambda one: one)
+    assert [next(batches).positions[0] for _ in range(2)] == [0, 1]
+    with pytest.raises(RuntimeError, match="a worker died"):
+        next(batches)
+
+
+def test_an_empty_loader_gives_nothing():
+    assert list(prefetched(iter([]), lambda one: one)) == []
+
+
+def test_a_run_that_stops_early_leaves_no_thread():
+    batches = prefetched(map(batch, range(100)), lambda one: one)
+    next(batches)
+    batches.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("prefetch"):
+            thread.join(10)
+            assert not thread.is_alive()

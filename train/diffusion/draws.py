@@ -1,0 +1,55 @@
+"""What the diffusion trainer draws for the samples of a batch, as functions of (seed, position)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from d_emo.train.data import stream
+from d_emo.train.data.batches import Batch
+from d_emo.train.diffusion.plan import Plan
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws for batches.
+
+    Args:
+        plan: of the run.
+        device: that the step is computed on; what is to be drawn there is left to the step.
+    """
+
+    plan: Plan
+    device: torch.device
+
+    def of(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Uniform numbers "time" and "label_dropout" (B,), and normal ones "noise" and "vae" (B, C, H, W).
+
+        The latter is of the autoencoder's posteriors, where an image has more than one latent: for RAE's it would take
+        as long as the noise.
+        """
+        seed = self.plan.config.run.seed
+        uniform = {purpose: stream.uniform(seed, purpose, positions) for purpose in stream.UNIFORM}
+        return uniform | ({} if self.on_device else self.normal(positions))
+
+    @property
+    def on_device(self) -> bool:
+        """Whether normal numbers are drawn on the device."""
+        return self.plan.config.optimization.noise_on == "device"
+
+    def normal(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The normal numbers, where they are drawn."""
+        plan, seed = self.plan, self.plan.config.run.seed
+        drawn: list[stream.Purpose] = ["noise"]
+        if plan.space is not None and not plan.space.deterministic:
+            drawn.append("vae")
+        if self.on_device:
+            return {name: stream.normal_on(self.device, seed, name, positions, plan.latent_shape) for name in drawn}
+        return {name: stream.normal(seed, name, positions, plan.latent_shape) for name in drawn}
+
+    def ready(self, batch: Batch) -> Batch:
+        """The batch with its draws, in memory that a GPU copies from by itself."""
+        drawn = self.of(batch.positions)
+        if self.device.type != "cuda":
+            return replace(batch, draws=drawn)
+        return replace(batch, draws={name: tensor.pin_memory() for name, tensor in drawn.items()})

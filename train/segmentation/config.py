@@ -1,0 +1,242 @@
+"""Every option of the segmentation trainer, once; `engine` and `data` have those of all trainers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from d_emo.common.options import OptionTable, option, parse_options, require
+from d_emo.train.data.options import LoaderOptions
+from d_emo.train.engine.options import options_of_run
+from d_emo.train.engine.task_options import TaskOptimizationOptions, TaskRunOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterOptions:
+    """What is trained."""
+
+    model: str = option("EMOv2-5M", "Name of d_emo.list_segmenters(): a backbone, U-EMOv2-5M or UNet-S5-D16.")
+    head: Literal["deeplabv3", "pspnet", "segformer", "semantic_fpn"] | None = option(
+        None, "On a backbone. Default: deeplabv3, or that of a segmenter that --init-from names."
+    )
+    init_from: str | None = option(
+        None,
+        "Start from a trained classifier (folder, Hub id, or published .pth), --model aside, or from a trained "
+        "segmenter (folder or Hub id), whose last layer is new where the classes differ.",
+    )
+    model_config: str | None = option(
+        None, 'Overrides of the network as JSON, such as {"drop_path": 0.1, "loss_over_ignored": true}.'
+    )
+    crop_size: int = option(512, "Side of what is learned from, in pixels.")
+    compile: bool = option(False, "torch.compile the network.")
+    kernels: Literal["auto", "reference", "native"] | None = option(
+        None,
+        "Fast kernels where there are any, plain PyTorch, or fast ones or nothing. Default: $D_EMO_KERNELS or auto.",
+    )
+
+    def __post_init__(self):
+        require(self.crop_size >= 32, "crop_size", self.crop_size, "must be 32 or more")
+        self.overrides()
+
+    def overrides(self) -> dict[str, Any]:
+        """--model-config, read.
+
+        Raises:
+            ValueError: it is no JSON object.
+        """
+        try:
+            overrides = json.loads(self.model_config or "{}")
+        except (ValueError, RecursionError):
+            overrides = None
+        require(isinstance(overrides, dict), "model_config", self.model_config, 'expected JSON such as {"dropout": 0}')
+        return overrides
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterDataOptions(LoaderOptions):
+    """What it is trained and validated on."""
+
+    train_data_dir: str | None = option(
+        None, "Folder of pictures whose masks lie beside it by a usual name, or that holds both (images, masks)."
+    )
+    mask_dir: str | None = option(None, "Folder of the masks: same sub-folders, same names. Default: looked for.")
+    image_suffix: str | None = option(
+        None, "What pictures' names end with behind what they share with their masks'. Default: nothing."
+    )
+    mask_suffix: str | None = option(
+        None, "What masks' names end with behind what they share with their pictures'. Default: told by the names."
+    )
+    panoptic_json: str | None = option(None, "COCO's panoptic JSON: --train-data-dir and --mask-dir are its folders.")
+    panoptic_classes: Literal["categories", "things"] = option(
+        "categories", "Of --panoptic-json: every category is a class, or things are one and stuff the other."
+    )
+    dataset: str | None = option(None, "Hub id of a dataset, a local dataset folder, or .parquet files.")
+    dataset_config: str | None = option(None, "Configuration name of a Hub dataset.")
+    dataset_split: str = option("train", "Split of the dataset.")
+    image_column: str = option("image", "Column that holds the pictures.")
+    mask_column: str | None = option(None, "Column that holds the masks. Default: one with a usual name.")
+    class_names: str | None = option(
+        None, "Names of classes in the order of the ids: a file, one a line, or JSON. Default: told by the masks."
+    )
+    palette: str | None = option(None, "Of masks of colours: a file with a line R G B NAME a class.")
+    reduce_zero_label: bool = option(False, "0 is no class, and the others count from 1, as in ADE20K.")
+    ignore_index: int | None = option(
+        None, "A number in masks that is no class. Default: 255, but where there is nothing but 0 and 255."
+    )
+    max_images: int | None = option(None, "Use the first so many images only, of those to validate on as well.")
+    validation_dir: str | None = option(
+        None, "Validate on this folder, named as --train-data-dir is.", "validation_share"
+    )
+    validation_mask_dir: str | None = option(None, "Its masks. Default: looked for.")
+    validation_json: str | None = option(None, "Its panoptic JSON.")
+    validation_dataset: str | None = option(
+        None, "Validate on this dataset, named as --dataset is.", "validation_share"
+    )
+    validation_split: str | None = option(None, "Validate on this split of --dataset.", "validation_share")
+    validation_share: float | None = option(None, "Hold this share of the training images out and validate on it.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for names in (
+            ("train_data_dir", "dataset"),
+            ("validation_dir", "validation_dataset", "validation_split", "validation_share"),
+            ("panoptic_json", "class_names"),
+            ("panoptic_json", "palette"),
+            ("panoptic_json", "mask_suffix"),
+        ):
+            given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} are both given; choose one.")
+        for name, other in (
+            ("mask_dir", "train_data_dir"),
+            ("panoptic_json", "train_data_dir"),
+            ("validation_mask_dir", "validation_dir"),
+            ("validation_json", "validation_dir"),
+            ("validation_split", "dataset"),
+            ("mask_column", "dataset"),
+        ):
+            if getattr(self, name) and not getattr(self, other):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: it goes with --{other.replace('_', '-')}."
+                )
+        if self.validation_dir and bool(self.panoptic_json) != bool(self.validation_json):
+            raise ValueError("--panoptic-json and --validation-json go together; name both, or none.")
+        require(
+            self.validation_share is None or 0 <= self.validation_share < 1,
+            "validation_share",
+            self.validation_share,
+            "must be in [0, 1)",
+        )
+        require(self.max_images is None or self.max_images > 0, "max_images", self.max_images, "must be positive")
+        require(
+            self.ignore_index is None or 0 <= self.ignore_index < 2**16,
+            "ignore_index",
+            self.ignore_index,
+            "must be in [0, 65536)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationAugmentationOptions:
+    """What becomes of a training image and its mask alike. Every draw is a function of (seed, position)."""
+
+    short_side: int | None = option(
+        None, "Pictures are brought to this short side in pixels, the ratio kept. Default: they stay as they are."
+    )
+    long_side: int | None = option(None, "With --short-side: the long side is at most this. Default: 4 times that.")
+    scale_min: float = option(0.5, "Smallest random factor of that size.")
+    scale_max: float = option(2.0, "Largest random factor of that size.")
+    crop_max_share: float = option(
+        0.75, "A crop in which one class fills more of the labelled pixels is drawn again, up to 10 times; 1 is off."
+    )
+    random_flip: bool = option(True, "Mirror images at random.")
+    photometric: bool = option(True, "Change brightness, contrast, saturation and hue at random.")
+
+    def __post_init__(self):
+        for name in ("short_side", "long_side"):
+            value = getattr(self, name)
+            require(value is None or value >= 16, name, value, "must be 16 or more")
+        if self.long_side is not None:
+            require(self.short_side is not None, "long_side", self.long_side, "it goes with --short-side")
+            require(
+                self.long_side >= (self.short_side or 0),
+                "long_side",
+                self.long_side,
+                f"must be --short-side {self.short_side} or more",
+            )
+        require(0 < self.scale_min <= 16, "scale_min", self.scale_min, "must be in (0, 16]")
+        require(
+            self.scale_min <= self.scale_max <= 16,
+            "scale_max",
+            self.scale_max,
+            f"must be from --scale-min {self.scale_min:g} to 16",
+        )
+        require(0 < self.crop_max_share <= 1, "crop_max_share", self.crop_max_share, "must be in (0, 1]")
+
+    @property
+    def longest(self) -> int | None:
+        """--long-side, or its default: 2048 for 512, as published."""
+        return self.long_side or (4 * self.short_side if self.short_side else None)
+
+    def describe(self) -> str:
+        """What is on, for people."""
+        size = f"short side {self.short_side}" if self.short_side else "as they are"
+        parts = [f"{size} times {self.scale_min:g} to {self.scale_max:g}"]
+        if self.crop_max_share < 1:
+            parts.append(f"one class at most {self.crop_max_share:.0%} of a crop")
+        parts += [name for name, on in (("flip", self.random_flip), ("photometric", self.photometric)) if on]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterRunOptions(TaskRunOptions):
+    """Length and validation."""
+
+    validation_window: int | None = option(
+        None, "Validate window by window of this side in pixels. Default: whole images."
+    )
+    validation_stride: int | None = option(None, "Pixels from a window to the next. Default: two thirds of it.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("validation_window", "validation_stride"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "must be positive")
+        if self.validation_stride:
+            window = self.validation_window
+            require(window is not None, "validation_stride", self.validation_stride, "it goes with --validation-window")
+            require(
+                self.validation_stride <= (window or 0),
+                "validation_stride",
+                self.validation_stride,
+                f"leaves gaps between windows of {window}",
+            )
+
+    @property
+    def stride(self) -> int | None:
+        """--validation-stride, or its default: 170 for 256, as published."""
+        window = self.validation_window
+        return self.validation_stride or (max(1, window * 2 // 3) if window else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterConfig(OptionTable):
+    """The segmentation trainer's options."""
+
+    model: SegmenterOptions = field(default_factory=SegmenterOptions)
+    data: SegmenterDataOptions = field(default_factory=SegmenterDataOptions)
+    augmentation: SegmentationAugmentationOptions = field(default_factory=SegmentationAugmentationOptions)
+    optimization: TaskOptimizationOptions = field(default_factory=TaskOptimizationOptions)
+    run: SegmenterRunOptions = field(default_factory=SegmenterRunOptions)
+
+
+def parse_segmenter_config(arguments: list[str], about: str = "Train segmenters.") -> SegmenterConfig:
+    """Read the command line and, under it, the YAML file that --config names; see `parse_options`.
+
+    Under both lie a resumed run's own options.
+    """
+
+    def beneath(given: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        return options_of_run(given)
+
+    return parse_options(arguments, SegmenterConfig, "train_segmenter", about, beneath)
