@@ -72,18 +72,6 @@ COMMANDS = {
             "d_emo.train.classification.trainer.run",
         ),
         SweptCommand(
-            "train_detector",
-            "d_emo.train.train_detector",
-            (*TINY_DETECTOR, "--train-data-dir", "@boxes", "--max-train-steps", "1", "--output-dir", "@out"),
-            "d_emo.train.detection.trainer.run",
-        ),
-        SweptCommand(
-            "train_segmenter",
-            "d_emo.train.train_segmenter",
-            (*TINY_SEGMENTER, "--train-data-dir", "@masks", "--max-train-steps", "1", "--output-dir", "@out"),
-            "d_emo.train.segmentation.trainer.run",
-        ),
-        SweptCommand(
             "train_video_classifier",
             "d_emo.train.train_video_classifier",
             (*TINY_VIDEO, "--train-data-dir", "@videos", "--max-train-steps", "1", "--output-dir", "@out"),
@@ -94,6 +82,18 @@ COMMANDS = {
             "d_emo.train.make_camera_motion",
             ("--photos", "@pictures", "--held-out", "1", "--frames", "2", "--resolution", "16", "--output-dir", "@out"),
             "d_emo.train.video.motion_command.run",
+        ),
+        SweptCommand(
+            "train_detector",
+            "d_emo.train.train_detector",
+            (*TINY_DETECTOR, "--train-data-dir", "@boxes", "--max-train-steps", "1", "--output-dir", "@out"),
+            "d_emo.train.detection.trainer.run",
+        ),
+        SweptCommand(
+            "train_segmenter",
+            "d_emo.train.train_segmenter",
+            (*TINY_SEGMENTER, "--train-data-dir", "@masks", "--max-train-steps", "1", "--output-dir", "@out"),
+            "d_emo.train.segmentation.trainer.run",
         ),
         SweptCommand(
             "encode_latents",
@@ -127,6 +127,12 @@ COMMANDS = {
             "d_emo.eval.classification.command.run",
         ),
         SweptCommand(
+            "evaluate_video_classifier",
+            "d_emo.eval.evaluate_video_classifier",
+            ("--model", "@video classifier", "--data-dir", "@videos", "--output-dir", "@out"),
+            "d_emo.eval.video.command.run",
+        ),
+        SweptCommand(
             "evaluate_detector",
             "d_emo.eval.evaluate_detector",
             ("--model", "@detector", "--data-dir", "@boxes", "--output-dir", "@out"),
@@ -137,12 +143,6 @@ COMMANDS = {
             "d_emo.eval.evaluate_segmenter",
             ("--model", "@segmenter", "--data-dir", "@masks", "--output-dir", "@out"),
             "d_emo.eval.segmentation.command.run",
-        ),
-        SweptCommand(
-            "evaluate_video_classifier",
-            "d_emo.eval.evaluate_video_classifier",
-            ("--model", "@video classifier", "--data-dir", "@videos", "--output-dir", "@out"),
-            "d_emo.eval.video.command.run",
         ),
         SweptCommand(
             "evaluate_digits",

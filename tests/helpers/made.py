@@ -40,14 +40,6 @@ def write_classifier(folder: Path) -> Path:
     return folder
 
 
-def write_segmenter(folder: Path) -> Path:
-    """A segmenter of a few thousand parameters with three classes, and its image processor."""
-    model = segmenter("segformer")
-    model.save_pretrained(folder)
-    model.make_image_processor().save_pretrained(folder)
-    return folder
-
-
 def write_video_classifier(folder: Path) -> Path:
     """A V-EMOv2 of a few thousand parameters for the bars' classes, and its video processor."""
     from helpers.video_training import TINY_NETWORK as TINY_VIDEO_NETWORK
@@ -56,6 +48,14 @@ def write_video_classifier(folder: Path) -> Path:
     config = VEMOv2Config(**json.loads(TINY_VIDEO_NETWORK), image_size=32, id2label=names)
     torch.manual_seed(0)
     VEMOv2ForVideoClassification(config).eval().save_pretrained(folder)
+    return folder
+
+
+def write_segmenter(folder: Path) -> Path:
+    """A segmenter of a few thousand parameters with three classes, and its image processor."""
+    model = segmenter("segformer")
+    model.save_pretrained(folder)
+    model.make_image_processor().save_pretrained(folder)
     return folder
 
 
@@ -121,8 +121,8 @@ def make_everything(folder: Path) -> dict[str, Path]:
         "samples.npz": write_samples(folder / "samples.npz"),
         "vae": write_vae(folder / "vae"),
         "cache": folder / "cache",
-        "boxes": write_instances(folder / "boxes"),
         "videos": write_bars(folder / "videos", 1, 4),
         "video classifier": write_video_classifier(folder / "video classifier"),
+        "boxes": write_instances(folder / "boxes"),
     }
     return {**made, "latents": write_latents(folder / "latents", made["pictures"], made["vae"])}

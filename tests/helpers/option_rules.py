@@ -87,17 +87,18 @@ KINDS = {
         "fid_images", "teacher_resolution", "validate_every", "batch_size", "shard_size", "num_heads", "image_size",
         "reference_images", "num_images", "steps", "guidance_channels", "feature_batch_size", "per_class", "batch",
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
+        "train_video_classifier short_side", "clips", "crops", "held_out",
         "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck",
-        "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side", "clips", "crops", "held_out",
-        "train_video_classifier short_side",
+        "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side",
     ),
     "count or zero": (
         "num_workers", "seed", "ignore_index", "lr_warmup_steps", "sample_every", "fid_every", "pictures",
         "frozen_stages", "rand_augment", "rand_augment_magnitude",
     ),
     "side of 32 or more": (
-        "train_classifier resolution", "train_video_classifier resolution", "make_camera_motion resolution",
-        "train_detector resolution", "crop_size", "short_side", "loader_speed resolution", "receptive_field image_size",
+        "train_video_classifier resolution", "make_camera_motion resolution",
+        "train_classifier resolution", "train_detector resolution", "crop_size", "short_side",
+        "loader_speed resolution", "receptive_field image_size",
     ),
     "two or more": ("throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames"),
     "two numbers": ("guidance_interval",),
@@ -121,8 +122,8 @@ KINDS = {
         "label_smoothing", "lr_decay_start",
     ),
     "share": (
-        "warmup_lr_ratio", "min_lr_ratio", "lr_warmup_ratio", "score_threshold", "rand_augment_probability",
-        "train_video_classifier lr_decay_start",
+        "train_video_classifier lr_decay_start", "rand_augment_probability",
+        "warmup_lr_ratio", "min_lr_ratio", "lr_warmup_ratio", "score_threshold",
     ),
     "share above zero": ("crop_max_share", "crop_scale_min", "crop_ratio", "decay_rate"),
     "boolean": (
@@ -135,13 +136,13 @@ KINDS = {
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
         "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
-        "box_format", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects", "order",
+        "box_format", "order", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
         "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
         "reference", "pattern", "only", "models", "license", "allow_change", "objects_column",
-        "image_suffix", "mask_suffix", "lr_multipliers", "no_weight_decay", "video_column",
+        "video_column", "image_suffix", "mask_suffix", "lr_multipliers", "no_weight_decay",
     ),
     "JSON": ("model_config", "detector_config"),
     "file to read": (
@@ -150,7 +151,8 @@ KINDS = {
     ),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
-        "mask_dir", "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images", "photos",
+        "mask_dir", "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
+        "photos",
     ),
     "file to write": ("export_npz", "output"),
     "folder to write": ("output_dir", "cache_dir", "throughput output"),
@@ -173,6 +175,9 @@ KINDS = {
         "validation_stride",  # without --validation-window
         "encode_latents dataset",  # beside --train-data-dir
         "evaluate_classifier dataset",  # beside --data-dir
+        "evaluate_video_classifier dataset",
+        "train_video_classifier dataset",  # beside --train-data-dir
+        "opposites",  # without --order reversed
         "evaluate_detector dataset",
         "evaluate_detector class_names",  # without --dataset
         "train_detector dataset",  # beside --train-data-dir
@@ -181,9 +186,6 @@ KINDS = {
         "validation_annotations",  # without --validation-dir
         "evaluate_segmenter dataset",
         "evaluate_segmenter stride",  # without --window
-        "evaluate_video_classifier dataset",
-        "train_video_classifier dataset",  # beside --train-data-dir
-        "opposites",  # without --order reversed
         "evaluate_fid model",  # beside --samples
         "sweep",  # without --model
         "checkpoints",  # without --model

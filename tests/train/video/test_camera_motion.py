@@ -113,6 +113,7 @@ def test_bad_input_ends_with_one_line_and_writes_nothing(capsys, tmp_path, monke
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not PHOTOS.is_file(), reason="needs the photos of the shared folder")
 def test_motion_is_learned_and_read_backwards_as_its_opposite_but_not_of_one_frame(capsys, tmp_path):
     """The recipe: 200 steps of a narrow network; chance is 14.3%. Two minutes on two cores."""
