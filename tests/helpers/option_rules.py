@@ -128,7 +128,8 @@ KINDS = {
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
-        "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride", "box_format",
+        "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
+        "box_format",
         "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
     ),
     "text": (

@@ -155,7 +155,8 @@ def test_fine_tuning_a_detector_renews_its_last_layers_alone(capsys, tmp_path, b
 def test_eight_pictures_are_learned_by_heart(capsys, tmp_path, boxes, system, steps, least):
     code, output = run(
         capsys, *TINY, "--system", system, "--train-data-dir", boxes, "--validation-dir", boxes, "--resolution", "96",
-        "--model-config", NARROW.replace("0.2}", '0.0, "layer_scale": 1.0}'), "--global-batch-size", "8", "--max-train-steps", steps,
+        "--model-config", NARROW.replace("0.2}", '0.0, "layer_scale": 1.0}'),
+        "--global-batch-size", "8", "--max-train-steps", steps,
         "--validate-every", steps, "--learning-rate", "2e-3", "--max-grad-norm", "5", "--lr-warmup-steps", "20",
         "--zoom-out", "1", "--iou-crop", "false", "--photometric", "false", "--log-every", "20", "--lr-decay-unit",
         "step", "--output-dir", tmp_path / "out",
