@@ -1,6 +1,7 @@
 """Which of our modules import which, read from the sources."""
 
 import ast
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from helpers.paths import ROOT
 FOLDERS = {"d_emo": "d_emo", "pipelines": "d_emo.pipelines", "train": "d_emo.train", "eval": "d_emo.eval"}
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module of ours by the name it is imported by; packages by their own name."""
     found = {}
@@ -50,6 +52,7 @@ def imported_names(source: str, module: str, is_package: bool) -> set[str]:
     return names
 
 
+@functools.cache
 def import_graph() -> dict[str, set[str]]:
     """From each module of ours to those of ours that it imports; a name that is no module counts as its parent's."""
     known = modules()

@@ -20,6 +20,7 @@ datasets = pytest.importorskip("datasets")
 def private_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("D_EMO_CACHE", str(tmp_path / "d_emo"))
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)  # 5 s a stream otherwise
 
 
 def png() -> bytes:
