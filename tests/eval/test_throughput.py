@@ -146,6 +146,7 @@ def test_share_of_a_cards_peak(monkeypatch):
     assert in_float32.share_of_peak(torch.device("cpu")) is None
 
 
+@pytest.mark.slow
 def test_networks_of_images_are_measured_beside_timms_torchvisions_and_onnxruntime(tmp_path, capsys):
     models = ["EMOv2-1M", "timm:test_efficientnet@onnx", "timm:test_efficientnet", "EMOv2-1M/deeplabv3",
               "torchvision:lraspp_mobilenet_v3_large"]  # fmt: skip

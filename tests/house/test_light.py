@@ -22,11 +22,11 @@ HEAVY = ("torch", "diffusers", "transformers", "accelerate", "datasets", "sklear
 ORDERS = {
     "d_emo_first": "import d_emo",
     "libraries_first": "from diffusers import DiffusionPipeline; from transformers import AutoBackbone; import d_emo",
-    "libraries_untouched": "import diffusers, transformers, d_emo",
     "pipeline_only": "from d_emo import DEMOPipeline",
-    "kernels_only": "import d_emo.kernels",
 }
 RARER = {
+    "libraries_untouched": "import diffusers, transformers, d_emo",
+    "kernels_only": "import d_emo.kernels",
     "attribute_first": "import d_emo; d_emo.list_models()",
     "private_path": "import d_emo; from diffusers.pipelines.pipeline_utils import DiffusionPipeline",
     "hooks_first": "import d_emo, diffusers.hooks",
@@ -181,7 +181,7 @@ def test_a_diffusers_without_its_tables_is_named():
         registration._extend_tables(ModuleType("diffusers.pipelines.pipeline_loading_utils"))
 
 
-@pytest.mark.parametrize("first", ["d_emo.models", "diffusers.hooks"])
+@pytest.mark.parametrize("first", ["d_emo.models", pytest.param("diffusers.hooks", marks=pytest.mark.slow)])
 def test_the_blocks_are_known_to_the_caches(first):
     code = (
         f"import d_emo, {first}, d_emo.models, diffusers.hooks\n"

@@ -235,6 +235,7 @@ def test_runs_are_compared_side_by_side(capsys, tmp_path):
         compare_runs.main([str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_two_training_processes_score_one_model(capsys, tmp_path):
     arguments = (
         "--config", ROOT / "train/configs/digits.yaml", "--model", "D-EMOv2-N-8", "--output-dir", tmp_path / "run",

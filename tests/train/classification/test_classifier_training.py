@@ -149,6 +149,7 @@ def test_a_teacher_changes_what_is_learned_and_is_named_in_the_card(capsys, tmp_
     assert "has 10 classes, the data 3" in code
 
 
+@pytest.mark.slow
 def test_a_stream_is_trained_on(capsys, tmp_path):
     import datasets
 

@@ -277,6 +277,7 @@ def test_training_on_a_stream_resumes_exactly(tmp_path, capsys, names_file, proc
     assert losses(tmp_path / "resumed") == straight
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_starts_the_next_epoch(tmp_path, names_file, capsys):
     options = stream_options(tmp_path, names_file)
     common = [*SMALL, "--dataset", options.dataset, "--streaming", True, "--stream-buffer", 8, "--class-names",

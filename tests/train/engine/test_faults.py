@@ -67,6 +67,7 @@ def test_sigterm_to_torchrun_saves_on_all_processes(tmp_path):
     assert len(losses(run)) == step + 2
 
 
+@pytest.mark.slow
 def test_a_missing_file_of_one_process_is_named_and_latest_goes_back(tmp_path):
     run = tmp_path / "run"
     arguments = [*TINY, "--checkpoint-every", "2", "--output-dir", run, "--max-train-steps"]
@@ -109,7 +110,7 @@ def is_worker(process, trainer):
         return False
 
 
-@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
+@pytest.mark.parametrize("jump", [-86_400.0, pytest.param(86_400.0, marks=pytest.mark.slow)])
 def test_a_jump_of_the_clock_changes_nothing(tmp_path, capsys, monkeypatch, jump):
     still, jumping = tmp_path / "still", tmp_path / "jumping"
     arguments = [*TINY, "--max-train-steps", "4", "--checkpoint-every", "2", "--output-dir"]

@@ -53,7 +53,8 @@ def test_sharded_losses_and_averages_are_those_of_ddp(sharded_run, tmp_path):
     assert (sharded_run / "samples" / "step-0000008.png").exists()
 
 
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_a_sharded_checkpoint_continues_on_any_number_of_processes(sharded_run, tmp_path, processes):
     moved = tmp_path / "moved"
     shutil.copytree(sharded_run, moved, ignore=shutil.ignore_patterns("checkpoint-0000008"))
