@@ -24,7 +24,9 @@ def small_pieces(monkeypatch):
 
 def results(outputs: tuple[torch.Tensor, ...], *likes: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The results of an operator, which PyTorch wants in memory of their own, and with these shapes."""
-    assert len({tensor.untyped_storage()._cdata for tensor in (*outputs, *likes)}) == len(outputs) + len(likes)
+    storages = [tensor.untyped_storage() for tensor in (*outputs, *likes)]
+    # Empty ones have no memory to share.
+    assert len({storage.data_ptr() or storage._cdata for storage in storages}) == len(outputs) + len(likes)
     assert [tensor.shape for tensor in outputs] == [tensor.shape for tensor in likes]
     return outputs
 
