@@ -33,7 +33,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what.add_argument("--model", required=True, help="Folder or Hub id of a transformers semantic segmenter.")
     what.add_argument("--data-dir", help="Folder of pictures whose masks lie beside it, or that holds both.")
     what.add_argument("--mask-dir", help="Folder of the masks: same sub-folders, same names. Default: looked for.")
-    what.add_argument("--image-suffix", default="", help="What pictures' names end with behind what masks share.")
+    what.add_argument("--image-suffix", help="What pictures' names end with behind what masks share. Default: told.")
     what.add_argument("--mask-suffix", help="What masks' names end with behind that. Default: told by the names.")
     what.add_argument("--panoptic-json", help="COCO's panoptic JSON: --data-dir and --mask-dir are its folders.")
     what.add_argument(

@@ -12,7 +12,7 @@
 import collections
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +51,12 @@ def picture_suffixes() -> set[str]:
     """Suffixes, dot included, of the formats that Pillow decodes by itself."""
     formats = {*readable_formats(), "MPO"}  # the latter by the JPEG reader
     return {suffix for suffix, name in PIL.Image.registered_extensions().items() if name in formats}
+
+
+def parts_among(names: Iterable[str]) -> list[str]:
+    """Names of folders that are parts of a data set, those to train on first."""
+    parts = {name for name in names if name.casefold() in PARTS}
+    return sorted(parts, key=lambda name: (not name.casefold().startswith("train"), name))
 
 
 def class_order(names: list[str]) -> list[int]:
@@ -225,14 +231,13 @@ def _refuse_same_names(folders: list[Path]) -> None:
 
 
 def _refuse_parts(listing: Listing) -> None:
-    parts = [
-        folder
+    parts = parts_among(
+        folder.name
         for folder, pictures in listing.pictures.items()
-        if folder.name.casefold() in PARTS and pictures and all(path.parent != folder for path in pictures)
-    ]
+        if pictures and all(path.parent != folder for path in pictures)
+    )
     if len(parts) > 1:
-        names = " and ".join(folder.name for folder in parts)
         raise ValueError(
-            f"it holds {names}, which are parts of a data set with class folders in them, not classes; name one: "
-            f"{parts[0]}."
+            f"it holds {' and '.join(parts)}, which are parts of a data set with class folders in them, not classes; "
+            f"name one: {listing.root / parts[0]}."
         )

@@ -21,8 +21,15 @@ from d_emo.images.labels import class_name
 IGNORED = 255
 # A colour of a palette file that has this name stands for it.
 IGNORED_NAME = "ignored"
-# JPEG's compression makes other numbers of them around every edge.
-LOSSY_FORMATS = ("JPEG", "MPO")
+# Their compression makes other numbers of them around every edge.
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
+# Lines of palette files, and the words of one that titles their columns.
+_RGB = r"(?P<red>\d{1,3})[\s,]+(?P<green>\d{1,3})[\s,]+(?P<blue>\d{1,3})"
+NAME_BEHIND = re.compile(rf"\s*{_RGB}(?:[\s,]+(?P<name>\S.*?))?\s*", re.ASCII)
+NAME_IN_FRONT = re.compile(rf"\s*(?P<name>\S.*?)[\s,:]+{_RGB}\s*(?::.*)?", re.ASCII)
+TITLES = {"name", "names", "class", "label", "r", "g", "b", "red", "green", "blue"}
+# Red, green, blue.
+Color = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,11 @@ class Palette:
 
 
 def read_palette(path: Path) -> Palette:
-    """A text file with a line a class, in the order of the ids: R G B, and, if wanted, a name behind.
+    """A text file with a line a class, in the order of the ids: R G B, and, if wanted, a name behind or in front.
 
-    A colour named "ignored" is no class; the others count on without it. Empty lines are passed over.
+    So are the files of CamVid ("64 128 64 Animal"), of tables ("Animal,64,128,64" below a line of titles) and of CVAT
+    ("Animal:64,128,64::"). A colour named "ignored" is no class; the others count on without it. Empty lines and
+    comments (#) are passed over.
 
     Raises:
         ValueError: there is no such file, or a line is none of that kind, or a colour or a name comes twice.
@@ -61,15 +70,17 @@ def read_palette(path: Path) -> Palette:
     ids: dict[int, int] = {}
     names: list[str] = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
-        found = re.fullmatch(r"\s*(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})(?:[\s,]+(\S.*?))?\s*", line, re.ASCII)
-        if found is None or any(int(part) > 255 for part in found.groups()[:3]):
+        if not ids and {*re.split(r"[\s,;:]+", line.strip().casefold())} <= TITLES:
+            continue
+        found = NAME_BEHIND.fullmatch(line) or NAME_IN_FRONT.fullmatch(line)
+        if found is None or any(int(found[part]) > 255 for part in ("red", "green", "blue")):
             raise ValueError(
                 f"--palette {path}: line {number} is {printable(line)!a}; write R G B NAME, each up to 255."
             )
-        red, green, blue = (int(part) for part in found.groups()[:3])
-        color, name = _number(red, green, blue), class_name(found[4] or "")
+        red, green, blue = (int(found[part]) for part in ("red", "green", "blue"))
+        color, name = _number(red, green, blue), class_name(found["name"] or "")
         if color in ids:
             raise ValueError(f"--palette {path}: line {number} repeats the colour {red} {green} {blue}; remove one.")
         if name.casefold() == IGNORED_NAME:
@@ -110,6 +121,17 @@ def decode_mask(file: Any, name: str, palette: Palette | None = None) -> np.ndar
     return np.asarray(decode_as(file, name, stored), dtype=np.int32)
 
 
+def stored_palette(file: Any) -> dict[int, Color]:
+    """The colour of each number of a picture with a palette; nothing of others.
+
+    Args:
+        file: a path or a binary file that can be decoded.
+    """
+    with PIL.Image.open(file) as image:
+        values = image.getpalette("RGB") if image.mode == "P" else None
+    return {number: tuple(values[3 * number : 3 * number + 3]) for number in range(len(values) // 3)} if values else {}
+
+
 def decode_colors(file: Any, name: str) -> np.ndarray:
     """The numbers R + 256 G + 65536 B of COCO's panoptic pictures: (H, W) int32.
 
@@ -145,7 +167,9 @@ def _numbers(image: PIL.Image.Image, palette: Palette | None) -> np.ndarray:
 
 def _refuse_lossy(image: PIL.Image.Image) -> None:
     if image.format in LOSSY_FORMATS:
-        raise ValueError("JPEG changes the numbers of a mask at its edges; make PNG of it where it comes from")
+        raise ValueError(
+            f"{image.format} changes the numbers of a mask at its edges; make PNG of it where it comes from"
+        )
 
 
 def _of_colors(values: np.ndarray, palette: Palette | None) -> np.ndarray:

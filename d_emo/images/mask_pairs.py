@@ -1,22 +1,26 @@
 """Which mask belongs to which picture: folders beside each other, by the files' names.
 
 A picture FOLDER/a/b.jpg has the mask MASKS/a/b.png: the same sub-folder and the same name, whatever the suffix. Names
-that go on behind what both share end with `image_suffix` and `mask_suffix`, as Cityscapes' and CHASE_DB1's do.
+that go on behind what both share end with `image_suffix` and `mask_suffix`, as Cityscapes' and CHASE_DB1's do; both are
+told by the names where one ending fits all.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from d_emo.common.messages import printable
 from d_emo.images.labels import class_name
-from d_emo.images.listing import PARTS, is_hidden, list_all
+from d_emo.images.listing import is_hidden, list_all, parts_among
 
 # Names of folders, without regard to case; what people and published sets have.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "pictures", "jpegimages", "leftimg8bit")
 MASK_FOLDERS = (
     "masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass", "gtfine", "panoptic",
 )  # fmt: skip
+# An ending of names begins with one.
+MARKS = "_-. "
 # How many files a message names.
 SHOWN = 3
 
@@ -35,12 +39,15 @@ class Pairs:
     note: str
 
 
-def find_folders(root: Path, masks: Path | None) -> tuple[Path, Path]:
+def find_folders(root: Path, masks: Path | None, mask_suffix: str | None = None) -> tuple[Path, Path]:
     """The folders of pictures and of masks that a user means.
+
+    Folders without any picture, such as VOC's `Annotations`, are none of masks.
 
     Args:
         root: the pictures' folder, or one that holds it and that of the masks, by names that are known.
         masks: the masks' folder; None for the one in `root`, or beside it, or beside a folder around it.
+        mask_suffix: what masks' names end with; where there is no folder of masks, they may then lie in `root`.
 
     Raises:
         ValueError: no such folder, or several.
@@ -52,16 +59,19 @@ def find_folders(root: Path, masks: Path | None) -> tuple[Path, Path]:
     if masks is not None:
         inside = len(images) == 1 and masks.parent.resolve() == root.resolve() and masks.resolve() != root.resolve()
         return (images[0] if inside else root), masks
-    found = _named(root, MASK_FOLDERS)
+    found = _with_pictures(_named(root, MASK_FOLDERS))
     if len(images) == 1 and len(found) == 1:
         return images[0], found[0]
     if not found and not images:
-        found = _beside(root)
+        found = _with_pictures(_beside(root))
         if len(found) == 1:
             return root, found[0]
     if len(found) > 1:
         names = " and ".join(printable(str(folder)) for folder in found[:SHOWN])
         raise ValueError(f"its masks may be those of {names}; choose: --mask-dir.")
+    if not found and mask_suffix:
+        return (images[0] if len(images) == 1 else root,) * 2
+    _refuse_parts(root, (path.name for path in root.iterdir() if path.is_dir()))
     raise ValueError(
         f"no folder of masks is found in it or beside it (by a name such as {', '.join(MASK_FOLDERS[:5])}); name the "
         "pictures' folder, and that of the masks: --mask-dir."
@@ -70,6 +80,11 @@ def find_folders(root: Path, masks: Path | None) -> tuple[Path, Path]:
 
 def _named(root: Path, names: Sequence[str]) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.name.casefold() in names and path.is_dir())
+
+
+def _with_pictures(folders: list[Path]) -> list[Path]:
+    """Of several folders those that hold pictures, if any does."""
+    return [folder for folder in folders if len(folders) == 1 or list_all(folder).pictures[folder]] or folders
 
 
 def _beside(root: Path) -> list[Path]:
@@ -81,13 +96,14 @@ def _beside(root: Path) -> list[Path]:
     return []
 
 
-def find_pairs(images: Path, masks: Path, image_suffix: str, mask_suffix: str | None) -> Pairs:
+def find_pairs(images: Path, masks: Path, image_suffix: str | None = None, mask_suffix: str | None = None) -> Pairs:
     """Every picture with its mask.
 
     Args:
         images, masks: the folders; one and the same where the masks' names end with `mask_suffix`.
-        image_suffix: what the pictures' names end with behind what they share with the masks'.
-        mask_suffix: likewise; None to be told by the names, which works where there is one.
+        image_suffix: what the pictures' names end with behind what they share with the masks'; None to be told by the
+            names, which works where one ending fits all.
+        mask_suffix: likewise of the masks' names.
 
     Raises:
         ValueError: there are no pictures, pictures without a mask, masks without a picture, or two of one name.
@@ -97,12 +113,13 @@ def find_pairs(images: Path, masks: Path, image_suffix: str, mask_suffix: str | 
         raise ValueError(
             "pictures and masks lie in the same folder; say what the masks' names end with: --mask-suffix."
         )
-    listing = list_all(images)
+    listing, masks_listing = list_all(images), list_all(masks)
     pictures = [path for path in listing.pictures[images] if same or not _within(path, masks)]
     if same:
         pictures = [path for path in pictures if not path.stem.endswith(str(mask_suffix))]
-    _refuse_parts(images, pictures)
-    found = [path for path in list_all(masks).pictures[masks] if same or not _within(path, images)]
+    _refuse_parts(images, (path.relative_to(images).parts[0] for path in pictures if path.parent != images))
+    found = [path for path in masks_listing.pictures[masks] if same or not _within(path, images)]
+    image_suffix = _told_image_suffix(pictures, images, found, masks, mask_suffix, image_suffix)
     by_key = _by_key(pictures, images, image_suffix)
     if not by_key:
         ending = f" whose names end with {image_suffix}" if image_suffix else ""
@@ -112,9 +129,10 @@ def find_pairs(images: Path, masks: Path, image_suffix: str, mask_suffix: str | 
     mask_of = _by_key(found, masks, suffix)
     if lonely := [path for key, path in by_key.items() if key not in mask_of]:
         expected = Path(_key(lonely[0], images, image_suffix) + suffix).name
+        note = f" ({masks_listing.note})" if masks_listing.note else ""
         raise ValueError(
             f"{_listed(lonely)} without a mask; {printable(expected)}.png or of another format is not in "
-            f"{printable(str(masks))}. Remove them, add their masks, or say what names end with: --mask-suffix, "
+            f"{printable(str(masks))}{note}. Remove them, add their masks, or say what names end with: --mask-suffix, "
             "--image-suffix."
         )
     if lonely := [path for key, path in mask_of.items() if key not in by_key]:
@@ -147,6 +165,33 @@ def _by_key(paths: Sequence[Path], root: Path, suffix: str) -> dict[str, Path]:
     return found
 
 
+def _told_image_suffix(
+    pictures: Sequence[Path],
+    images: Path,
+    found: Sequence[Path],
+    masks: Path,
+    mask_suffix: str | None,
+    told: str | None,
+) -> str:
+    """The shortest ending of all pictures' names without which every one has a mask; what is told goes first.
+
+    An ending begins with a mark and has a letter, as "_leftImg8bit": numbers say which picture it is.
+    """
+    if told is not None or not pictures:
+        return told or ""
+    stems = {path.stem for path in pictures}
+    first = min(stems)
+    endings = [first[place:] for place in range(len(first) - 1, 0, -1) if first[place] in MARKS]
+    for ending in ("", *(ending for ending in endings if re.search(r"[^\W\d_]", ending))):
+        if not all(stem.endswith(ending) for stem in stems):
+            break
+        keys = [_key(path, images, ending) for path in pictures]
+        suffix = mask_suffix if mask_suffix is not None else _told_suffix(keys, _by_key(found, masks, ""), masks)
+        if {*keys} <= _by_key(found, masks, suffix).keys():
+            return ending
+    return ""
+
+
 def _told_suffix(pictures: Sequence[str], masks: dict[str, Path], folder: Path) -> str:
     """What all masks' names have behind their pictures'; empty where nothing fits.
 
@@ -170,9 +215,9 @@ def _within(path: Path, folder: Path) -> bool:
     return path.absolute().is_relative_to(folder.absolute())
 
 
-def _refuse_parts(root: Path, pictures: Sequence[Path]) -> None:
-    tops = {path.relative_to(root).parts[0] for path in pictures if path.parent != root}
-    parts = sorted(top for top in tops if top.casefold() in PARTS)
+def _refuse_parts(root: Path, folders: Iterable[str]) -> None:
+    """Refuse a folder of whose folders several are parts of a data set."""
+    parts = parts_among(folders)
     if len(parts) > 1:
         raise ValueError(
             f"{printable(str(root))} holds {' and '.join(parts)}, which are parts of a data set; name one of them: "

@@ -9,7 +9,7 @@ from typing import Any
 
 from d_emo.common.messages import printable
 from d_emo.images.labels import read_class_names
-from d_emo.images.mask_files import decode_mask, read_palette
+from d_emo.images.mask_files import decode_mask, read_palette, stored_palette
 from d_emo.images.mask_pairs import IMAGE_FOLDERS, find_folders, find_pairs
 from d_emo.images.panoptic import PanopticClasses, panoptic_pixels
 from d_emo.images.pixels import LabelledPicture, MaskOptions, PixelSource, StoredPair, pixel_source
@@ -27,7 +27,7 @@ def folder_masks(
     images: Path,
     masks: Path | None = None,
     *,
-    image_suffix: str = "",
+    image_suffix: str | None = None,
     mask_suffix: str | None = None,
     options: MaskOptions = MaskOptions(),  # noqa: B008, it is frozen
 ) -> PixelSource:
@@ -42,12 +42,13 @@ def folder_masks(
     Raises:
         ValueError: files that do not go together, sizes that differ, numbers that are no class.
     """
-    images, masks = find_folders(images, masks)
+    images, masks = find_folders(images, masks, mask_suffix)
     pairs = find_pairs(images, masks, image_suffix, mask_suffix)
 
     def stored(index: int) -> StoredPair:
         image, mask = pairs.images[index], pairs.masks[index]
-        return StoredPair(image, str(image), lambda: decode_mask(mask, str(mask), options.palette), str(mask))
+        colors = None if options.palette else lambda: stored_palette(mask)
+        return StoredPair(image, str(image), lambda: decode_mask(mask, str(mask), options.palette), str(mask), colors)
 
     keys = [path.relative_to(images).as_posix() for path in pairs.images]
     return pixel_source(_set_name(images), keys, stored, options, pairs.note)
@@ -96,6 +97,7 @@ def dataset_masks(
             place,
             lambda: decode_mask(stored_file(row[mask_column]), mask_name, options.palette),
             mask_name,
+            None if options.palette else lambda: stored_palette(stored_file(row[mask_column])),
         )
 
     return pixel_source(source_name(name), [str(row) for row in range(len(table))], stored, options)
@@ -170,7 +172,7 @@ def open_masks(
             if panoptic_json is not None:
                 return panoptic_pixels(Path(panoptic_json), Path(folder), masks, panoptic_classes)
             return folder_masks(
-                Path(folder), masks, image_suffix=image_suffix or "", mask_suffix=mask_suffix, options=options
+                Path(folder), masks, image_suffix=image_suffix, mask_suffix=mask_suffix, options=options
             )
         if dataset is None:
             raise ValueError("no pictures were named.")

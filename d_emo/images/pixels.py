@@ -18,7 +18,7 @@ import PIL.Image
 from d_emo.common.messages import printable
 from d_emo.common.output import Progress
 from d_emo.images.decode import UnreadableImageError, decode, upright_size
-from d_emo.images.mask_files import IGNORED, Palette
+from d_emo.images.mask_files import IGNORED, Color, Palette
 from d_emo.images.source import SHARE
 
 # So many masks, evenly spread, are looked at when a set whose classes are named is opened; all of others.
@@ -28,6 +28,8 @@ SLOW_SURVEY = 500
 # Of a set of two classes without names.
 BINARY_NAMES = ("background", "object")
 WHITE = 255
+# White of 8 and of 16 bits: 1 of masks that hold nothing but 0 beside it.
+WHITES = (WHITE, 65535)
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class StoredPair:
         image: a path or a function that opens a binary file.
         name, mask_name: for messages.
         mask: reads the mask's numbers, (H, W) int32.
+        colors: the colour of each number by the mask's own palette; None where colours do not count.
     """
 
     image: Any
     name: str
     mask: Callable[[], np.ndarray]
     mask_name: str
+    colors: Callable[[], Mapping[int, Color]] | None = None
 
     def open_image(self) -> Any:
         """What decoders open."""
@@ -89,7 +93,7 @@ class LabelRule:
         """
         labels = numbers.copy()
         if self.binary:
-            labels[numbers == WHITE] = 1
+            labels[np.isin(numbers, WHITES)] = 1
         elif self.reduce_zero_label:
             labels -= 1
         known = (labels >= 0) & (labels < self.num_classes)
@@ -230,6 +234,10 @@ def pixel_source(
     count = len(keys) if names is None else min(len(keys), SURVEYED)
     looked_at = np.unique(np.linspace(0, len(keys) - 1, count).astype(int)).tolist()
     numbers, damaged = _survey(stored, looked_at)
+    if damaged and not numbers:
+        raise ValueError(
+            f"none of its {len(keys):,} masks and pictures can be used; the first: {damaged[looked_at[0]]}."
+        )
     rule = _rule(numbers, names, options)
     if names is None:
         names = BINARY_NAMES if rule.binary else [str(number) for number in range(rule.num_classes)]
@@ -253,7 +261,7 @@ def pixel_source(
         read=read,
         id2label=dict(enumerate(names)),
         keys=keys,
-        binary=rule.binary if WHITE in numbers else None,
+        binary=rule.binary if {*WHITES} & {*numbers} else None,
         note=note,
         damaged=damaged,
     )
@@ -263,15 +271,16 @@ def _survey(stored: Callable[[int], StoredPair], places: Sequence[int]) -> tuple
     """The numbers that masks hold, each with the first place where it is, and messages of damaged files by place.
 
     Raises:
-        ValueError: a mask has another size than its picture.
+        ValueError: a mask has another size than its picture, or two masks' palettes give the same numbers to others.
     """
 
-    def look(place: int) -> list[int] | str:
+    def look(place: int) -> dict[int, Color | None] | str:
         try:
             pair = stored(place)
             numbers = pair.mask()
             _refuse_size(pair, upright_size(pair.open_image(), pair.name), numbers)
-            return np.unique(numbers).tolist()
+            colors = pair.colors() if pair.colors else {}
+            return {number: colors.get(number) for number in np.unique(numbers).tolist()}
         except SizeError:
             raise
         except UnreadableImageError as error:
@@ -279,6 +288,7 @@ def _survey(stored: Callable[[int], StoredPair], places: Sequence[int]) -> tuple
 
     found: dict[int, int] = {}
     damaged: dict[int, str] = {}
+    palettes = _PaletteCheck()
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         Progress(len(places), "mask", "reading", shown=len(places) > SLOW_SURVEY, leave=False) as progress,
@@ -289,9 +299,10 @@ def _survey(stored: Callable[[int], StoredPair], places: Sequence[int]) -> tuple
                 if isinstance(answer, str):
                     damaged[place] = answer
                     continue
+                palettes.add(answer, stored(place).mask_name)
                 for number in answer:
                     found.setdefault(number, place)
-        except SizeError as error:
+        except (SizeError, PaletteError) as error:
             pool.shutdown(cancel_futures=True)
             raise ValueError(str(error)) from error
     return found, damaged
@@ -301,12 +312,46 @@ class SizeError(UnreadableImageError):
     """A mask of another size than its picture."""
 
 
+class PaletteError(UnreadableImageError):
+    """Masks whose palettes are in different orders."""
+
+
+class _PaletteCheck:
+    """Whether the numbers of palette pictures mean the same in all of them.
+
+    Programs that make files smaller give every file a palette of its own, in any order. That is so where a number has
+    another colour than it had before, and that colour had another number.
+    """
+
+    def __init__(self) -> None:
+        self.colors: dict[int, Color] = {}
+        self.numbers: dict[Color, tuple[int, str]] = {}
+
+    def add(self, colors: Mapping[int, Color | None], name: str) -> None:
+        """Compare a mask's numbers and their colours with those before.
+
+        Raises:
+            PaletteError: they are in another order.
+        """
+        for number, color in colors.items():
+            if color is None:
+                continue
+            other, place = self.numbers.setdefault(color, (number, name))
+            if self.colors.setdefault(number, color) != color and colors.get(other) != color:
+                raise PaletteError(
+                    f"the colour {' '.join(map(str, color))} is number {number} in {printable(name)} and {other} in "
+                    f"{printable(place)}: every file has a palette of its own, so that numbers do not tell the "
+                    "classes. Say which colour is which class: --palette FILE."
+                )
+
+
 def _refuse_size(pair: StoredPair, size: tuple[int, int], numbers: np.ndarray) -> None:
     height, width = numbers.shape
     if (width, height) != size:
+        turned = " (one of them may be turned by what its EXIF says)" if (height, width) == size else ""
         raise SizeError(
             f"{printable(pair.mask_name)} has {width} x {height} pixels, and its picture {printable(pair.name)} "
-            f"{size[0]} x {size[1]}: every pixel needs a class. Make them the same size."
+            f"{size[0]} x {size[1]}{turned}: every pixel needs a class. Make them the same size."
         )
 
 
@@ -325,13 +370,12 @@ def _rule(numbers: dict[int, int], names: Sequence[str] | None, options: MaskOpt
             and options.palette is None
             and not reduced
             and options.binary is not False
-            and WHITE in numbers
-            and {*numbers} <= {0, WHITE}
+            and {0} < {0, *numbers} <= {0, *WHITES}
         )
         return LabelRule(len(names), reduced, ignored, binary)
     if options.palette is not None:
         return LabelRule(int(options.palette.ids[options.palette.ids != IGNORED].max()) + 1, reduced, ignored)
-    if told is None and not reduced and WHITE in numbers and {*numbers} <= {0, WHITE}:
+    if told is None and not reduced and {0} < {0, *numbers} <= {0, *WHITES}:
         return LabelRule(2, binary=True)
     ids = {number - reduced for number in numbers if number != ignored and not (reduced and number == 0)}
     if not ids:

@@ -102,12 +102,31 @@ def test_colours_become_classes_by_a_palette_file(tmp_path):
         ("1 2 3 a\n1 2 4 a", "line 2 repeats the name 'a'"),
         ("1 2 3 a\n1 2 4", "class 1 has no name"),
         ("", "0 colours"),
+        ("1 2 3 a\nname", "line 2"),
+        ("road", "line 1 is 'road'"),
     ],
 )
 def test_palette_files_that_are_none(text, message, tmp_path):
     (tmp_path / "palette.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_palette(tmp_path / "palette.txt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name,r,g,b\nground,30,60,90\nred tile,200,40,40\n",
+        "# label:color_rgb:parts:actions\nground:30,60,90::\nred tile:200,40,40:wheel,door:\n",
+        "ground 30 60 90\nred tile\t200 40 40",
+        "R G B\n30 60 90\t\tground\n200 40 40\tred tile",
+    ],
+)
+def test_palette_files_of_usual_tools_are_read_as_they_are(text, tmp_path):
+    (tmp_path / "palette.txt").write_text(text)
+    palette = read_palette(tmp_path / "palette.txt")
+    assert palette.names == ["ground", "red tile"]
+    labels = blocks(classes=2)
+    assert np.array_equal(decode_mask(save(tmp_path / "mask.png", picture_of(labels)), "mask", palette), labels)
 
 
 def check_pairs(source, names, classes=3):
@@ -170,11 +189,92 @@ def test_the_masks_ending_is_told_by_the_names(tmp_path):
     assert folder_masks(tmp_path, mask_suffix="_2ndHO").size == 2
 
 
+def test_the_pictures_ending_is_told_by_the_names(tmp_path):
+    nested(tmp_path, "leftImg8bit/{0}_1_leftImg8bit.png", "gtFine/{0}_1_gtFine_color.png")
+    assert folder_masks(tmp_path).size == 2
+    nested(tmp_path, "leftImg8bit/{0}_1_leftImg8bit.png", "gtFine/{0}_1_gtFine_labelIds.png")
+    with pytest.raises(ValueError, match="_gtFine_color or _gtFine_labelIds; choose: --mask-suffix"):
+        folder_masks(tmp_path)
+    check_pairs(
+        folder_masks(tmp_path, mask_suffix="_gtFine_labelIds"), ["aachen_1_leftImg8bit", "bremen_1_leftImg8bit"]
+    )
+
+
+def test_what_numbers_end_with_is_no_ending(tmp_path):
+    """Else the only picture, "scan_2", would have the mask of "scan"."""
+    save(tmp_path / "images" / "scan_2.png", picture_of(blocks()))
+    save(tmp_path / "masks" / "scan.png", grey(blocks()))
+    with pytest.raises(ValueError, match=r"scan_2\.png: 1 file is without a mask"):
+        folder_masks(tmp_path)
+
+
 def test_pictures_and_masks_in_one_folder(tmp_path):
     nested(tmp_path, "{0}.png", "{0}_mask.png")
     with pytest.raises(ValueError, match="--mask-suffix"):
         folder_masks(tmp_path, tmp_path)
-    check_pairs(folder_masks(tmp_path, tmp_path, mask_suffix="_mask"), ["aachen", "bremen"])
+    for masks in (tmp_path, None):
+        check_pairs(folder_masks(tmp_path, masks, mask_suffix="_mask"), ["aachen", "bremen"])
+
+
+def test_a_folder_of_other_files_is_none_of_masks(tmp_path):
+    """VOC has `Annotations` of XML beside `SegmentationClass`."""
+    nested(tmp_path, "JPEGImages/{0}.png", "SegmentationClass/{0}.png")
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "aachen.xml").write_text("<annotation/>")
+    check_pairs(folder_masks(tmp_path), ["aachen", "bremen"])
+    check_pairs(folder_masks(tmp_path / "JPEGImages"), ["aachen", "bremen"])
+
+
+def test_parts_of_a_set_with_folders_of_masks_in_them_are_named_the_training_one_first(tmp_path):
+    for part in ("test", "train"):
+        write_masks(tmp_path / part)
+    with pytest.raises(ValueError, match=r"holds train and test, which are parts .*; name one of them: .*/train\.$"):
+        folder_masks(tmp_path)
+
+
+def test_masks_that_all_cannot_be_read_say_why(tmp_path):
+    nested(tmp_path, "images/{0}.png", "masks/{0}.jpg")
+    with pytest.raises(ValueError, match=r"none of its 2 masks .*aachen\.jpg cannot be read \(JPEG changes"):
+        folder_masks(tmp_path)
+
+
+def test_files_that_are_no_pictures_are_counted_where_masks_are_missing(tmp_path):
+    save(tmp_path / "images" / "a.png", picture_of(blocks()))
+    (tmp_path / "masks").mkdir()
+    np.save(tmp_path / "masks" / "a.npy", blocks())
+    with pytest.raises(ValueError, match=r"a\.png: 1 file is without a mask; .*masks \(left out: 1 \.npy\)"):
+        folder_masks(tmp_path)
+
+
+def own_palette(labels, order):
+    """A picture of the colours of `picture_of`, whose palette has them in another order."""
+    picture = PIL.Image.fromarray(np.argsort(order)[labels].astype(np.uint8), mode="P")
+    picture.putpalette([int(value) for number in order for value in COLORS[number]])
+    return picture
+
+
+def test_palettes_in_different_orders_are_refused_and_others_are_not(tmp_path):
+    """Programs that make PNG or GIF smaller give every file a palette of its own."""
+    for name, seed, order in (("a", 0, [0, 1, 2]), ("b", 1, [2, 0, 1])):
+        save(tmp_path / "images" / f"{name}.png", picture_of(blocks(seed)))
+        save(tmp_path / "masks" / f"{name}.png", own_palette(blocks(seed), order))
+    with pytest.raises(ValueError, match=r"masks/b\.png and . in .*a\.png: every file has a palette .* --palette FILE"):
+        folder_masks(tmp_path)
+    # Another palette for the same numbers, or two numbers of one colour, say nothing.
+    for colors in (COLORS[::-1] // 3, COLORS[[0, 1, 1]]):
+        picture = own_palette(blocks(1), [0, 1, 2])
+        picture.putpalette([int(value) for value in colors.flat])
+        save(tmp_path / "masks" / "b.png", picture)
+        assert np.array_equal(folder_masks(tmp_path).read(1).labels, blocks(1))
+
+
+def test_white_of_16_bits_is_white(tmp_path):
+    write_masks(tmp_path)
+    for path in (tmp_path / "masks").iterdir():
+        grey(65535 * (np.array(PIL.Image.open(path)) > 0), np.uint16).save(path)
+    source = folder_masks(tmp_path)
+    assert source.id2label == {0: "background", 1: "object"} and source.binary is True
+    assert np.array_equal(source.read(0).labels, blocks() > 0)
 
 
 def test_masks_of_0_and_255_have_two_classes(tmp_path):
@@ -235,7 +335,7 @@ def break_masks(root, change):
         (lambda r: [p.unlink() for p in (r / "images").iterdir()], {}, "there are no pictures in"),
         (lambda r: grey(blocks()).save(r / "masks" / "a.tif"), {}, r"a\.(png|tif).*same name"),
         (lambda r: (r / "masks").rename(r / "other"), {}, "no folder of masks.*--mask-dir"),
-        (lambda r: (r / "labels").mkdir(), {}, r"labels and .*masks; choose: --mask-dir"),
+        (lambda r: save(r / "labels" / "a.png", grey(blocks())), {}, r"labels and .*masks; choose: --mask-dir"),
         (lambda r: [break_one(p, 255) for p in (r / "masks").iterdir()], {"ignore_index": 255},
          "no pixel of its masks has a class"),
     ],

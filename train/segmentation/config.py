@@ -61,7 +61,7 @@ class SegmenterDataOptions(LoaderOptions):
     )
     mask_dir: str | None = option(None, "Folder of the masks: same sub-folders, same names. Default: looked for.")
     image_suffix: str | None = option(
-        None, "What pictures' names end with behind what they share with their masks'. Default: nothing."
+        None, "What pictures' names end with behind what they share with their masks'. Default: told by the names."
     )
     mask_suffix: str | None = option(
         None, "What masks' names end with behind what they share with their pictures'. Default: told by the names."
@@ -78,7 +78,7 @@ class SegmenterDataOptions(LoaderOptions):
     class_names: str | None = option(
         None, "Names of classes in the order of the ids: a file, one a line, or JSON. Default: told by the masks."
     )
-    palette: str | None = option(None, "Of masks of colours: a file with a line R G B NAME a class.")
+    palette: str | None = option(None, "Of masks of colours: a file with a line R G B NAME, or NAME R G B, a class.")
     reduce_zero_label: bool = option(False, "0 is no class, and the others count from 1, as in ADE20K.")
     ignore_index: int | None = option(
         None, "A number in masks that is no class. Default: 255, but where there is nothing but 0 and 255."
