@@ -324,8 +324,7 @@ def _rule(numbers: dict[int, int], names: Sequence[str] | None, options: MaskOpt
             and told is None
             and options.palette is None
             and not reduced
-            and options.binary is not False
-            and WHITE in numbers
+            and (WHITE in numbers if options.binary is None else options.binary)
             and {*numbers} <= {0, WHITE}
         )
         return LabelRule(len(names), reduced, ignored, binary)
