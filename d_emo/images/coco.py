@@ -7,31 +7,28 @@ Classes are numbered from 0 in the order of their categories' ids, which may hav
 things. What cannot be an object (without an area, outside of its picture) is left out and counted in the source's note.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
 from d_emo.common import checks
-from d_emo.common.files import read_json
-from d_emo.common.messages import printable, readable_size, shown
-from d_emo.common.output import Progress, say
+from d_emo.common.messages import printable, shown
+from d_emo.common.output import Progress
+from d_emo.images.coco_lists import CocoList, existing, whole
 from d_emo.images.coco_masks import pack, unpack
 from d_emo.images.decode import decode
 from d_emo.images.labels import class_name
+from d_emo.images.mask_files import decode_colors
 from d_emo.images.object_datasets import dataset_objects
 from d_emo.images.objects import ObjectSource, ObjectTable, Scene, distinct_names, some_of
 
 __all__ = ["ObjectSource", "Scene", "coco_objects", "dataset_objects", "find_annotations", "some_of"]
 
-# A file from so many bytes on is said to be read: it takes a while before there is anything to count.
-LARGE = 50_000_000
 # What tools call every list.
 USUAL = ("annotations", "annotations.coco", "instances", "labels", "panoptic", "result")
-# In panoptic pictures a pixel's colours are its segment's id to this base.
-BASE = 256
 
 
 def find_annotations(folder: Path) -> Path:
@@ -64,26 +61,26 @@ def coco_objects(
     folder, path = checks.path_named(images, "images"), checks.path_named(annotations, "annotations")
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder of images.")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file of annotations.")
-    if (size := path.stat().st_size) >= LARGE:
-        say(f"reading {path} ({readable_size(size)})")
-    content = read_json(path, "copy or export it again")
     try:
-        reader = _Reader(content, masks)
-        pictures = _existing(folder, reader.files)
-        if masks_folder is not None and not (reader.panoptic and Path(masks_folder).is_dir()):
-            what = "there is no such folder" if reader.panoptic else "of a panoptic list alone, and this one is none"
+        listed = CocoList(path)
+        pictures = existing(folder, listed.files)
+        if masks_folder is not None and not (listed.panoptic and Path(masks_folder).is_dir()):
+            what = "there is no such folder" if listed.panoptic else "of a panoptic list alone, and this one is none"
             raise ValueError(f"the folder of masks {masks_folder}: {what}.")
-        if not reader.panoptic:
-            return _instances(reader, folder, path, pictures)
-        return _panoptic(reader, folder, path, pictures, Path(masks_folder) if masks_folder else path.with_suffix(""))
+        reading = _reading(pictures, listed.ids)
+        if not listed.panoptic:
+            return _instances(listed, _named(folder, path), reading, masks)
+        panoptic = (Path(masks_folder) if masks_folder else path.with_suffix("")) if masks else None
+        return _panoptic(listed, _named(folder, path), reading, panoptic)
     except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{printable(str(path))}: {error}") from error
 
 
-def _instances(reader: "_Reader", folder: Path, path: Path, pictures: list[Path]) -> ObjectSource:
-    table = reader.objects(reader.annotations).tidy()
+def _instances(listed: CocoList, name: str, reading: "Reading", masks: bool) -> ObjectSource:
+    table, without_mask = _objects(listed, listed.annotations, masks)
+    notes = listed.note("objects"), f"left out: {without_mask:,} objects without a mask" if without_mask else ""
     masks_of = None
     if (shapes := table.shapes) is not None:
 
@@ -91,35 +88,48 @@ def _instances(reader: "_Reader", folder: Path, path: Path, pictures: list[Path]
             found = [unpack(shape, *sides) for shape in shapes[chosen]]
             return np.stack(found) if found else np.zeros((0, *sides), dtype=bool)
 
-    return table.source(_named(folder, path), _reading(pictures, reader.ids), masks_of, reader.files, reader.notes())
+    return table.source(name, reading, masks_of, listed.files, notes)
 
 
-def _panoptic(reader: "_Reader", folder: Path, path: Path, pictures: list[Path], masks: Path) -> ObjectSource:
-    segments, files = reader.segments()
-    table = reader.objects(segments).tidy()
-    if not reader.masks:
-        return table.source(_named(folder, path), _reading(pictures, reader.ids), None, reader.files, reader.notes())
+def _panoptic(listed: CocoList, name: str, reading: "Reading", masks: Path | None) -> ObjectSource:
+    """The things; `masks` is the folder of the panoptic pictures, None without masks."""
+    pictures = listed.panoptic_pictures()
+    things = [
+        {**part, "image_id": listed.ids[place]}
+        for place, (_, segments) in pictures.items()
+        for part in segments
+        if whole(part, "category_id", "a segment") not in listed.stuff
+    ]
+    table, _ = _objects(listed, things, masks=False)
+    notes = (listed.note("annotations"),)
+    if masks is None:
+        return table.source(name, reading, None, listed.files, notes)
     if not masks.is_dir():
         raise ValueError(f"the folder of its panoptic pictures, {masks}, is not there; name it.")
-    maps = dict(zip(files, _existing(masks, list(files.values())), strict=True))
+    files = [file for file, _ in pictures.values()]
+    maps = dict(zip(pictures, existing(masks, files), strict=True))
 
     def masks_of(index: int, chosen: slice, sides: tuple[int, int]) -> np.ndarray:
         if chosen.start == chosen.stop:
             return np.zeros((0, *sides), dtype=bool)
-        colours = np.asarray(decode(maps[index], str(maps[index]))).astype(np.int64)  # (H, W, 3)
-        if colours.shape[:2] != sides:
-            raise ValueError(f"{maps[index]} has {colours.shape[1]} x {colours.shape[0]} pixels; it needs the same")
-        found = colours @ [1, BASE, BASE**2] == table.numbers[chosen, None, None]  # (N, H, W)
+        numbers = decode_colors(maps[index], str(maps[index]))  # (H, W)
+        if numbers.shape != sides:
+            given, wanted = (f"{width} x {height}" for height, width in (numbers.shape, sides))
+            raise ValueError(f"{maps[index]} has {given} pixels, not {wanted}")
+        found = numbers == table.numbers[chosen, None, None]  # (N, H, W)
         if not found.any(axis=(1, 2)).all():
             number = table.numbers[chosen][~found.any(axis=(1, 2))][0]
             raise ValueError(f"{maps[index]} has no pixel of the segment {number}")
         return found
 
-    files_of_all = [*reader.files, *files.values()]
-    return table.source(_named(folder, path), _reading(pictures, reader.ids), masks_of, files_of_all, reader.notes())
+    return table.source(name, reading, masks_of, [*listed.files, *files], notes)
 
 
-def _reading(pictures: list[Path], ids: list[int]) -> Callable[[int], tuple[PIL.Image.Image, str, int]]:
+# The place of a picture -> it, its name and its id.
+Reading = Callable[[int], tuple[PIL.Image.Image, str, int]]
+
+
+def _reading(pictures: list[Path], ids: list[int]) -> Reading:
     def read(index: int) -> tuple[PIL.Image.Image, str, int]:
         path = pictures[index]
         return decode(path, str(path)), str(path), ids[index]
@@ -135,164 +145,52 @@ def _named(folder: Path, path: Path) -> str:
     return class_name((folder.parent if folder.name in ("images", "data") else folder).name)
 
 
-def _existing(folder: Path, files: list[str]) -> list[Path]:
-    """The files of a folder.
-
-    Raises:
-        ValueError: a name leads elsewhere, or files are missing.
-    """
-    found, missing = [], []
-    with Progress(len(files), "file", f"looking into {folder}") as progress:
-        for name in files:
-            parts = PurePosixPath(name.replace("\\", "/"))
-            if parts.is_absolute() or ".." in parts.parts or "\0" in name or not parts.parts or ":" in parts.parts[0]:
-                raise ValueError(f"the file_name {shown(name)} leads out of {folder}; write names inside of it.")
-            path = folder / parts
-            found.append(path)
-            if not path.is_file():
-                missing.append(name)
+def _objects(listed: CocoList, annotations: list[dict[str, Any]], masks: bool) -> tuple[ObjectTable, int]:
+    """The table of all things, and how many were left out since they have no mask; `masks` of an instances list."""
+    things = [number for number in listed.names if number not in listed.stuff]
+    if not things:
+        raise ValueError("all of its categories are stuff (isthing 0); objects are of things.")
+    named = distinct_names({number: listed.names[number] for number in things})
+    labels = {number: label for label, number in enumerate(things)}
+    rows: list[tuple[int, list[float], int, bool, float, int]] = []
+    shapes: list[bytes | None] = []
+    with Progress(len(annotations), "object", "reading annotations") as progress:
+        for entry in annotations:
             progress.update()
-    if missing:
-        more = f", nor {len(missing) - 1:,} others of {len(files):,}" if len(missing) > 1 else ""
-        raise ValueError(
-            f"it names {printable(missing[0])}, which is not in {printable(str(folder))}{more}; name the folder that "
-            "its file_names begin in, or fetch the files."
-        )
-    return found
-
-
-class _Reader:
-    """A list of COCO's form, checked.
-
-    Attributes:
-        panoptic: whether it is a panoptic list.
-        masks: whether masks are wanted.
-        files, ids, sides: of the pictures.
-        annotations: as they are in the file.
-    """
-
-    def __init__(self, content: Mapping[str, Any], masks: bool):
-        lists: dict[str, Any] = {name: content.get(name) for name in ("images", "annotations", "categories")}
-        for name, entries in lists.items():
-            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-                raise ValueError(f"it has no list {name!r}; COCO's lists have images, annotations, categories.")
-            if not entries:
-                raise ValueError(f"its list {name!r} is empty.")
-        images, self.annotations, categories = lists.values()
-        self.panoptic, self.masks = "segments_info" in self.annotations[0], masks
-        names = {_id(entry, "id", "a category"): entry.get("name") for entry in categories}
-        if len(names) < len(categories):
-            raise ValueError("two categories have the same id; give each its own.")
-        for number, name in names.items():
-            if not isinstance(name, str) or not class_name(name):
-                raise ValueError(f"the category {number} has no name, but {shown(name)}.")
-        stuff = {_id(entry, "id", "a category") for entry in categories if self.panoptic and not entry.get("isthing")}
-        things = sorted(set(names) - stuff)
-        if not things:
-            raise ValueError("all of its categories are stuff (isthing 0); objects are of things.")
-        named = distinct_names({number: class_name(names[number]) for number in things})
-        self.labels = {number: label for label, number in enumerate(things)}
-        self.id2label = {label: named[number] for number, label in self.labels.items()}
-        self.stuff = stuff
-        self.ids = [_id(entry, "id", "an image") for entry in images]
-        self.places = {number: place for place, number in enumerate(self.ids)}
-        if len(self.places) < len(self.ids):
-            twice = next(number for place, number in enumerate(self.ids) if self.places[number] != place)
-            raise ValueError(f"two images have the id {twice}; give each its own.")
-        self.files = [entry.get("file_name") for entry in images]
-        if wrong := [place for place, name in enumerate(self.files) if not isinstance(name, str)]:
-            raise ValueError(f"the image {self.ids[wrong[0]]} has no file_name.")
-        self.sides = np.array([[_side(entry.get(name)) for name in ("width", "height")] for entry in images])
-        self.unlisted = 0
-        self.without_mask = 0
-
-    def notes(self) -> tuple[str, ...]:
-        """What was left out, for people."""
-        found = {"of images that are not listed": self.unlisted, "without a mask": self.without_mask}
-        return tuple(f"left out: {count:,} objects {reason}" for reason, count in found.items() if count)
-
-    def segments(self) -> tuple[list[dict[str, Any]], dict[int, str]]:
-        """A panoptic list's things as annotations, and the names of the panoptic pictures by place."""
-        found, files = [], {}
-        for entry in self.annotations:
-            number = _id(entry, "image_id", "an annotation")
-            if number not in self.places:
-                self.unlisted += 1
+            number = whole(entry, "id", "an annotation")
+            what = f"the annotation {number}"
+            category, place = listed.category(entry, what), listed.place(entry, what)
+            if place is None:
                 continue
-            segments, name = entry.get("segments_info"), entry.get("file_name")
-            if not isinstance(segments, list) or not all(isinstance(part, dict) for part in segments):
-                raise ValueError(f"the annotation of image {number} has no list segments_info.")
-            if not isinstance(name, str) or self.places[number] in files:
-                what = "two annotations" if isinstance(name, str) else "an annotation without a file_name"
-                raise ValueError(f"the image {number} has {what}.")
-            files[self.places[number]] = name
-            things = (part for part in segments if _id(part, "category_id", "a segment") not in self.stuff)
-            found += [{**part, "image_id": number} for part in things]
-        return found, files
-
-    def objects(self, annotations: list[dict[str, Any]]) -> ObjectTable:
-        """The table of all objects, not tidy yet."""
-        rows: list[tuple[int, list[float], int, bool, float, int]] = []
-        shapes: list[bytes | None] = []
-        with Progress(len(annotations), "object", "reading annotations") as progress:
-            for entry in annotations:
-                progress.update()
-                number = _id(entry, "id", "an annotation")
-                image = _id(entry, "image_id", f"the annotation {number}")
-                category = _id(entry, "category_id", f"the annotation {number}")
-                if category not in self.labels:
-                    raise ValueError(f"the annotation {number} has the category {category}, which is not listed.")
-                if (place := self.places.get(image)) is None:
-                    self.unlisted += 1
-                    continue
-                box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd", 0)
-                if not isinstance(box, list) or len(box) != 4 or not all(type(side) in (int, float) for side in box):
-                    raise ValueError(f"the annotation {number} has no bbox of four numbers, but {shown(box)}.")
-                if crowd not in (0, 1, None):
-                    raise ValueError(f"the annotation {number} has iscrowd {shown(crowd)}, which is not 0 or 1.")
-                told = isinstance(area, int | float) and 0 <= area < float("inf")
-                size = float(area) if told and area is not None else np.nan
-                rows.append((place, box, self.labels[category], bool(crowd), size, number))
-                if self.masks and not self.panoptic:
-                    width, height = (int(side) for side in self.sides[place])
-                    try:
-                        shapes.append(pack(entry.get("segmentation"), (width, height)))
-                    except ValueError as error:
-                        raise ValueError(f"the annotation {number}: {error}.") from error
-        if any(shapes):  # those that have no mask cannot be learned beside those that have
-            kept = [place for place, shape in enumerate(shapes) if shape is not None]
-            self.without_mask = len(shapes) - len(kept)
-            rows, shapes = [rows[place] for place in kept], [shapes[place] for place in kept]
-        columns = list(zip(*rows, strict=True)) or [()] * 6
-        return ObjectTable(
-            id2label=self.id2label,
-            sides=self.sides,
-            picture=np.array(columns[0], dtype=np.int64),
-            boxes=np.array(columns[1], dtype=np.float64).reshape(-1, 4),
-            labels=np.array(columns[2], dtype=np.int64),
-            crowd=np.array(columns[3], dtype=bool),
-            areas=np.array(columns[4], dtype=np.float64),
-            numbers=np.array(columns[5], dtype=np.int64),
-            shapes=[shape for shape in shapes if shape is not None] if any(shapes) else None,
-        )
-
-
-def _id(entry: Mapping[str, Any], key: str, what: str) -> int:
-    """A whole number, also as a text or as a float."""
-    value = entry.get(key)
-    if isinstance(value, str) and value.isdecimal() and len(value) < 19:
-        value = int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if type(value) is not int or not -(2**63) <= value < 2**63:
-        raise ValueError(f"{what} has the {key} {shown(value)}, which is no whole number.")
-    return value
-
-
-def _side(value: Any) -> int:
-    """A side in pixels; 0 where it is not told."""
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31 or value != int(value):
-        raise ValueError(f"an image has the width or height {shown(value)}, which is no number of pixels.")
-    return int(value)
+            box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd", 0)
+            if not isinstance(box, list) or len(box) != 4 or not all(type(side) in (int, float) for side in box):
+                raise ValueError(f"{what} has no bbox of four numbers, but {shown(box)}.")
+            if crowd not in (0, 1, None):
+                raise ValueError(f"{what} has iscrowd {shown(crowd)}, which is not 0 or 1.")
+            told = isinstance(area, int | float) and 0 <= area < float("inf")
+            size = float(area) if told and area is not None else np.nan
+            rows.append((place, box, labels[category], bool(crowd), size, number))
+            if masks:
+                width, height = (int(side) for side in listed.sides[place])
+                try:
+                    shapes.append(pack(entry.get("segmentation"), (width, height)))
+                except ValueError as error:
+                    raise ValueError(f"{what}: {error}.") from error
+    without_mask = 0
+    if any(shapes):  # those that have no mask cannot be learned beside those that have
+        kept = [place for place, shape in enumerate(shapes) if shape is not None]
+        without_mask = len(shapes) - len(kept)
+        rows, shapes = [rows[place] for place in kept], [shapes[place] for place in kept]
+    columns = list(zip(*rows, strict=True)) or [()] * 6
+    table = ObjectTable(
+        id2label={label: named[number] for number, label in labels.items()},
+        sides=listed.sides,
+        picture=np.array(columns[0], dtype=np.int64),
+        boxes=np.array(columns[1], dtype=np.float64).reshape(-1, 4),
+        labels=np.array(columns[2], dtype=np.int64),
+        crowd=np.array(columns[3], dtype=bool),
+        areas=np.array(columns[4], dtype=np.float64),
+        numbers=np.array(columns[5], dtype=np.int64),
+        shapes=[shape for shape in shapes if shape is not None] if any(shapes) else None,
+    )
+    return table.tidy(), without_mask

@@ -1,7 +1,8 @@
 """Files of class ids: a mask's pixels are numbers that say what is seen, and are read as they are stored.
 
 Palette pictures count by their index, grey ones by their value (8 or 16 bits), 1-bit ones as 0 and 1; colours count
-only by a palette that says which colour is which class.
+only by a palette file that says which colour is which class, and then whichever way a picture stores them: programs
+that make PNG smaller turn colours into a palette of their own, or into grey.
 """
 
 import re
@@ -30,6 +31,8 @@ NAME_IN_FRONT = re.compile(rf"\s*(?P<name>\S.*?)[\s,:]+{_RGB}\s*(?::.*)?", re.AS
 TITLES = {"name", "names", "class", "label", "r", "g", "b", "red", "green", "blue"}
 # Red, green, blue.
 Color = tuple[int, ...]
+# Modes of pictures of 8 bits a colour or less, which all have an RGB.
+COLORED = ("1", "L", "P", "LA", "PA", "RGB", "RGBA")
 
 
 @dataclass(frozen=True)
@@ -151,15 +154,17 @@ def decode_colors(file: Any, name: str) -> np.ndarray:
 
 def _numbers(image: PIL.Image.Image, palette: Palette | None) -> np.ndarray:
     _refuse_lossy(image)
-    if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
-        numbers = np.asarray(image).astype(np.int32)
-    elif image.mode in ("LA", "PA", "RGB", "RGBA"):
-        values = np.asarray(image)  # (H, W, channels)
-        if image.mode.endswith("A") and values[..., -1].min() < 255:
-            raise ValueError("it is partly transparent, where a mask has one number a pixel; save it without alpha")
-        numbers = values[..., 0].astype(np.int32) if values.shape[2] == 2 else _of_colors(values[..., :3], palette)
-    else:
+    values = np.asarray(image)  # (H, W), or (H, W, channels)
+    if image.mode in ("LA", "PA", "RGBA") and values[..., -1].min() < 255:
+        raise ValueError("it is partly transparent, where a mask has one number a pixel; save it without alpha")
+    if palette is not None and image.mode in COLORED:
+        return _ids(np.asarray(image.convert("RGB")), palette)
+    if image.mode in ("RGB", "RGBA"):
+        if not (values[..., :1] == values[..., :3]).all():  # grey saved as colours counts by its value
+            raise ValueError("it holds colours, not class ids; say which colour is which class: --palette FILE")
+    elif image.mode not in COLORED and not image.mode.startswith("I"):
         raise ValueError(f"it has the mode {image.mode}; masks are PNG or TIFF with a palette, grey or of 1 bit")
+    numbers = (values if values.ndim == 2 else values[..., 0]).astype(np.int32)
     if numbers.min() < 0:
         raise ValueError(f"it holds {numbers.min()}; ids are 0 or more")
     return numbers
@@ -172,12 +177,8 @@ def _refuse_lossy(image: PIL.Image.Image) -> None:
         )
 
 
-def _of_colors(values: np.ndarray, palette: Palette | None) -> np.ndarray:
-    """(H, W, 3) uint8 to ids; grey saved as colours counts by its value."""
-    if palette is None:
-        if (values[..., :1] == values).all():
-            return values[..., 0].astype(np.int32)
-        raise ValueError("it holds colours, not class ids; say which colour is which class: --palette FILE")
+def _ids(values: np.ndarray, palette: Palette) -> np.ndarray:
+    """Colours (H, W, 3) uint8 to the ids (H, W) that a palette says."""
     colors = _number(*(values[..., channel].astype(np.int64) for channel in range(3)))  # (H, W)
     places = np.searchsorted(palette.colors, colors).clip(max=len(palette.colors) - 1)
     unknown = palette.colors[places] != colors

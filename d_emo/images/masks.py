@@ -149,12 +149,16 @@ def open_masks(
         config, split, image_column, mask_column: see `dataset_masks`.
         class_names: a file of names, in the order of the ids.
         palette: a file that says which colour is which class.
-        reduce_zero_label, ignore_index: see `MaskOptions`.
+        reduce_zero_label, ignore_index: see `MaskOptions`; not with a panoptic file or a palette.
         like: a set whose classes this one has as well: the one that was trained on.
 
     Raises:
         ValueError: there is no such thing, or its files do not go together; the message gives the remedy.
     """
+    told = {"--reduce-zero-label": reduce_zero_label, "--ignore-index": ignore_index is not None}
+    for flag in (flag for flag, given in told.items() if given and (panoptic_json or palette)):
+        other = "--panoptic-json" if panoptic_json else "--palette"
+        raise ValueError(f"{flag} is of masks of plain numbers, and {other} says itself what is no class; choose one.")
     names: Sequence[str] | None = read_class_names(class_names) if class_names else None
     if like is not None:
         names = list(like.id2label.values())

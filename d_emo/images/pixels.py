@@ -369,8 +369,8 @@ def _rule(numbers: dict[int, int], names: Sequence[str] | None, options: MaskOpt
             and told is None
             and options.palette is None
             and not reduced
-            and options.binary is not False
-            and {0} < {0, *numbers} <= {0, *WHITES}
+            and (bool({*WHITES} & {*numbers}) if options.binary is None else options.binary)
+            and {*numbers} <= {0, *WHITES}
         )
         return LabelRule(len(names), reduced, ignored, binary)
     if options.palette is not None:

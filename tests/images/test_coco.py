@@ -108,6 +108,18 @@ def test_things_of_a_panoptic_list_are_the_same_objects(tmp_path):
         assert np.array_equal(scene.masks[-1], other.masks[-1]) and (scene.masks[0] <= other.masks[0]).all()
 
 
+@pytest.mark.parametrize("change", ["JPEG", "grey"])
+def test_panoptic_pictures_whose_numbers_are_not_what_was_written_are_refused(tmp_path, change):
+    path = write_panoptic(tmp_path) / "panoptic.json"
+    source = coco_objects(tmp_path, path)
+    first = sorted((tmp_path / "panoptic").glob("*.png"))[0]
+    picture = PIL.Image.open(first)
+    picture.load()
+    picture.save(first, "JPEG", quality=100) if change == "JPEG" else picture.convert("L").save(first)
+    with pytest.raises(UnreadableImageError, match="JPEG changes" if change == "JPEG" else "the mode L; COCO's"):
+        source.read(0)
+
+
 def test_outlines_and_runs_are_cocos_pixels():
     mask_api = pytest.importorskip("faster_coco_eval.core.mask")
     random = np.random.RandomState(0)

@@ -93,6 +93,26 @@ def test_colours_become_classes_by_a_palette_file(tmp_path):
         decode_mask(save(tmp_path / "odd.png", picture), "mask", palette)
 
 
+@pytest.mark.parametrize("mode", ["P", "L", "1", "RGBA", "LA"])
+def test_a_palette_file_counts_however_a_picture_stores_its_colours(mode, tmp_path):
+    """Programs that make PNG smaller store few colours by a palette of their own, in any order, and greys as grey."""
+    labels = blocks(classes=2)
+    greys = mode in ("L", "1", "LA")
+    (tmp_path / "palette.txt").write_text("0 0 0 a\n255 255 255 b\n" if greys else "30 60 90 a\n200 40 40 b\n")
+    picture = grey(255 * labels) if greys else picture_of(labels)
+    picture = picture.quantize(4) if mode == "P" else picture.convert(mode)
+    path = save(tmp_path / "mask.png", picture)
+    assert PIL.Image.open(path).mode == mode
+    assert np.array_equal(decode_mask(path, "mask", read_palette(tmp_path / "palette.txt")), labels)
+
+
+@pytest.mark.parametrize("other", ["palette", "panoptic_json"])
+@pytest.mark.parametrize("options", [{"reduce_zero_label": True}, {"ignore_index": 0}])
+def test_what_is_said_of_plain_numbers_is_refused_of_other_masks(other, options, tmp_path):
+    with pytest.raises(ValueError, match=r"(--reduce-zero-label|--ignore-index) is of masks of plain numbers"):
+        open_masks(str(write_masks(tmp_path)), None, **{other: "none.txt"}, **options)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -304,6 +324,15 @@ def test_255_is_ignored_where_there_are_other_ids(tmp_path):
     grey(np.where(labels == 255, 255, 0)).save(only / "masks" / "a.png")
     assert folder_masks(only, options=MaskOptions(class_names=names, binary=None)).binary is True
     assert (folder_masks(only, options=MaskOptions(class_names=names, binary=False)).read(0).labels != 1).all()
+
+
+def test_masks_to_validate_on_mean_255_as_those_to_train_on_although_it_was_not_seen_at_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("d_emo.images.pixels.SURVEYED", 2)
+    write_masks(tmp_path)
+    for path in (tmp_path / "masks").iterdir():
+        grey(np.where(blocks() > 0, 255, 0) if path.stem == "b" else 0 * blocks()).save(path)
+    options = MaskOptions(class_names=["ground", "defect"], binary=True)
+    assert np.array_equal(folder_masks(tmp_path, options=options).read(1).labels, blocks() > 0)
 
 
 def test_an_own_number_that_is_no_class(tmp_path):

@@ -22,21 +22,44 @@ def test_categories_and_things_against_stuff(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["images"][0].update(file_name="two.jpg"), r"names .*two\.jpg, which is not there"),
-        (lambda c: c["images"][0].update(file_name="../one.jpg"), "no name of a file in its folder"),
-        (lambda c: c["annotations"][0].update(image_id=6), "image 6, which is not among its images"),
-        (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=1), "category 1, which is none"),
-        (lambda c: c["categories"][0].pop("id"), "no whole number as its id"),
+        (lambda c: c["images"][0].update(file_name="two.jpg"), r"panoptic\.json: it names two\.jpg, which is not in"),
+        (lambda c: c["images"][0].update(file_name="../one.jpg"), "leads out of"),
+        (lambda c: c["annotations"][0].update(image_id=6), "none of its annotations is of an image"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=1), "segment has the category 1, which"),
+        (lambda c: c["categories"][0].pop("id"), "the id None, which is no whole number"),
         (lambda c: c["categories"][1].update(id=7), "the same id"),
-        (lambda c: c["categories"][1].update(name="sky"), "the same name"),
-        (lambda c: c.update(annotations=[]), "no list of annotations"),
-        (lambda c: c.update(categories={}), "no list of categories"),
-        (lambda c: c["annotations"][0].pop("segments_info"), "no 'segments_info'"),
+        (lambda c: c.update(annotations=[]), "its list 'annotations' is empty"),
+        (lambda c: c.update(categories={}), "it has no list 'categories'"),
+        (lambda c: c["annotations"][0].pop("segments_info"), "no list segments_info; pass COCO's panoptic JSON"),
     ],
 )  # fmt: skip
 def test_files_that_do_not_go_together(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         panoptic_pixels(write_panoptic(tmp_path, change), tmp_path)
+
+
+def test_names_twice_stuff_that_does_not_say_so_and_annotations_of_no_image(tmp_path):
+    def change(content):
+        content["categories"][1].update(name="sky")
+        del content["categories"][0]["isthing"]
+        content["annotations"].append({**content["annotations"][0], "image_id": 6})
+
+    file = write_panoptic(tmp_path, change)
+    source = panoptic_pixels(file, tmp_path)
+    assert source.id2label == {0: "sky (3)", 1: "sky (7)"}
+    assert source.describe_size() == "1 image (left out: 1 annotations of images that are not listed)"
+    things = panoptic_pixels(file, tmp_path, classes="things")
+    assert np.array_equal(things.read(0).labels, np.array([0, 1, 255])[blocks()])
+
+
+def test_the_pictures_lie_as_coco_has_them(tmp_path):
+    """val2017/*.jpg, annotations/panoptic_val2017.json and annotations/panoptic_val2017/*.png."""
+    write_panoptic(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "val2017")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "panoptic").rename(tmp_path / "annotations" / "panoptic_val2017")
+    file = (tmp_path / "panoptic.json").rename(tmp_path / "annotations" / "panoptic_val2017.json")
+    assert np.array_equal(panoptic_pixels(file, tmp_path / "val2017").read(0).labels, np.array([1, 0, 255])[blocks()])
 
 
 def test_cocos_own_pictures(shared):
