@@ -139,7 +139,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """
     refuse_pipe(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # UTF-8, 16 or 32, with a mark of it or without
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__} instead of a table")
     except (ValueError, RecursionError) as error:

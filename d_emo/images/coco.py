@@ -17,7 +17,7 @@ import PIL.Image
 from d_emo.common import checks
 from d_emo.common.messages import printable, shown
 from d_emo.common.output import Progress
-from d_emo.images.coco_lists import CocoList, existing, whole
+from d_emo.images.coco_lists import USUAL_FOLDERS, CocoList, existing, number, whole
 from d_emo.images.coco_masks import pack, unpack
 from d_emo.images.decode import decode
 from d_emo.images.labels import class_name
@@ -32,12 +32,21 @@ USUAL = ("annotations", "annotations.coco", "instances", "labels", "panoptic", "
 
 
 def find_annotations(folder: Path) -> Path:
-    """The one JSON file in a folder of pictures, as annotation tools leave it there.
+    """The list of a folder of pictures, as annotation tools leave it: in it, or in `annotations` in it or beside it.
+
+    Of several the one that is called like the folder ("instances_train2017" of "train2017") is taken, and instances
+    before other kinds.
 
     Raises:
         ValueError: there is none, or several.
     """
-    found = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+    folder = folder.absolute()
+    beside = [folder.parent] if folder.name in USUAL_FOLDERS else []
+    found: list[Path] = []
+    for place in (folder, folder / "annotations", folder.parent / "annotations", *beside):
+        found = found or sorted(path for path in place.glob("*.json") if not path.name.startswith("."))
+    for preferred in (lambda path: path.stem.endswith(f"_{folder.name}"), lambda path: "instances" in path.stem):
+        found = [path for path in found if preferred(path)] or found if len(found) > 1 else found
     if len(found) != 1:
         what = f"{len(found)} JSON files ({', '.join(path.name for path in found[:3])})" if found else "no JSON file"
         raise ValueError(f"there is {what} in it; name the list of objects.")
@@ -152,30 +161,35 @@ def _objects(listed: CocoList, annotations: list[dict[str, Any]], masks: bool) -
         raise ValueError("all of its categories are stuff (isthing 0); objects are of things.")
     named = distinct_names({number: listed.names[number] for number in things})
     labels = {number: label for label, number in enumerate(things)}
-    rows: list[tuple[int, list[float], int, bool, float, int]] = []
+    rows: list[tuple[int, list[float | None], int, bool, float, int]] = []
     shapes: list[bytes | None] = []
     with Progress(len(annotations), "object", "reading annotations") as progress:
-        for entry in annotations:
+        for row, entry in enumerate(annotations, 1):
             progress.update()
-            number = whole(entry, "id", "an annotation")
-            what = f"the annotation {number}"
+            # Of an instances list nothing but messages needs the id.
+            called = (
+                row if not listed.panoptic and type(entry.get("id")) is not int else whole(entry, "id", "a segment")
+            )
+            what = f"the annotation {called}"
             category, place = listed.category(entry, what), listed.place(entry, what)
             if place is None:
                 continue
-            box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd", 0)
-            if not isinstance(box, list) or len(box) != 4 or not all(type(side) in (int, float) for side in box):
+            box, area, crowd = entry.get("bbox"), number(entry.get("area")), entry.get("iscrowd", 0)
+            sides = [number(side) for side in box] if isinstance(box, list) else []
+            if len(sides) != 4 or None in sides:
                 raise ValueError(f"{what} has no bbox of four numbers, but {shown(box)}.")
             if crowd not in (0, 1, None):
                 raise ValueError(f"{what} has iscrowd {shown(crowd)}, which is not 0 or 1.")
-            told = isinstance(area, int | float) and 0 <= area < float("inf")
-            size = float(area) if told and area is not None else np.nan
-            rows.append((place, box, labels[category], bool(crowd), size, number))
+            size = area if area is not None and 0 <= area < float("inf") else np.nan
+            rows.append((place, sides, labels[category], bool(crowd), size, called))
             if masks:
                 width, height = (int(side) for side in listed.sides[place])
                 try:
                     shapes.append(pack(entry.get("segmentation"), (width, height)))
                 except ValueError as error:
                     raise ValueError(f"{what}: {error}.") from error
+    if not rows and (note := listed.note("objects")):
+        raise ValueError(f"no object is left ({note}).")
     without_mask = 0
     if any(shapes):  # those that have no mask cannot be learned beside those that have
         kept = [place for place, shape in enumerate(shapes) if shape is not None]

@@ -1,6 +1,7 @@
 """COCO's lists of pictures, categories and annotations, checked: instances and panoptic JSON alike."""
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +14,10 @@ from d_emo.images.labels import class_name
 
 # A file from so many bytes on is said to be read: it takes a while before there is anything to count.
 LARGE = 50_000_000
+# What tools call the folder of pictures beside their list.
+USUAL_FOLDERS = ("images", "data")
+# So many names are looked for at most to find where they begin.
+TRIED = 10
 
 
 class CocoList:
@@ -64,7 +69,15 @@ class CocoList:
         self.files = [entry.get("file_name") for entry in images]
         if wrong := [place for place, name in enumerate(self.files) if not isinstance(name, str)]:
             raise ValueError(f"the image {self.ids[wrong[0]]} has no file_name.")
-        self.sides = np.array([[_side(entry.get(name)) for name in ("width", "height")] for entry in images])
+        sides = [[_side(entry.get(name)) for name in ("width", "height")] for entry in images]
+        # Of a picture that is listed several times, once for each object by some tools, the first entry counts for all.
+        first = {name: place for place, name in reversed([*enumerate(self.files)])}
+        kept = sorted(first.values())
+        new = {old: place for place, old in enumerate(kept)}
+        self.places = {number: new[first[self.files[place]]] for number, place in self.places.items()}
+        self._repeated = len(self.files) - len(kept)
+        self.ids, self.files = [self.ids[place] for place in kept], [self.files[place] for place in kept]
+        self.sides = np.array([sides[place] for place in kept])
         self._unlisted = 0
 
     def place(self, entry: Mapping[str, Any], what: str) -> int | None:
@@ -96,23 +109,34 @@ class CocoList:
         return found
 
     def note(self, what: str) -> str:
-        """What was left out so far, for people: how many of `what`, of images that are not listed."""
-        return f"left out: {self._unlisted:,} {what} of images that are not listed" if self._unlisted else ""
+        """What was left out so far, for people: how many of `what`, of images that are not listed, and images again."""
+        left = f"left out: {self._unlisted:,} {what} of images that are not listed" if self._unlisted else ""
+        again = (
+            f"{self._repeated:,} images are listed again, whose {what} count for the first" if self._repeated else ""
+        )
+        return "; ".join(filter(None, [left, again]))
 
 
 def existing(folder: Path, files: list[str]) -> list[Path]:
-    """The files of a folder.
+    """The files of a folder, or of one in it that is called as tools call it.
+
+    Names may begin with the folders of another machine, or be addresses: what all have in front of what is here is
+    passed over, and said.
 
     Raises:
         ValueError: a name leads elsewhere, or files are missing.
     """
+    names = [PurePosixPath(name.replace("\\", "/")).parts for name in files]
+    begin, passed = _beginning(folder, names)
+    if passed:
+        say(f"{printable(str(folder))}: file_names are read without what they begin with, {shown(files[0])} from "
+            f"{shown('/'.join(names[0][passed:]))} on")  # fmt: skip
     found, missing = [], []
-    with Progress(len(files), "file", f"looking into {folder}") as progress:
-        for name in files:
-            parts = PurePosixPath(name.replace("\\", "/"))
-            if parts.is_absolute() or ".." in parts.parts or "\0" in name or not parts.parts or ":" in parts.parts[0]:
+    with Progress(len(files), "file", f"looking into {begin}") as progress:
+        for name, parts in zip(files, names, strict=True):
+            if not _inside(parts[passed:]):
                 raise ValueError(f"the file_name {shown(name)} leads out of {folder}; write names inside of it.")
-            path = folder / parts
+            path = begin.joinpath(*parts[passed:])
             found.append(path)
             if not path.is_file():
                 missing.append(name)
@@ -123,7 +147,36 @@ def existing(folder: Path, files: list[str]) -> list[Path]:
             f"it names {printable(missing[0])}, which is not in {printable(str(folder))}{more}; name the folder that "
             "its file_names begin in, or fetch the files."
         )
+    twice, count = collections.Counter(found).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"several of its file_names mean {printable(str(twice))}; name the folder that they begin in.")
     return found
+
+
+def _beginning(folder: Path, names: Sequence[Sequence[str]]) -> tuple[Path, int]:
+    """The folder that names begin in, and how many of their parts are passed over; told by the first that is found."""
+    places = [place for place in (folder, *(folder / name for name in USUAL_FOLDERS)) if place.is_dir()]
+    for parts in names[:TRIED]:
+        for passed in range(len(parts)):
+            for place in places:
+                if _inside(parts[passed:]) and place.joinpath(*parts[passed:]).is_file():
+                    return place, passed
+    return folder, 0
+
+
+def _inside(parts: Sequence[str]) -> bool:
+    """Whether a name's parts lead to a file below where they begin."""
+    return bool(parts) and parts[0] != "/" and ":" not in parts[0] and not {"..", "\0"} & {*parts, *"".join(parts)}
+
+
+def number(value: Any) -> float | None:
+    """A number, also one that is too large; None where it is none."""
+    if type(value) not in (int, float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
 
 
 def whole(entry: Mapping[str, Any], key: str, what: str) -> int:
@@ -140,7 +193,7 @@ def whole(entry: Mapping[str, Any], key: str, what: str) -> int:
 
 def _side(value: Any) -> int:
     """A side in pixels; 0 where it is not told."""
-    if value is None:
+    if value is None or (value == 0 and value is not False):
         return 0
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31 or value != int(value):
         raise ValueError(f"an image has the width or height {shown(value)}, which is no number of pixels.")

@@ -1,6 +1,7 @@
 """COCO's lists as people have them: what is read, what is left out, what is refused; masks against COCO's own code."""
 
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -187,7 +188,10 @@ BAD_LISTS = {
         "fit as corners x1, y1, x2, y2",
     ),
     "nothing left": (lambda c: [e.update(bbox=[1, 5, 0, 0]) for e in c["annotations"]], "no object is left"),
-    "nothing known": (lambda c: [e.update(image_id=1) for e in c["annotations"]], "no object is left"),
+    "nothing known": (
+        lambda c: [e.update(image_id=1) for e in c["annotations"]],
+        "no object is left (left out: 16 objects of images that are not listed)",
+    ),
 }
 
 
@@ -197,6 +201,83 @@ def test_lists_that_are_none_of_cocos_are_refused_in_one_line(pictures, tmp_path
     with pytest.raises(ValueError, match=r"list\.json: ") as caught:
         opened(pictures, tmp_path, change)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+BEGINNINGS = {
+    "another machine's": "/home/anna/set/{}",
+    "Windows'": "C:\\data\\set\\{}",
+    "an address": "https://example.org/files/{}",
+    "relative ones": "../../label-studio/upload/{}",
+    "the folder's own": "boxes/{}",
+}
+
+
+@pytest.mark.parametrize("case", BEGINNINGS)
+def test_what_all_names_begin_with_on_another_machine_is_passed_over_and_said(pictures, tmp_path, capsys, case):
+    def change(content):
+        for entry in content["images"]:
+            entry["file_name"] = BEGINNINGS[case].format(entry["file_name"])
+
+    source, plain = opened(pictures, tmp_path, change), coco_objects(pictures, pictures / "annotations.json")
+    assert "file_names are read without what they begin with" in capsys.readouterr().out
+    for index in range(source.size):
+        assert np.array_equal(source.read(index).image, plain.read(index).image)
+
+
+def test_names_that_are_told_apart_by_what_would_be_passed_over_are_refused(pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"several of its file_names mean .*0\.png"):
+        opened(pictures, tmp_path, lambda c: [e.update(file_name=f"{i}/0.png") for i, e in enumerate(c["images"])])
+
+
+@pytest.mark.parametrize(("folder", "named"), [("images", "."), ("data", "."), ("images", "images"), ("new", "new")])
+def test_lists_lie_where_tools_leave_them(pictures, tmp_path, folder, named):
+    """CVAT's and COCO's `annotations` beside the pictures; FiftyOne's `data`."""
+    shutil.copytree(pictures, tmp_path / folder)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "captions_new.json").write_text("{}")
+    (tmp_path / folder / "annotations.json").rename(tmp_path / "annotations" / "instances_new.json")
+    (tmp_path / "annotations" / "instances_old.json").write_text("{}")
+    if folder != "new":
+        with pytest.raises(ValueError, match=r"2 JSON files \(instances_new\.json, instances_old\.json\)"):
+            find_annotations(tmp_path / named)
+        (tmp_path / "annotations" / "instances_old.json").unlink()
+    found = find_annotations(tmp_path / named)
+    assert found.name == "instances_new.json" and coco_objects(tmp_path / named, found).size == 8
+
+
+def test_a_picture_that_is_listed_for_every_object_has_them_all(pictures, tmp_path):
+    def change(content):
+        content["images"].insert(0, {**content["images"][0], "id": 5})
+        content["annotations"][1]["image_id"] = 5
+
+    source, plain = opened(pictures, tmp_path, change), coco_objects(pictures, pictures / "annotations.json")
+    assert source.size == 8 and "1 images are listed again, whose objects count for the first" in source.note
+    for index in range(8):
+        assert np.array_equal(source.read(index).boxes, plain.read(index).boxes)
+
+
+def test_ids_of_annotations_and_sides_of_0_need_not_be_told(pictures, tmp_path):
+    def change(content):
+        for place, entry in enumerate(content["annotations"]):
+            entry.update(id=f"a-{place}") if place % 2 else entry.pop("id")
+        for entry in content["images"]:
+            entry.update(width=0, height=0.0)
+
+    source = opened(pictures, tmp_path, change)
+    assert source.counts.sum() == 16 and source.sides.max() == 0 and len(source.read(1).boxes) == 2
+
+
+def test_numbers_beyond_all_floats_are_no_box_and_no_area(pictures, tmp_path):
+    assert opened(pictures, tmp_path, lambda c: c["annotations"][0].update(area=10**400)).counts.sum() == 16
+    with pytest.raises(ValueError, match=r"list\.json: object 5 has the box \[1\.0, 2\.0, inf, .*not finite"):
+        opened(pictures, tmp_path, lambda c: c["annotations"][4].update(bbox=[1, 2, 10**400, 3]))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_of_windows_is_read(pictures, tmp_path, encoding):
+    content, _ = instances()
+    (tmp_path / "list.json").write_text(json.dumps(content), encoding=encoding)
+    assert coco_objects(pictures, tmp_path / "list.json").size == 8
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", '{"images": [', "[" * 100_000, "\0\0"])

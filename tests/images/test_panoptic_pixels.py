@@ -23,7 +23,7 @@ def test_categories_and_things_against_stuff(tmp_path):
     ("change", "message"),
     [
         (lambda c: c["images"][0].update(file_name="two.jpg"), r"panoptic\.json: it names two\.jpg, which is not in"),
-        (lambda c: c["images"][0].update(file_name="../one.jpg"), "leads out of"),
+        (lambda c: c["images"][0].update(file_name="../two.jpg"), "leads out of"),
         (lambda c: c["annotations"][0].update(image_id=6), "none of its annotations is of an image"),
         (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=1), "segment has the category 1, which"),
         (lambda c: c["categories"][0].pop("id"), "the id None, which is no whole number"),

@@ -103,7 +103,9 @@ class DetectorDataOptions(LoaderOptions):
 
     train_data_dir: str | None = option(None, "Folder of pictures, with sub-folders as the annotations name them.")
     annotations: str | None = option(
-        None, "Their objects: COCO's instances or panoptic JSON. Default: the one .json file in that folder."
+        None,
+        "Their objects: COCO's instances or panoptic JSON. Default: the one .json file in that folder, or "
+        "in a folder annotations in or beside it.",
     )
     mask_dir: str | None = option(
         None, "Of a panoptic JSON: the folder of its PNG files. Default: beside it, of the same name."
