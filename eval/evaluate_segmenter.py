@@ -35,6 +35,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what.add_argument("--mask-dir", help="Folder of the masks: same sub-folders, same names. Default: looked for.")
     what.add_argument("--image-suffix", help="What pictures' names end with behind what masks share. Default: told.")
     what.add_argument("--mask-suffix", help="What masks' names end with behind that. Default: told by the names.")
+    what.add_argument(
+        "--images-without-masks",
+        choices=["stop", "drop"],
+        default="stop",
+        help="Pictures in the folder that have no mask are a mistake, or are left out.",
+    )
     what.add_argument("--panoptic-json", help="COCO's panoptic JSON: --data-dir and --mask-dir are its folders.")
     what.add_argument(
         "--panoptic-classes",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from d_emo.common.messages import printable
 from d_emo.images.labels import class_name
@@ -21,6 +22,8 @@ MASK_FOLDERS = (
 )  # fmt: skip
 # An ending of names begins with one.
 MARKS = "_-. "
+# What is done about pictures without a mask.
+WithoutMasks = Literal["stop", "drop"]
 # How many files a message names.
 SHOWN = 3
 
@@ -96,7 +99,13 @@ def _beside(root: Path) -> list[Path]:
     return []
 
 
-def find_pairs(images: Path, masks: Path, image_suffix: str | None = None, mask_suffix: str | None = None) -> Pairs:
+def find_pairs(
+    images: Path,
+    masks: Path,
+    image_suffix: str | None = None,
+    mask_suffix: str | None = None,
+    without_masks: WithoutMasks = "stop",
+) -> Pairs:
     """Every picture with its mask.
 
     Args:
@@ -104,6 +113,7 @@ def find_pairs(images: Path, masks: Path, image_suffix: str | None = None, mask_
         image_suffix: what the pictures' names end with behind what they share with the masks'; None to be told by the
             names, which works where one ending fits all.
         mask_suffix: likewise of the masks' names.
+        without_masks: what is done about pictures that have none.
 
     Raises:
         ValueError: there are no pictures, pictures without a mask, masks without a picture, or two of one name.
@@ -127,20 +137,25 @@ def find_pairs(images: Path, masks: Path, image_suffix: str | None = None, mask_
         raise ValueError(f"there are no pictures{ending} in {printable(str(images))}{note}.")
     suffix = mask_suffix if mask_suffix is not None else _told_suffix(list(by_key), _by_key(found, masks, ""), masks)
     mask_of = _by_key(found, masks, suffix)
-    if lonely := [path for key, path in by_key.items() if key not in mask_of]:
+    lonely = [path for key, path in by_key.items() if key not in mask_of]
+    dropped = 0 if without_masks == "stop" or len(lonely) == len(by_key) else len(lonely)
+    if dropped:
+        by_key = {key: path for key, path in by_key.items() if key in mask_of}
+    elif lonely:
         expected = Path(_key(lonely[0], images, image_suffix) + suffix).name
         note = f" ({masks_listing.note})" if masks_listing.note else ""
         raise ValueError(
             f"{_listed(lonely)} without a mask; {printable(expected)}.png or of another format is not in "
-            f"{printable(str(masks))}{note}. Remove them, add their masks, or say what names end with: --mask-suffix, "
-            "--image-suffix."
+            f"{printable(str(masks))}{note}. Remove them, add their masks, leave them out "
+            "(--images-without-masks drop), or say what names end with: --mask-suffix, --image-suffix."
         )
     if lonely := [path for key, path in mask_of.items() if key not in by_key]:
         raise ValueError(f"{_listed(lonely)} without a picture in {printable(str(images))}. Remove them, or add those.")
-    left = len(pictures) - len(by_key), len(found) - len(mask_of)
+    left = len(pictures) - len(by_key) - dropped, len(found) - len(mask_of)
     notes = [
         f"{count:,} {what} by their names" for count, what in zip(left, ("pictures", "masks"), strict=True) if count
     ]
+    notes += [f"{dropped:,} pictures without a mask"] if dropped else []
     note = "; ".join(part for part in (listing.note, f"left out: {', '.join(notes)}" if notes else "") if part)
     return Pairs(list(by_key.values()), [mask_of[key] for key in by_key], note)
 

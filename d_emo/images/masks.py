@@ -10,7 +10,7 @@ from typing import Any
 from d_emo.common.messages import printable
 from d_emo.images.labels import read_class_names
 from d_emo.images.mask_files import decode_mask, read_palette, stored_palette
-from d_emo.images.mask_pairs import IMAGE_FOLDERS, find_folders, find_pairs
+from d_emo.images.mask_pairs import IMAGE_FOLDERS, WithoutMasks, find_folders, find_pairs
 from d_emo.images.panoptic import PanopticClasses, panoptic_pixels
 from d_emo.images.pixels import LabelledPicture, MaskOptions, PixelSource, StoredPair, pixel_source
 from d_emo.images.tables import as_files, load_dataset, source_name, stored_file
@@ -29,6 +29,7 @@ def folder_masks(
     *,
     image_suffix: str | None = None,
     mask_suffix: str | None = None,
+    without_masks: WithoutMasks = "stop",
     options: MaskOptions = MaskOptions(),  # noqa: B008, it is frozen
 ) -> PixelSource:
     """Pictures in a folder and masks in another; `mask_pairs` has the rules.
@@ -36,14 +37,14 @@ def folder_masks(
     Args:
         images: of the pictures, or a folder that holds both.
         masks: of the masks; None to look for them.
-        image_suffix, mask_suffix: see `mask_pairs.find_pairs`.
+        image_suffix, mask_suffix, without_masks: see `mask_pairs.find_pairs`.
         options: of the masks.
 
     Raises:
         ValueError: files that do not go together, sizes that differ, numbers that are no class.
     """
     images, masks = find_folders(images, masks, mask_suffix)
-    pairs = find_pairs(images, masks, image_suffix, mask_suffix)
+    pairs = find_pairs(images, masks, image_suffix, mask_suffix, without_masks)
 
     def stored(index: int) -> StoredPair:
         image, mask = pairs.images[index], pairs.masks[index]
@@ -127,6 +128,7 @@ def open_masks(
     mask_dir: str | None = None,
     image_suffix: str | None = None,
     mask_suffix: str | None = None,
+    without_masks: WithoutMasks = "stop",
     panoptic_json: str | None = None,
     panoptic_classes: PanopticClasses = "categories",
     config: str | None = None,
@@ -144,7 +146,7 @@ def open_masks(
     Args:
         folder: of pictures, or of pictures and masks; goes before `dataset`.
         dataset: Hub id, local dataset folder, or .parquet file.
-        mask_dir, image_suffix, mask_suffix: see `folder_masks`.
+        mask_dir, image_suffix, mask_suffix, without_masks: see `folder_masks`.
         panoptic_json, panoptic_classes: see `panoptic_pixels`.
         config, split, image_column, mask_column: see `dataset_masks`.
         class_names: a file of names, in the order of the ids.
@@ -176,7 +178,12 @@ def open_masks(
             if panoptic_json is not None:
                 return panoptic_pixels(Path(panoptic_json), Path(folder), masks, panoptic_classes)
             return folder_masks(
-                Path(folder), masks, image_suffix=image_suffix, mask_suffix=mask_suffix, options=options
+                Path(folder),
+                masks,
+                image_suffix=image_suffix,
+                mask_suffix=mask_suffix,
+                without_masks=without_masks,
+                options=options,
             )
         if dataset is None:
             raise ValueError("no pictures were named.")

@@ -109,6 +109,7 @@ def chosen_pictures(options: argparse.Namespace, names: Mapping[int, str]) -> tu
             mask_dir=options.mask_dir,
             image_suffix=options.image_suffix,
             mask_suffix=options.mask_suffix,
+            without_masks=options.images_without_masks,
             panoptic_json=options.panoptic_json,
             panoptic_classes=options.panoptic_classes,
             config=options.dataset_config,

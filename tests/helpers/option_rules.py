@@ -137,6 +137,7 @@ KINDS = {
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
         "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
         "box_format", "order", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
+        "images_without_masks",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",

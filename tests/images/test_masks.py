@@ -252,6 +252,22 @@ def test_parts_of_a_set_with_folders_of_masks_in_them_are_named_the_training_one
         folder_masks(tmp_path)
 
 
+def test_pictures_without_a_mask_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
+    """VOC has masks for one picture of six."""
+    write_masks(tmp_path)
+    for name in "ac":
+        (tmp_path / "masks" / f"{name}.png").unlink()
+    with pytest.raises(ValueError, match=r"2 files are without a mask; .* \(--images-without-masks drop\)"):
+        folder_masks(tmp_path)
+    source = folder_masks(tmp_path, without_masks="drop")
+    check_pairs(source, ["b", "d"])
+    assert source.describe_size() == "2 images (left out: 2 pictures without a mask)"
+    for path in (tmp_path / "masks").iterdir():  # names that fit nowhere are no reason to leave all out
+        path.rename(path.with_stem(f"{path.stem}x7"))
+    with pytest.raises(ValueError, match="4 files are without a mask"):
+        folder_masks(tmp_path, mask_suffix="", without_masks="drop")
+
+
 def test_masks_that_all_cannot_be_read_say_why(tmp_path):
     nested(tmp_path, "images/{0}.png", "masks/{0}.jpg")
     with pytest.raises(ValueError, match=r"none of its 2 masks .*aachen\.jpg cannot be read \(JPEG changes"):

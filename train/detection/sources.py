@@ -65,8 +65,8 @@ def to_train_on(source: ObjectSource, data: DetectorDataOptions) -> ObjectSource
     indices = np.flatnonzero(kept)[: data.max_images]
     if not len(indices):
         raise ValueError(
-            f"{source.name}: no image is left to train on; those without objects (--images-without-objects) and with a "
-            f"side under --min-image-side {data.min_image_side} are left out."
+            f"{source.name}: no image is left to train on; those without objects other than crowds "
+            f"(--images-without-objects) and with a side under --min-image-side {data.min_image_side} are left out."
         )
     if len(indices) == source.size:
         return source

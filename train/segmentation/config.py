@@ -66,6 +66,9 @@ class SegmenterDataOptions(LoaderOptions):
     mask_suffix: str | None = option(
         None, "What masks' names end with behind what they share with their pictures'. Default: told by the names."
     )
+    images_without_masks: Literal["stop", "drop"] = option(
+        "stop", "Pictures in the folder that have no mask end the run before it begins, or are left out."
+    )
     panoptic_json: str | None = option(None, "COCO's panoptic JSON: --train-data-dir and --mask-dir are its folders.")
     panoptic_classes: Literal["categories", "things"] = option(
         "categories", "Of --panoptic-json: every category is a class, or things are one and stuff the other."

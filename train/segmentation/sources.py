@@ -63,6 +63,7 @@ def _opened(data: SegmenterDataOptions, named: str, *, folder: Any, dataset: Any
             dataset,
             image_suffix=data.image_suffix,
             mask_suffix=data.mask_suffix,
+            without_masks=data.images_without_masks,
             panoptic_classes=data.panoptic_classes,
             config=data.dataset_config,
             image_column=data.image_column,
