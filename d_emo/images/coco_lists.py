@@ -147,8 +147,8 @@ def existing(folder: Path, files: list[str]) -> list[Path]:
             f"it names {printable(missing[0])}, which is not in {printable(str(folder))}{more}; name the folder that "
             "its file_names begin in, or fetch the files."
         )
-    twice, count = collections.Counter(found).most_common(1)[0]
-    if count > 1:
+    if len({*found}) < len(found):
+        twice = collections.Counter(found).most_common(1)[0][0]
         raise ValueError(f"several of its file_names mean {printable(str(twice))}; name the folder that they begin in.")
     return found
 
