@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from d_emo.common.processes import is_sharded
+from d_emo.common.processes import agreed, is_sharded
 from d_emo.kernels import use_backend
 from d_emo.train.data.batches import Batch
 from d_emo.train.data.sources import check_output
@@ -18,7 +18,13 @@ from d_emo.train.engine import loop, saving, start
 from d_emo.train.engine.log import truncate_log
 from d_emo.train.engine.plan import RunPlan
 from d_emo.train.engine.run import Parts, TrainingRun
-from d_emo.train.engine.validation_log import CURVES, VALIDATION_FILE, log_validation, plot_validation
+from d_emo.train.engine.validation_log import (
+    CURVES,
+    VALIDATION_FILE,
+    log_validation,
+    plot_validation,
+    read_validation,
+)
 
 PlanT = TypeVar("PlanT", bound=RunPlan, covariant=True)
 ConfigT = TypeVar("ConfigT")
@@ -170,6 +176,8 @@ def train(run: TaskRun, defaults: dict[str, Any]) -> int:
         if run.step % plan.validate_every == 0:
             validate(run)
 
+    if run.step and run.step % plan.validate_every == 0:
+        validate_once(run)  # the run ended between a checkpoint and its scores
     stopped = loop.train_until_done(run, iter(run.batches()), run.batch_loss, show=lambda: None, score=score)
     if stopped is not None:
         return stopped
@@ -184,11 +192,17 @@ def validate(run: TaskRun) -> None:
         log_validation(run, run.score_names, scores.values, scores.text)
 
 
+def validate_once(run: TaskRun) -> None:
+    """Score the averaged network unless this step's scores are written already; every process calls this."""
+    rows = agreed(run.accelerator, lambda: read_validation(run.output_dir))
+    if all(row["step"] != run.step for row in rows):
+        validate(run)
+
+
 def finish(run: TaskRun) -> None:
     """Validate, save the result into the run's folder, say what to do next."""
     plan: Any = run.plan
-    if run.step % plan.validate_every:
-        validate(run)
+    validate_once(run)
     if run.accelerator.is_main_process:
         plot_validation(run.output_dir, plan.model_name)
     saving.publish(run, "config.json")
