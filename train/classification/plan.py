@@ -16,6 +16,7 @@ from d_emo.classification.transformers_models import (
     make_image_processor,
 )
 from d_emo.common.messages import first_line
+from d_emo.common.options import blamed
 from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.models.flops import count_macs_on, count_parameters
@@ -23,6 +24,7 @@ from d_emo.train.classification.config import ClassifierConfig
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
 from d_emo.train.engine.memory import Launch, told, training_memory
+from d_emo.train.engine.task_plan import named_start, start_name
 
 TIMM = "timm:"
 # Images up to this side are shown at twice their size: the networks halve the grid five times.
@@ -205,10 +207,8 @@ def make_processor(config: ClassifierConfig, resolution: int) -> Any:
     """The image processor that is saved; with --init-from its mean and deviation are kept."""
     processor = make_image_processor(resolution, config.augmentation.validation_crop)
     if config.model.init_from:
-        try:
+        with blamed(named_start(config.model), OSError):
             former: Any = AutoImageProcessor.from_pretrained(config.model.init_from)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--init-from {config.model.init_from}: {first_line(error)}") from error
         processor.image_mean, processor.image_std = list(former.image_mean), list(former.image_std)
     return processor
 
@@ -225,7 +225,7 @@ def start_from(name: str, labels: dict[str, Any], resolution: int) -> EMOv2ForIm
         ValueError: it does not load, or is no EMOv2.
     """
     try:
-        model = EMOv2ForImageClassification.from_pretrained(name)
+        model = EMOv2ForImageClassification.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"--init-from {name} does not load as EMOv2 ({first_line(error)}).") from error
     if model.config.id2label != labels["id2label"]:
@@ -237,7 +237,7 @@ def start_from(name: str, labels: dict[str, Any], resolution: int) -> EMOv2ForIm
 
 def model_name(config: ClassifierConfig) -> str:
     """--model, or what --init-from is called."""
-    return Path(config.model.init_from).name if config.model.init_from else config.model.model.removeprefix(TIMM)
+    return start_name(config.model).removeprefix(TIMM)
 
 
 def output_dir(config: ClassifierConfig, source: ImageSource) -> Path:

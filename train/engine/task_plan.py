@@ -16,6 +16,21 @@ from d_emo.train.engine.plan import RunConfig, TrainingData
 from d_emo.train.engine.task_optimizer import make_optimizer, rate_factor
 from d_emo.train.engine.task_options import TaskOptimizationOptions, TaskRunOptions
 
+# Of a size that --init-from names.
+A_SIZE = "that is a size, whose weights are fresh; name it as --model, or a trained one's folder."
+
+
+class ModelOptions(Protocol):
+    """What any task's network starts from."""
+
+    @property
+    def model(self) -> str:
+        """A size's name, or another network's."""
+
+    @property
+    def init_from(self) -> str | None:
+        """Trained weights."""
+
 
 class TaskConfig(RunConfig, Protocol):
     """A trainer's options, of which optimisation and run are those of all tasks."""
@@ -114,6 +129,19 @@ class TaskPlan(ABC):
             "output": str(self.output_dir),
         }
         return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+
+def named_start(options: ModelOptions) -> str:
+    """What a network starts from, as the user named it."""
+    return f"--init-from {options.init_from}" if options.init_from else f"--model {options.model}"
+
+
+def start_name(options: ModelOptions) -> str:
+    """What a network starts from, for the names of its run: --model, or the folder or file of --init-from."""
+    if not options.init_from:
+        return options.model
+    path = Path(options.init_from)
+    return path.stem if path.is_file() else path.name
 
 
 def resolved_length(config: TaskConfig, source: TrainingData, accelerator: Accelerator) -> dict[str, Any]:

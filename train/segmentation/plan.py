@@ -24,7 +24,7 @@ from d_emo.train.engine.batch_layout import BatchLayout
 from d_emo.train.engine.cards import class_list
 from d_emo.train.engine.fit import time_of_training
 from d_emo.train.engine.memory import told, training_memory
-from d_emo.train.engine.task_plan import TaskPlan, resolved_length
+from d_emo.train.engine.task_plan import TaskPlan, resolved_length, start_name
 from d_emo.train.segmentation.config import SegmenterConfig
 from d_emo.train.segmentation.networks import build_network
 
@@ -172,10 +172,9 @@ def check_fits(config: SegmenterConfig, network: Any, layout: BatchLayout, valid
 
 def model_name(config: SegmenterConfig) -> str:
     """--model and --head, or what --init-from is called."""
-    options = config.model
-    if options.init_from:
-        return Path(options.init_from).name
-    return options.model if options.model in WHOLE_NETWORKS else f"{options.model}-{options.head or 'deeplabv3'}"
+    options, name = config.model, start_name(config.model)
+    head = options.head or ("deeplabv3" if not options.init_from and options.model not in WHOLE_NETWORKS else None)
+    return name if head is None or name.endswith(head) else f"{name}-{head}"
 
 
 def output_dir(config: SegmenterConfig, source: PixelSource) -> Path:

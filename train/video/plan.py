@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from d_emo.train.engine.fit import fitting_warmup
-from d_emo.train.engine.task_plan import TaskPlan, resolved_length
+from d_emo.train.engine.task_plan import TaskPlan, resolved_length, start_name
 from d_emo.train.video.config import VideoConfig
 from d_emo.train.video.start import Start, look_up
 from d_emo.video.folders import ClipSource
@@ -45,7 +45,7 @@ class VideoPlan(TaskPlan):
 
 def model_name(config: VideoConfig) -> str:
     """--model, or what --init-from is called."""
-    return Path(config.model.init_from).stem if config.model.init_from else config.model.model
+    return start_name(config.model)
 
 
 def output_dir(config: VideoConfig, source: ClipSource) -> Path:
