@@ -73,7 +73,8 @@ def make_detector_plan(
     Raises:
         ValueError: they do not; the message names the option and the remedy.
     """
-    length, system = resolved_length(config, source, accelerator), system_of(config.model)
+    length = resolved_length(config, source, accelerator, config.optimization.asked_warmup)
+    system = system_of(config.model)
     bundle = build_detector(config.model, system, source.id2label)
     model: Any = bundle.model
     side = model.transform.fixed_size[0] if system == "ssdlite" else None

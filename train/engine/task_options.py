@@ -51,6 +51,10 @@ class TaskOptimizationOptions(StepOptions):
         )
         self.multipliers()
 
+    def asked_warmup(self, steps: int, epoch: float) -> int:
+        """Steps of warm-up of a run of so many steps, of which an epoch has `epoch`."""
+        return self.lr_warmup_steps
+
     def multipliers(self) -> dict[str, float]:
         """--lr-multipliers, read: factors by the beginning of a name.
 

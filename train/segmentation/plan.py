@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 
 from d_emo.images.masks import PixelSource
-from d_emo.kernels import backend_report
 from d_emo.models.flops import count_macs_on
 from d_emo.segmentation.ranges import WITH_AUXILIARY
 from d_emo.segmentation.transformers_models import (
@@ -93,7 +92,6 @@ class SegmenterPlan(TaskPlan):
             "augment": self.config.augmentation.describe(),
             "scored on": windows if options.validation_window else "whole images",
             "memory": told(lambda: self.describe_memory(model.train())),
-            "kernels": backend_report(self.launch.device),
         }
 
     def describe_memory(self, model: Any) -> str:
@@ -122,7 +120,7 @@ def make_segmenter_plan(
             f"the masks of {source.name} have one class, {source.id2label[0]!r}; a segmenter needs two or more: "
             "a single object has the background beside it (--class-names names classes that the masks do not show)."
         )
-    resolved = resolved_length(config, source, accelerator)
+    resolved = resolved_length(config, source, accelerator, config.optimization.asked_warmup)
     model = build_network(config.model, source.id2label)
     check_fits(config, model.config, resolved["layout"], validation is not None)
     short, long = config.augmentation.short_side, config.augmentation.longest

@@ -139,6 +139,10 @@ class VideoOptimizationOptions(TaskOptimizationOptions):
         super().__post_init__()
         zero_or_more(self, "lr_warmup_epochs")
 
+    def asked_warmup(self, steps: int, epoch: float) -> int:
+        """See `TaskOptimizationOptions`; in epochs where they are given."""
+        return self.lr_warmup_steps if self.lr_warmup_epochs is None else round(self.lr_warmup_epochs * epoch)
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig(OptionTable):
