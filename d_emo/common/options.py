@@ -5,14 +5,16 @@ The command line and the YAML file are derived from frozen dataclasses. A YAML f
 command reads its options before it loads PyTorch.
 """
 
+import contextlib
 import json
 from argparse import SUPPRESS, ArgumentTypeError
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from d_emo.common import messages
 from d_emo.common.command_line import CommandParser, flag, with_default
 from d_emo.common.numbers import finite, whole
 from d_emo.common.option_files import read_option_file
@@ -30,11 +32,11 @@ TRUE, FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", 
 Table = TypeVar("Table", bound="OptionTable")
 
 
-def option(default: Any, help_text: str, instead_of: str | None = None) -> Any:
+def option(default: Any, help_text: str, *instead_of: str) -> Any:
     """A dataclass field with its line in --help.
 
-    `instead_of` names an option that says the same in another way: given on the command line, this one takes the place
-    of that one in a file.
+    `instead_of` names options that say the same in another way: given on the command line, this one takes their place
+    in a file.
     """
     return field(default=default, metadata={"help": help_text, "instead_of": instead_of})
 
@@ -43,6 +45,90 @@ def require(condition: bool, name: str, value: Any, rule: str) -> None:
     """Raise a ValueError that names option, value and rule, unless the condition holds."""
     if not condition:
         raise ValueError(f"{flag(name)} {value}: {rule}.")
+
+
+def require_each(options: Any, names: Iterable[str], holds: Callable[[Any], bool], rule: str) -> None:
+    """See `require`, of several options; None, which leaves a choice to the command, always holds."""
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or holds(value), name, value, rule)
+
+
+def positive(options: Any, *names: str) -> None:
+    """Refuse what is not above 0."""
+    require_each(options, names, lambda value: value > 0, "must be positive")
+
+
+def zero_or_more(options: Any, *names: str) -> None:
+    """Refuse what is below 0."""
+    require_each(options, names, lambda value: value >= 0, "must be 0 or more")
+
+
+def below_one(options: Any, *names: str) -> None:
+    """Refuse what is not in [0, 1)."""
+    require_each(options, names, lambda value: 0 <= value < 1, "must be in [0, 1)")
+
+
+def up_to_one(options: Any, *names: str) -> None:
+    """Refuse what is not in [0, 1]."""
+    require_each(options, names, lambda value: 0 <= value <= 1, "must be in [0, 1]")
+
+
+def at_most_one_of(options: Any, *names: str) -> None:
+    """Refuse options that exclude each other; what is off, such as a share of 0, is none.
+
+    Raises:
+        ValueError: two or more are given.
+    """
+    given = [flag(name) for name in names if getattr(options, name)]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are both given; choose one.")
+
+
+def goes_with(options: Any, other: str, *names: str) -> None:
+    """Refuse options that mean nothing without another one.
+
+    Raises:
+        ValueError: one is given without it.
+    """
+    for name in names:
+        value = getattr(options, name)
+        require(not value or bool(getattr(options, other)), name, value, f"it goes with {flag(other)}")
+
+
+def json_table(options: Any, name: str, such: str) -> dict[str, Any]:
+    """An option that is a JSON object, read; empty where it is not given.
+
+    Args:
+        options: that have it.
+        name: of it.
+        such: an example.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    text = getattr(options, name)
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    require(isinstance(found, dict), name, text, f"expected JSON such as {such}")
+    return found
+
+
+@contextlib.contextmanager
+def blamed(named: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Within it, what goes wrong is a line that begins with what the user gave, such as `--model NAME`.
+
+    Args:
+        named: that.
+        kinds: of errors besides ValueError, of which a library's reason is taken.
+    """
+    refused: tuple[type[Exception], ...] = (ValueError, *kinds)
+    try:
+        yield
+    except refused as error:
+        raise ValueError(f"{named}: {messages.first_line(error) if kinds else error}") from error
 
 
 class OptionTable:
@@ -140,7 +226,7 @@ def _as_read(name: str, value: Any, kind: Kind) -> Any:
 
 def _over(given: dict[str, Any], values: dict[str, Any], entries: list[Field]) -> dict[str, Any]:
     """What was given, and of a file's values those that it leaves."""
-    replaced = {entry.metadata["instead_of"] for entry in entries if given.get(entry.name) is not None}
+    replaced = {name for entry in entries if given.get(entry.name) is not None for name in entry.metadata["instead_of"]}
     return {**{name: value for name, value in values.items() if name not in replaced}, **given}
 
 

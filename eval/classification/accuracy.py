@@ -1,6 +1,6 @@
 """What a classifier answers on a set of images: predictions, accuracy, and how they are read and prepared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,25 @@ class Predictions:
     def loss(self) -> float:
         """Mean cross-entropy in nats."""
         return float(self.losses.mean())
+
+    @property
+    def scores(self) -> tuple[float, float, float]:
+        """Top-1 and top-5 accuracy in [0, 1], and the loss."""
+        return self.accuracy(1), self.accuracy(5), self.loss
+
+    def describe(self, id2label: Mapping[int, str], things: str) -> str:
+        """The scores and the hardest class, for people.
+
+        Args:
+            id2label: class names by id.
+            things: what was classified.
+        """
+        top1, top5, loss = self.scores
+        label, found = self.hardest()
+        return (
+            f"top-1 {top1:.2%}, top-5 {top5:.2%}, loss {loss:.4f} ({len(self.labels):,} {things}), hardest "
+            f"{id2label[label]} {found:.1%}"
+        )
 
     @classmethod
     def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":

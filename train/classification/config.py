@@ -1,13 +1,24 @@
 """Every option of the classification trainer, once; `engine.options` and `data.options` have those of all trainers."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from d_emo.common.options import OptionTable, Recipe, option, parse_options, require
+from d_emo.common.options import (
+    OptionTable,
+    Recipe,
+    below_one,
+    json_table,
+    option,
+    parse_options,
+    positive,
+    require,
+    up_to_one,
+    zero_or_more,
+)
 from d_emo.train.data.options import DataOptions, ValidationOptions, digits_recipe
-from d_emo.train.engine.options import RunOptions, StepOptions, options_of_run
+from d_emo.train.engine.options import KERNELS_HELP, StepOptions, options_of_run
+from d_emo.train.engine.task_options import TaskRunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +36,7 @@ class ClassifierOptions:
         None, "Image side in pixels. Default: 224, or twice the side of images of up to 64 pixels."
     )
     compile: bool = option(False, "torch.compile the network.")
-    kernels: Literal["auto", "reference", "native"] | None = option(
-        None,
-        "Fast kernels where there are any, plain PyTorch, or fast ones or nothing. Default: $D_EMO_KERNELS or auto.",
-    )
+    kernels: Literal["auto", "reference", "native"] | None = option(None, KERNELS_HELP)
 
     def __post_init__(self):
         require(self.resolution is None or self.resolution >= 32, "resolution", self.resolution, "must be 32 or more")
@@ -45,12 +53,7 @@ class ClassifierOptions:
         Raises:
             ValueError: it is no JSON object.
         """
-        try:
-            overrides = json.loads(self.model_config or "{}")
-        except (ValueError, RecursionError):
-            overrides = None
-        require(isinstance(overrides, dict), "model_config", self.model_config, 'expected JSON such as {"dilation": 2}')
-        return overrides
+        return json_table(self, "model_config", '{"drop_path": 0.1}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +88,7 @@ class AugmentationOptions:
     label_smoothing: float = option(0.1, "Share of the target that is spread over all classes.")
 
     def __post_init__(self):
-        for name in ("random_erasing", "label_smoothing"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
+        below_one(self, "random_erasing", "label_smoothing")
         for name in ("mixup", "cutmix", "color_jitter"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 (off) or more")
         for name in ("crop_scale_min", "crop_ratio"):
@@ -127,14 +129,8 @@ class DistillationOptions:
     )
 
     def __post_init__(self):
-        require(self.teacher_weight >= 0, "teacher_weight", self.teacher_weight, "must not be < 0")
-        require(self.teacher_tau > 0, "teacher_tau", self.teacher_tau, "must be positive")
-        require(
-            self.teacher_resolution is None or self.teacher_resolution > 0,
-            "teacher_resolution",
-            self.teacher_resolution,
-            "must be positive",
-        )
+        zero_or_more(self, "teacher_weight")
+        positive(self, "teacher_tau", "teacher_resolution")
 
     def describe(self) -> str:
         """The teacher, for people."""
@@ -161,37 +157,20 @@ class ClassifierOptimizationOptions(StepOptions):
     ema_decay: float = option(0.9998, "Decay of the averaged weights and buffers, once an optimizer step.")
 
     def __post_init__(self):
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
-        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
-        for name in ("warmup_epochs", "weight_decay", "adam_eps"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        positive(self, "learning_rate", "decay_epochs")
+        below_one(self, "adam_beta1", "adam_beta2", "ema_decay")
+        zero_or_more(self, "warmup_epochs", "weight_decay", "adam_eps", "max_grad_norm")
+        up_to_one(self, "warmup_lr_ratio", "min_lr_ratio")
         require(0 < self.decay_rate <= 1, "decay_rate", self.decay_rate, "must be in (0, 1]")
-        require(
-            self.max_grad_norm is None or self.max_grad_norm >= 0,
-            "max_grad_norm",
-            self.max_grad_norm,
-            "must be 0 or more",
-        )
-        require(self.decay_epochs > 0, "decay_epochs", self.decay_epochs, "must be positive")
-        for name in ("warmup_lr_ratio", "min_lr_ratio"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierRunOptions(RunOptions):
-    """The classification trainer's length and validation."""
+class ClassifierRunOptions(TaskRunOptions):
+    """The classification trainer's length."""
 
     epochs: float = option(300.0, "Passes over the training images.", "max_train_steps")
     max_train_steps: int | None = option(None, "Optimizer steps in place of --epochs; streams of unknown size need it.")
     global_batch_size: int = option(1024, "Images an optimizer step, over all processes.")
-    validate_every: int | None = option(None, "Steps between two validations. Default: an epoch.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("epochs", "max_train_steps", "validate_every"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,13 @@ from d_emo.classification.transformers_models import (
     make_image_processor,
 )
 from d_emo.common.messages import first_line
+from d_emo.common.options import blamed
 from d_emo.images.source import ImageSource
-from d_emo.kernels import backend_report
-from d_emo.models.flops import count_macs_on, count_parameters
+from d_emo.models.flops import count_macs_on
 from d_emo.train.classification.config import ClassifierConfig
-from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
-from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
-from d_emo.train.engine.memory import Launch, told, training_memory
+from d_emo.train.engine.fit import time_of_training
+from d_emo.train.engine.memory import told, training_memory
+from d_emo.train.engine.task_plan import TaskPlan, named_start, resolved_length, start_name
 
 TIMM = "timm:"
 # Images up to this side are shown at twice their size: the networks halve the grid five times.
@@ -32,34 +32,20 @@ RESOLUTION = 224
 COUNTED = ("adam", "adamw", "lamb", "lion", "momentum", "nadamw", "rmsprop", "rmsproptf", "sgd")
 
 
-@dataclass(frozen=True)
-class ClassifierPlan:
+@dataclass(frozen=True, kw_only=True)
+class ClassifierPlan(TaskPlan):
     """A run, resolved: no option is left at "default".
 
     Attributes:
-        source: training images.
-        validation: images to validate on, with the same class ids; None for none.
         resolution: image side in pixels.
         flip: whether images are mirrored at random.
-        processor: prepares images for validation and use.
-        max_train_steps: optimizer steps in all.
-        warmup_steps: of them.
-        validate_every: steps.
-        launch: what it is computed on.
     """
 
     config: ClassifierConfig
     source: ImageSource
     validation: ImageSource | None
-    layout: BatchLayout
     resolution: int
     flip: bool
-    processor: Any
-    output_dir: Path
-    max_train_steps: int
-    warmup_steps: int
-    validate_every: int
-    launch: Launch
 
     @property
     def model_name(self) -> str:
@@ -99,44 +85,28 @@ class ClassifierPlan:
         return make_classifier_schedule(optimizer, self)
 
     def identity(self) -> dict[str, Any]:
-        """What decides a run's results: its options with defaults resolved, and its data."""
-        return {
-            **self.config.flat(),
-            "lr_schedule_steps": self.max_train_steps,
-            "warmup_steps": self.warmup_steps,
-            "resolution": self.resolution,
-            "random_flip": self.flip,
-            **self.source.identity(),
-        }
+        """See `TaskPlan`; with the images' size."""
+        return {**super().identity(), "resolution": self.resolution, "random_flip": self.flip}
 
-    def describe(self) -> str:
-        """What would run, for people."""
-        options, layout, validation = self.config.optimization, self.layout, self.validation
-        model = self.build_model()
+    def lines(self, model: Any) -> dict[str, str]:
+        """See `TaskPlan.lines`."""
         macs = count_macs_on(model, torch.zeros(1, 3, self.resolution, self.resolution))
-        seen = self.max_train_steps * layout.global_batch_size
-        length = [f"{self.max_train_steps:,} steps", f"{seen:,} images", time_of_training(macs, seen, self.launch)]
-        if self.source.size:
-            length.insert(1, f"{seen / self.source.size:,.1f} epochs")
-        lines = {
-            "model": f"{self.model_name}: {count_parameters(model):,} parameters, {macs / 1e6:.1f} MMACs an image "
-            "(forward)",
-            "data": f"{self.source.name}: {self.source.describe_size()}, {len(self.source.id2label)} classes, "
-            f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
-            "validation": f"{validation.name}: {validation.describe_size()}, every {self.validate_every:,} steps"
-            if validation
-            else "none (--validation-dir, --validation-dataset, --validation-split or --validation-share)",
+        duration = time_of_training(macs, self.max_train_steps * self.layout.global_batch_size, self.launch)
+        return {
+            "model": ", ".join(filter(None, [f"{macs / 1e6:.1f} MMACs an image (forward)", duration])),
+            "data": f"{self.resolution} x {self.resolution}, {'' if self.flip else 'not '}mirrored at random",
             "augment": self.config.augmentation.describe(),
             "teacher": self.config.distillation.describe(),
-            "optimizer": f"{options.optimizer}, learning rate {options.learning_rate:g} ({options.lr_decay} after "
-            f"{self.warmup_steps:,} steps of warm-up), decay {options.weight_decay:g}, averaging {options.ema_decay}",
-            "batch": layout.describe(),
-            "length": ", ".join(filter(None, length)),
             "memory": told(lambda: self.describe_memory(model.train())),
-            "kernels": backend_report(self.launch.device),
-            "output": str(self.output_dir),
         }
-        return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+    def describe_optimizer(self) -> str:
+        """See `TaskPlan.describe_optimizer`."""
+        options = self.config.optimization
+        return (
+            f"{options.optimizer}, learning rate {options.learning_rate:g} ({options.lr_decay} after "
+            f"{self.warmup_steps:,} steps of warm-up), decay {options.weight_decay:g}, averaging {options.ema_decay}"
+        )
 
     def describe_memory(self, model: Any) -> str:
         """What a step of the network holds, for people."""
@@ -169,35 +139,23 @@ def make_classifier_plan(
             f"the images of {source.name} are of {count or 'no'} class{'' if count == 1 else 'es'}; a classifier needs "
             "two or more: name a folder of class folders (--train-data-dir), or the column of classes (--label-column)."
         )
-    options = config.run
-    layout = batch_layout(
-        options.global_batch_size,
-        options.micro_batch_size,
-        accelerator.num_processes,
-        accelerator.device.type == "cpu",
-    )
+    warmup, epochs = config.optimization.warmup_epochs, config.run.epochs
+    # In proportion, so that --max-train-steps shortens both.
+    length = resolved_length(config, source, accelerator, lambda steps, epoch: round(steps * warmup / epochs))
+    layout = length["layout"]
     if layout.micro_batch_size % 2 and (config.augmentation.mixup or config.augmentation.cutmix):
         raise ValueError(f"--mixup and --cutmix pair images: {layout.describe()} at once is odd; use an even number.")
     small = source.resolution <= SMALL_SIDE
     resolution = config.model.resolution or (2 * source.resolution if small else RESOLUTION)
-    if options.max_train_steps is None and not source.size:
-        raise ValueError(f"--max-train-steps is missing: {source.name} does not tell how many images an epoch has.")
-    epoch = source.size / layout.global_batch_size
-    steps = options.max_train_steps or steps_of_epochs(options.epochs, source.size, layout.global_batch_size)
     return ClassifierPlan(
         config=config,
         source=source,
         validation=validation,
-        layout=layout,
         resolution=resolution,
         flip=source.flip if config.data.random_flip is None else config.data.random_flip,
         processor=make_processor(config, resolution),
         output_dir=output_dir(config, source),
-        max_train_steps=steps,
-        # In proportion, so that --max-train-steps shortens both.
-        warmup_steps=fitting_warmup(round(steps * config.optimization.warmup_epochs / options.epochs), steps),
-        validate_every=options.validate_every or (max(1, round(epoch)) if source.size else options.checkpoint_every),
-        launch=Launch.of(accelerator),
+        **length,
     )
 
 
@@ -205,10 +163,8 @@ def make_processor(config: ClassifierConfig, resolution: int) -> Any:
     """The image processor that is saved; with --init-from its mean and deviation are kept."""
     processor = make_image_processor(resolution, config.augmentation.validation_crop)
     if config.model.init_from:
-        try:
+        with blamed(named_start(config.model), OSError):
             former: Any = AutoImageProcessor.from_pretrained(config.model.init_from)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--init-from {config.model.init_from}: {first_line(error)}") from error
         processor.image_mean, processor.image_std = list(former.image_mean), list(former.image_std)
     return processor
 
@@ -225,7 +181,7 @@ def start_from(name: str, labels: dict[str, Any], resolution: int) -> EMOv2ForIm
         ValueError: it does not load, or is no EMOv2.
     """
     try:
-        model = EMOv2ForImageClassification.from_pretrained(name)
+        model = EMOv2ForImageClassification.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"--init-from {name} does not load as EMOv2 ({first_line(error)}).") from error
     if model.config.id2label != labels["id2label"]:
@@ -237,7 +193,7 @@ def start_from(name: str, labels: dict[str, Any], resolution: int) -> EMOv2ForIm
 
 def model_name(config: ClassifierConfig) -> str:
     """--model, or what --init-from is called."""
-    return Path(config.model.init_from).name if config.model.init_from else config.model.model.removeprefix(TIMM)
+    return start_name(config.model).removeprefix(TIMM)
 
 
 def output_dir(config: ClassifierConfig, source: ImageSource) -> Path:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from d_emo.common.processes import loader_processes
 from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.train.classification.augmentation import Augmentation, Targets
 from d_emo.train.classification.config import ClassifierConfig
@@ -53,29 +52,17 @@ class ClassifierRun(TaskRun[ClassifierPlan]):
 
     def score(self) -> Scores | None:
         """See `TaskRun.score`."""
-        plan, accelerator = self.plan, self.accelerator
-        if plan.validation is None:
-            return None
+        plan = self.plan
+        assert plan.validation is not None
         share = predict(
             self.bundle.model,
             plan.validation,
             plan.processor,
             batch_size=plan.layout.micro_batch_size,
-            num_workers=loader_processes(plan.config.data.num_workers, plan.source.num_workers),
-            device=accelerator.device,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            mixed_precision=accelerator.mixed_precision == "bf16",
-            progress=accelerator.is_main_process,
+            **self.evaluation(),
         )
         predictions = Predictions.joined(gather_object([share]))
-        top1, top5, loss = predictions.accuracy(1), predictions.accuracy(5), predictions.loss
-        label, found = predictions.hardest()
-        return Scores(
-            (top1, top5, loss),
-            f"top-1 {top1:.2%}, top-5 {top5:.2%}, loss {loss:.4f} ({len(predictions.labels):,} images, averaged "
-            f"weights), hardest {plan.source.id2label[label]} {found:.1%}",
-        )
+        return Scores(predictions.scores, predictions.describe(plan.source.id2label, "images, averaged weights"))
 
     def usage(self) -> str:
         """See `TaskRun.usage`."""

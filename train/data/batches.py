@@ -61,11 +61,11 @@ class SampleSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """What to call it in messages and run names."""
 
     @property
     def size(self) -> int:
-        """How many samples."""
+        """How many samples; 0 where a stream does not tell."""
 
     @property
     def read(self) -> Callable[[int], Any]:

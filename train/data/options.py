@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from d_emo.common.options import Recipe, option, require
+from d_emo.common.options import Recipe, at_most_one_of, below_one, goes_with, option, positive, zero_or_more
 
 # The options that name a source of data.
 DATA_SOURCES = ("dataset", "train_data_dir", "latents")
@@ -35,7 +35,7 @@ class LoaderOptions:
     )
 
     def __post_init__(self):
-        require(self.num_workers is None or self.num_workers >= 0, "num_workers", self.num_workers, "must not be < 0")
+        zero_or_more(self, "num_workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,38 +64,43 @@ class DataOptions(LoaderOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        named = [f"--{name.replace('_', '-')}" for name in DATA_SOURCES if getattr(self, name)]
-        if len(named) > 1:
-            raise ValueError(f"{' and '.join(named)} are both given; choose one source.")
+        at_most_one_of(self, *DATA_SOURCES)
         if self.streaming and not self.dataset:
             raise ValueError("--streaming reads a --dataset, and none is named; folders and latents are read by index.")
         if "://" in (self.dataset or "") and not self.streaming:
             raise ValueError(f"--dataset {self.dataset} is a URL, which cannot be read by index; add --streaming.")
-        require(self.stream_buffer > 0, "stream_buffer", self.stream_buffer, "must be positive")
+        positive(self, "stream_buffer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationOptions(LoaderOptions):
-    """What trainers of labelled data are validated on; beside `dataset`, which the trainers name themselves."""
+    """What trainers of tasks are validated on; beside `dataset` and `train_data_dir`, which they name themselves.
 
-    validation_split: str | None = option(None, "Validate on this split of --dataset.")
-    validation_dataset: str | None = option(None, "Validate on this dataset, named as --dataset is.")
-    validation_dir: str | None = option(None, "Validate on this folder of class folders.")
-    validation_share: float | None = option(
-        None, "Hold this share of the training data out and validate on it. Default: 0.2 for the digits, else none."
+    Each takes the place of the others in a file, such as the share of a recipe for fine-tuning.
+    """
+
+    validation_split: str | None = option(
+        None, "Validate on this split of --dataset.", "validation_dataset", "validation_dir", "validation_share"
     )
+    validation_dataset: str | None = option(
+        None,
+        "Validate on this dataset, named as --dataset is.",
+        "validation_split", "validation_dir", "validation_share",
+    )  # fmt: skip
+    validation_dir: str | None = option(
+        None,
+        "Validate on this folder, named as --train-data-dir is.",
+        "validation_split", "validation_dataset", "validation_share",
+    )  # fmt: skip
+    validation_share: float | None = option(
+        None,
+        "Hold this share of the training data out and validate on it. Default: 0.2 for the digits, else none.",
+        "validation_split", "validation_dataset", "validation_dir",
+    )  # fmt: skip
 
     def __post_init__(self):
         super().__post_init__()
-        names = ("validation_split", "validation_dataset", "validation_dir", "validation_share")
-        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both given; choose one.")
-        if self.validation_split and not getattr(self, "dataset", None):
-            raise ValueError(f"--validation-split {self.validation_split}: it is one of a --dataset; none is named.")
-        require(
-            self.validation_share is None or 0 <= self.validation_share < 1,
-            "validation_share",
-            self.validation_share,
-            "must be in [0, 1)",
-        )
+        at_most_one_of(self, "train_data_dir", "dataset")
+        at_most_one_of(self, "validation_split", "validation_dataset", "validation_dir", "validation_share")
+        goes_with(self, "dataset", "validation_split")
+        below_one(self, "validation_share")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from d_emo.common.files import check_apart
+from d_emo.common.options import blamed
 from d_emo.images.labels import class_name
 from d_emo.images.latent_cache import latents_source
 from d_emo.images.open_source import open_source
@@ -36,12 +37,10 @@ def load_source(options: DataOptions, named: str | None = None) -> ImageSource:
         flag = f"--latents {options.latents}"
     else:
         flag = "no data was named"
-    try:
+    with blamed(named or flag):
         source = _open_source(options)
         if options.on_bad_image == "stop":
             source.refuse_unreadable("Repair or remove them, or go on: --on-bad-image skip.")
-    except ValueError as error:
-        raise ValueError(f"{named or flag}: {error}") from error
     if options.unconditional:
         return replace(source, labels=np.zeros(len(source.labels), dtype=np.int64), id2label={})
     return source
@@ -71,16 +70,12 @@ def with_validation(
         if not value:
             continue
         validation = load(_other(data, changes), f"{named} {value}")
-        try:
+        with blamed(f"{named} {value}"):
             return source, same_classes(validation, source)
-        except ValueError as error:
-            raise ValueError(f"{named} {value}: {error}") from error
     if not share:
         return source, None
-    try:
+    with blamed(f"--validation-share {share:g}"):
         return held_out(source, share)
-    except ValueError as error:
-        raise ValueError(f"--validation-share {share:g}: {error}") from error
 
 
 def _other(data: OptionsT, changes: dict[str, Any]) -> OptionsT:

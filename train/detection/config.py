@@ -1,13 +1,20 @@
 """Every option of the detection trainer, once; `engine` and `data` have those of all trainers."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from d_emo.common.options import OptionTable, option, parse_options, require
-from d_emo.train.data.options import LoaderOptions
-from d_emo.train.engine.options import options_of_run
+from d_emo.common.options import (
+    OptionTable,
+    goes_with,
+    json_table,
+    option,
+    parse_options,
+    positive,
+    require,
+    require_each,
+)
+from d_emo.train.data.options import ValidationOptions
+from d_emo.train.engine.options import KERNELS_HELP, options_of_run
 from d_emo.train.engine.task_options import TaskOptimizationOptions, TaskRunOptions
 
 # The published ratio of the longest long side to the short side, 1333 over 800.
@@ -44,25 +51,14 @@ class DetectorOptions:
         None, "The backbone's BatchNorms keep their statistics. Default: as published on a trained backbone, else no."
     )
     compile: bool = option(False, "torch.compile the backbone with its pyramid.")
-    kernels: Literal["auto", "reference", "native"] | None = option(
-        None,
-        "Fast kernels where there are any, plain PyTorch, or fast ones or nothing. Default: $D_EMO_KERNELS or auto.",
-    )
+    kernels: Literal["auto", "reference", "native"] | None = option(None, KERNELS_HELP)
 
     def __post_init__(self):
-        for name in ("resolution", "max_size"):
-            value = getattr(self, name)
-            require(value is None or 32 <= value <= 16384, name, value, "must be from 32 to 16384")
-        require(
-            self.frozen_stages is None or 0 <= self.frozen_stages <= 4,
-            "frozen_stages",
-            self.frozen_stages,
-            "must be from 0 to 4",
-        )
-        if self.max_size is not None:
-            short = self.resolution or 800
-            require(self.system != "ssdlite", "max_size", self.max_size, "ssdlite's images are square")
-            require(self.max_size >= short, "max_size", self.max_size, f"must be --resolution {short} or more")
+        sides = ("resolution", "max_size")
+        require_each(self, sides, lambda value: 32 <= value <= 16384, "must be from 32 to 16384")
+        require_each(self, ("frozen_stages",), lambda value: 0 <= value <= 4, "must be from 0 to 4")
+        if self.system is not None:
+            self.sizes(self.system)
         self.overrides()
         self.settings()
 
@@ -72,33 +68,30 @@ class DetectorOptions:
         Raises:
             ValueError: it is no JSON object.
         """
-        return _table("model_config", self.model_config, '{"drop_path": 0}')
+        return json_table(self, "model_config", '{"drop_path": 0}')
 
     def settings(self) -> dict[str, Any]:
         """--detector-config, read; likewise."""
-        return _table("detector_config", self.detector_config, '{"detections_per_img": 300}')
+        return json_table(self, "detector_config", '{"detections_per_img": 300}')
 
     def sizes(self, system: str) -> dict[str, Any]:
-        """The sizes of images as the system's function takes them; empty for its own."""
+        """The sizes of images as the system's function takes them; empty for its own.
+
+        Raises:
+            ValueError: they do not suit the system.
+        """
         if self.resolution is None and self.max_size is None:
             return {}
         if system == "ssdlite":
+            require(self.max_size is None, "max_size", self.max_size, "ssdlite's images are square")
             return {"image_size": self.resolution}
         short = self.resolution or 800
+        require_each(self, ("max_size",), lambda value: value >= short, f"must be --resolution {short} or more")
         return {"min_size": short, "max_size": self.max_size or round(short * LONG_TO_SHORT)}
 
 
-def _table(name: str, text: str | None, such: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        found = None
-    require(isinstance(found, dict), name, text, f"expected JSON such as {such}")
-    return found
-
-
 @dataclass(frozen=True, kw_only=True)
-class DetectorDataOptions(LoaderOptions):
+class DetectorDataOptions(ValidationOptions):
     """What it is trained and validated on."""
 
     train_data_dir: str | None = option(None, "Folder of pictures, with sub-folders as the annotations name them.")
@@ -126,42 +119,15 @@ class DetectorDataOptions(LoaderOptions):
         "drop", "What becomes of them in training; published runs drop them. They are validated on, always."
     )
     min_image_side: int = option(32, "Images with a shorter side are left out of training, as in published runs.")
-    validation_dir: str | None = option(None, "Validate on this folder, named as --train-data-dir is.")
     validation_annotations: str | None = option(None, "Its objects. Default: as for --annotations.")
     validation_mask_dir: str | None = option(None, "Its panoptic PNG files. Default: as for --mask-dir.")
-    validation_dataset: str | None = option(None, "Validate on this dataset, named as --dataset is.")
-    validation_split: str | None = option(None, "Validate on this split of --dataset.")
-    validation_share: float | None = option(None, "Hold this share of the training images out and validate on it.")
 
     def __post_init__(self):
         super().__post_init__()
-        for names in (
-            ("train_data_dir", "dataset"),
-            ("validation_dir", "validation_dataset", "validation_split", "validation_share"),
-        ):
-            given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
-            if len(given) > 1:
-                raise ValueError(f"{' and '.join(given)} are both given; choose one.")
-        for name, other in (
-            ("annotations", "train_data_dir"),
-            ("mask_dir", "train_data_dir"),
-            ("validation_annotations", "validation_dir"),
-            ("validation_mask_dir", "validation_dir"),
-            ("validation_split", "dataset"),
-            ("class_names", "dataset"),
-        ):
-            if getattr(self, name) and not getattr(self, other):
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: it goes with --{other.replace('_', '-')}."
-                )
-        require(
-            self.validation_share is None or 0 <= self.validation_share < 1,
-            "validation_share",
-            self.validation_share,
-            "must be in [0, 1)",
-        )
-        require(self.max_images is None or self.max_images > 0, "max_images", self.max_images, "must be positive")
-        require(self.min_image_side >= 1, "min_image_side", self.min_image_side, "must be positive")
+        goes_with(self, "train_data_dir", "annotations", "mask_dir")
+        goes_with(self, "validation_dir", "validation_annotations", "validation_mask_dir")
+        goes_with(self, "dataset", "class_names")
+        positive(self, "max_images", "min_image_side")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +146,7 @@ class DetectionAugmentationOptions:
     random_flip: bool = option(True, "Mirror images at random.")
 
     def __post_init__(self):
-        require(self.zoom_out is None or 1 <= self.zoom_out <= 16, "zoom_out", self.zoom_out, "must be from 1 to 16")
+        require_each(self, ("zoom_out",), lambda value: 1 <= value <= 16, "must be from 1 to 16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +180,4 @@ def parse_detector_config(arguments: list[str], about: str = "Train detectors.")
 
     Under both lie a resumed run's own options.
     """
-
-    def beneath(given: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        return options_of_run(given)
-
-    return parse_options(arguments, DetectorConfig, "train_detector", about, beneath)
+    return parse_options(arguments, DetectorConfig, "train_detector", about, options_of_run)

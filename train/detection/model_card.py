@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from d_emo.train.detection.plan import DetectorPlan
 from d_emo.train.engine import cards
 from d_emo.train.engine.cards import Circumstances
-from d_emo.train.engine.validation_log import read_validation
+from d_emo.train.engine.score_cards import Score, model_index, validation_lines
 
 TITLES = {"ssdlite": "SSDLite", "retinanet": "RetinaNet", "mask_rcnn": "Mask R-CNN"}
 # What a reader wants first; run.json has everything.
@@ -21,22 +20,12 @@ def detector_card(plan: DetectorPlan, circumstances: Circumstances, score_names:
     """A README.md in the Hub's format for the averaged weights of a run at a step."""
     options, names, title = plan.config.model, list(plan.source.id2label.values()), TITLES[plan.system]
     start = f", fine-tuned from {cards.base_name(options.init_from)}" if options.init_from else ""
-    validation = [row for row in read_validation(plan.output_dir) if row["step"] <= circumstances.step]
+    columns = [Score(name, shown := name.replace("_", " "), (name, shown), ".1%") for name in score_names]
     task = "image-segmentation" if plan.system == "mask_rcnn" else "object-detection"
-    header = cards.card_metadata(plan, ["EMOv2", title], "d_emo", task)
-    scores = ["No validation image was named, so nothing was scored."]
-    if validation and plan.validation is not None:
-        header["model-index"] = [_result(circumstances.name, plan.validation.name, validation[-1], score_names)]
-        scores = [
-            f"Averaged weights on {plan.validation.name}, {plan.validation.describe_size()}, by COCO's rules:",
-            "",
-            f"| step | {' | '.join(name.replace('_', ' ') for name in score_names)} |",
-            f"|---|{'---|' * len(score_names)}",
-            *(
-                f"| {row['step']:,.0f} | {' | '.join(f'{row[name]:.1%}' for name in score_names)} |"
-                for row in validation[-5:]
-            ),
-        ]
+    header = {
+        **cards.card_metadata(plan, ["EMOv2", title], "d_emo", task),
+        **model_index(plan, circumstances, "object-detection", columns),
+    }
     settings = {**plan.config.flat(), "init_from": options.init_from and cards.base_name(options.init_from)}
     masks = ", masks" if plan.system == "mask_rcnn" else ""
     lines = [
@@ -61,7 +50,7 @@ def detector_card(plan: DetectorPlan, circumstances: Circumstances, score_names:
         f"Data: {plan.source.name}, {plan.source.describe_size()}, {len(names)} classes ({cards.class_list(names)}). "
         f"Augmentation: {plan.augmentation.describe()}.",
         "",
-        *scores,
+        *validation_lines(plan, circumstances, columns, ", by COCO's rules"),
         "",
         *cards.settings_table(settings, SHOWN),
         "",
@@ -70,18 +59,3 @@ def detector_card(plan: DetectorPlan, circumstances: Circumstances, score_names:
         *cards.citation("EMOv2"),
     ]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _result(name: str, dataset: str, row: dict[str, float], score_names: Sequence[str]) -> dict[str, Any]:
-    """The last scores, as the Hub's evaluation table reads them."""
-    return {
-        "name": name,
-        "results": [{
-            "task": {"type": "object-detection"},
-            "dataset": {"name": dataset, "type": dataset.split(",")[0]},
-            "metrics": [
-                {"type": score, "name": score.replace("_", " "), "value": round(row[score], 4)}
-                for score in score_names
-            ],
-        }],
-    }  # fmt: skip

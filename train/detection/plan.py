@@ -6,13 +6,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from d_emo.classification.variants import CLASSIFIERS
 from d_emo.common.messages import first_line
 from d_emo.common.saved_folders import LOADING_ERRORS, may_be_on_hub
 from d_emo.detection.saved import DetectorBundle, is_detector, load_detector, make_detector
 from d_emo.images.coco import ObjectSource
 from d_emo.train.detection.augmentation import Augmentation
 from d_emo.train.detection.config import DetectorConfig, DetectorOptions
-from d_emo.train.engine.task_plan import TaskPlan, resolved_length
+from d_emo.train.engine.task_plan import A_SIZE, TaskPlan, named_start, resolved_length, start_name
 
 SYSTEM = "retinanet"
 # SSDLite halves the last stage's grid four times more: up to this side its smallest map is one value a channel.
@@ -72,7 +73,8 @@ def make_detector_plan(
     Raises:
         ValueError: they do not; the message names the option and the remedy.
     """
-    length, system = resolved_length(config, source, accelerator), system_of(config.model)
+    length = resolved_length(config, source, accelerator, config.optimization.asked_warmup)
+    system = system_of(config.model)
     bundle = build_detector(config.model, system, source.id2label)
     model: Any = bundle.model
     side = model.transform.fixed_size[0] if system == "ssdlite" else None
@@ -117,7 +119,6 @@ def build_detector(options: DetectorOptions, system: str, id2label: dict[int, st
     Raises:
         ValueError: no such network, options that it does not take, or weights that do not load.
     """
-    named = f"--init-from {options.init_from}" if options.init_from else f"--model {options.model}"
     asked: dict[str, Any] = {
         **options.settings(),
         **options.sizes(system),
@@ -126,19 +127,19 @@ def build_detector(options: DetectorOptions, system: str, id2label: dict[int, st
         "fixed_statistics": options.fixed_statistics,
     }
     try:
+        if options.init_from in CLASSIFIERS and not Path(options.init_from).is_dir():
+            raise ValueError(A_SIZE)
         if options.init_from and _is_detector(options.init_from):
             return _loaded(options.init_from).with_classes(id2label, **asked)
         return make_detector(system, options.init_from or options.model, id2label, **asked)
     except LOADING_ERRORS as error:
         said = str(error) if isinstance(error, ValueError) else first_line(error)
-        raise ValueError(f"{named}: {said}") from error
+        raise ValueError(f"{named_start(options)}: {said}") from error
 
 
 def model_name(options: DetectorOptions, system: str) -> str:
     """What to call a detector."""
-    if not options.init_from:
-        return f"{options.model}-{system}"
-    name = Path(options.init_from).stem if Path(options.init_from).is_file() else Path(options.init_from).name
+    name = start_name(options)
     return name if name.endswith(system) else f"{name}-{system}"
 
 

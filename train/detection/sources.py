@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from d_emo.common.options import blamed
 from d_emo.images.coco import ObjectSource, coco_objects, dataset_objects, find_annotations, some_of
 from d_emo.images.labels import read_class_names
 from d_emo.train.detection.config import DetectorDataOptions
@@ -101,7 +102,7 @@ def same_classes(validation: ObjectSource, source: ObjectSource, named: str) -> 
 
 def _opened(named: str, data: DetectorDataOptions, masks: bool, folder: str, annotations: str | None,
             mask_dir: str | None, option: str) -> ObjectSource:  # fmt: skip
-    try:
+    with blamed(named):
         if not Path(folder).is_dir():
             raise ValueError("there is no such folder.")
         try:
@@ -109,12 +110,10 @@ def _opened(named: str, data: DetectorDataOptions, masks: bool, folder: str, ann
         except ValueError as error:
             raise ValueError(str(error).replace("name the list", f"name the list ({option})")) from error
         return coco_objects(folder, path, mask_dir, masks=masks)
-    except ValueError as error:
-        raise ValueError(f"{named}: {error}") from error
 
 
 def _of_dataset(named: str, data: DetectorDataOptions, name: str, split: str) -> ObjectSource:
-    try:
+    with blamed(named):
         return dataset_objects(
             name,
             config=data.dataset_config,
@@ -124,8 +123,6 @@ def _of_dataset(named: str, data: DetectorDataOptions, name: str, split: str) ->
             box_format=data.box_format,
             class_names=read_class_names(data.class_names) if data.class_names else None,
         )
-    except ValueError as error:
-        raise ValueError(f"{named}: {error}") from error
 
 
 def _held_out(source: ObjectSource, share: float) -> tuple[ObjectSource, ObjectSource]:

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from d_emo.common.processes import loader_processes
 from d_emo.detection.saved import DetectorBundle, load_detector
 from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, TrainingSamples
@@ -73,21 +72,11 @@ class DetectorRun(TaskRun[DetectorPlan]):
         """See `TaskRun.score`."""
         from d_emo.eval.detection.predict import evaluate_objects  # torchmetrics, seconds of imports
 
-        plan, accelerator = self.plan, self.accelerator
-        if plan.validation is None:
-            return None
-        share = evaluate_objects(
-            self.bundle.model,
-            plan.validation,
-            device=accelerator.device,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            mixed_precision=accelerator.mixed_precision == "bf16",
-            num_workers=loader_processes(plan.config.data.num_workers, plan.source.num_workers),
-            progress=accelerator.is_main_process,
-        )
+        plan = self.plan
+        assert plan.validation is not None
+        share = evaluate_objects(self.bundle.model, plan.validation, **self.evaluation())
         first, *others = gather_object([share])
-        if not accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
             return Scores((), "")
         for other in others:
             first.merge(other)

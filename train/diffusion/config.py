@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from d_emo.common.options import OptionTable, Recipe, option, parse_options, require
 from d_emo.train.data.options import DataOptions, digits_recipe
-from d_emo.train.engine.options import RunOptions, StepOptions, options_of_run
+from d_emo.train.engine.options import KERNELS_HELP, RunOptions, StepOptions, options_of_run
 
 # What --vae auto names, from some resolution on.
 AUTO_VAE = "stabilityai/sd-vae-ft-ema"
@@ -51,10 +51,7 @@ class ModelOptions:
     )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
     compile: bool = option(False, "torch.compile the repeated block.")
-    kernels: Literal["auto", "reference", "native"] | None = option(
-        None,
-        "Fast kernels where there are any, plain PyTorch, or fast ones or nothing. Default: $D_EMO_KERNELS or auto.",
-    )
+    kernels: Literal["auto", "reference", "native"] | None = option(None, KERNELS_HELP)
 
     def __post_init__(self):
         for name in ("resolution", "lora_rank", "lora_alpha", "patch_bottleneck"):

@@ -36,17 +36,29 @@ class StepStatistics:
             norm.momentum = share / (1 - share * (count - 1 - index))
 
 
+def moving_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Running means and variances of the norms that are in training, which frozen ones are not."""
+    return [
+        buffer
+        for module in model.modules()
+        if module.training
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in STATISTICS
+    ]
+
+
 def average_statistics(model: torch.nn.Module, accelerator: Accelerator) -> None:
     """Replace each process's running means and variances by the mean over processes.
 
     Each process normalises with its own micro batch. Running statistics are linear in those of the batches, so that
     averaging them once a step is the same as averaging over the micro batches of all processes: no process's share
     counts more than another's, and all of them hold, and save, the same. DDP must not broadcast buffers (its default),
-    which would overwrite the others' by the first process's.
+    which would overwrite the others' by the first process's. Statistics that are fixed are the same everywhere, and a
+    mean would round them.
     """
     if accelerator.num_processes == 1:
         return
-    buffers = [buffer for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] in STATISTICS]
+    buffers = moving_statistics(model)
     if not buffers:
         return
     flat = torch.cat([buffer.flatten() for buffer in buffers])

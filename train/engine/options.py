@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from d_emo.common.options import option, require
+from d_emo.common.options import option, positive, require
 from d_emo.train.data.options import DATA_SOURCES
 
+# Of --kernels, which every network has.
+KERNELS_HELP = (
+    "Fast kernels where there are any, plain PyTorch, or fast ones or nothing. Default: $D_EMO_KERNELS or auto."
+)
 # In a run's folder: its options with defaults resolved, and its data.
 RUN_FILE = "run.json"
 
@@ -48,11 +52,9 @@ class RunOptions:
     dry_run: bool = option(False, "Print what would run, and stop.")
 
     def __post_init__(self):
-        positive = ("global_batch_size", "micro_batch_size", "log_every", "checkpoint_every",
-                    "keep_checkpoints", "keep_every", "cpu_threads")  # fmt: skip
-        for name in positive:
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "must be positive")
+        counts = ("global_batch_size", "micro_batch_size", "log_every", "checkpoint_every",
+                  "keep_checkpoints", "keep_every", "cpu_threads")  # fmt: skip
+        positive(self, *counts)
         if self.keep_every and not self.keep_checkpoints:
             raise ValueError(f"--keep-every {self.keep_every}: all checkpoints are kept; add --keep-checkpoints.")
         if self.allow_change is not None and self.resume_from is None:

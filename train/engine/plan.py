@@ -1,29 +1,17 @@
 """What the engine needs to know of a resolved run, whatever is trained; the wings' plans and options fit in."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from d_emo.images.source import ImageStream
+from d_emo.train.data.batches import SampleSource
 from d_emo.train.data.options import LoaderOptions
 from d_emo.train.engine.batch_layout import BatchLayout
 from d_emo.train.engine.options import RunOptions
 
 
-class TrainingData(Protocol):
+class TrainingData(SampleSource, Protocol):
     """What it is trained on, whatever a sample is; `ImageSource` is one."""
-
-    @property
-    def name(self) -> str:
-        """What to call it in messages and run names."""
-
-    @property
-    def size(self) -> int:
-        """Number of samples; 0 where a stream does not tell."""
-
-    @property
-    def read(self) -> Callable[[int], Any]:
-        """Index -> sample; raises UnreadableImageError."""
 
     @property
     def id2label(self) -> dict[int, str]:

@@ -22,14 +22,17 @@ FREE_OPTIONS = frozenset({
     "fid_images", "fid_reference", "fid_features", "fid_inception_weights", "report_to",
     "push_to_hub", "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "num_workers", "license",
     "on_bad_image", "dataset", "train_data_dir", "latents", "class_names", "data",
+    "annotations", "mask_dir", "panoptic_json", "palette",
     "latent_statistics",
     "gradient_checkpointing", "compile", "kernels", "cpu_threads",
     "epochs", "validate_every", "validation_split", "validation_dataset", "validation_dir", "validation_share",
+    "validation_annotations", "validation_mask_dir", "validation_json", "validation_window", "validation_stride",
 })  # fmt: skip
 # What a checkpoint's weights were made for: with another value of these they mean nothing, and no permission helps.
 NETWORK_OPTIONS = frozenset({
     "model", "model_config", "resolution", "color", "vae", "vae_digest", "latent_space", "lora_rank", "lora_alpha",
     "unconditional", "patch_bottleneck", "objective", "prediction", "flow_path", "num_classes", "optimizer",
+    "system", "head",
 })  # fmt: skip
 # What the plan derives, by the option that it comes from.
 DERIVED = {

@@ -4,13 +4,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from d_emo.common.processes import is_sharded
+from d_emo.common.processes import agreed, is_sharded, loader_processes
 from d_emo.kernels import use_backend
 from d_emo.train.data.batches import Batch
 from d_emo.train.data.sources import check_output
@@ -18,7 +18,13 @@ from d_emo.train.engine import loop, saving, start
 from d_emo.train.engine.log import truncate_log
 from d_emo.train.engine.plan import RunPlan
 from d_emo.train.engine.run import Parts, TrainingRun
-from d_emo.train.engine.validation_log import CURVES, VALIDATION_FILE, log_validation, plot_validation
+from d_emo.train.engine.validation_log import (
+    CURVES,
+    VALIDATION_FILE,
+    log_validation,
+    plot_validation,
+    read_validation,
+)
 
 PlanT = TypeVar("PlanT", bound=RunPlan, covariant=True)
 ConfigT = TypeVar("ConfigT")
@@ -69,8 +75,20 @@ class TaskRun(TrainingRun[PlanT]):
     def score(self) -> Scores | None:
         """How the averaged network does on the validation samples, each process on its share; every process calls this.
 
-        The main process's answer counts; None where there is nothing to validate on.
+        The main process's answer counts; None where none of them could be read.
         """
+
+    def evaluation(self) -> dict[str, Any]:
+        """What every evaluation of a share of the validation samples is told: where it runs, and which share."""
+        accelerator, plan = self.accelerator, cast(Any, self.plan)
+        return {
+            "device": accelerator.device,
+            "rank": accelerator.process_index,
+            "world_size": accelerator.num_processes,
+            "mixed_precision": accelerator.mixed_precision == "bf16",
+            "num_workers": loader_processes(plan.config.data.num_workers, plan.source.num_workers),
+            "progress": accelerator.is_main_process,
+        }
 
     @abstractmethod
     def usage(self) -> str:
@@ -170,6 +188,8 @@ def train(run: TaskRun, defaults: dict[str, Any]) -> int:
         if run.step % plan.validate_every == 0:
             validate(run)
 
+    if run.step and run.step % plan.validate_every == 0:
+        validate_once(run)  # the run ended between a checkpoint and its scores
     stopped = loop.train_until_done(run, iter(run.batches()), run.batch_loss, show=lambda: None, score=score)
     if stopped is not None:
         return stopped
@@ -178,17 +198,23 @@ def train(run: TaskRun, defaults: dict[str, Any]) -> int:
 
 
 def validate(run: TaskRun) -> None:
-    """Score the averaged network; say, log and plot it."""
-    scores = run.score()
+    """Score the averaged network where there is something to validate on; say, log and plot it."""
+    scores = run.score() if cast(Any, run.plan).validation is not None else None
     if scores is not None and run.accelerator.is_main_process:
         log_validation(run, run.score_names, scores.values, scores.text)
+
+
+def validate_once(run: TaskRun) -> None:
+    """Score the averaged network unless this step's scores are written already; every process calls this."""
+    rows = agreed(run.accelerator, lambda: read_validation(run.output_dir))
+    if all(row["step"] != run.step for row in rows):
+        validate(run)
 
 
 def finish(run: TaskRun) -> None:
     """Validate, save the result into the run's folder, say what to do next."""
     plan: Any = run.plan
-    if run.step % plan.validate_every:
-        validate(run)
+    validate_once(run)
     if run.accelerator.is_main_process:
         plot_validation(run.output_dir, plan.model_name)
     saving.publish(run, "config.json")

@@ -1,9 +1,9 @@
-"""The options that the trainers of segmenters, detectors and video classifiers have in common."""
+"""The options that the trainers of classifiers, segmenters, detectors and video classifiers have in common."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from d_emo.common.options import option, require
+from d_emo.common.options import below_one, option, positive, require, up_to_one, zero_or_more
 from d_emo.train.engine.options import RunOptions, StepOptions
 
 # Of --no-weight-decay: parameters of one dimension, which are norms, biases and layer scales.
@@ -39,19 +39,10 @@ class TaskOptimizationOptions(StepOptions):
     )
 
     def __post_init__(self):
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
-        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
-        for name in ("lr_warmup_ratio", "min_lr_ratio", "lr_decay_start"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be in [0, 1]")
-        for name in ("weight_decay", "lr_warmup_steps"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
-        require(
-            self.max_grad_norm is None or self.max_grad_norm >= 0,
-            "max_grad_norm",
-            self.max_grad_norm,
-            "must be 0 or more",
-        )
+        positive(self, "learning_rate")
+        below_one(self, "adam_beta1", "adam_beta2", "ema_decay")
+        up_to_one(self, "lr_warmup_ratio", "min_lr_ratio", "lr_decay_start")
+        zero_or_more(self, "weight_decay", "lr_warmup_steps", "max_grad_norm")
         require(
             self.lr_decay_end > self.lr_decay_start,
             "lr_decay_end",
@@ -59,6 +50,10 @@ class TaskOptimizationOptions(StepOptions):
             f"must be above --lr-decay-start {self.lr_decay_start:g}",
         )
         self.multipliers()
+
+    def asked_warmup(self, steps: int, epoch: float) -> int:
+        """Steps of warm-up of a run of so many steps, of which an epoch has `epoch`."""
+        return self.lr_warmup_steps
 
     def multipliers(self) -> dict[str, float]:
         """--lr-multipliers, read: factors by the beginning of a name.
@@ -98,6 +93,4 @@ class TaskRunOptions(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("epochs", "max_train_steps", "validate_every"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "must be positive")
+        positive(self, "epochs", "max_train_steps", "validate_every")

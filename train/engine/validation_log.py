@@ -24,7 +24,7 @@ def log_validation(run: AnyRun, names: Sequence[str], values: Sequence[float], t
         text: the same for people.
     """
     path = run.output_dir / VALIDATION_FILE
-    # A finished run that is resumed scores its last step again.
+    # No step has two rows, whatever a run that was continued left there.
     truncate_log(path, run.step - 1, ("step", *names))
     append_row(path, (run.step, *values))
     plot_validation(run.output_dir, run.plan.model_name)

@@ -1,13 +1,21 @@
 """Every option of the segmentation trainer, once; `engine` and `data` have those of all trainers."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from d_emo.common.options import OptionTable, option, parse_options, require
-from d_emo.train.data.options import LoaderOptions
-from d_emo.train.engine.options import options_of_run
+from d_emo.common.options import (
+    OptionTable,
+    at_most_one_of,
+    goes_with,
+    json_table,
+    option,
+    parse_options,
+    positive,
+    require,
+    require_each,
+)
+from d_emo.train.data.options import ValidationOptions
+from d_emo.train.engine.options import KERNELS_HELP, options_of_run
 from d_emo.train.engine.task_options import TaskOptimizationOptions, TaskRunOptions
 
 
@@ -29,10 +37,7 @@ class SegmenterOptions:
     )
     crop_size: int = option(512, "Side of what is learned from, in pixels.")
     compile: bool = option(False, "torch.compile the network.")
-    kernels: Literal["auto", "reference", "native"] | None = option(
-        None,
-        "Fast kernels where there are any, plain PyTorch, or fast ones or nothing. Default: $D_EMO_KERNELS or auto.",
-    )
+    kernels: Literal["auto", "reference", "native"] | None = option(None, KERNELS_HELP)
 
     def __post_init__(self):
         require(self.crop_size >= 32, "crop_size", self.crop_size, "must be 32 or more")
@@ -44,16 +49,11 @@ class SegmenterOptions:
         Raises:
             ValueError: it is no JSON object.
         """
-        try:
-            overrides = json.loads(self.model_config or "{}")
-        except (ValueError, RecursionError):
-            overrides = None
-        require(isinstance(overrides, dict), "model_config", self.model_config, 'expected JSON such as {"dropout": 0}')
-        return overrides
+        return json_table(self, "model_config", '{"dropout": 0}')
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterDataOptions(LoaderOptions):
+class SegmenterDataOptions(ValidationOptions):
     """What it is trained and validated on."""
 
     train_data_dir: str | None = option(
@@ -87,50 +87,19 @@ class SegmenterDataOptions(LoaderOptions):
         None, "A number in masks that is no class. Default: 255, but where there is nothing but 0 and 255."
     )
     max_images: int | None = option(None, "Use the first so many images only, of those to validate on as well.")
-    validation_dir: str | None = option(
-        None, "Validate on this folder, named as --train-data-dir is.", "validation_share"
-    )
     validation_mask_dir: str | None = option(None, "Its masks. Default: looked for.")
     validation_json: str | None = option(None, "Its panoptic JSON.")
-    validation_dataset: str | None = option(
-        None, "Validate on this dataset, named as --dataset is.", "validation_share"
-    )
-    validation_split: str | None = option(None, "Validate on this split of --dataset.", "validation_share")
-    validation_share: float | None = option(None, "Hold this share of the training images out and validate on it.")
 
     def __post_init__(self):
         super().__post_init__()
-        for names in (
-            ("train_data_dir", "dataset"),
-            ("validation_dir", "validation_dataset", "validation_split", "validation_share"),
-            ("panoptic_json", "class_names"),
-            ("panoptic_json", "palette"),
-            ("panoptic_json", "mask_suffix"),
-        ):
-            given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
-            if len(given) > 1:
-                raise ValueError(f"{' and '.join(given)} are both given; choose one.")
-        for name, other in (
-            ("mask_dir", "train_data_dir"),
-            ("panoptic_json", "train_data_dir"),
-            ("validation_mask_dir", "validation_dir"),
-            ("validation_json", "validation_dir"),
-            ("validation_split", "dataset"),
-            ("mask_column", "dataset"),
-        ):
-            if getattr(self, name) and not getattr(self, other):
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: it goes with --{other.replace('_', '-')}."
-                )
+        for name in ("class_names", "palette", "mask_suffix"):
+            at_most_one_of(self, "panoptic_json", name)
+        goes_with(self, "train_data_dir", "mask_dir", "panoptic_json")
+        goes_with(self, "validation_dir", "validation_mask_dir", "validation_json")
+        goes_with(self, "dataset", "mask_column")
         if self.validation_dir and bool(self.panoptic_json) != bool(self.validation_json):
             raise ValueError("--panoptic-json and --validation-json go together; name both, or none.")
-        require(
-            self.validation_share is None or 0 <= self.validation_share < 1,
-            "validation_share",
-            self.validation_share,
-            "must be in [0, 1)",
-        )
-        require(self.max_images is None or self.max_images > 0, "max_images", self.max_images, "must be positive")
+        positive(self, "max_images")
         require(
             self.ignore_index is None or 0 <= self.ignore_index < 2**16,
             "ignore_index",
@@ -156,11 +125,9 @@ class SegmentationAugmentationOptions:
     photometric: bool = option(True, "Change brightness, contrast, saturation and hue at random.")
 
     def __post_init__(self):
-        for name in ("short_side", "long_side"):
-            value = getattr(self, name)
-            require(value is None or value >= 16, name, value, "must be 16 or more")
+        require_each(self, ("short_side", "long_side"), lambda value: value >= 16, "must be 16 or more")
+        goes_with(self, "short_side", "long_side")
         if self.long_side is not None:
-            require(self.short_side is not None, "long_side", self.long_side, "it goes with --short-side")
             require(
                 self.long_side >= (self.short_side or 0),
                 "long_side",
@@ -202,18 +169,11 @@ class SegmenterRunOptions(TaskRunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("validation_window", "validation_stride"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "must be positive")
-        if self.validation_stride:
-            window = self.validation_window
-            require(window is not None, "validation_stride", self.validation_stride, "it goes with --validation-window")
-            require(
-                self.validation_stride <= (window or 0),
-                "validation_stride",
-                self.validation_stride,
-                f"leaves gaps between windows of {window}",
-            )
+        positive(self, "validation_window", "validation_stride")
+        goes_with(self, "validation_window", "validation_stride")
+        if self.validation_window:
+            within, rule = self.validation_window, f"leaves gaps between windows of {self.validation_window}"
+            require_each(self, ("validation_stride",), lambda value: value <= within, rule)
 
     @property
     def stride(self) -> int | None:
@@ -238,8 +198,4 @@ def parse_segmenter_config(arguments: list[str], about: str = "Train segmenters.
 
     Under both lie a resumed run's own options.
     """
-
-    def beneath(given: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        return options_of_run(given)
-
-    return parse_options(arguments, SegmenterConfig, "train_segmenter", about, beneath)
+    return parse_options(arguments, SegmenterConfig, "train_segmenter", about, options_of_run)

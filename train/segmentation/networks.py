@@ -9,12 +9,14 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation
 from d_emo.classification.backbones import known_name
 from d_emo.classification.checkpoint_files import read_classifier
 from d_emo.common.messages import first_line
+from d_emo.common.options import blamed
 from d_emo.common.saved_folders import LOADING_ERRORS
 from d_emo.segmentation.heads import Classifier
 from d_emo.segmentation.transformers_config import EMOv2SegmentationConfig
 from d_emo.segmentation.transformers_models import SegmentationPreTrainedModel
 from d_emo.segmentation.unet_config import UEMOv2Config
 from d_emo.segmentation.variants import WHOLE_NETWORKS, create_segmenter, list_segmenters
+from d_emo.train.engine.task_plan import A_SIZE, named_start
 from d_emo.train.segmentation.config import SegmenterOptions
 
 SEGMENTERS = (EMOv2SegmentationConfig.model_type, UEMOv2Config.model_type)
@@ -32,19 +34,16 @@ def build_network(options: SegmenterOptions, id2label: dict[int, str]) -> Segmen
     Raises:
         ValueError: no such network, overrides that it does not take, or weights that do not load.
     """
-    named = f"--init-from {options.init_from}" if options.init_from else f"--model {options.model}"
-    try:
+    with blamed(named_start(options), *LOADING_ERRORS):
         if options.init_from is None:
             return _created(options, options.model, id2label)
         if is_file(options.init_from):
             return _from_published(options, Path(options.init_from), id2label)
         if known_name("network", options.init_from, list_segmenters()):
-            raise ValueError("that is a size, whose weights are fresh; name it as --model, or a trained one's folder.")
+            raise ValueError(A_SIZE)
         if AutoConfig.from_pretrained(options.init_from).model_type in SEGMENTERS:
             return _continued(options, options.init_from, id2label)
         return _on_classifier(options, options.init_from, id2label)
-    except LOADING_ERRORS as error:
-        raise ValueError(f"{named}: {first_line(error)}") from error
 
 
 def is_file(init_from: str) -> bool:

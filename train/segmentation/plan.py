@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 
 from d_emo.images.masks import PixelSource
-from d_emo.kernels import backend_report
 from d_emo.models.flops import count_macs_on
 from d_emo.segmentation.ranges import WITH_AUXILIARY
 from d_emo.segmentation.transformers_models import (
@@ -24,7 +23,7 @@ from d_emo.train.engine.batch_layout import BatchLayout
 from d_emo.train.engine.cards import class_list
 from d_emo.train.engine.fit import time_of_training
 from d_emo.train.engine.memory import told, training_memory
-from d_emo.train.engine.task_plan import TaskPlan, resolved_length
+from d_emo.train.engine.task_plan import TaskPlan, resolved_length, start_name
 from d_emo.train.segmentation.config import SegmenterConfig
 from d_emo.train.segmentation.networks import build_network
 
@@ -93,7 +92,6 @@ class SegmenterPlan(TaskPlan):
             "augment": self.config.augmentation.describe(),
             "scored on": windows if options.validation_window else "whole images",
             "memory": told(lambda: self.describe_memory(model.train())),
-            "kernels": backend_report(self.launch.device),
         }
 
     def describe_memory(self, model: Any) -> str:
@@ -122,7 +120,7 @@ def make_segmenter_plan(
             f"the masks of {source.name} have one class, {source.id2label[0]!r}; a segmenter needs two or more: "
             "a single object has the background beside it (--class-names names classes that the masks do not show)."
         )
-    resolved = resolved_length(config, source, accelerator)
+    resolved = resolved_length(config, source, accelerator, config.optimization.asked_warmup)
     model = build_network(config.model, source.id2label)
     check_fits(config, model.config, resolved["layout"], validation is not None)
     short, long = config.augmentation.short_side, config.augmentation.longest
@@ -172,10 +170,9 @@ def check_fits(config: SegmenterConfig, network: Any, layout: BatchLayout, valid
 
 def model_name(config: SegmenterConfig) -> str:
     """--model and --head, or what --init-from is called."""
-    options = config.model
-    if options.init_from:
-        return Path(options.init_from).name
-    return options.model if options.model in WHOLE_NETWORKS else f"{options.model}-{options.head or 'deeplabv3'}"
+    options, name = config.model, start_name(config.model)
+    head = options.head or ("deeplabv3" if not options.init_from and options.model not in WHOLE_NETWORKS else None)
+    return name if head is None or name.endswith(head) else f"{name}-{head}"
 
 
 def output_dir(config: SegmenterConfig, source: PixelSource) -> Path:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from d_emo.common.options import blamed
 from d_emo.images.masks import PixelSource, open_masks
 from d_emo.images.pixels import held_out_pixels, pixel_subset
 from d_emo.images.source import refuse_unreadable
@@ -34,12 +35,10 @@ def load_sources(data: SegmenterDataOptions) -> tuple[PixelSource, PixelSource |
         class_names=data.class_names,
     )
     if data.validation_share:
-        try:
+        with blamed(f"--validation-share {data.validation_share:g}"):
             source, validation = held_out_pixels(source, data.validation_share)
             refuse_unreadable(validation.unreadable, WHOLE)
-            return source, validation
-        except ValueError as error:
-            raise ValueError(f"--validation-share {data.validation_share:g}: {error}") from error
+        return source, validation
     for named, value, places in (
         ("--validation-dir", data.validation_dir,
          {"folder": data.validation_dir, "dataset": None, "mask_dir": data.validation_mask_dir,
@@ -57,7 +56,7 @@ def load_sources(data: SegmenterDataOptions) -> tuple[PixelSource, PixelSource |
 
 
 def _opened(data: SegmenterDataOptions, named: str, *, folder: Any, dataset: Any, **more: Any) -> PixelSource:
-    try:
+    with blamed(named):
         source = open_masks(
             folder,
             dataset,
@@ -75,6 +74,4 @@ def _opened(data: SegmenterDataOptions, named: str, *, folder: Any, dataset: Any
         )
         if data.on_bad_image == "stop":
             refuse_unreadable(source.unreadable, "Repair or remove them, or go on: --on-bad-image skip.")
-    except ValueError as error:
-        raise ValueError(f"{named}: {error}") from error
     return pixel_subset(source, range(min(source.size, data.max_images))) if data.max_images else source

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from d_emo.common.processes import loader_processes
 from d_emo.eval.segmentation.predict import evaluate_pixels
 from d_emo.train.data.batches import Batch, TrainingSamples
 from d_emo.train.engine import loader
@@ -45,21 +44,15 @@ class SegmenterRun(TaskRun[SegmenterPlan]):
 
     def score(self) -> Scores | None:
         """See `TaskRun.score`."""
-        plan, accelerator = self.plan, self.accelerator
-        if plan.validation is None:
-            return None
+        plan = self.plan
+        assert plan.validation is not None
         share = evaluate_pixels(
             self.bundle.model.eval(),
             plan.processor,
             plan.validation,
-            device=accelerator.device,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
             window=plan.config.run.validation_window,
             stride=plan.config.run.stride,
-            mixed_precision=accelerator.mixed_precision == "bf16",
-            num_workers=loader_processes(plan.config.data.num_workers, plan.source.num_workers),
-            progress=accelerator.is_main_process,
+            **self.evaluation(),
         )
         first, *others = gather_object([share])
         scores = functools.reduce(lambda whole, part: whole.merge(part) or whole, others, first)

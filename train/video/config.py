@@ -1,13 +1,21 @@
 """Every option of the video trainer, once; `engine.task_options` and `data.options` have those of other trainers."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from d_emo.common.options import OptionTable, option, parse_options, require
+from d_emo.common.options import (
+    OptionTable,
+    below_one,
+    json_table,
+    option,
+    parse_options,
+    positive,
+    require_each,
+    up_to_one,
+    zero_or_more,
+)
 from d_emo.train.data.options import ValidationOptions
-from d_emo.train.engine.options import options_of_run
+from d_emo.train.engine.options import KERNELS_HELP, options_of_run
 from d_emo.train.engine.task_options import TaskOptimizationOptions, TaskRunOptions
 
 
@@ -29,14 +37,11 @@ class VideoModelOptions:
         None, "Side of the frames in pixels. Default: 160, or that of a V-EMOv2 that --init-from names."
     )
     compile: bool = option(False, "torch.compile the network.")
-    kernels: Literal["auto", "reference", "native"] | None = option(
-        None,
-        "Fast kernels where there are any, plain PyTorch, or fast ones or nothing. Default: $D_EMO_KERNELS or auto.",
-    )
+    kernels: Literal["auto", "reference", "native"] | None = option(None, KERNELS_HELP)
 
     def __post_init__(self):
-        require(self.frames is None or self.frames >= 1, "frames", self.frames, "must be positive")
-        require(self.resolution is None or self.resolution >= 32, "resolution", self.resolution, "must be 32 or more")
+        positive(self, "frames")
+        require_each(self, ("resolution",), lambda value: value >= 32, "must be 32 or more")
         self.overrides()
 
     def overrides(self) -> dict[str, Any]:
@@ -45,13 +50,7 @@ class VideoModelOptions:
         Raises:
             ValueError: it is no JSON object.
         """
-        try:
-            overrides = json.loads(self.model_config or "{}")
-        except (ValueError, RecursionError):
-            overrides = None
-        rule = 'expected JSON such as {"drop_path": 0.1}'
-        require(isinstance(overrides, dict), "model_config", self.model_config, rule)
-        return overrides
+        return json_table(self, "model_config", '{"drop_path": 0.1}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +66,6 @@ class VideoDataOptions(ValidationOptions):
     class_names: str | None = option(
         None, "Names of classes that the data give by number only: a file (one a line, or JSON)."
     )
-    validation_share: float | None = option(
-        None, "Hold this share of the training videos out and validate on it. Default: none."
-    )
     on_bad_image: Literal["stop", "skip"] = option(
         "stop", "An unreadable or too short video stops the run, or is skipped aloud."
     )
@@ -77,11 +73,6 @@ class VideoDataOptions(ValidationOptions):
     random_flip: bool = option(
         True, "Mirror clips at random. Not where left and right are classes: mirrored motion goes the other way."
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.train_data_dir and self.dataset:
-            raise ValueError("--dataset and --train-data-dir are both given; choose one source.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +92,12 @@ class ClipAugmentationOptions:
     label_smoothing: float = option(0.0, "Share of the target that is spread over all classes.")
 
     def __post_init__(self):
-        value = self.crop_scale_min
-        require(0 < value <= 1, "crop_scale_min", value, "must be in (0, 1]")
-        require(self.short_side is None or self.short_side > 0, "short_side", self.short_side, "must be positive")
-        require(0 <= self.rand_augment <= 100, "rand_augment", self.rand_augment, "must be in [0, 100]")
-        value = self.rand_augment_magnitude
-        require(0 <= value <= 10, "rand_augment_magnitude", value, "must be in [0, 10]")
-        value = self.rand_augment_probability
-        require(0 <= value <= 1, "rand_augment_probability", value, "must be in [0, 1]")
-        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "must be in [0, 1)")
+        require_each(self, ("crop_scale_min",), lambda value: 0 < value <= 1, "must be in (0, 1]")
+        positive(self, "short_side")
+        require_each(self, ("rand_augment",), lambda value: 0 <= value <= 100, "must be in [0, 100]")
+        require_each(self, ("rand_augment_magnitude",), lambda value: 0 <= value <= 10, "must be in [0, 10]")
+        up_to_one(self, "rand_augment_probability")
+        below_one(self, "label_smoothing")
 
     def describe(self) -> str:
         """What is on, for people."""
@@ -133,6 +121,9 @@ class VideoOptimizationOptions(TaskOptimizationOptions):
         "Parameters that do not decay: parts of their names, with commas between; 'vectors' are all norms, biases and "
         "layer scales.",
     )
+    lr_warmup_steps: int = option(
+        500, "Linear warm-up in optimizer steps, at most a quarter of the run.", "lr_warmup_epochs"
+    )
     lr_warmup_epochs: float | None = option(
         None,
         "Linear warm-up in epochs, at most a quarter of the run; in place of --lr-warmup-steps.",
@@ -146,8 +137,11 @@ class VideoOptimizationOptions(TaskOptimizationOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        value = self.lr_warmup_epochs
-        require(value is None or value >= 0, "lr_warmup_epochs", value, "must be 0 or more")
+        zero_or_more(self, "lr_warmup_epochs")
+
+    def asked_warmup(self, steps: int, epoch: float) -> int:
+        """See `TaskOptimizationOptions`; in epochs where they are given."""
+        return self.lr_warmup_steps if self.lr_warmup_epochs is None else round(self.lr_warmup_epochs * epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +160,4 @@ def parse_video_config(arguments: list[str], about: str = "Train V-EMOv2.") -> V
 
     Under both lie a resumed run's own options.
     """
-
-    def beneath(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return options_of_run(given)
-
-    return parse_options(arguments, VideoConfig, "train_video_classifier", about, beneath)
+    return parse_options(arguments, VideoConfig, "train_video_classifier", about, options_of_run)

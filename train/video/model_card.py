@@ -4,7 +4,7 @@ import json
 
 from d_emo.train.engine import cards
 from d_emo.train.engine.cards import Circumstances
-from d_emo.train.engine.validation_log import read_validation
+from d_emo.train.engine.score_cards import ACCURACY, model_index, validation_lines
 from d_emo.train.video.plan import VideoPlan
 
 # What a reader wants first; run.json has everything.
@@ -19,32 +19,12 @@ def video_card(plan: VideoPlan, circumstances: Circumstances) -> str:
     options, names, start = plan.config.model, list(plan.source.id2label.values()), plan.start
     model = "V-EMOv2" if options.init_from else plan.model_name
     base = f", fine-tuned from {cards.base_name(options.init_from)}" if options.init_from else ""
-    validation = [row for row in read_validation(plan.output_dir) if row["step"] <= circumstances.step]
-    header = cards.card_metadata(plan, [model], "transformers", "video-classification")
-    scores = ["No validation video was named, so nothing was scored."]
-    if validation and plan.validation is not None:
-        last, data = validation[-1], plan.validation.name
-        header["model-index"] = [{
-            "name": circumstances.name,
-            "results": [{
-                "task": {"type": "video-classification"},
-                "dataset": {"name": data, "type": data.split(",")[0]},
-                "metrics": [
-                    {"type": "accuracy", "name": "top-1 accuracy", "value": round(last["top1"], 4)},
-                    {"type": "accuracy", "name": "top-5 accuracy", "value": round(last["top5"], 4)},
-                ],
-            }],
-        }]  # fmt: skip
-        scores = [
-            f"Averaged weights on {data}, {plan.validation.describe_size()}, one clip and the middle crop of each:",
-            "",
-            "| step | top-1 | top-5 | loss |",
-            "|---|---|---|---|",
-            *(
-                f"| {row['step']:,.0f} | {row['top1']:.2%} | {row['top5']:.2%} | {row['loss']:.4f} |"
-                for row in validation[-5:]
-            ),
-        ]
+    task = "video-classification"
+    header = {
+        **cards.card_metadata(plan, [model], "transformers", task),
+        **model_index(plan, circumstances, task, ACCURACY),
+    }
+    how = ", one clip and the middle crop of each"
     settings = {
         **plan.config.flat(),
         "init_from": options.init_from and cards.base_name(options.init_from),
@@ -68,7 +48,7 @@ def video_card(plan: VideoPlan, circumstances: Circumstances) -> str:
         f"Data: {plan.source.name}, {plan.source.describe_size()}, {len(names)} classes ({cards.class_list(names)}), "
         f"{'' if plan.config.data.random_flip else 'not '}mirrored at random.",
         "",
-        *scores,
+        *validation_lines(plan, circumstances, ACCURACY, how, "video"),
         "",
         *cards.settings_table(settings, SHOWN),
         "",

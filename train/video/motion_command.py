@@ -5,6 +5,7 @@ import argparse
 import numpy as np
 
 from d_emo.common.files import check_apart, check_writable, holds_something, written_folder
+from d_emo.common.options import blamed
 from d_emo.images.open_source import open_source
 from d_emo.images.source import subset
 from d_emo.train.video.camera_motion import write_videos
@@ -24,11 +25,9 @@ def run(options: argparse.Namespace) -> None:
     if holds_something(folder):
         raise ValueError(f"--output-dir {folder} is not empty; choose a new folder.")
     named = str(options.photos)
-    try:
+    with blamed(f"--photos {named}"):
         folder_of_photos = named if options.photos.is_dir() or not named.endswith(".parquet") else None
         photos = open_source(folder_of_photos, named, unconditional=True)
-    except ValueError as error:
-        raise ValueError(f"--photos {named}: {error}") from error
     chosen = np.random.default_rng(options.seed).permutation(photos.size)[: options.num_photos]
     photos = subset(photos, np.sort(chosen))
     if options.held_out >= photos.size:

@@ -6,8 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from d_emo.train.engine.fit import fitting_warmup
-from d_emo.train.engine.task_plan import TaskPlan, resolved_length
+from d_emo.train.engine.task_plan import TaskPlan, resolved_length, start_name
 from d_emo.train.video.config import VideoConfig
 from d_emo.train.video.start import Start, look_up
 from d_emo.video.folders import ClipSource
@@ -45,7 +44,7 @@ class VideoPlan(TaskPlan):
 
 def model_name(config: VideoConfig) -> str:
     """--model, or what --init-from is called."""
-    return Path(config.model.init_from).stem if config.model.init_from else config.model.model
+    return start_name(config.model)
 
 
 def output_dir(config: VideoConfig, source: ClipSource) -> Path:
@@ -67,11 +66,6 @@ def make_video_plan(
             "folder of class folders (--train-data-dir), or the column of classes (--label-column)."
         )
     start = look_up(config.model)
-    length = resolved_length(config, source, accelerator)
-    if config.optimization.lr_warmup_epochs is not None:
-        epoch = source.size / length["layout"].global_batch_size
-        asked = round(config.optimization.lr_warmup_epochs * epoch)
-        length["warmup_steps"] = fitting_warmup(asked, length["max_train_steps"])
     return VideoPlan(
         config=config,
         source=source,
@@ -79,5 +73,5 @@ def make_video_plan(
         processor=start.processor(),
         output_dir=output_dir(config, source),
         start=start,
-        **length,
+        **resolved_length(config, source, accelerator, config.optimization.asked_warmup),
     )

@@ -1,5 +1,6 @@
 """A video classifier's videos: those to train on and those to validate on, with one table of classes."""
 
+from d_emo.common.options import blamed
 from d_emo.images.labels import read_class_names
 from d_emo.train.data.sources import with_validation
 from d_emo.train.video.config import VideoDataOptions
@@ -23,7 +24,7 @@ def load_sources(data: VideoDataOptions) -> tuple[ClipSource, ClipSource | None]
 
 
 def _load(data: VideoDataOptions, named: str) -> ClipSource:
-    try:
+    with blamed(named):
         return open_videos(
             data.train_data_dir,
             data.dataset,
@@ -33,5 +34,3 @@ def _load(data: VideoDataOptions, named: str) -> ClipSource:
             label_column=data.label_column,
             class_names=read_class_names(data.class_names) if data.class_names else None,
         )
-    except ValueError as error:
-        raise ValueError(f"{named}: {error}") from error

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig
 
@@ -15,7 +16,9 @@ from d_emo.classification.transformers_config import EMOv2Config
 from d_emo.classification.transformers_models import EMOv2ForImageClassification
 from d_emo.classification.variants import create_classifier
 from d_emo.common.messages import first_line
+from d_emo.common.options import blamed
 from d_emo.common.saved_folders import LOADING_ERRORS, kind_of, may_be_on_hub
+from d_emo.train.engine.task_plan import named_start
 from d_emo.train.video.config import VideoModelOptions
 from d_emo.video.inflation import inflate
 from d_emo.video.processing import VEMOv2VideoProcessor, make_video_processor
@@ -74,10 +77,8 @@ class Start:
         """
         processor = make_video_processor(self.resolution, self.frames)
         if self.of_video:
-            try:
+            with blamed(named_start(self.options), *LOADING_ERRORS):
                 former: Any = VEMOv2VideoProcessor.from_pretrained(str(self.options.init_from))
-            except LOADING_ERRORS as error:
-                raise ValueError(f"--init-from {self.options.init_from}: {first_line(error)}") from error
             processor.image_mean, processor.image_std = list(former.image_mean), list(former.image_std)
         return processor
 
@@ -89,21 +90,14 @@ class Start:
         """
         labels: dict[str, Any] = {"id2label": id2label, "label2id": {name: number for number, name in id2label.items()}}
         more = {**labels, "num_frames": self.frames, "image_size": self.resolution}
-        named = f"--model {self.options.model}"
-        try:
-            if self.options.init_from is None:
-                return VEMOv2ForVideoClassification(
-                    VEMOv2Config.of(self.options.model, **{**more, **self.options.overrides()})
-                )
-            named = f"--init-from {self.options.init_from}"
-            if self.of_video:
-                return self._further(more)
-            return self._inflated(more)
-        except LOADING_ERRORS as error:
-            raise ValueError(f"{named}: {first_line(error)}") from error
+        options = self.options
+        with blamed(named_start(options), *LOADING_ERRORS):
+            if options.init_from is None:
+                return VEMOv2ForVideoClassification(VEMOv2Config.of(options.model, **{**more, **options.overrides()}))
+            return self._further(more) if self.of_video else self._inflated(more)
 
     def _further(self, more: dict[str, Any]) -> VEMOv2ForVideoClassification:
-        model: Any = VEMOv2ForVideoClassification.from_pretrained(str(self.options.init_from))
+        model: Any = VEMOv2ForVideoClassification.from_pretrained(str(self.options.init_from), dtype=torch.float32)
         if model.config.id2label != more["id2label"]:
             renew_head(model, len(more["id2label"]))
         for name, value in more.items():

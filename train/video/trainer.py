@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from d_emo.common.processes import loader_processes
 from d_emo.eval.classification.accuracy import Predictions
 from d_emo.eval.video.accuracy import predict_clips
 from d_emo.train.data.batches import Batch, TrainingImages
@@ -47,33 +46,21 @@ class VideoRun(TaskRun[VideoPlan]):
 
     def score(self) -> Scores | None:
         """See `TaskRun.score`: one clip, the middle crop."""
-        plan, accelerator = self.plan, self.accelerator
-        if plan.validation is None:
-            return None
+        plan = self.plan
+        assert plan.validation is not None
         share = predict_clips(
             self.bundle.model,
             plan.processor,
             plan.validation,
             batch_size=plan.layout.micro_batch_size,
-            num_workers=loader_processes(plan.config.data.num_workers, plan.source.num_workers),
-            device=accelerator.device,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            mixed_precision=accelerator.mixed_precision == "bf16",
-            progress=accelerator.is_main_process,
+            **self.evaluation(),
             skip_bad=plan.config.data.on_bad_image == "skip",
         )
         parts = gather_object([share])
         if not any(len(part.labels) for part in parts):
             return None
         predictions = Predictions.joined(parts)
-        top1, top5, loss = predictions.accuracy(1), predictions.accuracy(5), predictions.loss
-        label, found = predictions.hardest()
-        return Scores(
-            (top1, top5, loss),
-            f"top-1 {top1:.2%}, top-5 {top5:.2%}, loss {loss:.4f} ({len(predictions.labels):,} videos, averaged "
-            f"weights), hardest {plan.source.id2label[label]} {found:.1%}",
-        )
+        return Scores(predictions.scores, predictions.describe(plan.source.id2label, "videos, averaged weights"))
 
     def usage(self) -> str:
         """See `TaskRun.usage`."""

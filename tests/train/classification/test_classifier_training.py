@@ -173,7 +173,7 @@ def test_a_stream_is_trained_on(capsys, tmp_path):
         (["--model-config", '{"depth": 3}'], "--model-config has ['depth']; choose from version, depths"),
         (["--validation-share", "1.5"], "must be in [0, 1)"),
         (["--validation-share", "0.1", "--validation-dir", "x"], "choose one"),
-        (["--validation-split", "test"], "it is one of a --dataset"),
+        (["--validation-split", "test"], "it goes with --dataset"),
         (["--latents", "x"], "classifiers are trained on images"),
         (["--unconditional", "true"], "classifiers need classes"),
         (["--resolution", "16"], "must be 32 or more"),

@@ -77,7 +77,7 @@ def test_values_out_of_range_are_refused(name, value, rule):
 
 
 def test_two_sources_are_refused():
-    with pytest.raises(ValueError, match="choose one source"):
+    with pytest.raises(ValueError, match="choose one"):
         parse_config(["--dataset", "a", "--train-data-dir", "b"])
 
 

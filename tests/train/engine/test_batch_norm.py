@@ -5,7 +5,8 @@ import torch
 from helpers.processes import run_script
 from safetensors.torch import load_file
 
-from d_emo.train.engine.batch_norm import StepStatistics
+from d_emo import create_classifier
+from d_emo.train.engine.batch_norm import StepStatistics, average_statistics
 
 SCRIPT = """
 import sys
@@ -90,3 +91,26 @@ def test_a_step_weighs_micro_batches_alike_in_norms_of_lines_images_and_volumes(
 
 def test_synchronised_norms_are_counted_as_others():
     assert len(StepStatistics(torch.nn.Sequential(torch.nn.SyncBatchNorm(3))).norms) == 1
+
+
+class ThreeProcesses:
+    """Stands in for an Accelerator: the mean over three processes that hold the same."""
+
+    num_processes = 3
+
+    def reduce(self, values, reduction):
+        return (values + values + values) / 3
+
+
+def test_fixed_statistics_are_not_rounded_by_a_mean_over_processes():
+    model = create_classifier("EMOv2-1M", num_classes=2).train()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(generator=torch.Generator().manual_seed(0))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.freeze(0, statistics=True)
+    average_statistics(model, ThreeProcesses())
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    model.freeze(0, statistics=False)
+    average_statistics(model.train(), ThreeProcesses())
+    assert any(not torch.equal(before[name], buffer) for name, buffer in model.named_buffers())

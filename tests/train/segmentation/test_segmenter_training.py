@@ -94,6 +94,21 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(capsys, tmp_path, d
     same_runs(whole, parts, "checkpoint-0000004")
 
 
+def test_scores_that_a_killed_run_owes_are_made_up_for(capsys, tmp_path, data):
+    """It ended after the checkpoint of a step and before its scores: in the middle of a run, and at its end."""
+    arguments = [*base(data), "--validate-every", "1", "--checkpoint-every", "1", "--output-dir", tmp_path]
+    code, output = run(capsys, *arguments, "--max-train-steps", "2")
+    assert code == 0, output
+    table = tmp_path / "validation.csv"
+    whole = table.read_text()
+    for kept, last in ((1, 1), (2, 2)):
+        table.write_text("".join(whole.splitlines(keepends=True)[:kept]))
+        code, output = run(capsys, *arguments, "--max-train-steps", "2", "--resume-from",
+                           tmp_path / f"checkpoint-{last:07d}")  # fmt: skip
+        assert code == 0 and table.read_text() == whole, output
+        assert output.count("validation mIoU") == 3 - kept, output  # no step is scored twice
+
+
 def same_runs(whole, parts, checkpoint):
     assert losses(parts) == losses(whole) and len(losses(whole)) == 5
     assert (parts / "validation.csv").read_text() == (whole / "validation.csv").read_text()

@@ -189,9 +189,9 @@ def test_a_table_of_videos_is_trained_on(capsys, tmp_path, bars):
     ("arguments", "message"),
     [
         (["--train-data-dir", "missing"], "--train-data-dir missing: there is no such folder"),
-        (["--dataset", "x.parquet"], "choose one source"),
+        (["--dataset", "x.parquet"], "choose one"),
         (["--validation-dir", "missing"], "--validation-dir missing: there is no such folder"),
-        (["--validation-split", "test"], "it is one of a --dataset"),
+        (["--validation-split", "test"], "it goes with --dataset"),
         (["--validation-share", "0.99"], "--validation-share 0.99: "),
         (["--model", "V-EMOv2-3M"], "--model V-EMOv2-3M: video classifier 'V-EMOv2-3M' is unknown"),
         (["--model-config", "{depth}"], "expected JSON"),
