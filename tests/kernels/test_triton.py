@@ -23,7 +23,7 @@ pytest.importorskip("triton")
 
 
 # Interpreting is slow: all of attention's windows and the smallest images in float32, and elsewhere every case.
-@pytest.mark.parametrize("cases", ["float32 and not large", pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", ["(float32 and not large) or join", pytest.param("", marks=pytest.mark.slow)])
 def test_triton_kernels_equal_the_reference(cases):
     interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     tests = TESTS / "helpers" / "triton_cases.py"
@@ -203,6 +203,17 @@ def test_attention_on_a_gpu_falls_back_size_by_size(asked, dtype, failure, messa
     if message is not None:
         with use_backend("native"), pytest.raises(RuntimeError, match=message):
             dispatch.takes("window_attention", tensor, WINDOWS)
+
+
+def test_an_image_beyond_32_bit_places_is_left_to_pytorch(asked):
+    largest = (1, 2**10, 2**10, 2**11 - 1)
+    for shape in ((4, 2**10, 2**10, 2**11), (1, 2**20, 2**12, 8)):
+        assert not dispatch.takes("local_branch", on_gpu(torch.bfloat16, *shape), (5,))
+        assert not dispatch.takes("window_attention", on_gpu(torch.bfloat16, *shape), WINDOWS)
+    with use_backend("native"), pytest.raises(RuntimeError, match="an image has more than 2,147,483,647 values"):
+        dispatch.takes("local_branch", on_gpu(torch.bfloat16, *shape), (5,))
+    assert dispatch.takes("local_branch", on_gpu(torch.bfloat16, *largest), (5,))
+    assert dispatch.takes("local_branch", on_gpu(torch.bfloat16, 2**20, 16, 16, 4608), (5,)), "however many there are"
 
 
 def test_what_is_checked_is_what_will_run(asked):
