@@ -15,7 +15,7 @@ import torch
 
 from d_emo.common.commands import CommandError
 from d_emo.common.files import check_writable, write_json, written_whole
-from d_emo.common.messages import first_line
+from d_emo.common.messages import kind_and_line
 from d_emo.common.output import Progress, say
 from d_emo.common.processes import default_device, device_name, keep_freed_memory
 from d_emo.eval.benchmarks.families import CLIP_FRAMES, Case, family_of
@@ -134,7 +134,7 @@ def measure(names: list[str], case: Case, repeats: int, device: torch.device) ->
         try:
             work(place)
         except Exception as error:  # whatever a compiler, a driver or a full memory raises
-            results[place].error = f"{type(error).__name__}: {first_line(error)}"
+            results[place].error = kind_and_line(error)
             subjects.pop(place, None)
         if results[place].error:  # by now no traceback holds anything
             free_memory(device)

@@ -81,7 +81,7 @@ def test_local_branch_and_its_gradients_equal_the_reference(monkeypatch, shape, 
         assert_close(actual, want, dtype)
 
 
-def test_statistics_join_in_batches_of_more_pixels_than_32_bits_count():
+def test_statistics_of_local_branches_join_in_batches_of_more_pixels_than_32_bits_count():
     """Four parts of 2^31 pixels each, whose means are 0 to 3; within each the variance is 5."""
     means = torch.arange(4.0, device=DEVICE)[:, None].expand(4, 3).contiguous()
     squares, (mean, variance) = torch.full_like(means, 5.0 * 2**31), torch.zeros(2, 3, device=DEVICE)
