@@ -87,6 +87,10 @@ def peak_flops(card: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in card), None)
 
 
+# Rows and columns, and what is summed over, of the matrix product that models are compared with.
+PRODUCT, PRODUCT_ON_CPU = (8192, 8192), (2048, 1024)
+
+
 def timed(job: Callable[[], None]) -> float:
     """Seconds that a job takes."""
     start = time.perf_counter()
@@ -96,7 +100,7 @@ def timed(job: Callable[[], None]) -> float:
 
 def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], None], int]:
     """A product whose rate stands for what the machine can do, and its FLOPs."""
-    rows, inner = (2048, 1024) if device.type == "cpu" else (8192, 8192)
+    rows, inner = PRODUCT_ON_CPU if device.type == "cpu" else PRODUCT
     left, right = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, rows, device=device).to(dtype)
 
     def job(repeats: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.paths import ROOT
 
+from d_emo.eval.benchmarks import side_by_side
 from d_emo.eval.benchmarks.gpu import (
     beside_dit,
     facts,
@@ -193,6 +194,7 @@ def test_a_network_is_compared_and_its_operators_are_seen(results):
 
 def test_facts_operators_models_and_profiles_are_rehearsed(results, monkeypatch):
     monkeypatch.setattr(beside_dit, "TINY", beside_dit.TINY[:1])
+    monkeypatch.setattr(side_by_side, "PRODUCT_ON_CPU", (64, 64))
     for measurement in (facts, operators, beside_dit, profiles):
         measurement.run(results)
     found = lines(results)
