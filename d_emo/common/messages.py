@@ -106,6 +106,11 @@ def first_line(error: BaseException) -> str:
     return _kind(error)
 
 
+def kind_and_line(error: BaseException) -> str:
+    """An error of any kind as a result among others: its kind as Python names it, and `first_line`."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def _said_by_loader(error: BaseException) -> str:
     """What an error said in the loader's process that it comes from: PyTorch adds that process's traceback."""
     lines = str(error).strip().splitlines()

@@ -22,6 +22,8 @@ from torch.nn.modules import module as _modules  # holds the hooks of all module
 
 from d_emo.common.messages import shown
 
+from .inputs import LARGEST
+
 logger = logging.get_logger(__name__)
 
 BACKENDS = ("auto", "reference", "native")
@@ -172,6 +174,8 @@ def takes(name: str, tensor: torch.Tensor, size: Sequence[int] = ()) -> bool:
         return False
     device = tensor.device.type
     obstacle = _obstacle(device, tensor.dtype)
+    if not obstacle and tensor.numel() > tensor.shape[0] * LARGEST:  # places in an image are 32-bit numbers, too
+        obstacle = f"an image has more than {LARGEST:,} values"
     if not obstacle and size and _by_size(device):
         many = True if tensor.numel() >= MANY else False  # noqa: SIM210 - a graph may leave the size open
         obstacle = _size_obstacle(device, name, tensor.dtype, tensor.shape[-1], many, *size)

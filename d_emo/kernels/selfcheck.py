@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.nn.functional as F
 
+from d_emo.common.messages import kind_and_line
+
 from . import reference
 from .attention import attention_operator
 from .fused import infer_operator
@@ -54,7 +56,7 @@ def _first_failure(device: str, index: int | None, checks: Sequence[Check]) -> s
                 if not error <= TOLERANCE[dtype]:  # written so that NaN fails
                     return f"{name} is off by {error:.1e}"
     except Exception as error:  # whatever a compiler or driver raises
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        return kind_and_line(error)
     return ""
 
 

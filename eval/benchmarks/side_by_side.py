@@ -15,7 +15,7 @@ import torch
 
 from d_emo.common.commands import CommandError
 from d_emo.common.files import check_writable, write_json, written_whole
-from d_emo.common.messages import first_line
+from d_emo.common.messages import kind_and_line
 from d_emo.common.output import Progress, say
 from d_emo.common.processes import default_device, device_name, keep_freed_memory
 from d_emo.eval.benchmarks.families import CLIP_FRAMES, Case, family_of
@@ -87,6 +87,10 @@ def peak_flops(card: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in card), None)
 
 
+# Rows and columns, and what is summed over, of the matrix product that models are compared with.
+PRODUCT, PRODUCT_ON_CPU = (8192, 8192), (2048, 1024)
+
+
 def timed(job: Callable[[], None]) -> float:
     """Seconds that a job takes."""
     start = time.perf_counter()
@@ -96,7 +100,7 @@ def timed(job: Callable[[], None]) -> float:
 
 def matrix_product(dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], None], int]:
     """A product whose rate stands for what the machine can do, and its FLOPs."""
-    rows, inner = (2048, 1024) if device.type == "cpu" else (8192, 8192)
+    rows, inner = PRODUCT_ON_CPU if device.type == "cpu" else PRODUCT
     left, right = torch.randn(rows, inner, device=device).to(dtype), torch.randn(inner, rows, device=device).to(dtype)
 
     def job(repeats: int) -> None:
@@ -134,7 +138,7 @@ def measure(names: list[str], case: Case, repeats: int, device: torch.device) ->
         try:
             work(place)
         except Exception as error:  # whatever a compiler, a driver or a full memory raises
-            results[place].error = f"{type(error).__name__}: {first_line(error)}"
+            results[place].error = kind_and_line(error)
             subjects.pop(place, None)
         if results[place].error:  # by now no traceback holds anything
             free_memory(device)

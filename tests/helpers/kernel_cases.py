@@ -14,7 +14,7 @@ WINDOWS = {
     "published": ((2, 16, 16), Windows(48, 3, 8, 8), 64),
     "one window": ((2, 8, 8), Windows(32, 2, 8, 8, 2, 0), 64),
     "neighborhood": ((1, 6, 9), Windows(20, 4, 3, 3, 1, 0), 5),
-    "remote": ((3, 10, 15), Windows(21, 3, 5, 3, 0, 1), 7),
+    "remote": ((1, 10, 15), Windows(21, 3, 5, 3, 0, 1), 7),
     "odd sizes": ((1, 14, 21), Windows(72, 1, 7, 7), 100),
     "wide values": ((1, 32, 32), Windows(16, 1, 8, 8), 200),
     "values in several pieces": ((2, 8, 16), Windows(24, 2, 8, 8, 2, 2), 300),

@@ -79,3 +79,13 @@ def test_local_branch_and_its_gradients_equal_the_reference(monkeypatch, shape, 
     wanted = torch.autograd.grad(expected, exact, grad.double())
     for actual, want in zip(grads, wanted, strict=True):
         assert_close(actual, want, dtype)
+
+
+def test_statistics_of_local_branches_join_in_batches_of_more_pixels_than_32_bits_count():
+    """Four parts of 2^31 pixels each, whose means are 0 to 3; within each the variance is 5."""
+    means = torch.arange(4.0, device=DEVICE)[:, None].expand(4, 3).contiguous()
+    squares, (mean, variance) = torch.full_like(means, 5.0 * 2**31), torch.zeros(2, 3, device=DEVICE)
+    sizes = {"parts": 4, "strips": 1, "height": 2**29, "width": 4}
+    local._join_kernel[(1,)](means, squares, mean, variance, **sizes, E=3, COLUMNS=4, PB=2, CB=4)
+    torch.testing.assert_close(mean, torch.full_like(mean, 1.5))
+    torch.testing.assert_close(variance, torch.full_like(variance, 5 + 1.25))

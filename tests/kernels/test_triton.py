@@ -22,8 +22,11 @@ from d_emo.models.i2rmb import SpanningWindowAttention
 pytest.importorskip("triton")
 
 
-# Interpreting is slow: all of attention's windows and the smallest images in float32, and elsewhere every case.
-@pytest.mark.parametrize("cases", ["float32 and not large", pytest.param("", marks=pytest.mark.slow)])
+# Interpreting is slow: attention's windows but for the largest grid and the smallest images in float32, and elsewhere
+# every case.
+@pytest.mark.parametrize(
+    "cases", ["(float32 and not large and not published) or join", pytest.param("", marks=pytest.mark.slow)]
+)
 def test_triton_kernels_equal_the_reference(cases):
     interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     tests = TESTS / "helpers" / "triton_cases.py"
@@ -205,6 +208,17 @@ def test_attention_on_a_gpu_falls_back_size_by_size(asked, dtype, failure, messa
             dispatch.takes("window_attention", tensor, WINDOWS)
 
 
+def test_an_image_beyond_32_bit_places_is_left_to_pytorch(asked):
+    largest = (1, 2**10, 2**10, 2**11 - 1)
+    for shape in ((4, 2**10, 2**10, 2**11), (1, 2**20, 2**12, 8)):
+        assert not dispatch.takes("local_branch", on_gpu(torch.bfloat16, *shape), (5,))
+        assert not dispatch.takes("window_attention", on_gpu(torch.bfloat16, *shape), WINDOWS)
+    with use_backend("native"), pytest.raises(RuntimeError, match="an image has more than 2,147,483,647 values"):
+        dispatch.takes("local_branch", on_gpu(torch.bfloat16, *shape), (5,))
+    assert dispatch.takes("local_branch", on_gpu(torch.bfloat16, *largest), (5,))
+    assert dispatch.takes("local_branch", on_gpu(torch.bfloat16, 2**20, 16, 16, 4608), (5,)), "however many there are"
+
+
 def test_what_is_checked_is_what_will_run(asked):
     """Type, channels and side of the convolution; and batches in which a program has more than one piece of work."""
     for dtype, side in ((torch.bfloat16, 5), (torch.float16, 5), (torch.float16, 3)):
@@ -250,9 +264,15 @@ def test_nothing_is_checked_while_a_cuda_graph_is_captured(asked, operator, size
     assert len(asked.checks) == 1
 
 
-@pytest.mark.parametrize("many", [False, True])
-@pytest.mark.parametrize("side", [1, 5])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "side", "many"),
+    [
+        (torch.bfloat16, 5, False),
+        (torch.float32, 1, True),
+        *(pytest.param(torch.bfloat16, *case, marks=pytest.mark.slow) for case in ((5, True), (1, False), (1, True))),
+        *(pytest.param(torch.float32, *case, marks=pytest.mark.slow) for case in ((5, True), (5, False), (1, False))),
+    ],
+)
 def test_the_checks_of_a_gpu_pass_on_what_is_right(dtype, side, many):
     """With the C++ kernels in place of Triton's."""
     checks = [backend._local_check(dtype, 256, many, (side,)), backend._attention_check(dtype, 704, many, WINDOWS)]

@@ -5,8 +5,8 @@ parquet), WebDataset shards, latents. All of them are read by index, decoded on 
 are read from front to back.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import PIL.Image
@@ -48,6 +48,18 @@ class Batch:
     bad_images: list[str]
     place: StreamPlace | None = None
     draws: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory that a GPU copies from by itself; PyTorch's loaders ask for it by this name."""
+        return replace(self, images=_pinned(self.images), labels=_pinned(self.labels), draws=_pinned(self.draws))
+
+
+def _pinned(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.pin_memory()
+    if isinstance(value, Mapping):
+        return {name: _pinned(each) for name, each in value.items()}
+    return [_pinned(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 # What a trainer makes of an image at a position of the stream; a pure function of both.

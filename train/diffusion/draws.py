@@ -49,7 +49,5 @@ class Draws:
 
     def ready(self, batch: Batch) -> Batch:
         """The batch with its draws, in memory that a GPU copies from by itself."""
-        drawn = self.of(batch.positions)
-        if self.device.type != "cuda":
-            return replace(batch, draws=drawn)
-        return replace(batch, draws={name: tensor.pin_memory() for name, tensor in drawn.items()})
+        drawn = replace(batch, draws=self.of(batch.positions))
+        return drawn.pin_memory() if self.device.type == "cuda" else drawn

@@ -176,7 +176,7 @@ def _join_kernel(
 ):  # fmt: skip
     """Mean and variance of the batch from those of its parts (Chan, Golub and LeVeque, 1979)."""
     channel = tl.program_id(0) * CB + tl.arange(0, CB)
-    pixels = (parts // strips * height * width).to(tl.float32)
+    pixels = ((parts // strips).to(tl.int64) * height * width).to(tl.float32)
     total = tl.zeros((CB,), tl.float32)
     for first in range(0, parts, PB):
         count, place, mask = _parts(first, parts, strips, height, width, channel, E, COLUMNS, PB)
@@ -195,7 +195,7 @@ def _join_kernel(
 @triton.jit
 def _parts(first, parts, strips, height, width, channel, E: tl.constexpr, COLUMNS: tl.constexpr, PB: tl.constexpr):
     """Pixels of PB parts as a column, where their vectors lie, and which of them exist."""
-    part = first + tl.arange(0, PB)[:, None]
+    part = (first + tl.arange(0, PB)[:, None]).to(tl.int64)
     count = height * tl.minimum(width - part % strips * COLUMNS, COLUMNS)
     return count.to(tl.float32), part * E + channel[None, :], (part < parts) & (channel[None, :] < E)
 
@@ -215,6 +215,21 @@ def _normalisation(gamma, beta, mean, variance, eps, channel, E: tl.constexpr):
     return _Normalisation(_vector(gamma, channel, E), _vector(beta, channel, E), _vector(mean, channel, E), deviation)
 
 
+@triton.jit
+def _multiply_add(gamma, beta, mean, variance, eps, channel, E: tl.constexpr):
+    """BatchNorm of a program's channels as a factor and a summand."""
+    norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
+    scale = norm.gamma * norm.deviation
+    return scale, norm.beta - norm.mean * scale
+
+
+@triton.jit
+def _branch(x, y, scale, shift):
+    """x + SiLU(BatchNorm(y))."""
+    u = y * scale + shift
+    return x.to(tl.float32) + u * tl.sigmoid(u)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _forward_kernel(
     x, weight, gamma, beta, mean, variance, out, eps, height, width, first_image,
@@ -223,9 +238,7 @@ def _forward_kernel(
     image, column, channel, _ = _place(first_image, width, E, COLUMNS, CB)
     offset = _image(image, height, width, E)
     taps, sums = _taps(weight, channel, E, K, False), _zeros(CB, K * COLUMNS)
-    norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
-    scale = norm.gamma * norm.deviation
-    shift = norm.beta - norm.mean * scale
+    scale, shift = _multiply_add(gamma, beta, mean, variance, eps, channel, E)
     pixels = _row(x + offset, 0, column, channel, height, width, E, K, COLUMNS)
     for row in range(height + K // 2):
         inputs = _pixels(x + offset, row - K // 2, column, channel, height, width, E, COLUMNS)
@@ -234,8 +247,7 @@ def _forward_kernel(
         )
         results = ()
         for i in tl.static_range(COLUMNS):
-            u = complete[i] * scale + shift
-            results = results + (inputs[i].to(tl.float32) + u * tl.sigmoid(u),)
+            results = results + (_branch(inputs[i], complete[i], scale, shift),)
         _store(out + offset, results, row - K // 2, column, channel, height, width, E)
 
 
@@ -262,14 +274,11 @@ def _normalisation_kernel(
 ):  # fmt: skip
     """The branch's result, given the convolution's."""
     chunk, offset, channel, place = _chunk(first_image, E, CB, CHUNK, TILE)
-    norm = _normalisation(gamma, beta, mean, variance, eps, channel, E)
-    scale = norm.gamma * norm.deviation
-    shift = norm.beta - norm.mean * scale
+    scale, shift = _multiply_add(gamma, beta, mean, variance, eps, channel, E)
     for tile in range(CHUNK // TILE):
         mask, at = _there(chunk, tile, pixels, channel, E, CHUNK, TILE), place + tile * (TILE * E)
         y = tl.load(convolved + offset + at, mask=mask, other=0.0).to(tl.float32)
-        u = y * scale[None, :] + shift[None, :]
-        result = tl.load(x + offset + at, mask=mask, other=0.0).to(tl.float32) + u * tl.sigmoid(u)
+        result = _branch(tl.load(x + offset + at, mask=mask, other=0.0), y, scale[None, :], shift[None, :])
         tl.store(out + offset + at, result.to(out.dtype.element_ty), mask=mask)
 
 

@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     for name in ("operators", "models", "profiles"):
         if name in options.parts:
             # Some seconds less than the process has, so that it ends with a line and not in the middle of one.
-            parts.run(name, LIMITS[name], part(name, min(LIMITS[name], parts.left()) - SAVING))
+            parts.run(name, LIMITS[name], part(name, max(0.0, min(LIMITS[name], parts.left()) - SAVING)))
     if "trainer" in options.parts:
         train(parts, options)
     summarise(options.output_dir)

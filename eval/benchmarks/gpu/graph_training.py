@@ -1,7 +1,7 @@
 """Training a small network on pictures as fast as one GPU allows: data, noise and times on the device, and a whole step
 as one CUDA graph.
 
-The objective is the trainer's `sit`: velocities on the linear path, times drawn evenly (`d_emo.train.diffusion`).
+Objective, average and samples are the trainer's (`--objective sit`: velocities on the linear path, times drawn evenly).
 Shapes: B images of a batch, C x H x W.
 """
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 from d_emo import DEMOPipeline, create_model
+from d_emo.common.averaging import WeightAverage
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.common.files import appended
-from d_emo.common.messages import first_line
+from d_emo.common.messages import kind_and_line
 from d_emo.common.output import say
 from d_emo.eval.benchmarks.gpu.graphs import captured
 from d_emo.eval.benchmarks.gpu.pictures import Pictures
@@ -31,12 +31,13 @@ from d_emo.eval.benchmarks.gpu.weights import (
     write_groups,
     write_network_state,
 )
-from d_emo.schedulers.flow_paths import path_point
+from d_emo.train.diffusion.config import OptimizationOptions
+from d_emo.train.diffusion.figures import draw_samples
+from d_emo.train.diffusion.objectives import make_objective
 
 LOSSES = "loss.csv"
 COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second", "seconds")
-TIMESTEPS = 1000
-CLASS_DROPOUT, MAX_NORM = 0.1, 1.0
+OPTIONS, MAX_NORM = OptimizationOptions(objective="sit"), 1.0
 # The learning rate falls to 0 over the last part of the time.
 COOLDOWN = 0.25
 # Steps between two lines, which are the only waits for the GPU.
@@ -67,15 +68,6 @@ class Recipe:
     seed: int = 0
 
 
-def flow_loss(
-    network: Callable[..., torch.Tensor], data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, s: torch.Tensor
-) -> torch.Tensor:
-    """The mean squared error of the velocity; `data` and `noise` (B, C, H, W), `labels` and times `s` (B,)."""
-    point = path_point("linear", s[:, None, None, None])
-    output = network(point.sample(data, noise), TIMESTEPS * s, labels)
-    return (output.float() - point.velocity(data, noise)).square().mean()
-
-
 class GraphTraining:
     """A network in training, in turns if others are trained beside it.
 
@@ -95,11 +87,11 @@ class GraphTraining:
         if resume:
             groups, self.state = read_groups(resume), read_network_state(resume)
             recipe = replace(recipe, model=self.state["model"], overrides=self.state["overrides"])
-        self.recipe = recipe
+        self.recipe, self.objective = recipe, make_objective(OPTIONS)
         seed = recipe.seed + 1000 * self.state["runs"]
         torch.manual_seed(seed)
         self.model = self._network()
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.average = WeightAverage(self.model, recipe.average_decay)
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.trained.values(),
@@ -110,10 +102,8 @@ class GraphTraining:
             fused=self.cuda,
             foreach=False,
         )
-        both = zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True)
-        pairs = [(mean, value) for mean, value in both if mean.is_floating_point()]
-        self.means, self.values = [mean for mean, _ in pairs], [value for _, value in pairs]
         self.first = self.step = int(self.state["step"])
+        self.average.n_averaged.fill_(1 + self.step)
         self.with_moments = bool(groups) and self._restore(groups)
         self.loss_sum, self.norm_sum = (torch.zeros((), device=self.device) for _ in range(2))
         self.window, self.busy, self.failed = 0, 0.0, ""
@@ -127,19 +117,20 @@ class GraphTraining:
         self.draws = self._get_draws()
 
     def _network(self) -> Any:
-        side = self.pictures.pixels.shape[-1]
+        side, objective = self.pictures.pixels.shape[-1], self.objective
         with self.device:
             model = create_model(
                 self.recipe.model,
                 **{"sample_size": side, "in_channels": 3, "num_classes": max(1, len(self.pictures.id2label))},
-                **{"learn_sigma": False, "prediction_type": "flow_prediction", "flow_path": "linear"},
+                **{"learn_sigma": objective.learn_sigma, "prediction_type": objective.prediction_type},
+                **{"flow_path": objective.flow_path},
                 **self.recipe.overrides,
             )
         return model.train()
 
     def _restore(self, groups: dict[str, dict[str, torch.Tensor]]) -> bool:
         """Take an earlier run's weights; whether the optimizer's moments were among them."""
-        load_into(self.average, groups["ema"])
+        load_into(self.average.module, groups["ema"])
         load_into(self.model, groups.get("raw", groups["ema"]))
         if not {"m", "v"} <= set(groups):
             return False
@@ -149,6 +140,9 @@ class GraphTraining:
             self.optimizer.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second.square()}
         return True
 
+    def _answer(self, *given: torch.Tensor) -> torch.Tensor:
+        return self.model(*given, return_dict=False)[0]
+
     # ---- a step ------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
@@ -157,11 +151,11 @@ class GraphTraining:
         index = torch.randint(len(self.pictures.pixels), (batch,), device=device)
         data = self.pictures.pixels[index].float().div_(127.5).sub_(1.0)  # (B, C, H, W)
         data = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, data.flip(-1), data)
-        dropped = torch.rand(batch, device=device) < CLASS_DROPOUT
+        dropped = torch.rand(batch, device=device) < OPTIONS.class_dropout_prob
         labels = torch.where(dropped, self.model.null_label, self.pictures.labels[index])  # (B,)
         noise, times = torch.randn_like(data), torch.rand(batch, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.cuda):
-            loss = flow_loss(lambda *given: self.model(*given, return_dict=False)[0], data, labels, noise, times)
+            loss = self.objective.losses(self._answer, data, labels, noise, times)["loss"].mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), MAX_NORM)
         self.optimizer.step()
@@ -177,7 +171,7 @@ class GraphTraining:
             self.run = graph.replay
             say("a step is one CUDA graph")
         except Exception as error:  # whatever cannot be captured on this machine
-            say(f"no CUDA graph: {type(error).__name__}: {first_line(error)}")
+            say(f"no CUDA graph: {kind_and_line(error)}")
             torch.cuda.synchronize()
             self.optimizer.zero_grad(set_to_none=True)
         self._undo(*kept)
@@ -193,12 +187,6 @@ class GraphTraining:
             for name, value in self.optimizer.state[parameter].items():
                 before = optimizer["state"].get(number, {}).get(name)
                 value.copy_(before if before is not None else torch.zeros_like(value))
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the average. (`WeightAverage` would wait for the GPU at each update.)"""
-        decay = min(self.recipe.average_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.means, self.values, 1 - decay)
 
     def _set_rate(self, done: float) -> None:
         """The learning rate of the next step; `done` is the share of the time that has passed."""
@@ -226,7 +214,7 @@ class GraphTraining:
             self.run()
             self.step += 1
             self.window += 1
-            self._follow()
+            self.average.update_parameters(self.model)
             if self.window == window:
                 loss = self.loss_sum.item()  # waits
                 now = time.monotonic()
@@ -286,7 +274,7 @@ class GraphTraining:
         """
         if self.failed:
             raise ValueError(f"{self.recipe.model}: {self.failed}; nothing is saved.")
-        groups = {"ema": compact(self.average.state_dict()), "raw": compact(self.model.state_dict())}
+        groups = {"ema": compact(self.average.module.state_dict()), "raw": compact(self.model.state_dict())}
         moments = {name: self.optimizer.state[p] for name, p in self.trained.items() if p in self.optimizer.state}
         if moments:
             groups["m"] = {name: state["exp_avg"].bfloat16().cpu() for name, state in moments.items()}
@@ -301,28 +289,14 @@ class GraphTraining:
 
     def pipeline(self) -> DEMOPipeline:
         """The averaged network with its sampler."""
-        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS, shift=1.0)
-        pipeline = DEMOPipeline(transformer=self.average, scheduler=scheduler, id2label=self.pictures.id2label)
+        network: Any = self.average.module
+        scheduler = self.objective.make_scheduler()
+        pipeline = DEMOPipeline(transformer=network, scheduler=scheduler, id2label=self.pictures.id2label)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def draw(self, per_class: int = 10, steps: int = 50, guidance: float = 1.5) -> None:
-        """Draw samples of the average, a row a class."""
-        draw_grid(self.pipeline(), self.folder / "samples.png", per_class, steps, guidance)
-
-
-def draw_grid(pipeline: DEMOPipeline, path: Path, per_class: int, steps: int, guidance: float = 1.5) -> None:
-    """Draw samples of a pipeline, a row a class, in bfloat16 on a GPU."""
-    names = pipeline.id2label
-    generator = torch.Generator().manual_seed(0)
-    device = pipeline.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        drawn = pipeline(
-            list(names),
-            num_images_per_label=per_class,
-            guidance_scale=guidance,
-            num_inference_steps=steps,
-            generator=generator,
-        ).images
-    rows = [drawn[place : place + per_class] for place in range(0, len(drawn), per_class)]
-    save_image(caption_grid(rows, list(names.values())), path)
+        """Draw samples of the average, a row a class, in bfloat16 on a GPU."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda):
+            drawn = draw_samples(self.pipeline(), per_class, steps, guidance, seed=0)
+        save_image(caption_grid(*drawn), self.folder / "samples.png")

@@ -5,6 +5,7 @@ the second result has to be the first, bit for bit.
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,9 +84,9 @@ def run(results: Results) -> None:
     kinds = {} if results.tiny else KINDS
     cases += [(name, case, torch.bfloat16) for name, case in kinds.items()]
     for name, attention, dtype in cases:
-        results.attempt("attention", name, lambda c=attention, d=dtype: check_attention(c, d, results.device))  # type: ignore[misc]
+        results.attempt("attention", name, functools.partial(check_attention, attention, dtype, results.device))
     for name, local, dtype in _local_cases(results, half):
-        results.attempt("local", name, lambda c=local, d=dtype: check_local(c, d, results.device))  # type: ignore[misc]
+        results.attempt("local", name, functools.partial(check_local, local, dtype, results.device))
 
 
 def _local_cases(results: Results, half: Sequence[torch.dtype]) -> Iterator[tuple[str, Local, torch.dtype]]:

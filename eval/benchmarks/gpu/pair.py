@@ -15,6 +15,7 @@ from d_emo.common.commands import CommandError, command
 from d_emo.common.numbers import finite_from, seed
 from d_emo.common.output import say
 from d_emo.eval.benchmarks.gpu.parts import LOG, Parts, check_places, module
+from d_emo.eval.benchmarks.gpu.train import AVERAGE_DECAY
 
 # What a process is given besides training, so that no slow start takes of its share: imports and pictures took 14 s on
 # an H100, the graph 9, saving and drawing 2.
@@ -31,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--models", nargs=2, default=["D-EMOv2-Ti-2", "DiT-Ti-2"])
     parser.add_argument("--seconds", type=finite_from(1), default=400.0, help="For all of it.")
     parser.add_argument("--learning-rate", type=finite_from(0), default=5e-4)
-    parser.add_argument("--ema-decay", type=finite_from(0), default=0.999)
+    parser.add_argument("--ema-decay", type=AVERAGE_DECAY, default=0.999)
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)

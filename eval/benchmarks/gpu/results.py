@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from d_emo.common.messages import first_line
+from d_emo.common.messages import kind_and_line
 from d_emo.common.output import say
 from d_emo.common.processes import default_device
 from d_emo.eval.benchmarks.gpu.parts import write_result
@@ -47,15 +47,19 @@ class Results:
         """Write and print a line."""
         say(write_result(self.folder, kind=kind, **{key: _rounded(value) for key, value in values.items()}))
 
-    def attempt(self, kind: str, name: str, work: Callable[[], dict[str, Any] | None]) -> None:
+    def attempt(self, kind: str, name: str, work: Callable[[], dict[str, Any] | None], least: float = 0) -> None:
         """Do some work and write what it answers; what it raises is a result, too.
 
         Args:
             kind, name: of the line.
             work: answers more values of the line; `ok` among them, if it judges itself.
+            least: seconds, with less of which it is not begun.
         """
         turn, self.attempts = self.attempts, self.attempts + 1
         if turn % self.shard[1] != self.shard[0]:
+            return
+        if self.left() < least:
+            self.add(kind, name=name, ok=False, error="no time left")
             return
         began = time.monotonic()
         try:
@@ -63,7 +67,7 @@ class Results:
         except Exception as error:  # whatever a compiler, a driver or a full memory raises
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{Path(where.filename).name}, line {where.lineno}"
-            found = {"ok": False, "error": f"{type(error).__name__}: {first_line(error)}"[:400], "where": place}
+            found = {"ok": False, "error": kind_and_line(error), "where": place}
         self.add(kind, name=name, s=time.monotonic() - began, **found)
         if not found["ok"] and self.cuda:
             torch.cuda.synchronize()  # raises where the context is lost, which ends the part: nothing would work in it

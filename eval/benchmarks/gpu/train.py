@@ -13,10 +13,12 @@ from pathlib import Path
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.numbers import finite_from, seed, whole_from
+from d_emo.common.numbers import finite_by, finite_from, seed, whole_from
 from d_emo.common.output import say
+from d_emo.common.ranges import Real
 from d_emo.eval.benchmarks.gpu.parts import check_places
 
+AVERAGE_DECAY = finite_by(Real(0, 1, below=True))
 # Kept for saving and drawing, of the time that is given for all.
 SAVING = 20.0
 # A rehearsal: a network of thousands of parameters, pictures, images a step and steps.
@@ -36,7 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=whole_from(1), default=256)
     parser.add_argument("--learning-rate", type=finite_from(0), default=5e-4)
     parser.add_argument("--lr-warmup-steps", type=whole_from(1), default=500)
-    parser.add_argument("--ema-decay", type=finite_from(0), default=0.9995)
+    parser.add_argument("--ema-decay", type=AVERAGE_DECAY, default=0.9995)
     parser.add_argument("--cooldown", action="store_true", help="Let the learning rate fall to 0 at the end.")
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
@@ -45,8 +47,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)
     check_places(parser, options)
-    if not options.ema_decay < 1:
-        parser.error(f"--ema-decay {options.ema_decay:g} is not below 1.")
     return options
 
 

@@ -175,17 +175,17 @@ def test_kernel_distance_equals_its_formula():
 def test_features_and_distance_equal_torchmetrics_without_antialiasing(extractor, inception_weights):
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    real, drawn = noise_images(24, 0), noise_images(24, 1) // 2
+    real, drawn = noise_images(12, 0), noise_images(12, 1) // 2
     library = FrechetInceptionDistance(
         feature=2048, antialias=False, feature_extractor_weights_path=str(inception_weights)
     )
     ours = [extractor(images)["pool"] for images in (real, drawn)]
-    theirs = library.inception(real)
+    theirs = library.inception(real[:4])
     # The order of memory differs, so rounding does; tolerance 1e-5 of the features' size.
-    torch.testing.assert_close(ours[0], theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
+    torch.testing.assert_close(ours[0][:4], theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
 
     class Features(torch.nn.Identity):
-        """Hands features on: eight of them, whose covariance 24 images determine."""
+        """Hands features on: eight of them, whose covariance 12 images determine."""
 
         num_features = 8
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from d_emo.train.data.batches import Batch
 from d_emo.train.engine.prefetch import DEPTH, prefetched
@@ -56,3 +57,15 @@ def test_a_run_that_stops_early_leaves_no_thread():
         if thread.name.startswith("prefetch"):
             thread.join(10)
             assert not thread.is_alive()
+
+
+def test_all_tensors_of_a_batch_are_pinned(monkeypatch):
+    """As a loader asks for it where there is a GPU; pictures may be a list, targets tables."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor + 1)
+    boxes = Batch([torch.zeros(1), torch.zeros(2)], ({"boxes": torch.zeros(4)}, {}), [0, 1], ["cut"])
+    found = pin_memory(replace(boxes, draws={"time": torch.zeros(3)}))
+    assert len(pinned) == 4
+    assert [tensor.tolist() for tensor in found.images] == [[1], [1, 1]]
+    assert found.labels[0]["boxes"].tolist() == [1] * 4 and found.draws["time"].tolist() == [1] * 3
+    assert (found.positions, found.bad_images) == ([0, 1], ["cut"])

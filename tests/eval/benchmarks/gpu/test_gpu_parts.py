@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.paths import ROOT
 
+from d_emo.eval.benchmarks import side_by_side
 from d_emo.eval.benchmarks.gpu import (
     beside_dit,
     facts,
@@ -16,6 +17,7 @@ from d_emo.eval.benchmarks.gpu import (
     kernel_checks,
     operators,
     pair,
+    part,
     profiles,
     quality,
     train,
@@ -192,8 +194,9 @@ def test_a_network_is_compared_and_its_operators_are_seen(results):
 
 def test_facts_operators_models_and_profiles_are_rehearsed(results, monkeypatch):
     monkeypatch.setattr(beside_dit, "TINY", beside_dit.TINY[:1])
-    for part in (facts, operators, beside_dit, profiles):
-        part.run(results)
+    monkeypatch.setattr(side_by_side, "PRODUCT_ON_CPU", (64, 64))
+    for measurement in (facts, operators, beside_dit, profiles):
+        measurement.run(results)
     found = lines(results)
     assert found["facts"][0]["copy_tb_s"] > 0 and found["facts"][0]["kernels"]
     assert len(found["micro"]) == 9 and all(line["ok"] for line in found["micro"] + found["bench"] + found["profile"])
@@ -207,13 +210,27 @@ def test_models_that_no_time_is_left_for_are_named(tmp_path):
     assert [line["error"] for line in lines(results)["bench"]] == ["no time left"] * len(beside_dit.TINY)
 
 
+def test_a_part_that_has_hardly_time_is_told_so(tmp_path, monkeypatch):
+    """And not refused by its own command line."""
+    begun = {}
+    monkeypatch.setattr(Parts, "left", lambda parts: 9.0)
+    monkeypatch.setattr(
+        Parts, "run", lambda parts, name, seconds, *commands, **_: begun.update({name: commands}) or True
+    )
+    monkeypatch.setattr(first_run, "summarise", lambda folder: None)
+    first_run.main(["--tiny", "--output-dir", str(tmp_path), "--parts", "models", "profiles"])
+    assert [*begun] == ["facts", "models", "profiles"]
+    for (words,) in begun.values():
+        assert part.parse(words[3:]).seconds >= 0
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
         (first_run, ["--output-dir", "/dev/null"], "--output-dir /dev/null is no folder"),
         (first_run, ["--output-dir", "x", "--data", "none.parquet"], "--data none.parquet: there is no such file"),
         (train, ["--output-dir", "x", "--data", "none.parquet"], "--data none.parquet: there is no such file"),
-        (train, ["--output-dir", "x", "--data", __file__, "--ema-decay", "1"], "--ema-decay 1 is not below 1"),
+        (train, ["--output-dir", "x", "--data", __file__, "--ema-decay", "1"], "1 is not a number from 0 and below 1"),
         (pair, ["--output-dir", "x", "--data", __file__, "--seconds", "110"], "--seconds 110 leaves nothing to train"),
         (quality, ["--output-dir", "x", "--data", __file__, "--models", "a", "a"], "--models a a: name two"),
     ],

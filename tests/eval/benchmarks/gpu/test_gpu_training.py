@@ -1,4 +1,4 @@
-"""Training on a GPU, rehearsed on a CPU: the objective, equal draws, weights that come back and go on."""
+"""Training on a GPU, rehearsed on a CPU: equal draws, weights that come back and go on."""
 
 import csv
 import dataclasses
@@ -9,15 +9,14 @@ import torch
 from helpers.paths import ROOT
 from safetensors.torch import save_file
 
-from d_emo.eval.benchmarks.gpu import graph_training, pair, quality, weights
-from d_emo.eval.benchmarks.gpu.graph_training import GraphTraining, Recipe, flow_loss
+from d_emo.eval.benchmarks.gpu import pair, quality, weights
+from d_emo.eval.benchmarks.gpu.graph_training import GraphTraining, Recipe
 from d_emo.eval.benchmarks.gpu.pictures import load_pictures
 from d_emo.eval.benchmarks.gpu.results import read_results
 from d_emo.eval.benchmarks.gpu.train import TINY_NETWORK
 from d_emo.eval.benchmarks.gpu.train import main as train
 from d_emo.eval.benchmarks.gpu.weights import chosen, load_into, read_groups, read_network_state, write_groups
-from d_emo.train.diffusion.config import OptimizationOptions
-from d_emo.train.diffusion.objectives import make_objective
+from d_emo.train.diffusion.objectives import FlowObjective
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(model="D-EMOv2-Ti-2", overrides=TINY_NETWORK, batch=8)
@@ -36,27 +35,15 @@ def losses(folder: Path) -> list[tuple[int, float]]:
         return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
 
 
-def test_the_objective_is_the_trainers():
-    torch.manual_seed(0)
-    data, noise, times = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.rand(4)
-    labels = torch.arange(4)
-
-    def network(noisy, timesteps, given):
-        return noisy * timesteps[:, None, None, None] / 1000 + given[:, None, None, None]
-
-    objective = make_objective(OptimizationOptions(objective="sit"))
-    expected = objective.losses(network, data, labels, noise, times)["loss"].mean()
-    assert flow_loss(network, data, labels, noise, times) == pytest.approx(expected.item(), rel=1e-6)
-
-
 def test_networks_see_the_same_batches_and_noise_in_turns_or_alone(pictures, tmp_path, monkeypatch):
     seen = []
 
-    def recorded(network, data, labels, noise, times):
+    def recorded(self, network, data, labels, noise, times):
         seen.append((data.sum().item(), labels.tolist(), noise.sum().item(), times.tolist()))
-        return flow_loss(network, data, labels, noise, times)
+        return losses_of(self, network, data, labels, noise, times)
 
-    monkeypatch.setattr(graph_training, "flow_loss", recorded)
+    losses_of = FlowObjective.losses
+    monkeypatch.setattr(FlowObjective, "losses", recorded)
     fast = dataclasses.replace(RECIPE, learning_rate=0.05, warmup=1)
     alone = GraphTraining(fast, pictures, tmp_path / "alone")
     alone.train(60, steps=4)
@@ -74,12 +61,12 @@ def test_networks_see_the_same_batches_and_noise_in_turns_or_alone(pictures, tmp
 def test_the_average_follows_with_a_warm_up(pictures, tmp_path):
     training = GraphTraining(dataclasses.replace(RECIPE, warmup=1, learning_rate=0.05), pictures, tmp_path)
     name, parameter = next((name, p) for name, p in training.trained.items() if p.ndim > 1)
-    mean = dict(training.average.named_parameters())[name].clone()
+    mean = dict(training.average.module.named_parameters())[name].clone()
     for step in (1, 2, 3):
         training.train(60, steps=1)
         decay = (1 + step) / (10 + step)
         mean = decay * mean + (1 - decay) * parameter.detach()
-    torch.testing.assert_close(dict(training.average.named_parameters())[name], mean)
+    torch.testing.assert_close(dict(training.average.module.named_parameters())[name], mean)
     assert not torch.equal(mean, parameter)
 
 
@@ -115,6 +102,7 @@ def test_a_run_goes_on_with_weights_moments_and_losses(trained, pictures, tmp_pa
         own, was = (run.optimizer.state[run.trained[name]] for run in (after, before))
         torch.testing.assert_close(own["exp_avg_sq"], was["exp_avg_sq"], rtol=2e-2, atol=1e-12)
         torch.testing.assert_close(own["exp_avg"], was["exp_avg"], rtol=1e-2, atol=1e-12)
+    assert after.average.n_averaged == before.average.n_averaged == 5
     for own, was in zip(after.average.state_dict().values(), before.average.state_dict().values(), strict=True):
         torch.testing.assert_close(own, was, rtol=1e-3, atol=1e-6)
     after.train(60, steps=2)
@@ -137,7 +125,8 @@ def test_without_moments_the_rate_warms_up_again(trained, pictures, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_run_and_nothing_is_saved(pictures, tmp_path, monkeypatch):
     training = GraphTraining(RECIPE, pictures, tmp_path)
-    monkeypatch.setattr(graph_training, "flow_loss", lambda network, *given: flow_loss(network, *given) * float("nan"))
+    losses_of = FlowObjective.losses
+    monkeypatch.setattr(FlowObjective, "losses", lambda *given: {"loss": losses_of(*given)["loss"] * float("nan")})
     training.train(60, steps=40)
     assert training.step == 2
     with pytest.raises(ValueError, match="the loss is not a number at step 2; nothing is saved"):
