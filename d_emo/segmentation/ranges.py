@@ -19,6 +19,7 @@ SEGMENTER: Table = {
     "auxiliary_weight": Real(0, 1e3),
     "semantic_loss_ignore_index": Whole(-(2**31), 2**31 - 1),
     "loss_over_ignored": Flag(),
+    "dice_weight": Real(0, 1e3),
     "image_mean": Maybe(Each(Real(-1e3, 1e3), 1, 4096)),
     "image_std": Maybe(Each(Real(0, 1e3, positive=True), 1, 4096)),
 }

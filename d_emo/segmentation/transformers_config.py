@@ -29,6 +29,8 @@ class SegmenterConfig(NamedClasses, PreTrainedConfig):
         semantic_loss_ignore_index: label that the loss leaves out.
         loss_over_ignored: divide the loss by all pixels, as mmsegmentation 1.2.2 does by default, instead of by those
             with a label.
+        dice_weight: how much of Dice's loss is added to the cross-entropy (see `losses.dice_loss`); 0 as in the paper's
+            runs. For classes of few pixels, such as vessels: mmsegmentation's runs on these add 3.
         image_mean, image_std: one number a channel, in [0, 1], which images are normalised with; None for ImageNet's,
             averaged where there are other channels than three.
         **more: transformers' own, `num_labels` and `id2label` among them; the latter may be a list of names, and
@@ -48,6 +50,7 @@ class SegmenterConfig(NamedClasses, PreTrainedConfig):
         auxiliary_weight: float = 0.4,
         semantic_loss_ignore_index: int = IGNORED,
         loss_over_ignored: bool = False,
+        dice_weight: float = 0.0,
         image_mean: Any = None,
         image_std: Any = None,
         **more: Any,
@@ -60,6 +63,7 @@ class SegmenterConfig(NamedClasses, PreTrainedConfig):
         self.auxiliary_weight = auxiliary_weight
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
         self.loss_over_ignored = loss_over_ignored
+        self.dice_weight = dice_weight
         self.image_mean = list(image_mean or by_channel(IMAGENET_MEAN, self.num_channels))
         self.image_std = list(image_std or by_channel(IMAGENET_STD, self.num_channels))
 

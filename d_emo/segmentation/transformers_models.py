@@ -36,6 +36,7 @@ from d_emo.segmentation.heads import (
     SemanticFPNHead,
     feature_pyramid,
 )
+from d_emo.segmentation.losses import cross_entropy, dice_loss
 from d_emo.segmentation.transformers_config import EMOv2SegmentationConfig, SegmenterConfig
 
 # The published evaluation's on ADE20K: the short side, and the long one at most.
@@ -100,8 +101,8 @@ class SegmentationPreTrainedModel(EMOv2PreTrainedModel):
 
         Returns:
             `logits` (B, num_labels, H / stride, W / stride), and `loss`: cross-entropy with the logits resized to the
-            labels, a mean over pixels with a label (0 where no pixel has one); in training `auxiliary_weight` times
-            the auxiliary head's is added.
+            labels, a mean over pixels with a label (0 where no pixel has one), and `dice_weight` times Dice's; in
+            training `auxiliary_weight` times the auxiliary head's is added.
 
         Raises:
             ValueError: images of another shape or type, labels that are no classes of this model, or a batch of one
@@ -124,14 +125,13 @@ class SegmentationPreTrainedModel(EMOv2PreTrainedModel):
         return output if self.wants(return_dict, "return_dict") else output.to_tuple()
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy at the labels' size; a mean over those with a label, or over all pixels."""
+        """At the labels' size: cross-entropy, and as much of Dice as the configuration says."""
+        config = self.config
         resized = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
         # A byte would be compared with -100 as with 156.
-        ignored, labels = self.config.semantic_loss_ignore_index, labels.to(logits.device, torch.int64)
-        total = F.cross_entropy(resized, labels, ignore_index=ignored, reduction="sum")
-        if self.config.loss_over_ignored:
-            return total / labels.numel()
-        return total / (labels != ignored).sum().clamp(min=1)
+        ignored, labels = config.semantic_loss_ignore_index, labels.to(logits.device, torch.int64)
+        loss = cross_entropy(resized, labels, ignored, config.loss_over_ignored)
+        return loss + config.dice_weight * dice_loss(resized, labels, ignored) if config.dice_weight else loss
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from helpers.segmenters import HEADS, labels, pixels, segmenter
 
+from d_emo.segmentation.losses import dice_loss
+
 
 def cross_entropy(logits, ids):
     resized = F.interpolate(logits, size=ids.shape[-2:], mode="bilinear", align_corners=False)
@@ -52,6 +54,30 @@ def test_the_loss_may_be_a_mean_over_all_pixels_as_mmsegmentations():
     torch.testing.assert_close(
         all_pixels(pixels(), labels=labels()).loss, plain(pixels(), labels=labels()).loss * known
     )
+
+
+def test_dice_equals_another_librarys_and_leaves_out_what_has_no_label():
+    from segmentation_models_pytorch.losses import DiceLoss
+
+    logits, ids = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), labels()
+    expected = DiceLoss("multiclass", eps=0.0, ignore_index=255)(logits, ids)
+    assert expected > 0.1
+    torch.testing.assert_close(dice_loss(logits, ids, 255), expected, atol=1e-6, rtol=0)
+    # Of classes that no label shows there is nothing to find: by hand on one pixel of class 1.
+    one = torch.tensor([[[1, 255]]])
+    pair = torch.log(torch.tensor([[0.25, 0.7], [0.5, 0.2], [0.25, 0.1]])).view(1, 3, 1, 2)
+    torch.testing.assert_close(dice_loss(pair, one, 255), torch.tensor(1 - 2 * 0.5 / 1.5))
+    assert dice_loss(pair, torch.full((1, 1, 2), 255), 255) == 0
+
+
+def test_dice_is_added_by_its_weight_and_saved_with_the_model(tmp_path):
+    plain, both = segmenter("segformer"), segmenter("segformer", dice_weight=3.0)
+    output = plain(pixels(), labels=labels())
+    resized = F.interpolate(output.logits, size=(64, 64), mode="bilinear", align_corners=False)
+    expected = output.loss + 3 * dice_loss(resized, labels(), 255)
+    torch.testing.assert_close(both(pixels(), labels=labels()).loss, expected)
+    both.save_pretrained(tmp_path)
+    assert type(both.config).from_pretrained(tmp_path).dice_weight == 3.0
 
 
 def test_labels_of_every_whole_type_and_another_ignored_one_are_taken():
