@@ -31,8 +31,8 @@ __all__ = ["ObjectSource", "Scene", "coco_objects", "dataset_objects", "find_ann
 USUAL = ("annotations", "annotations.coco", "instances", "labels", "panoptic", "result")
 
 
-def find_annotations(folder: Path) -> Path:
-    """The one JSON file in a folder of pictures, as annotation tools leave it there.
+def find_annotations(folder: Path, flag: str = "") -> Path:
+    """The one JSON file in a folder of pictures, as annotation tools leave it there; `flag` is the option for it.
 
     Raises:
         ValueError: there is none, or several.
@@ -40,7 +40,7 @@ def find_annotations(folder: Path) -> Path:
     found = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     if len(found) != 1:
         what = f"{len(found)} JSON files ({', '.join(path.name for path in found[:3])})" if found else "no JSON file"
-        raise ValueError(f"there is {what} in it; name the list of objects.")
+        raise ValueError(f"there is {what} in it; name the list {f'({flag})' if flag else 'of objects'}.")
     return found[0]
 
 
