@@ -157,7 +157,7 @@ def report(
     means = {"miou": scores.miou, "aacc": scores.aacc, "macc": scores.macc, "mdice": scores.mdice}
     print(", ".join(f"{title} {means[name]:.2%}" for name, title in TITLES.items()))
     rows = class_rows(scores, source.id2label)
-    for number, row in enumerate(rows[:5]):
+    for number, row in enumerate([row for row in rows if row[1]][:5]):
         print(f"{'hardest' if number == 0 else '':<8} {row[0]}: IoU {row[2]:.1f}%, {row[3]:.1f}% of its pixels found")
     everything = {**vars(options), "pictures_of": source.name}
     pixels = {"images": source.size, "labelled_pixels": scores.labelled}
@@ -200,14 +200,17 @@ def described_size(options: argparse.Namespace) -> str:
 
 
 def class_rows(scores: SegmentationScores, names: Mapping[int, str]) -> list[list[Any]]:
-    """Name, pixels, IoU, accuracy and Dice in per cent of every class, the lowest IoU first; NaN last."""
+    """Name, pixels, IoU, accuracy and Dice in per cent of every class, the lowest IoU first.
+
+    Classes without a labelled pixel come last: one that is predicted nevertheless has an IoU of 0, and is not hard.
+    """
     pixels = scores.matrix.sum(axis=1)
     columns = zip(scores.iou, scores.accuracy, scores.dice, strict=True)
     rows = [
         [names[label], int(pixels[label]), *(100 * float(value) for value in values)]
         for label, values in enumerate(columns)
     ]
-    return sorted(rows, key=lambda row: (np.isnan(row[2]), row[2]))
+    return sorted(rows, key=lambda row: (not row[1], np.isnan(row[2]), row[2]))
 
 
 def confusion_table(scores: SegmentationScores, names: Mapping[int, str]) -> list[Table]:

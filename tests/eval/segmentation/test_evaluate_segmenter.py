@@ -208,6 +208,7 @@ def test_plain_numbers_mean_the_models_classes_although_one_is_not_shown(capsys,
     assert code == 0 and "4 images, 3 classes" in output, output
     rows = {row["name"]: row["pixels"] for row in csv.DictReader((tmp_path / "out" / "classes.csv").open())}
     assert rows["sky"] == rows["tree"] == "0" and int(rows["road"]) > 5000
+    assert "hardest  road" in output and "nan" not in output
 
 
 def test_names_of_the_masks_classes_in_another_order(capsys, tmp_path, folder):
