@@ -31,6 +31,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what.add_argument("--model", required=True, help="Folder or Hub id of a transformers video classifier.")
     what.add_argument("--data-dir", help="Folder of class folders of videos.")
     what.add_argument("--dataset", help="Hub id, folder or .parquet file, of videos.")
+    what.add_argument("--dataset-config", help="Configuration name of a Hub dataset.")
     what.add_argument("--dataset-split", default="train", help="Split of --dataset; a file alone is called train.")
     what.add_argument("--video-column", default="video", help="Column that holds the videos.")
     what.add_argument("--label-column", default="label", help="Column that holds the classes.")
@@ -57,6 +58,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.data_dir and options.dataset:
         parser.error("--data-dir and --dataset are both given; choose one.")
+    if not options.data_dir and not options.dataset:
+        parser.error("no data was named: --data-dir FOLDER (one sub-folder of videos a class) or --dataset NAME.")
     if options.opposites and options.order != "reversed":
         parser.error("--opposites belongs to --order reversed.")
     return options

@@ -31,11 +31,11 @@ __all__ = ["ObjectSource", "Scene", "coco_objects", "dataset_objects", "find_ann
 USUAL = ("annotations", "annotations.coco", "instances", "labels", "panoptic", "result")
 
 
-def find_annotations(folder: Path) -> Path:
+def find_annotations(folder: Path, flag: str = "") -> Path:
     """The list of a folder of pictures, as annotation tools leave it: in it, or in `annotations` in it or beside it.
 
     Of several the one that is called like the folder ("instances_train2017" of "train2017") is taken, and instances
-    before other kinds.
+    before other kinds. `flag` is the option for it.
 
     Raises:
         ValueError: there is none, or several.
@@ -49,7 +49,7 @@ def find_annotations(folder: Path) -> Path:
         found = [path for path in found if preferred(path)] or found if len(found) > 1 else found
     if len(found) != 1:
         what = f"{len(found)} JSON files ({', '.join(path.name for path in found[:3])})" if found else "no JSON file"
-        raise ValueError(f"there is {what} in it; name the list of objects.")
+        raise ValueError(f"there is {what} in it; name the list {f'({flag})' if flag else 'of objects'}.")
     return found[0]
 
 

@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
 
-from d_emo.common.output import Progress
-from d_emo.common.processes import leave_interrupts
-from d_emo.images.decode import UnreadableImageError, trim_strip
+from d_emo.images.decode import trim_strip
+from d_emo.images.prepared import prepared
 from d_emo.images.source import ImageSource
 
 TOP = 5
@@ -66,38 +64,35 @@ class Predictions:
         )
 
     @classmethod
+    def of(cls, logits: torch.Tensor, labels: torch.Tensor) -> "Predictions":
+        """What logits (N, K) say of things of these classes (N,)."""
+        ranked = logits.topk(min(TOP, logits.shape[1])).indices
+        return cls(labels, ranked, F.cross_entropy(logits, labels, reduction="none"))
+
+    @classmethod
     def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":
         """Several sets as one; empty ones add nothing."""
         parts = [part for part in parts if len(part.labels)]
+        if not parts:
+            return cls(*(torch.empty(0) for _ in range(3)))
         return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("labels", "ranked", "losses")))
 
 
-class PreparedImages(Dataset):
-    """Images as an image processor of transformers prepares them; messages in place of unreadable ones."""
+class PreparedImages:
+    """Images as an image processor of transformers prepares them: index -> (3, H, W), and the class id."""
 
-    def __init__(self, source: ImageSource, processor: Any, indices: Sequence[int]):
-        self.source = source
-        self.processor = processor
-        self.indices = indices
+    def __init__(self, source: ImageSource, processor: Any):
+        self.source, self.processor = source, processor
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, int, str]:
-        index = self.indices[number]
-        try:
-            image = trim_strip(self.source.read(index).convert("RGB"))
-        except UnreadableImageError as error:
-            return torch.empty(0), 0, str(error)
-        pixels = self.processor(images=image, return_tensors="pt")["pixel_values"][0]  # (3, H, W)
-        return pixels, int(self.source.labels[index]), ""
+    def __call__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = trim_strip(self.source.read(index).convert("RGB"))
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0], int(self.source.labels[index])
 
 
-def _collate(samples: Sequence[tuple[torch.Tensor, int, str]]) -> tuple[Any, Any, str]:
-    """A batch, or the message of its first unreadable image: raised where the user sees it, not in a loader process."""
-    pixels, labels, messages = zip(*samples, strict=True)
-    message = next((message for message in messages if message), "")
-    return (None, None, message) if message else (torch.stack(pixels), torch.tensor(labels), "")
+def _stacked(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 3, H, W) and class ids (N,)."""
+    pixels, labels = zip(*samples, strict=True)
+    return torch.stack(pixels), torch.tensor(labels)
 
 
 @torch.inference_mode()
@@ -130,23 +125,20 @@ def predict(
     Raises:
         UnreadableImageError: an image cannot be decoded; every image counts.
     """
-    indices = range(rank, source.size, world_size)
-    loader = DataLoader(
-        PreparedImages(source, processor, indices),
-        batch_size,
-        num_workers=num_workers,
-        collate_fn=_collate,
-        worker_init_fn=leave_interrupts,
-        generator=torch.Generator(),  # a run that is validated must not draw otherwise than one that is not
-    )
     parts = []
-    with Progress(source.size, "image", f"classifying {source.name}", shown=progress, leave=False) as bar:
-        for images, labels, message in loader:
-            if message:
-                raise UnreadableImageError(f"{message}. Repair or remove it.")
+    with prepared(
+        source,
+        PreparedImages(source, processor),
+        _stacked,
+        about="classifying",
+        batch_size=batch_size,
+        num_workers=num_workers,
+        rank=rank,
+        world_size=world_size,
+        progress=progress,
+    ) as batches:
+        for images, labels in batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
                 logits = model(images.to(device)).logits.float().cpu()  # (B, K)
-            ranked = logits.topk(min(TOP, logits.shape[1])).indices
-            parts.append(Predictions(labels, ranked, F.cross_entropy(logits, labels, reduction="none")))
-            bar.update(len(labels) * world_size)  # the other processes are about as far
-    return Predictions.joined(parts) if parts else Predictions(*(torch.empty(0) for _ in range(3)))
+            parts.append(Predictions.of(logits, labels))
+    return Predictions.joined(parts)

@@ -1,7 +1,6 @@
 """What `evaluate_classifier` does after it has read its options: predict, score, draw."""
 
 import argparse
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +11,11 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import d_emo  # noqa: F401  makes transformers know EMOv2
-from d_emo.common.files import check_apart, check_writable, write_json, written_whole
+from d_emo.common.files import write_json, written_whole
 from d_emo.common.locks import output_folder
-from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder
 from d_emo.eval.classification.accuracy import Predictions, predict
+from d_emo.eval.reports.evaluation import load_model, opening_data, report_folder, write_table
 from d_emo.images.digits import digits_source
 from d_emo.images.matching import match_classes
 from d_emo.images.open_source import open_source
@@ -43,9 +41,7 @@ class ClassScore:
 
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
-    folder = Path(options.output_dir or evaluation_folder(options.model))
-    check_apart(folder, "--output-dir", {"--data-dir": options.data_dir, "--dataset": options.dataset})
-    check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
+    folder = report_folder(options)
     images = chosen_images(options)
     model, processor = open_classifier(options.model)
     source, note = align_labels(images, model.config.id2label)
@@ -72,15 +68,8 @@ def evaluate(
 
 
 def open_classifier(name: str) -> tuple[Any, Any]:
-    """A model and its image processor.
-
-    Raises:
-        ValueError: it does not load.
-    """
-    try:
-        return AutoModelForImageClassification.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
-    except LOADING_ERRORS as error:
-        raise ValueError(f"--model {name} does not load as an image classifier ({first_line(error)}).") from error
+    """A model and its image processor; see `load_model`."""
+    return load_model(name, "an image classifier", AutoModelForImageClassification, AutoImageProcessor)
 
 
 def chosen_images(options: argparse.Namespace) -> ImageSource:
@@ -89,12 +78,9 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
     Raises:
         ValueError: they do not open; the message names the option.
     """
-    for name in ("data_dir", "dataset"):
-        if getattr(options, name) == "":  # as a shell passes an unset variable
-            raise ValueError(f"--{name.replace('_', '-')} is empty; name what is meant, or leave it out.")
     if not options.data_dir and not options.dataset:
         return held_out(digits_source())[1]
-    try:
+    with opening_data(options):
         source = open_source(
             options.data_dir,
             options.dataset,
@@ -104,10 +90,7 @@ def chosen_images(options: argparse.Namespace) -> ImageSource:
             class_names=options.class_names,
         )
         source.refuse_unreadable()
-        return source
-    except ValueError as error:
-        flag = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
-        raise ValueError(f"{flag}: {error}") from error
+    return source
 
 
 def align_labels(source: SourceT, id2label: Mapping[int, str]) -> tuple[SourceT, str]:
@@ -124,8 +107,16 @@ def align_labels(source: SourceT, id2label: Mapping[int, str]) -> tuple[SourceT,
 
 def report(
     predictions: Predictions, names: Mapping[int, str], folder: Path, about: dict[str, Any], things: str = "images"
-) -> None:
-    """Print the scores and write them with the table of classes and the picture; `things` are what was classified."""
+) -> list[ClassScore]:
+    """Print the scores and write them with the table of classes, which is returned, and the picture.
+
+    Args:
+        predictions: of things.
+        names: of all classes.
+        folder: which is there.
+        about: what was done, for report.json.
+        things: what was classified.
+    """
     truth, answers = predictions.labels.numpy(), predictions.ranked[:, 0].numpy()
     shown = np.unique(truth)
     ids = np.arange(len(names))
@@ -147,12 +138,10 @@ def report(
         print(f"{'hardest' if number == 0 else '':<8} {entry.name}: {entry.recall:.1%} of {entry.images} found"
               + (f", often taken for {entry.confused_with}" if entry.confused_with else ""))  # fmt: skip
     write_json(folder / "report.json", {**scores, "top1_standard_error": error, "options": about})
-    with written_whole(folder / "classes.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(ClassScore.__dataclass_fields__)
-        writer.writerows([vars(entry).values() for entry in classes])
+    write_table(folder / "classes.csv", ClassScore.__dataclass_fields__, [[*vars(entry).values()] for entry in classes])
     draw_confusion(matrix[np.ix_(shown, shown)], [names[label] for label in shown], folder / "confusion.png")
     print(f"report.json, classes.csv and confusion.png in {folder}")
+    return classes
 
 
 def class_scores(

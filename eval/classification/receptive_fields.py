@@ -8,6 +8,7 @@ Shapes: B images, C channels, H x W pixels, h x w positions of a map.
 """
 
 import argparse
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -235,7 +236,8 @@ def prepared(network: Network, source: Any, indices: list[int], image_size: int)
     processor = make_image_processor(image_size)
     if network.mean and network.std:
         processor.image_mean, processor.image_std = network.mean, network.std
-    return PreparedImages(source, processor, indices)
+    images = PreparedImages(source, processor)
+    return [functools.partial(images, index) for index in indices]
 
 
 def look(network: Network, images: Any, stride: int | None, progress: Progress) -> Field:
@@ -243,7 +245,7 @@ def look(network: Network, images: Any, stride: int | None, progress: Progress) 
 
     Args:
         network: whose.
-        images: tensors (3, H, W) by number, or `PreparedImages`.
+        images: tensors (3, H, W), or functions that give one first.
         stride: of the map that is asked, the last one of it; None for the last map.
         progress: is told of each image.
 
@@ -253,7 +255,7 @@ def look(network: Network, images: Any, stride: int | None, progress: Progress) 
     """
     total, grid = torch.zeros(1), (0, 0)
     for start in range(0, len(images), BATCH):
-        batch = [_pixels(images[number]) for number in range(start, min(start + BATCH, len(images)))]
+        batch = [_pixels(image) for image in images[start : start + BATCH]]
         pixels = torch.stack(batch).to(default_device())  # (B, 3, H, W)
         added, grid = contributions(network, pixels, stride)
         total = total + added / len(images)
@@ -266,10 +268,10 @@ def look(network: Network, images: Any, stride: int | None, progress: Progress) 
 def _pixels(image: Any) -> torch.Tensor:
     if isinstance(image, torch.Tensor):
         return image
-    pixels, _, message = image  # of `PreparedImages`
-    if message:
-        raise UnreadableImageError(f"{message}. Repair or remove it.")
-    return pixels
+    try:
+        return image()[0]
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"{error}. Repair or remove it.") from error
 
 
 def contributions(network: Network, pixels: torch.Tensor, stride: int | None) -> tuple[torch.Tensor, tuple[int, int]]:

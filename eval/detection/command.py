@@ -7,25 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from d_emo.common.files import check_apart, check_writable
 from d_emo.common.locks import output_folder
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import evaluation_folder
 from d_emo.detection.saved import DetectorBundle, load_detector
 from d_emo.eval.detection.predict import evaluate_objects
 from d_emo.eval.detection.report import Evaluation, write_report
-from d_emo.images.coco import coco_objects, dataset_objects, find_annotations
-from d_emo.images.labels import read_class_names
+from d_emo.eval.reports.evaluation import opening_data, report_folder
 from d_emo.images.matching import match_classes
 from d_emo.images.objects import ObjectSource, Scene, some_of
+from d_emo.images.open_objects import open_objects
 
 
 def run(options: argparse.Namespace) -> None:
     """Detect, score, print, save; what is quickly found to be wrong comes first."""
-    folder = Path(options.output_dir or evaluation_folder(options.model))
-    sources = {"--data-dir": options.data_dir, "--mask-dir": options.mask_dir, "--dataset": options.dataset}
-    check_apart(folder, "--output-dir", sources)
-    check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
+    folder = report_folder(options)
     try:
         bundle = load_detector(options.model)
     except ValueError as error:
@@ -63,35 +58,21 @@ def chosen_pictures(options: argparse.Namespace, masks: bool) -> ObjectSource:
     Raises:
         ValueError: they do not open; the message names the option.
     """
-    names = read_class_names(options.class_names) if options.class_names else None
-    try:
-        if options.data_dir:
-            source = _of_folder(options, masks)
-        else:
-            source = dataset_objects(
-                options.dataset,
-                config=options.dataset_config,
-                split=options.dataset_split,
-                image_column=options.image_column,
-                objects_column=options.objects_column,
-                box_format=options.box_format,
-                class_names=names,
-            )
-    except ValueError as error:
-        place = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
-        raise ValueError(f"{place}: {error}") from error
+    with opening_data(options):
+        source = open_objects(
+            options.data_dir,
+            options.dataset,
+            annotations=options.annotations,
+            mask_dir=options.mask_dir,
+            masks=masks,
+            config=options.dataset_config,
+            split=options.dataset_split,
+            image_column=options.image_column,
+            objects_column=options.objects_column,
+            box_format=options.box_format,
+            class_names=options.class_names,
+        )
     return some_of(source, np.arange(min(source.size, options.max_images))) if options.max_images else source
-
-
-def _of_folder(options: argparse.Namespace, masks: bool) -> ObjectSource:
-    folder = Path(options.data_dir)
-    if not folder.is_dir():
-        raise ValueError("there is no such folder.")
-    try:
-        annotations = Path(options.annotations) if options.annotations else find_annotations(folder)
-    except ValueError as error:
-        raise ValueError(str(error).replace("name the list", "name the list (--annotations)")) from error
-    return coco_objects(folder, annotations, options.mask_dir, masks=masks)
 
 
 def align_classes(source: ObjectSource, id2label: Mapping[int, str]) -> tuple[ObjectSource, str]:

@@ -1,43 +1,29 @@
 """What a detector finds in a set of pictures, scored; each process its share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from d_emo.common.output import Progress
-from d_emo.common.processes import leave_interrupts
 from d_emo.eval.detection.scores import MASK_THRESHOLD, DetectionScores
-from d_emo.images.decode import UnreadableImageError, to_pixels
+from d_emo.images.decode import to_pixels
 from d_emo.images.objects import ObjectSource, Scene
+from d_emo.images.prepared import prepared
 
 # A picture with its objects, and what was found there, on the CPU; masks are (n, H, W) bool.
 Keep = Callable[[Scene, dict[str, torch.Tensor]], None]
 
 
-class PreparedScenes(Dataset):
-    """Pictures as a detector takes them, with their objects; messages in place of unreadable ones."""
+class PreparedScenes:
+    """Pictures as a detector takes them: index -> (channels, H, W) uint8, and the picture with its objects."""
 
-    def __init__(self, source: ObjectSource, channels: int, indices: Sequence[int]):
-        self.source = source
-        self.channels = channels
-        self.indices = indices
+    def __init__(self, source: ObjectSource, channels: int):
+        self.source, self.channels = source, channels
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, number: int) -> tuple[torch.Tensor | None, Scene | None, str]:
-        try:
-            scene = self.source.read(self.indices[number])
-        except UnreadableImageError as error:
-            return None, None, str(error)
-        pixels = torch.from_numpy(to_pixels(scene.image, self.channels).copy())  # (H, W, channels) uint8
-        return pixels.permute(2, 0, 1), scene, ""
-
-
-def _as_it_is(sample: Any) -> Any:
-    return sample
+    def __call__(self, index: int) -> tuple[torch.Tensor, Scene]:
+        scene = self.source.read(index)
+        pixels = torch.from_numpy(to_pixels(scene.image, self.channels).copy())  # (H, W, channels)
+        return pixels.permute(2, 0, 1), scene
 
 
 @torch.inference_mode()
@@ -74,19 +60,17 @@ def evaluate_objects(
         UnreadableImageError: a picture cannot be decoded; every picture counts.
         ValueError: the detector refuses a picture; the message names it.
     """
-    loader = DataLoader(
-        PreparedScenes(source, getattr(model, "image_channels", 3), range(rank, source.size, world_size)),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=num_workers,
-        worker_init_fn=leave_interrupts,
-        generator=torch.Generator(),  # a run that is validated must not draw otherwise than one that is not
-    )
     scores = DetectionScores(len(source.id2label), masks=source.has_masks and finds_masks(model))
-    with Progress(source.size, "image", f"detecting in {source.name}", shown=progress, leave=False) as bar:
-        for pixels, scene, message in loader:
-            if message:
-                raise UnreadableImageError(f"{message}. Repair or remove it.")
+    with prepared(
+        source,
+        PreparedScenes(source, getattr(model, "image_channels", 3)),
+        about="detecting in",
+        num_workers=num_workers,
+        rank=rank,
+        world_size=world_size,
+        progress=progress,
+    ) as scenes:
+        for pixels, scene in scenes:
             try:
                 with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
                     (answer,) = model([pixels.to(device).float() / 255])
@@ -99,7 +83,6 @@ def evaluate_objects(
             scores.update([found], [scene])
             if keep is not None:
                 keep(scene, found)
-            bar.update(world_size)  # the other processes are about as far
     return scores
 
 

@@ -1,7 +1,6 @@
 """A detector's report: scores for the terminal and as JSON, classes as CSV, and an HTML page of its worst pictures."""
 
 import argparse
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from d_emo.common.files import write_json, written_whole
+from d_emo.common.files import write_json
 from d_emo.eval.detection.matching import OVERLAP, Confusion, match
 from d_emo.eval.detection.scores import NAMES, DetectionScores
 from d_emo.eval.reports.boxes import Objects, compare_objects
+from d_emo.eval.reports.evaluation import write_table
 from d_emo.eval.reports.page import Table, Tile, WorstTiles, write_page
 from d_emo.images.objects import ObjectSource, Scene
 
@@ -98,10 +98,8 @@ def write_report(
     numbers = {name: None if math.isnan(value) else value for name, value in values.items()}
     counts = {"images": scores.images, "objects": int(scores.objects.sum())}
     write_json(folder / FILES[0], {**counts, **numbers, "mean_f1": evaluation.mean_f1, "options": about})
-    with written_whole(folder / FILES[1]) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(field.name for field in fields(ClassScore))
-        writer.writerows(vars(entry).values() for entry in classes)
+    columns = [field.name for field in fields(ClassScore)]
+    write_table(folder / FILES[1], columns, [[*vars(entry).values()] for entry in classes])
     write_page(
         folder / FILES[2],
         f"{Path(options.model).name} on {source.name}",

@@ -29,12 +29,12 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow: auto; max-height: 40rem; }
 table { border-collapse: collapse; } th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
-th { border-bottom: 1px solid var(--quiet); } td { border-bottom: 1px solid var(--line); }
+th { border-bottom: 1px solid var(--quiet); } td, th[scope=row] { border-bottom: 1px solid var(--line); }
 .number { font-variant-numeric: tabular-nums; text-align: right; }
 .verdict { padding: .6rem .9rem; background: var(--bad); border-left: 4px solid var(--bad-line); }
 .verdict.good { background: var(--good); border-color: var(--good-line); }
-figure { margin: 1rem 0 1.5rem; } figcaption { color: var(--quiet); overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; }
+figure { margin: 1rem 0 1.5rem; overflow-x: auto; } figcaption { color: var(--quiet); overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; } figure img { max-width: max(100%, 40rem); }
 pre { background: var(--box); padding: .8rem; overflow: auto; font-size: 12px; }
 """
 # No scripts, nothing from elsewhere: what a browser enforces, whatever stands in the page.
@@ -101,7 +101,9 @@ def write_page(
     """
     parts = []
     if about:
-        rows = "".join(f"<tr><th>{escaped(name)}</th><td>{_cell(value)}</td></tr>" for name, value in about.items())
+        rows = "".join(
+            f'<tr><th scope="row">{escaped(name)}</th><td>{_cell(value)}</td></tr>' for name, value in about.items()
+        )
         parts.append(f'<div class="wide"><table>{rows}</table></div>')
     parts += [table_html(table) for table in tables]
     if pictures:

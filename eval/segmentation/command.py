@@ -1,9 +1,7 @@
 """What `evaluate_segmenter` does after it has read its options: predict, score, draw."""
 
 import argparse
-import csv
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,10 @@ import numpy as np
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import d_emo  # noqa: F401  makes transformers know EMOv2
-from d_emo.common.files import check_apart, check_writable, write_json, written_whole
+from d_emo.common.files import write_json
 from d_emo.common.locks import output_folder
-from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder
+from d_emo.eval.reports.evaluation import load_model, opening_data, report_folder, write_table
 from d_emo.eval.reports.overlays import compare_maps
 from d_emo.eval.reports.page import Table, Tile, WorstTiles, write_page
 from d_emo.eval.segmentation.predict import default_stride, evaluate_pixels
@@ -36,15 +33,15 @@ TITLES = {"miou": "mIoU", "aacc": "aAcc", "macc": "mAcc", "mdice": "mDice"}
 
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
-    folder = Path(options.output_dir or evaluation_folder(options.model))
-    places = {"--data-dir": options.data_dir, "--mask-dir": options.mask_dir, "--dataset": options.dataset}
-    check_apart(folder, "--output-dir", places)
-    check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
-    model, processor = open_segmenter(options.model)
+    folder = report_folder(options)
+    # torchvision's resizing, which transformers takes by itself, gives other pixels than Pillow's, of the trainer.
+    model, processor = load_model(
+        options.model, "a semantic segmenter", AutoModelForSemanticSegmentation, AutoImageProcessor, backend="pil"
+    )
     names = {label: str(model.config.id2label[label]) for label in range(model.config.num_labels)}
     source, note = chosen_pictures(options, names)
     with output_folder(folder):
-        evaluate(options, folder, model, sized(processor, options), source, note)
+        evaluate(options, folder, model, processor, source, note)
 
 
 def evaluate(
@@ -73,22 +70,9 @@ def evaluate(
         num_workers=options.num_workers,
         progress=True,
         keep=keep,
+        processor_options=sizes(options),
     )
     report(scores, source, worst, folder, options)
-
-
-def open_segmenter(name: str) -> tuple[Any, Any]:
-    """A model and its image processor, which resizes as that of the trainer's validation does.
-
-    Raises:
-        ValueError: it does not load.
-    """
-    try:
-        model = AutoModelForSemanticSegmentation.from_pretrained(name)
-        # torchvision's resizing, which transformers takes by itself, gives other pixels than Pillow's.
-        return model, AutoImageProcessor.from_pretrained(name, backend="pil")
-    except LOADING_ERRORS as error:
-        raise ValueError(f"--model {name} does not load as a semantic segmenter ({first_line(error)}).") from error
 
 
 def chosen_pictures(options: argparse.Namespace, names: Mapping[int, str]) -> tuple[PixelSource, str]:
@@ -102,7 +86,7 @@ def chosen_pictures(options: argparse.Namespace, names: Mapping[int, str]) -> tu
     """
     named = options.class_names or options.palette or options.panoptic_json
     classes = PixelSource(options.model, 0, read=_no_picture, id2label=dict(names))
-    try:
+    with opening_data(options):
         source = open_masks(
             options.data_dir,
             options.dataset,
@@ -126,9 +110,6 @@ def chosen_pictures(options: argparse.Namespace, names: Mapping[int, str]) -> tu
         if options.max_images:
             source = pixel_subset(source, range(min(source.size, options.max_images)))
         return align_pixels(source, names)
-    except (ValueError, UnreadableImageError) as error:
-        place = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
-        raise ValueError(f"{place}: {error}") from error
 
 
 def _no_picture(index: int) -> LabelledPicture:
@@ -154,14 +135,14 @@ def align_pixels(source: PixelSource, names: Mapping[int, str]) -> tuple[PixelSo
     return replace(source, read=read, id2label=dict(names)), note
 
 
-def sized(processor: Any, options: argparse.Namespace) -> Callable[..., Any]:
-    """A processor that brings pictures to the size that the options say, if they do."""
+def sizes(options: argparse.Namespace) -> dict[str, Any]:
+    """Options of a processor, by which pictures have the size that the command's options say, if they do."""
     if options.full_size:
-        return functools.partial(processor, do_resize=False)
+        return {"do_resize": False}
     if options.short_side:
         size = {"shortest_edge": options.short_side, "longest_edge": LONGEST * options.short_side}
-        return functools.partial(processor, do_resize=True, size=size)
-    return processor
+        return {"do_resize": True, "size": size}
+    return {}
 
 
 def report(
@@ -177,15 +158,13 @@ def report(
     means = {"miou": scores.miou, "aacc": scores.aacc, "macc": scores.macc, "mdice": scores.mdice}
     print(", ".join(f"{title} {means[name]:.2%}" for name, title in TITLES.items()))
     rows = class_rows(scores, source.id2label)
-    for number, row in enumerate(rows[:5]):
+    for number, row in enumerate([row for row in rows if row[1]][:5]):
         print(f"{'hardest' if number == 0 else '':<8} {row[0]}: IoU {row[2]:.1f}%, {row[3]:.1f}% of its pixels found")
     everything = {**vars(options), "pictures_of": source.name}
     pixels = {"images": source.size, "labelled_pixels": scores.labelled}
     write_json(folder / "report.json", {**means, **pixels, "options": everything})
-    with written_whole(folder / "classes.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("name", "pixels", "iou", "accuracy", "dice"))
-        writer.writerows([(*row[:2], *(value / 100 for value in row[2:])) for row in rows])
+    shares = [(*row[:2], *(value / 100 for value in row[2:])) for row in rows]
+    write_table(folder / "classes.csv", ("name", "pixels", "iou", "accuracy", "dice"), shares)
     write_page(
         folder / "report.html",
         f"{Path(options.model).name} on {source.name}",
@@ -222,14 +201,17 @@ def described_size(options: argparse.Namespace) -> str:
 
 
 def class_rows(scores: SegmentationScores, names: Mapping[int, str]) -> list[list[Any]]:
-    """Name, pixels, IoU, accuracy and Dice in per cent of every class, the lowest IoU first; NaN last."""
+    """Name, pixels, IoU, accuracy and Dice in per cent of every class, the lowest IoU first.
+
+    Classes without a labelled pixel come last: one that is predicted nevertheless has an IoU of 0, and is not hard.
+    """
     pixels = scores.matrix.sum(axis=1)
     columns = zip(scores.iou, scores.accuracy, scores.dice, strict=True)
     rows = [
         [names[label], int(pixels[label]), *(100 * float(value) for value in values)]
         for label, values in enumerate(columns)
     ]
-    return sorted(rows, key=lambda row: (np.isnan(row[2]), row[2]))
+    return sorted(rows, key=lambda row: (not row[1], np.isnan(row[2]), row[2]))
 
 
 def confusion_table(scores: SegmentationScores, names: Mapping[int, str]) -> list[Table]:

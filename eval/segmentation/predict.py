@@ -1,18 +1,15 @@
 """What a segmenter says of pictures of any size, and how it does on a set of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
 
-from d_emo.common.output import Progress
-from d_emo.common.processes import leave_interrupts
 from d_emo.eval.segmentation.scores import SegmentationScores
-from d_emo.images.decode import UnreadableImageError
 from d_emo.images.pixels import LabelledPicture, PixelSource
+from d_emo.images.prepared import prepared
 from d_emo.segmentation.sliding import predict_in_windows
 
 # Classes whose logits are resized to the picture at once: of 150 classes, all would take 600 bytes a pixel.
@@ -23,28 +20,34 @@ WINDOWS_AT_ONCE = 4
 Keep = Callable[[LabelledPicture, np.ndarray, SegmentationScores], None]
 
 
-class PreparedPictures(Dataset):
-    """Pictures as an image processor prepares them, with their labels; messages in place of unreadable ones."""
+class PreparedPictures:
+    """Pictures as an image processor prepares them: index -> (1, 3, h, w), and the picture with its labels.
 
-    def __init__(self, source: PixelSource, processor: Any, indices: Sequence[int]):
-        self.source = source
-        self.processor = processor
-        self.indices = indices
+    The whole of each, whatever the processor is used to: what a classifier's habit of cutting the centre leaves would
+    be laid over the whole picture.
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    Args:
+        source: of the pictures.
+        processor: of transformers.
+        options: of it, for every picture.
 
-    def __getitem__(self, number: int) -> tuple[torch.Tensor | None, LabelledPicture | None, str]:
-        try:
-            sample = self.source.read(self.indices[number])
-        except UnreadableImageError as error:
-            return None, None, str(error)  # raised where the user sees it, not in a loader process
-        pixels = self.processor(images=sample.image, return_tensors="pt")["pixel_values"]  # (1, 3, h, w)
-        return pixels, sample, ""
+    Raises:
+        ValueError: it fills pictures up, so that logits would not lie on them.
+    """
 
+    def __init__(self, source: PixelSource, processor: Any, options: Mapping[str, Any]):
+        self.source, self.processor, self.options = source, processor, {**options}
+        if getattr(processor, "do_center_crop", None):
+            self.options["do_center_crop"] = False
+        if getattr(processor, "do_pad", None):
+            raise ValueError(
+                "the model's image processor fills pictures up (do_pad), so that what the model says would not lie on "
+                "them; set do_pad to false in its preprocessor_config.json."
+            )
 
-def _as_it_is(sample: Any) -> Any:
-    return sample
+    def __call__(self, index: int) -> tuple[torch.Tensor, LabelledPicture]:
+        sample = self.source.read(index)
+        return self.processor(images=sample.image, return_tensors="pt", **self.options)["pixel_values"], sample
 
 
 @torch.inference_mode()
@@ -63,6 +66,7 @@ def evaluate_pixels(
     num_workers: int = 0,
     progress: bool = False,
     keep: Keep | None = None,
+    processor_options: Mapping[str, Any] | None = None,
 ) -> SegmentationScores:
     """Show a segmenter every picture of a source, or a process's share of them, one by one, and count pixels.
 
@@ -79,24 +83,23 @@ def evaluate_pixels(
         num_workers: loader processes.
         progress: show how far it is.
         keep: called with every picture, in order.
+        processor_options: of the processor for every picture, such as `do_resize` and `size`.
 
     Raises:
         UnreadableImageError: a picture or its labels cannot be read; every picture counts.
         ValueError: the model has other classes than the source, or refuses a picture.
     """
     scores = SegmentationScores(len(source.id2label))
-    loader = DataLoader(
-        PreparedPictures(source, processor, range(rank, source.size, world_size)),
-        batch_size=None,
+    with prepared(
+        source,
+        PreparedPictures(source, processor, processor_options or {}),
+        about="segmenting",
         num_workers=num_workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=leave_interrupts,
-        generator=torch.Generator(),  # a run that is validated must not draw otherwise than one that is not
-    )
-    with Progress(source.size, "image", f"segmenting {source.name}", shown=progress, leave=False) as bar:
-        for pixels, sample, message in loader:
-            if message:
-                raise UnreadableImageError(f"{message}. Repair or remove it.")
+        rank=rank,
+        world_size=world_size,
+        progress=progress,
+    ) as pictures:
+        for pixels, sample in pictures:
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
                 logits = picture_logits(model, pixels.to(device), window, stride, batch_size)  # (1, K, h', w')
             if logits.shape[1] != scores.num_classes:
@@ -109,7 +112,6 @@ def evaluate_pixels(
             scores.merge(alone)
             if keep is not None:
                 keep(sample, predicted.cpu().numpy(), alone)
-            bar.update(world_size)  # the other processes are about as far
     return scores
 
 

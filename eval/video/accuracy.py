@@ -4,16 +4,13 @@ Source: the published test of V-EMOv2 (one clip of the middle frames, three crop
 validation on the way (one clip, the middle crop), which is what its processor does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from d_emo.common.output import Progress, say
-from d_emo.common.processes import leave_interrupts
-from d_emo.eval.classification.accuracy import TOP, Predictions
-from d_emo.images.decode import UnreadableImageError
+from d_emo.eval.classification.accuracy import Predictions
+from d_emo.images.prepared import prepared
 from d_emo.video.folders import ClipSource
 from d_emo.video.reading import spread
 
@@ -52,29 +49,21 @@ def crops_of(clip: torch.Tensor, side: int, crops: int) -> torch.Tensor:
     return torch.stack(found)
 
 
-class PreparedClips(Dataset):
-    """Views of videos as a video processor prepares them; messages in place of unreadable ones."""
+class PreparedClips:
+    """Views of videos as a video processor prepares them: index -> (clips * crops, T, 3, side, side), class id, index.
 
-    def __init__(
-        self, source: ClipSource, processor: Any, indices: Sequence[int], clips: int, crops: int, order: Order
-    ):
-        self.source = source
-        self.processor = processor
-        self.indices = indices
-        self.clips = clips
-        self.crops = crops
-        self.order = order
+    Raises:
+        ValueError: several crops are wanted, and the processor does not say how large one is.
+    """
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    def __init__(self, source: ClipSource, processor: Any, clips: int, crops: int, order: Order):
+        self.source, self.processor = source, processor
+        self.clips, self.crops, self.order = clips, crops, order
+        if crops > 1 and not getattr(processor, "crop_size", None):
+            raise ValueError(f"--crops {crops}: the model's video processor has no crop_size to cut; use --crops 1.")
 
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, int, int, str]:
-        index = self.indices[number]
-        try:
-            views = self.views(index)
-        except UnreadableImageError as error:
-            return torch.empty(0), 0, index, str(error)
-        return views, int(self.source.labels[index]), index, ""
+    def __call__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        return self.views(index), int(self.source.labels[index]), index
 
     def views(self, index: int) -> torch.Tensor:
         """(clips * crops, T, 3, side, side), normalised."""
@@ -101,14 +90,10 @@ class PreparedClips(Dataset):
         return torch.cat([in_order(clip, self.order) for clip in frames.chunk(self.clips)])
 
 
-def _collate(samples: Sequence[tuple[torch.Tensor, int, int, str]]) -> tuple[Any, Any, list[int], list[str]]:
-    """Those that could be read, and messages of the others: raised where the user sees it, not in a loader process."""
-    read = [sample for sample in samples if not sample[3]]
-    messages = [message for *_, message in samples if message]
-    if not read:
-        return None, torch.empty(0, dtype=torch.int64), [], messages
-    views, labels, indices, _ = zip(*read, strict=True)
-    return torch.stack(views), torch.tensor(labels), list(indices), messages
+def _stacked(samples: list[tuple[torch.Tensor, int, int]]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Views (N, V, T, 3, side, side), class ids (N,), and indices."""
+    views, labels, indices = zip(*samples, strict=True)
+    return torch.stack(views), torch.tensor(labels), list(indices)
 
 
 @torch.inference_mode()
@@ -155,34 +140,31 @@ def predict_clips(
         UnreadableImageError: a video is unreadable or too short; every video counts.
     """
     views = clips * crops
-    loader = DataLoader(
-        PreparedClips(source, processor, range(rank, source.size, world_size), clips, crops, order),
-        max(1, batch_size // views),
-        num_workers=num_workers,
-        collate_fn=_collate,
-        worker_init_fn=leave_interrupts,
-        generator=torch.Generator(),  # a run that is validated must not draw otherwise than one that is not
-    )
     parts = []
-    with Progress(source.size, "video", f"classifying {source.name}", shown=progress, leave=False) as bar:
-        for batch, labels, indices, messages in loader:
-            for message in messages:
-                if not skip_bad:
-                    raise UnreadableImageError(f"{message}. Repair or remove it, or leave it out: --on-bad-image skip.")
-                say(f"skipped: {message}")
-            bar.update((len(labels) + len(messages)) * world_size)  # the other processes are about as far
-            if not len(labels):
-                continue
+    with prepared(
+        source,
+        PreparedClips(source, processor, clips, crops, order),
+        _stacked,
+        about="classifying",
+        unit="video",
+        batch_size=max(1, batch_size // views),
+        num_workers=num_workers,
+        rank=rank,
+        world_size=world_size,
+        progress=progress,
+        skip_bad=skip_bad,
+        remedy="Repair or remove it, or leave it out: --on-bad-image skip.",
+    ) as batches:
+        for batch, labels, indices in batches:
             # Several at once, as asked, though one video may have more views than that.
             parted = batch.flatten(0, 1).split(batch_size)
             with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
                 logits = torch.cat([model(part.to(device)).logits.float().cpu() for part in parted])  # (B V, K)
             logs = mean_log_probabilities(logits.unflatten(0, (len(labels), views)))  # (B, K)
-            ranked = logs.topk(min(TOP, logs.shape[1])).indices
-            parts.append(Predictions(labels, ranked, -logs.gather(1, labels[:, None])[:, 0]))
+            parts.append(Predictions.of(logs, labels))
             if keep is not None:
                 keep(indices, logs)
-    return Predictions.joined(parts) if parts else Predictions(*(torch.empty(0) for _ in range(3)))
+    return Predictions.joined(parts)
 
 
 def mean_log_probabilities(logits: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """What `evaluate_video_classifier` does after it has read its options: predict, score, draw."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,10 @@ import torch
 from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 
 import d_emo  # noqa: F401  makes transformers know V-EMOv2
-from d_emo.common.files import check_apart, check_writable
 from d_emo.common.locks import output_folder
-from d_emo.common.messages import first_line
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder
-from d_emo.eval.classification.command import align_labels, report
+from d_emo.eval.classification.command import ClassScore, align_labels, report
+from d_emo.eval.reports.evaluation import load_model, opening_data, report_folder
 from d_emo.eval.reports.page import Table, Tile, write_page
 from d_emo.eval.reports.panels import strip
 from d_emo.eval.video.accuracy import PreparedClips, predict_clips
@@ -29,9 +27,7 @@ SHOWN_ANSWERS = 3
 
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
-    folder = Path(options.output_dir or evaluation_folder(options.model))
-    check_apart(folder, "--output-dir", {"--data-dir": options.data_dir, "--dataset": options.dataset})
-    check_writable(folder, "--output-dir", folder=True)  # before a model is fetched
+    folder = report_folder(options)
     videos = chosen_videos(options)
     model, processor = open_video_classifier(options.model)
     names = model.config.id2label
@@ -72,12 +68,13 @@ def evaluate(
     if not indices:
         raise ValueError(f"none of the {source.size} videos of {source.name} can be read.")
     about = {**vars(options), "videos": source.name, "frames": processor.num_frames}
-    report(predictions, names, folder, about, things="videos")
+    classes = report(predictions, names, folder, about, things="videos")
     tiles = worst(options, processor, source, names, indices, torch.cat(answers))
     write_page(
         folder / "report.html",
-        f"{options.model} on {source.name}",
+        f"{Path(options.model).name} on {source.name}",
         {
+            "model": options.model,
             "videos": len(indices),
             "frames": f"{processor.num_frames}, {options.order}",
             "views": f"{options.clips} x {options.crops} (clips x crops)",
@@ -85,7 +82,7 @@ def evaluate(
             "top-5": f"{predictions.accuracy(5):.2%}",
             "cross-entropy": f"{predictions.loss:.4f}",
         },
-        [class_table(predictions, names)],
+        [class_table(classes)],
         tiles,
         score_name="probability of the true class",
         options=about,
@@ -99,13 +96,16 @@ def open_video_classifier(name: str) -> tuple[Any, Any]:
     Raises:
         ValueError: it does not load, or they are not for the same number of frames.
     """
-    try:
-        model: Any = AutoModelForVideoClassification.from_pretrained(name)
-        processor: Any = AutoVideoProcessor.from_pretrained(name)
-    except LOADING_ERRORS as error:
-        raise ValueError(f"--model {name} does not load as a video classifier ({first_line(error)}).") from error
+    model, processor = load_model(name, "a video classifier", AutoModelForVideoClassification, AutoVideoProcessor)
     of_model, of_processor = (getattr(part, "num_frames", None) for part in (model.config, processor))
-    if of_processor is None or of_model not in (None, of_processor):
+    if of_model and of_processor is None:  # transformers' own processors leave it to the model
+        processor.num_frames = of_processor = of_model
+    if of_processor is None:
+        raise ValueError(
+            f"--model {name} does not say how many frames a clip has (num_frames of its config.json, or of its "
+            "video_preprocessor_config.json); write it there."
+        )
+    if of_model not in (None, of_processor):
         raise ValueError(
             f"--model {name} is for clips of {of_model} frames, its video processor for {of_processor}; restore the "
             "folder's video_preprocessor_config.json."
@@ -117,26 +117,19 @@ def chosen_videos(options: argparse.Namespace) -> ClipSource:
     """The videos that the options name.
 
     Raises:
-        ValueError: none is named, or they do not open; the message names the option.
+        ValueError: they do not open; the message names the option.
         ImportError: PyAV is not installed.
     """
-    for name in ("data_dir", "dataset"):
-        if getattr(options, name) == "":  # as a shell passes an unset variable
-            raise ValueError(f"--{name.replace('_', '-')} is empty; name what is meant, or leave it out.")
-    if not options.data_dir and not options.dataset:
-        raise ValueError("no data was named: --data-dir FOLDER (one sub-folder of videos a class), or --dataset.")
-    try:
+    with opening_data(options):
         return open_videos(
             options.data_dir,
             options.dataset,
+            config=options.dataset_config,
             split=options.dataset_split,
             video_column=options.video_column,
             label_column=options.label_column,
             class_names=read_class_names(options.class_names) if options.class_names else None,
         )
-    except ValueError as error:
-        flag = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
-        raise ValueError(f"{flag}: {error}") from error
 
 
 def reversed_labels(text: str, names: Mapping[int, str]) -> np.ndarray:
@@ -162,15 +155,14 @@ def reversed_labels(text: str, names: Mapping[int, str]) -> np.ndarray:
     return table
 
 
-def class_table(predictions: Any, names: Mapping[int, str]) -> Table:
-    """How many videos of each class were found, the worst class first."""
-    truth, answers = predictions.labels.numpy(), predictions.ranked[:, 0].numpy()
-    rows = []
-    for label in np.unique(truth):
-        of_class = answers[truth == label]
-        rows.append((names[int(label)], len(of_class), float((of_class == label).mean())))
-    rows.sort(key=lambda row: row[2])
-    return Table("Classes", ("class", "videos", "share found"), rows)
+def class_table(classes: Sequence[ClassScore]) -> Table:
+    """What became of each class's videos, the worst class first."""
+    columns = ("class", "videos", "% found", "% of such answers right", "mostly taken for")
+    rows = [
+        (entry.name, entry.images, 100 * entry.recall, 100 * entry.precision, entry.confused_with)
+        for entry in sorted(classes, key=lambda entry: entry.recall)
+    ]
+    return Table("Classes, the hardest first", columns, rows)
 
 
 def worst(
@@ -191,7 +183,7 @@ def worst(
         indices: of the videos that were shown, N.
         answers: their log-probabilities, (N, K).
     """
-    prepared = PreparedClips(source, processor, range(source.size), 1, 1, options.order)
+    prepared = PreparedClips(source, processor, 1, 1, options.order)
     truth = torch.from_numpy(source.labels[indices])
     shares = answers.exp().gather(1, truth[:, None])[:, 0]
     tiles = []

@@ -134,8 +134,8 @@ def test_names_match_in_any_form_of_unicode():
 
 def test_a_strip_is_scored_in_little_memory():
     strips = replace(source(["a"], [0, 0]), read=lambda index: PIL.Image.new("RGB", [(3, 60000), (60000, 3)][index]))
-    images = PreparedImages(strips, make_image_processor(224), [0, 1])
-    assert images[0][0].shape == images[1][0].shape == (3, 224, 224)
+    images = PreparedImages(strips, make_image_processor(224))
+    assert images(0)[0].shape == images(1)[0].shape == (3, 224, 224)
 
 
 def test_an_unreadable_image_ends_with_its_name(capsys, tmp_path, folder):

@@ -115,8 +115,7 @@ def test_training_fid_accuracy_and_transformers_see_the_same_pixels(tmp_path, en
     trained, _, _, bad = TrainingImages(source, Pixels(3, 20, flip=False, seed=0))[(0, 0)]
     assert not bad and torch.equal(trained, to_tensor(source.read(0), 3, 20))
     np.testing.assert_array_equal(open_set(str(tmp_path)).read(0, 1)[0], seen)
-    scored, _, message = PreparedImages(source, plain_processor, [0])[0]
-    assert not message
+    scored, _ = PreparedImages(source, plain_processor)(0)
     np.testing.assert_array_equal(scored.permute(1, 2, 0).numpy(), seen)
     np.testing.assert_array_equal(np.asarray(load_image(decode(path, "a"))), seen)  # given our picture
     if mode in PLAIN:

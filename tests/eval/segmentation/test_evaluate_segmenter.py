@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers.segmenters import segmenter
 from helpers.training import run_here
-from transformers import SegformerImageProcessorPil
+from transformers import DPTImageProcessorPil, MobileNetV2ImageProcessorPil, SegformerImageProcessorPil
 
 from d_emo import predict_in_windows
 from d_emo.eval import evaluate_segmenter
@@ -208,6 +208,7 @@ def test_plain_numbers_mean_the_models_classes_although_one_is_not_shown(capsys,
     assert code == 0 and "4 images, 3 classes" in output, output
     rows = {row["name"]: row["pixels"] for row in csv.DictReader((tmp_path / "out" / "classes.csv").open())}
     assert rows["sky"] == rows["tree"] == "0" and int(rows["road"]) > 5000
+    assert "hardest  road" in output and "nan" not in output
 
 
 def test_names_of_the_masks_classes_in_another_order(capsys, tmp_path, folder):
@@ -260,3 +261,27 @@ def test_a_processor_of_transformers_own_is_taken_as_well(tmp_path):
     source = folder_masks(write_pictures(tmp_path))
     squares = SegformerImageProcessorPil(size={"height": 64, "width": 64})
     assert evaluate_pixels(network(), squares, source, device=CPU).labelled > 0
+
+
+def test_a_processor_that_cuts_the_centre_shows_the_whole_picture():
+    """As MobileNetV2's and MobileViT's segmenters have it: laid over the whole picture, the centre's map is wrong."""
+    halves = sample(np.repeat([[0, 1]], 64, axis=1).repeat(64, axis=0))
+    seen = []
+
+    class Watching(torch.nn.Module):
+        def forward(self, pixels):
+            seen.append(pixels.shape[2:])
+            return network()(pixels)
+
+    cutting = MobileNetV2ImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    scores = evaluate_pixels(Watching(), cutting, source_of(halves), device=CPU)
+    assert seen == [(64, 128)]
+    whole = MobileNetV2ImageProcessorPil(size={"shortest_edge": 64}, do_center_crop=False)
+    expected = evaluate_pixels(network(), whole, source_of(halves), device=CPU)
+    assert np.array_equal(scores.matrix, expected.matrix)
+
+
+def test_a_processor_that_fills_pictures_up_is_refused():
+    filling = DPTImageProcessorPil(do_pad=True, size_divisor=32)
+    with pytest.raises(ValueError, match=r"fills pictures up \(do_pad\).*set do_pad to false"):
+        evaluate_pixels(network(), filling, source_of(sample(np.zeros((32, 32)))), device=CPU)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from helpers.training import run_here
 from helpers.video_training import TINY_NETWORK
 from helpers.videos import large, write_bars, write_video
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEVideoProcessor
 
 from d_emo import VEMOv2Config, VEMOv2ForVideoClassification
 from d_emo.eval import evaluate_video_classifier
@@ -189,11 +190,35 @@ def test_bad_input_ends_with_one_line(capsys, tmp_path, offline, saved, argument
 
 
 def test_data_have_to_be_named_and_classes_to_be_the_models(capsys, tmp_path, saved):
-    code, _ = run(capsys, *saved[:2], "--output-dir", tmp_path / "out")
-    assert "no data was named: --data-dir" in str(code)
+    code, output = run(capsys, *saved[:2], "--output-dir", tmp_path / "out")
+    assert code and "no data was named: --data-dir" in output
     other = write_bars(tmp_path / "other", 1, 4, classes=("left", "sideways"))
     code, _ = run(capsys, *saved[:2], "--data-dir", other, "--output-dir", tmp_path / "out")
     assert "not among the model's names: sideways" in str(code)
+
+
+def test_a_classifier_of_transformers_says_itself_how_long_its_clips_are(capsys, tmp_path):
+    """Its video processor leaves that open."""
+    write_bars(tmp_path / "videos", 1, 6)
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "patch_size": 16, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = VideoMAEConfig(num_frames=4, intermediate_size=32, id2label=dict(enumerate(NAMES)), **sizes)
+    model = VideoMAEForVideoClassification(config).eval()
+    processor = VideoMAEVideoProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    videos = ("--data-dir", tmp_path / "videos", "--crops", "3", "--output-dir", tmp_path / "out")
+    code, output = run(capsys, "--model", tmp_path / "model", *videos)
+    assert code == 0, output
+    losses = []
+    source = folder_videos(tmp_path / "videos")
+    for index, file in enumerate(source.files):
+        with Video(file) as video, torch.no_grad():
+            clip = video.frames(middles(len(video), 4))
+            logits = model(**processor(clip, do_sample_frames=False, return_tensors="pt")).logits
+        losses.append(F.cross_entropy(logits, torch.tensor([int(source.labels[index])])))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["loss"] == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)  # square: three equal crops
 
 
 def test_a_folder_whose_processor_is_for_other_clips_is_refused(capsys, tmp_path, saved):
