@@ -193,6 +193,9 @@ COMMANDS = {
             "preset_table", "d_emo.eval.tables.preset_table", (), "d_emo.eval.tables.preset_table.settings_row"
         ),
         SweptCommand(
+            "window_drawing", "d_emo.eval.tables.window_drawing", (), "d_emo.eval.tables.window_drawing.panels"
+        ),
+        SweptCommand(
             "loader_speed",
             "d_emo.eval.benchmarks.loader_speed",
             (),
