@@ -185,6 +185,8 @@ CALLS: dict[str, PublicCall] = {
     "read_clip": PublicCall(_network("read_clip"), lambda: {"path": "nowhere.mp4"}, called={"num_frames": "path"}),
     "list_models": PublicCall(_network("list_models"), dict),
     "list_classifiers": PublicCall(_network("list_classifiers"), dict),
+    "list_packaged": PublicCall(_network("list_packaged"), dict),
+    "packaged": PublicCall(_network("packaged"), lambda: {"name": "digits"}),
     "DEMOTransformer2DModel": PublicCall(_network("DEMOTransformer2DModel"), lambda: dict(TINY)),
     "DiTBaselineTransformer2DModel": PublicCall(_network("DiTBaselineTransformer2DModel"), lambda: dict(TINY)),
     "LightningDiTTransformer2DModel": PublicCall(_network("LightningDiTTransformer2DModel"), lambda: dict(TINY)),
