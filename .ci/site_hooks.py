@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files
@@ -90,41 +89,46 @@ def foreign_loads(text: str, suffix: str) -> list[str]:
 
 def commands_page() -> str:
     """Every command with its options, in tables."""
+    from d_emo.cli.names import GROUPS
+
     lines = [
         "# Commands and options",
         "",
         "What `--help` prints, by command. Every command takes `--version`; hyphens and underscores are the same. The "
         "trainers also take a YAML file of the same names (`--config`), which the command line overrides.",
     ]
-    for script in command_scripts():
-        lines += ["", *command_section(script)]
+    for title, group in GROUPS.items():
+        lines += ["", f"## To {title}"]
+        for name in group:
+            lines += ["", *command_section(name)]
     return "\n".join(lines) + "\n"
 
 
-def command_scripts() -> list[str]:
-    """train/train_dit.py and the like: the files of the two folders of commands."""
-    return [
-        path.relative_to(ROOT).as_posix()
-        for folder in ("train", "eval")
-        for path in sorted((ROOT / folder).glob("*.py"))
-        if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
-    ]
+def command_section(name: str) -> Iterator[str]:
+    """A command's heading, text, examples and tables of options, as `d-emo NAME --help` has them."""
+    from d_emo.cli.main import typed
+    from d_emo.cli.names import COMMANDS, PROGRAM
+    from d_emo.common.command_line import parser_of, split_docstring
+    from d_emo.common.typed import as_typed, called_as
 
-
-def command_section(script: str) -> Iterator[str]:
-    """A command's heading, text, examples and tables of options."""
-    from d_emo.common.command_line import split_docstring
-
-    module = importlib.import_module(f"d_emo.{script.removesuffix('.py').replace('/', '.')}")
-    text, examples = split_docstring(module.__doc__ or "")
-    yield from (f"## {Path(script).stem}", "", f"`python {script}`", "", text)
-    if examples:
-        yield from ("", "```bash", examples.strip("\n"), "```")
-    for group in parser_of(module)._action_groups:
-        actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS and a.dest not in ("help", "version")]
-        if actions:
-            yield from ("", f"| {group.title or 'options'} | |", "|---|---|")
-            yield from (f"| {option_name(action)} | {cell(action)} |" for action in actions)
+    named = COMMANDS[name]
+    module = importlib.import_module(named.module)
+    with called_as(typed(name)):
+        text, examples = split_docstring(as_typed(module.__doc__ or ""))
+        yield from (f"### {PROGRAM} {name}", "", text)
+        if examples:
+            yield from ("", "```bash", examples.strip("\n"), "```")
+        if named.launched:
+            yield from ("", f"On several processes: `accelerate launch -m {named.module}` and the same options.")
+        for group in parser_of(module.main)._action_groups:
+            actions = [
+                action
+                for action in group._group_actions
+                if action.help != argparse.SUPPRESS and action.dest not in ("help", "version")
+            ]
+            if actions:
+                yield from ("", f"| {group.title or 'options'} | |", "|---|---|")
+                yield from (f"| {option_name(action)} | {as_typed(cell(action))} |" for action in actions)
 
 
 def option_name(action: argparse.Action) -> str:
@@ -141,28 +145,6 @@ def cell(action: argparse.Action) -> str:
     if action.choices and not re.search(r"\bNone\b", str(action.choices)):
         text = f"One of {', '.join(map(str, action.choices))}. {text}"
     return re.sub(r"([|*_<>\[\]`])", lambda found: f"&#{ord(found[1])};", text).replace("\n", " ")
-
-
-class _Made(BaseException):
-    """A command made its parser."""
-
-
-def parser_of(module: Any) -> argparse.ArgumentParser:
-    """The parser that a command's `main` makes, before it reads anything."""
-    from d_emo.common.command_line import CommandParser
-
-    made: list[argparse.ArgumentParser] = []
-
-    def catch(parser: argparse.ArgumentParser, *_: Any) -> None:
-        made.append(parser)
-        raise _Made
-
-    with mock.patch.object(CommandParser, "parse_known_args", catch):
-        try:
-            module.main([])
-        except _Made:
-            return made[0]
-    raise AssertionError(f"{module.__name__} has no CommandParser")
 
 
 if str(ROOT) not in sys.path:

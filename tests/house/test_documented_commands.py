@@ -5,14 +5,19 @@ import functools
 import re
 import shlex
 from collections.abc import Iterator
+from importlib import import_module
 
 import pytest
-from helpers.commands import COMMANDS, SweptCommand, parser_of
+from helpers.commands import COMMANDS as SWEPT
 from helpers.documents import DOCUMENTS, code_blocks, read_document, without_blocks
 
-BY_MODULE = {command.module: command for command in COMMANDS.values()}
+from d_emo.cli.names import COMMANDS, PROGRAM
+from d_emo.common.command_line import parser_of
+
 # What stands for more in a document, so that the line is none by itself.
 LEFT_OUT = ("...", "…", "$RANK")
+# What may stand before a script.
+LAUNCHERS = ("python", "python3", "accelerate", "torchrun", "nohup", "nice")
 
 
 def shown_code(text: str) -> Iterator[str]:
@@ -23,45 +28,41 @@ def shown_code(text: str) -> Iterator[str]:
         yield " ".join(code.split())
 
 
-def module_of(word: str) -> str | None:
-    """The module of `train/train_dit.py`, also behind a folder, of `d_emo.eval.evaluate_fid`, of `evaluate_fid`."""
-    if found := re.search(r"(?:^|/)((?:train|eval)/[\w/]+)\.py$", word):
-        return "d_emo." + found[1].replace("/", ".")
-    if word in COMMANDS:
-        return COMMANDS[word].module
-    return word if re.fullmatch(r"d_emo\.(?:train|eval)\.[\w.]+", word) else None
-
-
 def command_lines(text: str) -> Iterator[tuple[str, list[str]]]:
     """The modules that a document's commands begin, each with the arguments."""
     for line in shown_code(text):
         for part in re.split(r"&&|\|\s|;\s", line):
-            if any(sign in part for sign in LEFT_OUT):
-                continue
             try:
                 words = shlex.split(part, comments=True)
             except ValueError:  # an inline piece of another language
                 continue
-            for place, word in enumerate(words):
-                if module := module_of(word):
-                    named = words[place - 1 : place] == ["-m"] or word.endswith(".py") or words[place + 1 : place + 2]
-                    if named and (place == 0 or begins_a_program(words[:place])):
-                        arguments = words[place + 1 :]
-                        redirected = arguments.index(">") if ">" in arguments else len(arguments)
-                        yield module, arguments[:redirected]
-                    break
+            if not any(sign in part for sign in LEFT_OUT) and (found := begun(words)):
+                yield found
 
 
-def begins_a_program(words: list[str]) -> bool:
-    """Whether what stands before a script starts it: Python, a launcher, variables."""
-    first = next((word for word in words if "=" not in word), "python")
-    return first.rpartition("/")[2] in ("python", "python3", "accelerate", "torchrun", "nohup", "nice")
+def begun(words: list[str]) -> tuple[str, list[str]] | None:
+    """The module that a line begins, and its arguments; None where it begins none of ours."""
+    words = words[: words.index(">")] if ">" in words else words
+    words = words[next((place for place, word in enumerate(words) if "=" not in word), 0) :]  # variables come first
+    if words[:1] == [PROGRAM] and words[1:]:
+        assert words[1].startswith("-") or words[1] in COMMANDS, f"{shlex.join(words)}: no such command"
+        return None if words[1].startswith("-") else (COMMANDS[words[1]].module, words[2:])
+    if words[:1] and words[0] in SWEPT and words[1:]:  # evaluate_fid --model runs/digits, in a sentence
+        return SWEPT[words[0]].module, words[1:]
+    for place, word in enumerate(words):
+        script = re.search(r"(?:^|/)((?:train|eval)/[\w/]+)\.py$", word)
+        module = (
+            script[1].replace("/", ".") if script else re.fullmatch(r"d_emo\.((?:train|eval|pipelines)\.[\w.]+)", word)
+        )
+        if module and (place == 0 or words[0].rpartition("/")[2] in LAUNCHERS) and (script or words[place - 1] == "-m"):
+            return f"d_emo.{module if script else module[1]}", words[place + 1 :]
+    return None
 
 
 @functools.cache
 def parser_of_module(module: str) -> argparse.ArgumentParser:
-    """The parser of a command, of those that the sweep leaves out, too."""
-    return parser_of(BY_MODULE.get(module) or SweptCommand(module, module, (), ""))
+    """A command's parser."""
+    return parser_of(import_module(module).main)
 
 
 def parsed(module: str, arguments: list[str], capsys: pytest.CaptureFixture) -> None:
@@ -82,20 +83,26 @@ def test_commands_of_a_document_are_parsed_by_their_parsers(document, capsys):
 
 def test_commands_are_found_in_blocks_and_in_text(capsys):
     text = """
-Run `train/train_dit.py --model DiT-B-2` or
+Run `train/train_dit.py --model DiT-B-2`, `evaluate_fid --steps 5`, not `train_dit`, or `eval/fid/names.py` of `python`:
 
 ```bash
 X=1 accelerate launch --config_file a.yaml train/train_dit.py --config b.yaml \\
     --resume-from latest   # as before
 python -m d_emo.eval.evaluate_fid --model m > log && .venv/bin/python eval/tables/model_table.py
 accelerate launch train/train_dit.py ...
+d-emo fid --model m && d-emo --version
 ```
 """
     assert list(command_lines(text)) == [
         ("d_emo.train.train_dit", ["--config", "b.yaml", "--resume-from", "latest"]),
         ("d_emo.eval.evaluate_fid", ["--model", "m"]),
         ("d_emo.eval.tables.model_table", []),
+        ("d_emo.eval.evaluate_fid", ["--model", "m"]),
         ("d_emo.train.train_dit", ["--model", "DiT-B-2"]),
+        ("d_emo.eval.evaluate_fid", ["--steps", "5"]),
+        ("d_emo.eval.fid.names", []),
     ]
     with pytest.raises(pytest.fail.Exception):
         parsed("d_emo.train.train_dit", ["--modell", "DiT-B-2"], capsys)
+    with pytest.raises(AssertionError, match="d-emo figs"):
+        list(command_lines("`d-emo figs --model m`"))
