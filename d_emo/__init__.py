@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from d_emo.classification.variants import create_classifier, list_classifiers
     from d_emo.common.averaging import WeightAverage
+    from d_emo.common.float16 import save_float16
     from d_emo.common.packaged import list_packaged, packaged
     from d_emo.models import (
         DEMOTransformer2DModel,
@@ -87,6 +88,7 @@ __all__ = [
     "packaged",
     "predict_in_windows",
     "read_clip",
+    "save_float16",
 ]
 
 # Where the names of `__all__` live.
@@ -124,6 +126,7 @@ _HOMES = {
     "packaged": "d_emo.common.packaged",
     "predict_in_windows": "d_emo.segmentation.sliding",
     "read_clip": "d_emo.video.reading",
+    "save_float16": "d_emo.common.float16",
 }
 # Modules that are there as attributes without an import of their own.
 _MODULES = (

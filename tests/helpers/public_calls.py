@@ -259,6 +259,9 @@ CALLS: dict[str, PublicCall] = {
         lambda: {"model": torch.nn.Conv2d(3, 2, 1), "pixel_values": torch.zeros(1, 3, 20, 16), "window": 16,
                  "stride": 8},
     ),
+    "save_float16": PublicCall(
+        _network("save_float16"), lambda: {"model": object(), "folder": "nowhere"}, called={"folder": "model"},
+    ),
     "I2RMB": PublicCall(_public("d_emo.models", "I2RMB"), lambda: {"dim": 16, "num_heads": 2}),
     "window_attention": PublicCall(
         _public("d_emo.kernels", "window_attention"),
