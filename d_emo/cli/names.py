@@ -22,6 +22,7 @@ class Named(NamedTuple):
 GROUPS: dict[str, dict[str, Named]] = {
     "draw": {
         "sample": Named("d_emo.pipelines.sample", "pictures of classes: a grid or a folder of files"),
+        "demo": Named("d_emo.pipelines.demo.app", "a page in the browser to draw and to classify"),
     },
     "train": {
         "train": Named("d_emo.train.train_dit", "D-EMOv2, DiT or SiT on class-labelled images", True),
