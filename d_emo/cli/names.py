@@ -22,6 +22,7 @@ class Named(NamedTuple):
 GROUPS: dict[str, dict[str, Named]] = {
     "draw": {
         "sample": Named("d_emo.pipelines.sample", "pictures of classes: a grid or a folder of files"),
+        "demo": Named("d_emo.pipelines.demo.app", "a page in the browser to draw and to classify"),
     },
     "train": {
         "train": Named("d_emo.train.train_dit", "D-EMOv2, DiT or SiT on class-labelled images", True),
@@ -36,9 +37,11 @@ GROUPS: dict[str, dict[str, Named]] = {
         "fid": Named("d_emo.eval.evaluate_fid", "FID and its relatives, of a model or of images", True),
         "accuracy": Named("d_emo.eval.evaluate_classifier", "top-1 and top-5 of an image classifier"),
         "video-accuracy": Named("d_emo.eval.evaluate_video_classifier", "top-1 and top-5 of a video classifier"),
-        "iou": Named("d_emo.eval.evaluate_segmenter", "mean intersection over union of a segmenter"),
-        "precision": Named("d_emo.eval.evaluate_detector", "mean average precision of a detector"),
-        "digits": Named("d_emo.eval.evaluate_digits", "drawn digits: are they read as asked for, are they copies?"),
+        "segmenter-iou": Named("d_emo.eval.evaluate_segmenter", "mean intersection over union of a segmenter"),
+        "detector-map": Named("d_emo.eval.evaluate_detector", "mean average precision of a detector"),
+        "digits-report": Named(
+            "d_emo.eval.evaluate_digits", "drawn digits: are they read as asked for, are they copies?"
+        ),
         "receptive-field": Named("d_emo.eval.receptive_field", "how far backbones see"),
         "compare": Named("d_emo.eval.compare_runs", "training runs side by side"),
         "bench": Named("d_emo.eval.throughput", "speed and memory of models in turns"),

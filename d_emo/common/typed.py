@@ -54,6 +54,7 @@ def as_typed(text: str) -> str:
         return text
     for module, words in _typed.words.items():
         _, folder, script = module.rsplit(".", 2)
-        named = rf"-m {re.escape(module)}\b|(?:\b{folder}/)?\b{script}\.py\b"
+        place = rf"\b(?:{folder}/)?" if folder in ("train", "eval") else rf"\b{folder}/"
+        named = rf"-m {re.escape(module)}\b|{place}{script}\.py\b"
         text = re.sub(rf"(?:\b(?:accelerate launch|python) )?(?:{named})", words, text)
     return text

@@ -113,6 +113,7 @@ def test_mistakes_are_those_of_the_script_under_the_name_that_was_typed(capsys):
         ("what encode_latents.py --statistics measured", "what d-emo encode --statistics measured"),
         ("python train/my_train_dit.py and train.py", "python train/my_train_dit.py and train.py"),
         ("accelerate launch --config_file train/configs/accelerate/fsdp2.yaml ...",) * 2,
+        ("my app.py and models.py; pipelines/sample.py", "my app.py and models.py; d-emo sample"),
         ("d_emo.train.train_dit", "d_emo.train.train_dit"),
     ],
 )

@@ -162,6 +162,13 @@ COMMANDS = {
             ("--model", "@classifier", "--formats", "torch", "--output-dir", "@out"),
             "d_emo.eval.systems.export_command.run",
         ),
+        SweptCommand(
+            "demo",
+            "d_emo.pipelines.demo.app",
+            ("--model", "@pipeline"),
+            "d_emo.pipelines.demo.serving.run",
+            quick=False,
+        ),
         SweptCommand("compare_runs", "d_emo.eval.compare_runs", ("@run",), "d_emo.eval.compare_runs.read_run"),
         SweptCommand(
             "throughput",

@@ -90,6 +90,7 @@ KINDS = {
         "train_video_classifier short_side", "clips", "crops", "held_out",
         "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck",
         "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side", "size",
+        "max_side", "max_waiting", "port", "demo max_steps",
     ),
     "count or zero": (
         "num_workers", "seed", "ignore_index", "lr_warmup_steps", "sample_every", "fid_every", "pictures",
@@ -146,7 +147,7 @@ KINDS = {
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
         "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
         "reference", "pattern", "only", "models", "license", "allow_change", "objects_column",
-        "video_column", "image_suffix", "mask_suffix", "lr_multipliers", "no_weight_decay", "device",
+        "device", "host", "video_column", "image_suffix", "mask_suffix", "lr_multipliers", "no_weight_decay",
     ),
     "JSON": ("model_config", "detector_config"),
     "file to read": (
