@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     )
     from d_emo.classification.variants import create_classifier, list_classifiers
     from d_emo.common.averaging import WeightAverage
+    from d_emo.common.float16 import save_float16
+    from d_emo.common.packaged import list_packaged, packaged
     from d_emo.models import (
         DEMOTransformer2DModel,
         DiTBaselineTransformer2DModel,
@@ -78,12 +80,15 @@ __all__ = [
     "create_video_classifier",
     "list_classifiers",
     "list_models",
+    "list_packaged",
     "list_segmenters",
     "list_video_classifiers",
     "make_image_processor",
     "make_video_processor",
+    "packaged",
     "predict_in_windows",
     "read_clip",
+    "save_float16",
 ]
 
 # Where the names of `__all__` live.
@@ -113,12 +118,15 @@ _HOMES = {
     "create_video_classifier": "d_emo.video.variants",
     "list_classifiers": "d_emo.classification.variants",
     "list_models": "d_emo.models",
+    "list_packaged": "d_emo.common.packaged",
     "list_segmenters": "d_emo.segmentation.variants",
     "list_video_classifiers": "d_emo.video.sizes",
     "make_image_processor": "d_emo.classification.transformers_models",
     "make_video_processor": "d_emo.video.processing",
+    "packaged": "d_emo.common.packaged",
     "predict_in_windows": "d_emo.segmentation.sliding",
     "read_clip": "d_emo.video.reading",
+    "save_float16": "d_emo.common.float16",
 }
 # Modules that are there as attributes without an import of their own.
 _MODULES = (

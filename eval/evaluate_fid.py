@@ -33,7 +33,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     presets = "\n".join(f"  {name:<12} {note}" for name, note in PRESET_NOTES.items())
     parser = CommandParser("evaluate_fid", __doc__, epilog=f"presets:\n{presets}")
     what = parser.add_argument_group("what is scored").add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="Pipeline folder, checkpoint-STEP folder, run folder, or Hub id.")
+    what.add_argument("--model", help="Packaged model, pipeline folder, checkpoint-STEP folder, run folder, or Hub id.")
     what.add_argument(
         "--samples", help="Images that exist: .npz, folder, .parquet, or a samples folder of this command."
     )

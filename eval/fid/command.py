@@ -14,6 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from d_emo.common.files import check_apart, check_writable, read_json
 from d_emo.common.locks import output_folder
+from d_emo.common.packaged import list_packaged
 from d_emo.common.processes import keep_freed_memory, loader_processes, start_processes
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.by_class import check_classes
@@ -336,11 +337,12 @@ def prepare(model: str, options: argparse.Namespace) -> tuple[str, SamplingSetti
 
 
 def output_dir(options: argparse.Namespace, preset: str) -> Path:
-    """--output-dir, or evaluation/PRESET in the model's own folder, or under the working folder for a Hub id."""
+    """--output-dir, or evaluation/PRESET in the model's own folder, or under the working folder for other models."""
     if options.output_dir:
         return Path(options.output_dir)
     model = Path(options.model)
-    return model / "evaluation" / preset if model.is_dir() else Path("evaluation") / f"{model.name}-{preset}"
+    own = model.is_dir() and options.model not in list_packaged()  # see `model_place`
+    return model / "evaluation" / preset if own else Path("evaluation") / f"{model.name}-{preset}"
 
 
 def export(options: argparse.Namespace, accelerator: Accelerator, images: ImageSet) -> None:

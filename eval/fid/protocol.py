@@ -7,19 +7,14 @@ its preset says so. `PUBLICATIONS` has the sources.
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
-
 from d_emo.common.command_line import flag
 from d_emo.common.numbers import finite_by
 from d_emo.common.ranges import Maybe, OneOf, Real, Rule, Table, Whole
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
 from d_emo.pipelines.checks import MAX_GUIDANCE
-from d_emo.schedulers import (
-    FlowMatchEulerMaruyamaScheduler,
-    FlowMatchODESolverScheduler,
-    FlowMatchSDEHeunScheduler,
-)
+from d_emo.pipelines.samplers import fitting_samplers, make_scheduler
+from d_emo.schedulers import FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_ode import ADAPTIVE
 from d_emo.schedulers.flow_paths import SHIFT, dimension_shift, path_of
 
@@ -29,11 +24,8 @@ FT_EMA = "stabilityai/sd-vae-ft-ema"
 SD_LATENTS = LatentSpace(autoencoder="AutoencoderKL", channels=4, factor=8, std=(1 / 0.18215,))
 PUBLISHED_COUNT = 50_000
 ADM_STATISTICS = "ADM's file"
-# DiT's noise schedule (its `linear` betas).
-DIT_BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
 
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "own", "fast"]
-NOISE_SAMPLERS, FLOW_SAMPLERS = ("ddpm", "ddim"), ("euler", "heun", "sde", "sde-heun")
 LabelRule = Literal["random", "balanced"]
 Weights = Literal["averaged", "raw"]
 Type = Literal["float32", "bfloat16", "float16"]
@@ -320,8 +312,7 @@ def make_sampler(settings: SamplingSettings, pipeline: DEMOPipeline) -> Any:
         ValueError: it does not fit what the model predicts; the message gives those that do.
     """
     config, name = pipeline.transformer.config, settings.sampler
-    path = path_of(config)
-    flow = path is not None
+    flow = path_of(config) is not None
     if settings.time_shift is not None and (name == "own" or not flow):
         reason = (
             "the pipeline's own sampler has its own" if flow else "the model is none of a flow, whose times it moves"
@@ -337,25 +328,14 @@ def make_sampler(settings: SamplingSettings, pipeline: DEMOPipeline) -> Any:
         return solver
     if name == "fast":
         name = "euler" if flow else "ddim"
-    fitting = FLOW_SAMPLERS if flow else NOISE_SAMPLERS
+    fitting = fitting_samplers(config)
     if name not in fitting:
         presets = [preset for preset, one in PRESETS.items() if one.sampler in (*fitting, "fast")]
         raise ValueError(
             f"--sampler {name}: the model predicts {'the flow' if flow else 'noise'} and is sampled by "
             f"{', '.join(fitting)} (presets {', '.join(presets)})."
         )
-    if name == "ddpm":
-        variance = "learned_range" if config.learn_sigma else "fixed_small"
-        return DDPMScheduler(**DIT_BETAS, variance_type=variance, timestep_spacing="linspace")
-    if name == "ddim":
-        return DDIMScheduler(**DIT_BETAS, timestep_spacing="leading", set_alpha_to_one=True)
-    shift = shift_of(settings, pipeline)
-    if name == "euler":
-        return FlowMatchEulerDiscreteScheduler(shift=shift)
-    if name == "heun":
-        return FlowMatchHeunDiscreteScheduler(shift=shift)
-    stochastic = FlowMatchSDEHeunScheduler if name == "sde-heun" else FlowMatchEulerMaruyamaScheduler
-    return stochastic(flow_path=path or "linear", shift=shift)
+    return make_scheduler(name, config, shift_of(settings, pipeline))
 
 
 def describe_settings(settings: SamplingSettings) -> str:

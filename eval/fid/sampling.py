@@ -32,6 +32,7 @@ from d_emo.eval.fid.image_sets import ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
 from d_emo.images.autoencoders import latent_space, open_vae
 from d_emo.pipelines import DEMOPipeline, open_pipeline
+from d_emo.pipelines.samplers import image_generator
 
 SHARD_SIZE = 128
 SHARD_NAME = "samples-{:08d}.npz"
@@ -178,17 +179,6 @@ def sample_labels(settings: SamplingSettings, num_classes: int) -> np.ndarray:
         return np.arange(settings.num_images) % num_classes
     stream = np.random.Generator(np.random.Philox(key=[settings.seed, LABEL_STREAM]))
     return np.array([int(stream.random() * num_classes) for _ in range(settings.num_images)])
-
-
-def image_generator(seed: int, index: int) -> torch.Generator:
-    """The generator of one image's noise, initial and of every step. On the CPU, so that devices agree.
-
-    torch's CPU generator takes 32 bits of a seed; the mix below maps each index of a seed to another one of them.
-    """
-    mixed = (seed * 0x9E3779B1 + index) & 0xFFFFFFFF
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # MurmurHash3's finalizer: a bijection
-        mixed = ((mixed ^ (mixed >> shift)) * factor) & 0xFFFFFFFF
-    return torch.Generator().manual_seed(mixed ^ (mixed >> 16))
 
 
 @torch.no_grad()

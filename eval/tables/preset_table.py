@@ -7,7 +7,8 @@ import sys
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.eval.fid.protocol import EVERYWHERE, FLOW_SAMPLERS, PRESETS, PUBLICATIONS, SamplingSettings, show_setting
+from d_emo.eval.fid.protocol import EVERYWHERE, PRESETS, PUBLICATIONS, SamplingSettings, show_setting
+from d_emo.pipelines.samplers import FLOW_SAMPLERS
 
 SETTINGS = (
     "preset",

@@ -89,7 +89,8 @@ KINDS = {
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
         "train_video_classifier short_side", "clips", "crops", "held_out",
         "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck",
-        "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side",
+        "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side", "size",
+        "max_side", "max_waiting", "port", "demo max_steps",
     ),
     "count or zero": (
         "num_workers", "seed", "ignore_index", "lr_warmup_steps", "sample_every", "fid_every", "pictures",
@@ -131,19 +132,22 @@ KINDS = {
         "statistics", "reduce_zero_label", "photometric", "fixed_statistics", "iou_crop",
     ),
     "boolean that needs another": ("streaming", "train_classifier unconditional"),
-    "switch": ("unverified_inception", "confidence", "by_class", "full_size", "evaluate_segmenter reduce_zero_label"),
+    "switch": (
+        "unverified_inception", "confidence", "by_class", "full_size", "evaluate_segmenter reduce_zero_label",
+        "every_class", "overwrite",
+    ),
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
         "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
         "box_format", "order", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
-        "images_without_masks",
+        "images_without_masks", "format", "shell",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
         "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
         "reference", "pattern", "only", "models", "license", "allow_change", "objects_column",
-        "video_column", "image_suffix", "mask_suffix", "lr_multipliers", "no_weight_decay",
+        "device", "host", "video_column", "image_suffix", "mask_suffix", "lr_multipliers", "no_weight_decay",
     ),
     "JSON": ("model_config", "detector_config"),
     "file to read": (
@@ -160,6 +164,7 @@ KINDS = {
     # because of what else is given, or is not
     "excluded": (
         "lora_rank",  # without --init-from
+        "sample labels",  # beside --every-class
         "latents",  # to classifiers; beside --train-data-dir
         "train_classifier init_from",  # beside --model-config
         "keep_every",  # without --keep-checkpoints

@@ -185,6 +185,8 @@ CALLS: dict[str, PublicCall] = {
     "read_clip": PublicCall(_network("read_clip"), lambda: {"path": "nowhere.mp4"}, called={"num_frames": "path"}),
     "list_models": PublicCall(_network("list_models"), dict),
     "list_classifiers": PublicCall(_network("list_classifiers"), dict),
+    "list_packaged": PublicCall(_network("list_packaged"), dict),
+    "packaged": PublicCall(_network("packaged"), lambda: {"name": "digits"}),
     "DEMOTransformer2DModel": PublicCall(_network("DEMOTransformer2DModel"), lambda: dict(TINY)),
     "DiTBaselineTransformer2DModel": PublicCall(_network("DiTBaselineTransformer2DModel"), lambda: dict(TINY)),
     "LightningDiTTransformer2DModel": PublicCall(_network("LightningDiTTransformer2DModel"), lambda: dict(TINY)),
@@ -256,6 +258,9 @@ CALLS: dict[str, PublicCall] = {
         _network("predict_in_windows"),
         lambda: {"model": torch.nn.Conv2d(3, 2, 1), "pixel_values": torch.zeros(1, 3, 20, 16), "window": 16,
                  "stride": 8},
+    ),
+    "save_float16": PublicCall(
+        _network("save_float16"), lambda: {"model": object(), "folder": "nowhere"}, called={"folder": "model"},
     ),
     "I2RMB": PublicCall(_public("d_emo.models", "I2RMB"), lambda: {"dim": 16, "num_heads": 2}),
     "window_attention": PublicCall(

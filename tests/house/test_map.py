@@ -33,7 +33,10 @@ MAP = folder_table("CONTRIBUTING.md")
 
 
 def house_folders() -> set[str]:
-    """The folders that hold files of the repository: not links, caches, and what .gitignore names."""
+    """The folders that hold files of the repository: not links, caches, and what .gitignore names.
+
+    Models that come with the package are one folder, however many there are.
+    """
     ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split()}
     ignored |= {".git", "shared"}
     found = set()
@@ -41,7 +44,7 @@ def house_folders() -> set[str]:
         if top.is_dir() and top.name not in ignored and not top.name.endswith(".egg-info"):
             for folder in [top, *(path for path in top.rglob("*") if path.is_dir() and not path.is_symlink())]:
                 if folder.name != "__pycache__" and any(path.is_file() for path in folder.iterdir()):
-                    found.add(folder.relative_to(ROOT).as_posix())
+                    found.add(re.sub(r"^(d_emo/packaged)/.*", r"\1", folder.relative_to(ROOT).as_posix()))
     return found
 
 

@@ -110,3 +110,18 @@ def test_images_that_do_not_fit_are_not_written(tmp_path, blocks, message):
 @pytest.mark.parametrize("size", [3, "ab", (4,), (4, 4, 4), range(2)], ids=repr)
 def test_a_size_is_height_and_width(size):
     refused(lambda: open_set("digits", size), "h")
+
+
+def test_scores_of_a_packaged_model_do_not_go_into_a_folder_that_has_its_name(tmp_path, monkeypatch):
+    from d_emo.common import packaged
+    from d_emo.eval.evaluate_fid import parse_options
+    from d_emo.eval.fid.command import output_dir
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "apples").mkdir()
+    options = parse_options(["--model", "apples", "--reference", "digits"])
+    assert output_dir(options, "quick").as_posix() == "apples/evaluation/quick"
+    (tmp_path / "shelf" / "apples").mkdir(parents=True)
+    (tmp_path / "shelf" / "apples" / "model_index.json").write_text("{}")
+    monkeypatch.setattr(packaged, "_FOLDER", tmp_path / "shelf")
+    assert output_dir(options, "quick").as_posix() == "evaluation/apples-quick"

@@ -35,11 +35,11 @@ from d_emo.eval.fid.protocol import (
 from d_emo.eval.fid.sampling import (
     ManifestError,
     apply_settings,
-    image_generator,
     load_pipeline,
     sample_images,
     sample_labels,
 )
+from d_emo.pipelines.samplers import image_generator
 
 FEW = {"steps": 10, "sampler": "fast"}
 

@@ -1,0 +1,44 @@
+"""How the pages look, and what the keyboard does: Gradio's theme with the system's fonts, some CSS, one script."""
+
+from typing import Any
+
+SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+SYSTEM_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+CSS = """
+.gradio-container main { width: 100% !important; max-width: 1100px; margin: auto; }
+.gradio-container .column { min-width: min(280px, 100%) !important; }
+.gradio-container h1, .gradio-container .prose p, .status { overflow-wrap: anywhere; }
+.bar { align-items: flex-end; }
+.small-pictures img { image-rendering: pixelated; }
+#grid .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(120px, 22%), 1fr)) !important; }
+#way img { width: 100% !important; height: auto !important; }
+.status .wrong { color: #b91c1c; font-weight: 600; }
+.dark .status .wrong { color: #fca5a5; }
+button:focus-visible, a:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+"""
+
+# Enter in a field draws, but in a list of choices that is open, where it chooses. A list's field is selected when it is
+# entered, so that what is typed is searched for.
+HEAD = """
+<script>
+const isList = (field) => field.getAttribute("role") === "listbox" || field.hasAttribute("aria-expanded");
+document.addEventListener("keydown", (event) => {
+  const field = event.target;
+  if (event.key !== "Enter" || event.isComposing || field.tagName !== "INPUT" || !field.closest(".wish")) return;
+  if (field.getAttribute("aria-expanded") === "true") return;
+  setTimeout(() => document.querySelector("#draw").click(), 100);
+}, true);
+document.addEventListener("click", (event) => {
+  if (event.target.tagName === "INPUT" && isList(event.target)) event.target.select();
+});
+</script>
+"""
+
+
+def theme() -> Any:
+    """Gradio's own theme with fonts that every system has."""
+    import gradio as gr
+
+    plain = gr.themes.Default(font=SYSTEM_FONT, font_mono=SYSTEM_MONO)
+    return plain.set(block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_400")

@@ -1,0 +1,271 @@
+"""The pages, in Gradio: fields, buttons, and which function of the other modules each calls."""
+
+import html
+import os
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import PIL.Image
+
+from d_emo.common.commands import explanation
+from d_emo.common.output import say
+from d_emo.models.flops import count_parameters
+from d_emo.pipelines.demo.classifying import TOP, classify
+from d_emo.pipelines.demo.drawing import LARGEST_SEED, MOST_GUIDANCE, Moment, Studio, Wish, new_seed, strip
+from d_emo.pipelines.demo.opening import Source
+from d_emo.pipelines.demo.results import write_archive
+from d_emo.pipelines.demo.snippets import classifying_code, drawing_code, settings_shown
+
+# Pictures below this many pixels are shown enlarged, with their pixels as squares.
+SMALL_SIDE = 64
+# Seconds after which what was drawn for a download is deleted.
+KEPT = 3600
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+
+
+class Stops:
+    """The switch that ends a visitor's drawing, by session. A visitor has one drawing at a time."""
+
+    def __init__(self) -> None:
+        self._switches: dict[str, threading.Event] = {}
+
+    def new(self, request: gr.Request) -> None:
+        """Make the switch of a drawing that is about to wait for its turn."""
+        self._switches[_session(request)] = threading.Event()
+
+    def of(self, request: gr.Request) -> threading.Event | None:
+        """The switch of the visitor's drawing, if there is one, in progress or waiting."""
+        return self._switches.get(_session(request))
+
+    def press(self, request: gr.Request) -> None:
+        """End the visitor's drawing, if there is one, and forget it."""
+        if switch := self._switches.pop(_session(request), None):
+            switch.set()
+
+
+def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
+    """The page of a pipeline."""
+    default, limits, stops = studio.default, studio.limits, Stops()
+    small = ["small-pictures"] if max(studio.own_size) < SMALL_SIDE else []
+    sizes = {f"{height} x {width}": (height, width) for height, width in studio.sizes}
+    with gr.Blocks(title=f"{source.name} · d_emo", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        gr.Markdown(f"# {source.name}\n{_described(studio)}")
+        with gr.Row(elem_classes=["wish", "bar"]):
+            label = gr.Dropdown(
+                studio.classes,
+                value=default.label,
+                label="Class",
+                info=f"{len(studio.classes):,} classes; type to search",
+                visible=studio.conditional,
+                elem_id="class",
+                scale=4,
+                min_width=280,
+                num_choices_shown=max(1, len(studio.classes)),
+            )
+            draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=140)
+            stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=140, interactive=False)
+        status = gr.HTML(_said("Draw, or Enter in a field, begins."), elem_id="status", elem_classes=["status"])
+        with gr.Row():
+            with gr.Column(scale=3, min_width=280):
+                grid = gr.Gallery(
+                    label="Pictures", show_label=False, columns=4, height="auto", object_fit="contain", format="png",
+                    interactive=False, elem_id="grid", elem_classes=small,
+                )  # fmt: skip
+                way = gr.Image(
+                    label="The way of the first from noise, by steps", show_label=False, format="png", type="pil",
+                    interactive=False, visible=False, elem_id="way", elem_classes=small, buttons=[],
+                )  # fmt: skip
+            with gr.Column(scale=2, min_width=280, elem_classes=["wish"]):
+                count = gr.Slider(1, limits.images, default.count, step=1, label="Images", elem_id="count")
+                guidance = gr.Slider(
+                    1,
+                    MOST_GUIDANCE,
+                    default.guidance,
+                    step=0.1,
+                    label="Guidance",
+                    info="1 is none; more follows the class more closely, with less variety",
+                    visible=studio.conditional,
+                    elem_id="guidance",
+                )
+                steps = gr.Slider(1, limits.steps, default.steps, step=1, label="Steps", elem_id="steps")
+                with gr.Row(elem_classes=["bar"]):
+                    seed = gr.Number(
+                        default.seed, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, elem_id="seed",
+                        min_width=120,
+                    )  # fmt: skip
+                    another = gr.Button("New seed", elem_id="new-seed", min_width=120)
+                sampler = gr.Dropdown(
+                    studio.sampler_choices,
+                    value=default.sampler,
+                    label="Sampler",
+                    info=f"its own is {type(studio.pipeline.scheduler).__name__}",
+                    elem_id="sampler",
+                )
+                size = gr.Dropdown(
+                    list(sizes),
+                    value=f"{default.height} x {default.width}",
+                    label="Size",
+                    info="the model was trained on {} x {}".format(*studio.own_size),
+                    visible=len(sizes) > 1,
+                    elem_id="size",
+                )
+        archive = gr.DownloadButton("Download all (.zip)", visible=False, elem_id="archive")
+        code = gr.Code(
+            language="python", label="Draws the same", interactive=False, visible=False, wrap_lines=True,
+            show_line_numbers=False, elem_id="code",
+        )  # fmt: skip
+        with gr.Accordion("All settings", open=False, visible=False) as more:
+            used = gr.JSON(label="Settings", show_label=False, elem_id="settings")
+
+        def wish(
+            label: int | None, count: int, guidance: float, steps: int, seed: int, sampler: str, size: str
+        ) -> Wish:
+            height, width = sizes.get(size, studio.own_size)
+            return studio.checked(
+                Wish(label=label, count=count, guidance=guidance, steps=steps, sampler=sampler, seed=seed,
+                     height=height, width=width)
+            )  # fmt: skip
+
+        shown = [status, draw, stop, grid, way, archive, code, used, more]
+        results = len(shown) - 3
+
+        def buttons(busy: bool) -> tuple[Any, Any]:
+            return gr.update(interactive=not busy), gr.update(interactive=busy)
+
+        def begin(request: gr.Request, *fields: Any) -> tuple[Any, ...]:
+            """Refuse at once what cannot be drawn; else clear the page."""
+            stops.press(request)
+            try:
+                wish(*fields)
+            except Exception as error:
+                return (_wrong(error), *buttons(busy=False), *[gr.skip()] * results)
+            stops.new(request)
+            hidden = gr.update(visible=False)
+            return (_said("Waits for its turn."), *buttons(busy=True), [], hidden, hidden, hidden, None, hidden)
+
+        def work(request: gr.Request, *fields: Any) -> Iterator[tuple[Any, ...]]:
+            """Draw, in its turn."""
+            switch = stops.of(request)
+            if switch is None:  # refused
+                return
+            try:
+                yield from follow(wish(*fields), switch)
+            except Exception as error:
+                yield (_wrong(error), *buttons(busy=False), *[gr.skip()] * results)
+            finally:
+                stops.press(request)
+
+        def follow(wanted: Wish, switch: threading.Event) -> Iterator[tuple[Any, ...]]:
+            if switch.is_set():
+                yield (_said("Stopped before it began."), *buttons(busy=False), *[gr.skip()] * results)
+                return
+            seen: list[tuple[int, PIL.Image.Image]] = []
+            for moment in studio.draw(wanted, switch):
+                if not moment.images:
+                    yield (_said(_progress(moment)), *buttons(busy=True), *[gr.skip()] * results)
+                    continue
+                seen.append((moment.step, moment.images[0]))
+                row = strip(seen)
+                told = (_said(_progress(moment)), *buttons(busy=not moment.done))
+                pictures = (moment.images, gr.update(value=row, visible=True))
+                if not moment.done:
+                    yield (*told, *pictures, *[gr.skip()] * 4)
+                    continue
+                text, settings = drawing_code(studio, source, wanted), settings_shown(moment.settings)
+                path = write_archive(_new_file(f"{studio.about(wanted)}.zip"), moment.images, row, settings, text)
+                file = gr.update(value=str(path), visible=True)
+                yield (*told, *pictures, file, gr.update(value=text, visible=True), settings, gr.update(visible=True))
+
+        def end(request: gr.Request) -> str:
+            if switch := stops.of(request):
+                switch.set()
+            return _said("Stopping after the step in progress.")
+
+        fields = [label, count, guidance, steps, seed, sampler, size]
+        started = draw.click(begin, fields, shown, queue=False, show_progress="hidden", **PRIVATE)
+        started.then(
+            work, fields, shown, concurrency_limit=1, show_progress="minimal", show_progress_on=status, **PRIVATE
+        )
+        stop.click(end, None, status, queue=False, show_progress="hidden", **PRIVATE)
+        another.click(new_seed, None, seed, queue=False, show_progress="hidden", **PRIVATE)
+        page.unload(stops.press)
+    return page.queue(max_size=waiting, default_concurrency_limit=1, api_open=False)
+
+
+def classifying_page(classifier: Any, source: Source, waiting: int) -> gr.Blocks:
+    """The page of a classifier."""
+    config = classifier.model.config
+    with gr.Blocks(title=f"{source.name} · d_emo", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        parameters = count_parameters(classifier.model)
+        gr.Markdown(
+            f"# {source.name}\n{type(classifier.model).__name__}, {parameters:,} parameters, "
+            f"{len(config.id2label):,} classes"
+        )
+        with gr.Row():
+            with gr.Column(min_width=280):
+                picture = gr.Image(
+                    type="pil", image_mode=None, sources=["upload", "clipboard"], label="Picture", elem_id="picture"
+                )
+            with gr.Column(min_width=280):
+                status = gr.HTML(_said("Drop a picture in."), elem_id="status", elem_classes=["status"])
+                answer = gr.Label(label=f"The {TOP} likeliest classes", num_top_classes=TOP, elem_id="answer")
+                with gr.Accordion("Code", open=False):
+                    gr.Code(classifying_code(source), language="python", interactive=False, elem_id="code")
+
+        def look(given: PIL.Image.Image | None) -> tuple[Any, ...]:
+            if given is None:
+                return _said("Drop a picture in."), None
+            try:
+                return _said(f"{given.width} x {given.height} pixels"), classify(classifier, given)
+            except Exception as error:
+                return _wrong(error), None
+
+        picture.change(look, picture, [status, answer], concurrency_limit=1, show_progress_on=status, **PRIVATE)
+    return page.queue(max_size=waiting, default_concurrency_limit=1, api_open=False)
+
+
+def _described(studio: Studio) -> str:
+    pipeline = studio.pipeline
+    network, height, width = pipeline.transformer, *studio.own_size
+    device, dtype = network.device, str(network.dtype).removeprefix("torch.")
+    return (
+        f"{type(network).__name__}, {count_parameters(network):,} parameters, {height} x {width} pixels, "
+        f"{dtype} on {device}"
+    )
+
+
+def _progress(moment: Moment) -> str:
+    if moment.stopped:
+        return f"Stopped after step {moment.step} of {moment.steps}: the pictures are unfinished."
+    if moment.done:
+        return f"Done, {moment.steps} steps."
+    return f"Step {moment.step} of {moment.steps}: noise and picture mixed."
+
+
+def _said(text: str) -> str:
+    """A line that screen readers read out."""
+    return f'<div role="status">{html.escape(text)}</div>'
+
+
+def _wrong(error: Exception) -> str:
+    """What went wrong: what a visitor can mend as one line; for the rest the terminal has the traceback."""
+    line = explanation(error)
+    if line is None:
+        say("".join(traceback.format_exception(error)))
+        line = f"This failed ({type(error).__name__}); the terminal where the page was started says where."
+    return f'<div role="alert" class="wrong">{html.escape(line)}</div>'
+
+
+def _new_file(name: str) -> Path:
+    """A file in a folder of its own, where Gradio deletes it in time."""
+    folder = tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))
+    return Path(folder) / name.replace("/", "-").replace(", ", "-").replace(" ", "-")
+
+
+def _session(request: gr.Request) -> str:
+    return request.session_hash or ""
