@@ -63,6 +63,7 @@ def serve(page: Any, host: str, port: int | None) -> str:
             server_port=port,
             share=False,
             quiet=True,
+            show_error=True,
             inbrowser=False,
             prevent_thread_lock=True,
             footer_links=[],
