@@ -1,32 +1,51 @@
 """Opening a pipeline that a user named, with an error that says what to do."""
 
+import sys
 from pathlib import Path
 
 import torch
 
 from d_emo.common.checks import text
-from d_emo.common.messages import first_line, shown
-from d_emo.common.saved_folders import LOADING_ERRORS
+from d_emo.common.messages import first_line, nearest, shown
+from d_emo.common.output import say
+from d_emo.common.packaged import list_packaged, packaged
+from d_emo.common.saved_folders import LOADING_ERRORS, may_be_on_hub
 
 from .pipeline_demo import DEMOPipeline
 
 
+def model_place(name: str) -> str:
+    """What a model's name stands for: a packaged model's folder, else the folder or the Hub id that it is.
+
+    A folder of a packaged model's name is meant by "./NAME"; a line says so where both are there.
+    """
+    if text(name, "name") not in list_packaged():
+        return name
+    if Path(name).exists():
+        say(f"{name}: the model that comes with the package; write ./{name} for what lies here.", sys.stderr)
+    return str(packaged(name))
+
+
 def open_pipeline(name: str, dtype: torch.dtype | None = None) -> DEMOPipeline:
-    """The pipeline of a folder or Hub id.
+    """The pipeline of a packaged name, a folder or a Hub id.
 
     Args:
-        name: the folder or id.
+        name: see `model_place`.
         dtype: of its weights, None for float32; what must stay float32 (BatchNorm, positions) does.
 
     Raises:
         ValueError: it does not load; the message begins with the name and gives the remedy.
     """
-    path = Path(text(name, "name")).expanduser()
+    place = model_place(name)
+    path = Path(place).expanduser()
     if not isinstance(dtype, torch.dtype | None):
         raise ValueError(f"dtype is {shown(dtype)}; pass a type such as torch.bfloat16, or None for float32.")
+    if not path.exists() and not may_be_on_hub(place):
+        there = nearest(name, list_packaged()) if list_packaged() else "this installation has none packaged."
+        raise ValueError(f"{name}: neither a pipeline folder, nor a packaged model, nor a Hub id (OWNER/NAME); {there}")
     options = {} if dtype is None else {"dtype": dtype}
     try:
-        return DEMOPipeline.from_pretrained(path if path.exists() else name, **options)
+        return DEMOPipeline.from_pretrained(path if path.exists() else place, **options)
     except LOADING_ERRORS as error:
         if path.exists():
             reason = first_line(error).removeprefix(f"{path}: ")

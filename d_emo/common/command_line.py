@@ -6,14 +6,16 @@ a near name of this command's, or what another project's option is called here (
 
 import argparse
 import difflib
+import inspect
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from d_emo.common.aliases import ABSENT, ALIASES
 from d_emo.common.messages import one_line
+from d_emo.common.typed import as_typed, name_of, note
 from d_emo.common.versions import own_version
 
 HELP_WIDTH = 110
@@ -26,30 +28,37 @@ class UnknownOptionError(ValueError):
     """Options that the command does not have; the message names all of them."""
 
 
+class _MadeError(BaseException):
+    """Ends a command that was called for its parser alone; no error that a command would catch."""
+
+    def __init__(self, parser: "CommandParser"):
+        self.parser = parser
+
+
 class CommandParser(argparse.ArgumentParser):
     """argparse with this package's manners.
 
     Args:
-        command: the command's name, which begins its complaints.
+        command: the command's name, which begins its complaints unless the user typed another (`typed.py`).
         about: the module's docstring. Its text becomes the description, its indented lines the examples.
         epilog: what follows the examples.
     """
 
     def __init__(self, command: str, about: str, epilog: str = ""):
-        text, examples = split_docstring(about)
-        after = [f"examples:\n{textwrap.indent(examples, '  ')}" if examples else "", epilog]
+        text, examples = split_docstring(as_typed(about))
+        after = [f"examples:\n{textwrap.indent(examples, '  ')}" if examples else "", as_typed(epilog), note()]
         super().__init__(
-            prog=command,
+            prog=name_of(command),
             description=text,
             epilog="\n\n".join(part for part in after if part),
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
-        self.add_argument("--version", action="version", version=f"{command} (d_emo {own_version()})")
+        self.add_argument("--version", action="version", version=f"{self.prog} (d_emo {own_version()})")
 
     def error(self, message: str) -> NoReturn:
         """End with one line and argparse's exit code."""
-        self.exit(2, one_line(f"{self.prog}: {message.removeprefix('argument ')}") + "\n")
+        self.exit(2, one_line(f"{self.prog}: {as_typed(message.removeprefix('argument '))}") + "\n")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's; unknown options end the program like any other mistake."""
@@ -64,6 +73,8 @@ class CommandParser(argparse.ArgumentParser):
         Raises:
             UnknownOptionError: some are not.
         """
+        if _only_parsers:
+            raise _MadeError(self)
         known = self._option_string_actions
         hyphenated = {name.replace("-", "_"): name for name in known if name.startswith("--")}
         arguments: list[str] = []
@@ -105,6 +116,22 @@ class CommandParser(argparse.ArgumentParser):
         return stray
 
 
+_only_parsers = False
+
+
+def parser_of(main: Callable[[list[str]], None]) -> CommandParser:
+    """The parser that a command's `main` makes before it reads anything: for completion, and for tests."""
+    global _only_parsers
+    former, _only_parsers = _only_parsers, True
+    try:
+        inspect.unwrap(main)([])
+    except _MadeError as made:
+        return made.parser
+    finally:
+        _only_parsers = former
+    raise TypeError(f"{main.__module__}.{main.__qualname__} makes no CommandParser")  # ours to mend
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Raw description and epilog, and room for this package's long names."""
 
@@ -112,7 +139,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=HELP_COLUMN, width=HELP_WIDTH)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return with_default(action.help or "", action.default)
+        return as_typed(with_default(action.help or "", action.default))
 
 
 def with_default(text: str, default: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, ParamSpec
 
 from d_emo.common.messages import describe_os_error, first_line, one_line, own_line
 from d_emo.common.output import discard, quiet_libraries
+from d_emo.common.typed import as_typed, name_of
 
 P = ParamSpec("P")
 # Set to show where an error came from, in place of its line alone.
@@ -39,7 +40,7 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
     are ours and keep their traceback. With $D_EMO_TRACEBACK set, all of them do.
 
     Args:
-        name: begins the line.
+        name: begins the line, unless the user typed another (`typed.py`).
         kept: what an interruption leaves, for its line.
         extra: of the package's extras, the one that brings modules that are missing.
     """
@@ -72,7 +73,7 @@ def command(name: str, kept: str = "", extra: str = "") -> Callable[[Callable[P,
                         reason = f"{reason}; {kept}"
                     if reason is None or os.environ.get(TRACEBACK):
                         raise
-                    sys.exit(one_line(f"{name}: {reason}"))
+                    sys.exit(one_line(f"{name_of(name)}: {as_typed(reason)}"))
 
         return run
 
@@ -122,7 +123,7 @@ def _remembered_ctrl_c() -> Iterator[list[int]]:
 
 
 def _leave_interrupted(name: str, kept: str) -> NoReturn:
-    print(f"\n{name}: interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
+    print(f"\n{name_of(name)}: interrupted" + (f"; {kept}" if kept else ""), file=sys.stderr)
     sys.exit(128 + signal.SIGINT)
 
 

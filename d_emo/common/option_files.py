@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from d_emo.common.command_line import alias_of, hint
 from d_emo.common.messages import first_line
 
+# Where the package's own files of options lie, as the documents name them: train/configs/digits.yaml.
+_PACKAGE = Path(__file__).resolve().parents[1]
+
 
 class Reader(Protocol):
     """What a file needs to know of an option; see `options.Kind`."""
@@ -26,7 +29,7 @@ def read_option_file(path: Path, readers: Mapping[str, Reader]) -> dict[str, Any
     """The options that a file gives. `null`, here None, is an option's default; hyphens in names are underscores.
 
     Args:
-        path: the file.
+        path: the file; one of the package's own (train/configs/digits.yaml) from any folder.
         readers: every option by name.
 
     Raises:
@@ -56,10 +59,13 @@ def _entries(path: Path) -> list[tuple[str, Any, Any]]:
         import yaml
     except ModuleNotFoundError as error:
         raise ValueError(f"--config {path} needs PyYAML: pip install 'd-emo[train]'.") from error
-    if not path.is_file():
+    found = path
+    if not path.exists() and path.parts[:2] == ("train", "configs"):
+        found = _PACKAGE / path  # of the package, whose checkout is elsewhere, or nowhere
+    if not found.is_file():
         raise ValueError(f"--config {path}: there is no such file.")
     try:
-        top = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        top = yaml.compose(found.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""

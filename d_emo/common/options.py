@@ -102,7 +102,7 @@ def parse_options(
     groups = {group.name: cast(Any, group).default_factory for group in fields(cast(Any, table))}
     kinds = {name: kind for group in groups.values() for name, kind in kinds_of(group).items()}
     parser = CommandParser(command, about)
-    parser.usage = f"{command} [--config FILE] [--option VALUE ...]"
+    parser.usage = f"{parser.prog} [--config FILE] [--option VALUE ...]"
     parser.add_argument("--config", metavar="FILE", help="YAML file of these options; the command line overrides it.")
     for title, group in groups.items():
         section = parser.add_argument_group(title.replace("_", " ").capitalize(), first_line(group.__doc__))

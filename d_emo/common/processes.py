@@ -22,7 +22,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin, broadcast_object_li
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from d_emo.common import commands
-from d_emo.common.messages import describe_os_error
+from d_emo.common.messages import describe_os_error, first_line
 
 # Scripts and modules that launch others, as Python is told them.
 _LAUNCHER = re.compile(r"accelerate(-launch)?|torchrun|accelerate\.commands\.\w+|torch\.distributed\.\w+")
@@ -248,3 +248,19 @@ def default_device() -> torch.device:
     """The accelerator, or the CPU where there is none."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return device or torch.device("cpu")
+
+
+def device_named(name: str | None) -> torch.device:
+    """The device of a --device option; None: the accelerator, or the CPU where there is none.
+
+    Raises:
+        ValueError: PyTorch knows no such device, or this machine has none.
+    """
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"--device {name}: {first_line(error)}; choose another, such as cpu.") from error
+    return device

@@ -5,13 +5,11 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import pytest
 from accelerate.state import AcceleratorState
 
-from d_emo.common.command_line import CommandParser
+from d_emo.common.command_line import parser_of
 from d_emo.common.files import LOCK_FILE
 from d_emo.common.options import TRUE
 from d_emo.kernels import use_backend
@@ -59,6 +57,14 @@ class SweptCommand:
 COMMANDS = {
     command.name: command
     for command in (
+        SweptCommand(
+            "sample",
+            "d_emo.pipelines.sample",
+            ("--model", "@pipeline", "--every-class", "--num-images", "1", "--steps", "2", "--output", "@out"),
+            "d_emo.pipelines.sample_command.run",
+        ),
+        SweptCommand("models", "d_emo.cli.models", ("--pattern", "D-EMOv2-N-8"), "d_emo.cli.models.tables"),
+        SweptCommand("completion", "d_emo.cli.completion", ("bash",), "d_emo.cli.completion.all_parsers"),
         SweptCommand(
             "train_dit",
             "d_emo.train.train_dit",
@@ -231,27 +237,11 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def parser_of(command: SweptCommand) -> argparse.ArgumentParser:
-    """The parser that a command makes, before it reads anything."""
-    caught: list[argparse.ArgumentParser] = []
-
-    def catch(parser: argparse.ArgumentParser, *_: Any) -> None:
-        caught.append(parser)
-        raise Reached
-
-    with mock.patch.object(CommandParser, "parse_known_args", catch):
-        try:
-            command.main([])
-        except Reached:
-            return caught[0]
-    raise AssertionError(f"{command.name} has no CommandParser")
-
-
 def options_of(command: SweptCommand) -> list[argparse.Action]:
     """Every option and argument of a command that takes a value or is a switch; --help and --no-X aside."""
     return [
         action
-        for action in parser_of(command)._actions
+        for action in parser_of(command.main)._actions
         if not isinstance(action, argparse._HelpAction | argparse._VersionAction) and action.help != argparse.SUPPRESS
     ]
 

@@ -89,7 +89,7 @@ KINDS = {
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
         "train_video_classifier short_side", "clips", "crops", "held_out",
         "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck",
-        "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side",
+        "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side", "size",
         "max_side", "max_waiting", "port", "demo max_steps",
     ),
     "count or zero": (
@@ -132,12 +132,16 @@ KINDS = {
         "statistics", "reduce_zero_label", "photometric", "fixed_statistics", "iou_crop",
     ),
     "boolean that needs another": ("streaming", "train_classifier unconditional"),
-    "switch": ("unverified_inception", "confidence", "by_class", "full_size", "evaluate_segmenter reduce_zero_label"),
+    "switch": (
+        "unverified_inception", "confidence", "by_class", "full_size", "evaluate_segmenter reduce_zero_label",
+        "every_class", "overwrite",
+    ),
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
         "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
         "box_format", "order", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
+        "format", "shell",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
@@ -160,6 +164,7 @@ KINDS = {
     # because of what else is given, or is not
     "excluded": (
         "lora_rank",  # without --init-from
+        "sample labels",  # beside --every-class
         "latents",  # to classifiers; beside --train-data-dir
         "train_classifier init_from",  # beside --model-config
         "keep_every",  # without --keep-checkpoints

@@ -1,0 +1,1 @@
+"""The command `d-emo`: names for the package's commands, over the same functions as its scripts."""
