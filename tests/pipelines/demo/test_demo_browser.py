@@ -20,7 +20,7 @@ from d_emo import list_packaged
 from d_emo.eval.digits_report import real_digits
 from d_emo.pipelines.demo import serving
 from d_emo.pipelines.demo.app import DemoOptions, LimitOptions, ModelOptions
-from d_emo.pipelines.demo.opening import Source, open_model, source_of
+from d_emo.pipelines.demo.opening import Source, open_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default::DeprecationWarning")]
 gradio = pytest.importorskip("gradio", reason="needs the extra demo")
@@ -191,7 +191,7 @@ def test_a_click_draws_a_three_and_nobody_else_is_asked(digits, visit, reached):
 
 @pytest.mark.skipif("digits" not in list_packaged(), reason="needs the packaged digits")
 def test_the_packaged_model_draws_a_three(serve, visit):
-    source = source_of("digits", device="cpu")
+    source = Source(name="digits", device="cpu")
     page = visit(serve(open_model(source), source))
     choose(page, "three")
     page.click("#draw")
