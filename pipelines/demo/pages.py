@@ -146,7 +146,7 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
                 wish(*fields)
                 # Of Gradio's own limit a visitor would read "Error", and the page would go on waiting.
                 if (many := len(page._queue)) >= waiting:
-                    raise ValueError(f"{many} wait for their turn already, as many as may; try again soon.")
+                    raise ValueError(f"As many as may wait are in the queue already: {many}. Try again soon.")
             except Exception as error:
                 return (_wrong(error), *buttons(busy=False), *[gr.skip()] * results)
             stops.new(request)
