@@ -1,8 +1,8 @@
 """A page to play with a model, in your browser: draw from a pipeline, or drop pictures on a classifier.
 
-    python -m d_emo.pipelines.demo.app --model digits
-    python -m d_emo.pipelines.demo.app --model runs/digits --max-images 64
-    python -m d_emo.pipelines.demo.app --model EMOv2-folder --host 0.0.0.0 --port 8000
+    d-emo demo --model digits
+    d-emo demo --model runs/digits --max-images 64
+    d-emo demo --model EMOv2-folder --host 0.0.0.0 --port 8000
 
 A model is the name of one that comes with the package, a folder, or a Hub id; what it holds decides which page it is.
 The page is served on this machine alone unless --host says otherwise, and asks nothing of any other machine.

@@ -288,8 +288,10 @@ def _work(
         generators = [image_generator(wish.seed, index) for index in range(wish.count)]
         output = pipeline(**arguments, generator=generators, callback_on_step_end=after_step)
         steps = pipeline.num_timesteps
-        ended = {"step": done, "steps": steps, "done": True, "stopped": done < steps}
-        told.put(Moment(**ended, images=output.images, settings={**output.settings, "seed": wish.seed}))
+        settings = {**output.settings, "seed": wish.seed}
+        told.put(
+            Moment(step=done, steps=steps, images=output.images, done=True, stopped=done < steps, settings=settings)
+        )
     except BaseException as error:  # whoever waits has to know, whatever it is
         told.put(error)
 

@@ -10,9 +10,11 @@ from huggingface_hub.errors import EntryNotFoundError
 
 import d_emo  # noqa: F401  makes transformers know EMOv2
 from d_emo.common.messages import first_line
-from d_emo.common.processes import default_device
+from d_emo.common.packaged import list_packaged
+from d_emo.common.processes import device_named
 from d_emo.common.saved_folders import LOADING_ERRORS, held_in, may_be_on_hub, read_object
 from d_emo.pipelines import DEMOPipeline, open_pipeline
+from d_emo.pipelines.loading import model_place
 
 PIPELINE, CLASSIFIER = "model_index.json", "config.json"
 CLASSIFIES = "ForImageClassification"
@@ -23,30 +25,19 @@ class Source:
     """A model as the user named it, and how it runs.
 
     Attributes:
-        name: packaged name, folder or Hub id.
-        packaged: whether it is the first of these.
+        name: packaged name, folder or Hub id; see `model_place`.
         device: where it runs, as text; None for the default.
         dtype: of the weights.
     """
 
     name: str
-    packaged: bool = False
     device: str | None = None
     dtype: str = "float32"
 
     @property
-    def place(self) -> str:
-        """What `from_pretrained` takes."""
-        from d_emo import packaged
-
-        return str(packaged(self.name)) if self.packaged else self.name
-
-
-def source_of(name: str, device: str | None = None, dtype: str = "float32") -> Source:
-    """What a name stands for: a packaged model before a folder before the Hub."""
-    from d_emo import list_packaged
-
-    return Source(name=name, packaged=name in list_packaged(), device=device, dtype=dtype)
+    def packaged(self) -> bool:
+        """Whether it comes with the package."""
+        return self.name in list_packaged()
 
 
 def open_model(source: Source) -> Any:
@@ -55,28 +46,15 @@ def open_model(source: Source) -> Any:
     Raises:
         ValueError: there is no such model, it is another kind of one, it does not load, or there is no such device.
     """
-    device = _device(source.device)
-    dtype = getattr(torch, source.dtype)
-    if _is_classifier(source.place):
-        return _open_classifier(source.place, device, dtype)
-    pipeline = open_pipeline(source.place, None if dtype is torch.float32 else dtype)
-    return pipeline.to(device)
+    device, dtype, place = device_named(source.device), getattr(torch, source.dtype), model_place(source.name)
+    if _is_classifier(place):
+        return _open_classifier(place, device, dtype)
+    return open_pipeline(source.name, None if dtype is torch.float32 else dtype).to(device)
 
 
 def draws(model: Any) -> bool:
     """Whether a model is one that draws."""
     return isinstance(model, DEMOPipeline)
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return default_device()
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name}: {first_line(error)}; choose another, such as cpu.") from error
-    return device
 
 
 def _is_classifier(place: str) -> bool:

@@ -16,7 +16,7 @@ from d_emo.common.commands import explanation
 from d_emo.common.output import say
 from d_emo.models.flops import count_parameters
 from d_emo.pipelines.demo.classifying import TOP, classify
-from d_emo.pipelines.demo.drawing import LARGEST_SEED, MOST_GUIDANCE, Moment, Studio, Wish, new_seed, strip
+from d_emo.pipelines.demo.drawing import MOST_GUIDANCE, Moment, Studio, Wish, new_seed, strip
 from d_emo.pipelines.demo.opening import Source
 from d_emo.pipelines.demo.results import write_archive
 from d_emo.pipelines.demo.snippets import classifying_code, drawing_code, settings_shown
@@ -25,6 +25,8 @@ from d_emo.pipelines.demo.snippets import classifying_code, drawing_code, settin
 SMALL_SIDE = 64
 # Seconds after which what was drawn for a download is deleted.
 KEPT = 3600
+# Visitors who may come in the same moment.
+SLACK = 4
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
@@ -81,7 +83,7 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
                     interactive=False, visible=False, elem_id="way", elem_classes=small, buttons=[],
                 )  # fmt: skip
             with gr.Column(scale=2, min_width=280, elem_classes=["wish"]):
-                count = gr.Slider(1, limits.images, default.count, step=1, label="Images", elem_id="count")
+                count = _whole_slider(limits.images, default.count, "Images", "count")
                 guidance = gr.Slider(
                     1,
                     MOST_GUIDANCE,
@@ -92,10 +94,10 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
                     visible=studio.conditional,
                     elem_id="guidance",
                 )
-                steps = gr.Slider(1, limits.steps, default.steps, step=1, label="Steps", elem_id="steps")
+                steps = _whole_slider(limits.steps, default.steps, "Steps", "steps")
                 with gr.Row(elem_classes=["bar"]):
                     seed = gr.Number(
-                        default.seed, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, elem_id="seed",
+                        default.seed, label="Seed", precision=0, elem_id="seed",
                         min_width=120,
                     )  # fmt: skip
                     another = gr.Button("New seed", elem_id="new-seed", min_width=120)
@@ -142,6 +144,9 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
             stops.press(request)
             try:
                 wish(*fields)
+                # Of Gradio's own limit a visitor would read "Error", and the page would go on waiting.
+                if (many := len(page._queue)) >= waiting:
+                    raise ValueError(f"As many as may wait are in the queue already: {many}. Try again soon.")
             except Exception as error:
                 return (_wrong(error), *buttons(busy=False), *[gr.skip()] * results)
             stops.new(request)
@@ -181,6 +186,10 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
                 file = gr.update(value=str(path), visible=True)
                 yield (*told, *pictures, file, gr.update(value=text, visible=True), settings, gr.update(visible=True))
 
+        def refuse(request: gr.Request) -> tuple[Any, ...]:
+            stops.press(request)
+            return (_wrong(ValueError("A field is out of its range.")), *buttons(busy=False))
+
         def end(request: gr.Request) -> str:
             if switch := stops.of(request):
                 switch.set()
@@ -188,13 +197,15 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
 
         fields = [label, count, guidance, steps, seed, sampler, size]
         started = draw.click(begin, fields, shown, queue=False, show_progress="hidden", **PRIVATE)
-        started.then(
+        started.success(
             work, fields, shown, concurrency_limit=1, show_progress="minimal", show_progress_on=status, **PRIVATE
         )
+        # What Gradio itself refuses, a field out of its range, comes to none of our functions.
+        started.failure(refuse, None, [status, draw, stop], queue=False, **PRIVATE)
         stop.click(end, None, status, queue=False, show_progress="hidden", **PRIVATE)
         another.click(new_seed, None, seed, queue=False, show_progress="hidden", **PRIVATE)
         page.unload(stops.press)
-    return page.queue(max_size=waiting, default_concurrency_limit=1, api_open=False)
+    return page.queue(max_size=waiting + SLACK, default_concurrency_limit=1, api_open=False)
 
 
 def classifying_page(classifier: Any, source: Source, waiting: int) -> gr.Blocks:
@@ -226,7 +237,12 @@ def classifying_page(classifier: Any, source: Source, waiting: int) -> gr.Blocks
                 return _wrong(error), None
 
         picture.change(look, picture, [status, answer], concurrency_limit=1, show_progress_on=status, **PRIVATE)
-    return page.queue(max_size=waiting, default_concurrency_limit=1, api_open=False)
+    return page.queue(max_size=waiting + SLACK, default_concurrency_limit=1, api_open=False)
+
+
+def _whole_slider(most: int, value: int, label: str, name: str) -> gr.Slider:
+    """A slider from 1 on; Gradio has none of one value, so that this one is out of sight."""
+    return gr.Slider(1, max(2, most), value, step=1, label=label, elem_id=name, visible=most > 1)
 
 
 def _described(studio: Studio) -> str:

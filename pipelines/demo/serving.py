@@ -22,9 +22,10 @@ def run(options: "DemoOptions") -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors drew and dropped goes with the page
         import gradio  # noqa: F401  before a model is loaded: it may be missing
 
-        from d_emo.pipelines.demo.opening import open_model, source_of
+        from d_emo.pipelines.demo.opening import Source, open_model
 
-        source = source_of(options.model.model or "", options.model.device, options.model.dtype)
+        wanted = options.model
+        source = Source(name=wanted.model or "", device=wanted.device, dtype=wanted.dtype)
         page = make_page(open_model(source), source, options)
         address = serve(page, options.server.host, options.server.port)
         try:
@@ -63,6 +64,7 @@ def serve(page: Any, host: str, port: int | None) -> str:
             server_port=port,
             share=False,
             quiet=True,
+            show_error=True,
             inbrowser=False,
             prevent_thread_lock=True,
             footer_links=[],

@@ -37,4 +37,5 @@ class DigitPainter(ModelMixin, ConfigMixin, CacheMixin):
 
 def digit_painter() -> DEMOPipeline:
     """A pipeline that draws real digits, by name."""
-    return DEMOPipeline(DigitPainter(), FlowMatchEulerDiscreteScheduler(), id2label=list(NAMES))
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    return DEMOPipeline(DigitPainter(), scheduler, id2label=list(NAMES), default_num_inference_steps=12)

@@ -20,7 +20,7 @@ from d_emo import list_packaged
 from d_emo.eval.digits_report import real_digits
 from d_emo.pipelines.demo import serving
 from d_emo.pipelines.demo.app import DemoOptions, LimitOptions, ModelOptions
-from d_emo.pipelines.demo.opening import Source, open_model, source_of
+from d_emo.pipelines.demo.opening import Source, open_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default::DeprecationWarning")]
 gradio = pytest.importorskip("gradio", reason="needs the extra demo")
@@ -77,13 +77,45 @@ def serve(reached, tmp_path_factory):
             page.close(verbose=False)
 
 
+class Gate:
+    """Lets the network answer; closed, two steps pass, and others wait for `let` or `open`."""
+
+    def __init__(self):
+        self.free, self.steps, self.passed = True, threading.Semaphore(0), 0
+
+    def __call__(self, *_):
+        if not self.free:
+            self.steps.acquire(timeout=PATIENCE / 1000)
+        self.passed += 1
+
+    def close(self):
+        self.free, self.steps, self.passed = False, threading.Semaphore(2), 0
+
+    def open(self):
+        self.free = True
+        self.steps.release(1000)
+
+
 @pytest.fixture(scope="module")
-def digits(serve):
-    """The address of a page that draws digits, and the pipeline, whose `pause` makes every step last."""
-    pipeline = digit_painter()
-    pipeline.pause = 0.0
-    pipeline.transformer.register_forward_pre_hook(lambda *_: time.sleep(pipeline.pause))
-    return serve(pipeline, Source(name="digits"), max_waiting=1), pipeline
+def painted(serve):
+    """The address of a page that draws digits, its pipeline, and the gate that every step passes."""
+    pipeline, gate = digit_painter(), Gate()
+    pipeline.transformer.register_forward_pre_hook(gate)
+    return serve(pipeline, Source(name="digits"), max_waiting=1), pipeline, gate
+
+
+@pytest.fixture
+def digits(painted):
+    """The address."""
+    return painted[0]
+
+
+@pytest.fixture
+def gate(painted):
+    """The gate, closed for this test."""
+    painted[2].close()
+    yield painted[2]
+    painted[2].open()
 
 
 @pytest.fixture
@@ -144,22 +176,22 @@ def others(asked):
 
 
 def test_a_click_draws_a_three_and_nobody_else_is_asked(digits, visit, reached):
-    page = visit(digits[0])
+    page = visit(digits)
     choose(page, "three")
     page.click("#draw")
-    says(page, "Done, 50 steps")
+    says(page, "Done, 12 steps")
     page.wait_for_selector("#way img")
     found = read_digits(pictures(page))
     assert len(found) == 8 and found.count(3) >= 6  # the nearest mean misreads some of the real ones, too
     assert 'class_labels="three"' in page.inner_text("#code")
     assert not others(page.asked) and not page.complaints and not reached
-    html = urllib.request.urlopen(digits[0]).read().decode()
+    html = urllib.request.urlopen(digits).read().decode()
     assert not re.findall(r'<(?:script|iframe|img)[^>]+src="https?:|<link[^>]+href="https?://(?!127)', html)
 
 
 @pytest.mark.skipif("digits" not in list_packaged(), reason="needs the packaged digits")
 def test_the_packaged_model_draws_a_three(serve, visit):
-    source = source_of("digits", device="cpu")
+    source = Source(name="digits", device="cpu")
     page = visit(serve(open_model(source), source))
     choose(page, "three")
     page.click("#draw")
@@ -168,7 +200,7 @@ def test_the_packaged_model_draws_a_three(serve, visit):
 
 
 def test_what_is_downloaded_is_what_was_drawn(digits, visit, tmp_path):
-    page = visit(digits[0])
+    page = visit(digits)
     page.click("#draw")
     says(page, "Done")
     with page.expect_download() as download:
@@ -181,7 +213,7 @@ def test_what_is_downloaded_is_what_was_drawn(digits, visit, tmp_path):
 
 
 def test_enter_draws_and_the_keyboard_suffices(digits, visit):
-    page = visit(digits[0])
+    page = visit(digits)
     order = []
     for _ in range(14):
         page.keyboard.press("Tab")
@@ -201,7 +233,7 @@ def test_enter_draws_and_the_keyboard_suffices(digits, visit):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen_shows_everything_without_scrolling_sideways(digits, visit, scheme):
-    page = visit(digits[0], viewport={"width": 400, "height": 800}, color_scheme=scheme)
+    page = visit(digits, viewport={"width": 400, "height": 800}, color_scheme=scheme)
     page.click("#draw")
     says(page, "Done")
     page.wait_for_selector("#code .cm-content")
@@ -212,56 +244,54 @@ def test_a_narrow_screen_shows_everything_without_scrolling_sideways(digits, vis
         assert box and box["x"] >= 0 and box["x"] + box["width"] <= 400, name
 
 
-def test_stop_stops_and_the_next_drawing_is_whole(digits, visit, monkeypatch):
-    monkeypatch.setattr(digits[1], "pause", 0.1, raising=False)
-    page = visit(digits[0])
+def test_stop_stops_and_the_next_drawing_is_whole(digits, gate, visit):
+    page = visit(digits)
     page.click("#draw")
-    says(page, "Step")
+    says(page, r"Step [12] of 12")
     page.click("#stop")
-    line = says(page, "Stopped after step")
-    assert int(re.search(r"step (\d+) of 50", line)[1]) < 50 and "unfinished" in line
-    monkeypatch.setattr(digits[1], "pause", 0.0)
+    says(page, "Stopping after the step in progress")
+    gate.open()
+    says(page, r"Stopped after step [23] of 12: the pictures are unfinished")
     page.click("#draw")
-    says(page, "Done")
+    says(page, "Done, 12 steps")
 
 
-def test_visitors_wait_for_their_turn_and_a_full_queue_is_said(digits, visit, monkeypatch):
-    monkeypatch.setattr(digits[1], "pause", 0.2, raising=False)
-    first, second, third = (visit(digits[0]) for _ in range(3))
+def test_visitors_wait_for_their_turn_and_beyond_the_limit_are_told(digits, gate, visit):
+    first, second, third = (visit(digits) for _ in range(3))
     first.click("#draw")
-    says(first, "Step")
+    says(first, r"Step [12] of 12")
     second.click("#draw")
     says(second, "Waits for its turn")
     third.click("#draw")
-    third.get_by_text(re.compile("queue is full", re.IGNORECASE)).first.wait_for()
-    second.click("#stop")
-    first.click("#stop")
-    says(first, "Stopped after step")
-    says(second, "Stopped before it began")
+    says(third, "queue already: 1")
     playwright.expect(third.locator("#draw")).to_be_enabled()
+    second.click("#stop")
+    says(second, "Stopping")
+    gate.open()
+    says(first, "Done")
+    says(second, "Stopped before it began")
 
 
-def test_a_visitor_who_closes_the_page_makes_room(digits, visit, monkeypatch):
-    monkeypatch.setattr(digits[1], "pause", 0.2, raising=False)
-    before = threading.active_count()
-    page = visit(digits[0])
+def test_a_visitor_who_closes_the_page_makes_room(digits, gate, visit):
+    page = visit(digits)
+    page.fill("#steps input[type=number]", "100")
     page.click("#draw")
-    says(page, "Step")
+    says(page, r"Step [12] of 100")
     page.close()
-    monkeypatch.setattr(digits[1], "pause", 0.05)
-    another = visit(digits[0])
-    another.fill("#steps input[type=number]", "2")
-    another.click("#draw")
-    says(another, "Done, 2 steps")
-    assert threading.active_count() <= before + 4  # the server's own come and go
+    before = 0
+    while gate.passed > before:  # until the drawing takes no step that it might
+        before = gate.passed
+        gate.steps.release()
+        time.sleep(2)
+    assert before < 100
 
 
-def test_errors_are_lines_in_the_page(digits, visit, monkeypatch, capfd):
-    page = visit(digits[0])
+def test_errors_are_lines_in_the_page(digits, painted, visit, monkeypatch, capfd):
+    page = visit(digits)
     page.fill("#seed input", "-3")
     page.click("#draw")
-    assert "seed" in page.get_by_text(re.compile(r"-3|less than")).first.inner_text().lower()
-    monkeypatch.setattr(digits[1].transformer, "forward", lambda *_, **__: 1 / 0)
+    assert "seed=-3 is not a whole number from 0" in says(page, "seed")
+    monkeypatch.setattr(painted[1].transformer, "forward", lambda *_, **__: 1 / 0)
     page.fill("#seed input", "3")
     page.click("#draw")
     line = says(page, "failed")

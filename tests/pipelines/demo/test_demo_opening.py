@@ -8,7 +8,7 @@ from helpers.made import write_classifier, write_pipeline, write_segmenter
 from d_emo.pipelines.demo import serving
 from d_emo.pipelines.demo.app import DemoOptions, ModelOptions, main
 from d_emo.pipelines.demo.classifying import classify
-from d_emo.pipelines.demo.opening import Source, draws, open_model, source_of
+from d_emo.pipelines.demo.opening import Source, draws, open_model
 from d_emo.pipelines.demo.snippets import classifying_code
 
 
@@ -31,7 +31,7 @@ def test_models_that_do_neither_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"neither draws nor classifies pictures; name a pipeline's folder"):
         open_model(Source(name=str(write_segmenter(tmp_path / "segmenter"))))
     with pytest.raises(ValueError, match=r"nowhere"):
-        open_model(source_of(str(tmp_path / "nowhere")))
+        open_model(Source(name=str(tmp_path / "nowhere")))
 
 
 def test_a_device_that_is_not_there_is_refused(classifier):
