@@ -12,8 +12,9 @@ import numpy as np
 
 # Outlines are walked on a grid this much finer than the pixels.
 FINER = 5
-# Points on that grid that an outline may have, and bits that a run may take.
-MOST_POINTS = 20_000_000
+MIDDLE = 2  # of a pixel on that grid
+# Columns that an outline's edges may cross, and bits that a run may take.
+MOST_CROSSINGS = 20_000_000
 MOST_BITS = 40
 FEWEST_NUMBERS = 6  # of an outline: three corners
 
@@ -55,7 +56,7 @@ def unpack(packed: bytes, height: int, width: int) -> np.ndarray:
     """The mask (height, width) bool of what `pack` kept.
 
     Raises:
-        ValueError: the picture has another size, or an outline has too many points.
+        ValueError: the picture has another size, or an outline's edges cross too many columns.
     """
     shape = json.loads(packed)
     if isinstance(shape, dict):
@@ -123,32 +124,53 @@ def mask_of_runs(counts: Sequence[int], height: int, width: int) -> np.ndarray:
 def mask_of_outline(outline: Sequence[float], height: int, width: int) -> np.ndarray:
     """An outline x, y, x, y, ... in pixels -> (height, width) bool, filled by the even-odd rule, COCO's pixels.
 
-    The edges are walked on a finer grid; where they cross the middle of a column of pixels, the column changes from
-    out to in or back.
+    COCO walks the edges on a finer grid; where they cross the middle of a column of pixels, the column changes from
+    out to in or back. Here the crossings alone are computed, so that corners far outside cost nothing.
 
     Raises:
-        ValueError: it has too many points.
+        ValueError: its edges cross too many columns.
     """
     corners = np.trunc(FINER * np.array(outline, dtype=np.float64).reshape(-1, 2) + 0.5).astype(np.int64)  # (E, 2)
     following = np.roll(corners, -1, axis=0)
     reach = np.abs(following - corners)  # (E, 2)
     level = reach[:, 0] >= reach[:, 1]  # goes along x
-    steps = reach.max(axis=1)
-    if (total := int(steps.sum()) + len(steps)) > MOST_POINTS:
-        raise ValueError(f"an outline has {total:,} points; at most {MOST_POINTS:,} are drawn")
-    along = np.where(level, corners[:, 0], corners[:, 1]) > np.where(level, following[:, 0], following[:, 1])
-    first, last = (np.where(along[:, None], a, b) for a, b in ((following, corners), (corners, following)))
-    rise = np.where(level, last[:, 1] - first[:, 1], last[:, 0] - first[:, 0]) / np.maximum(steps, 1)
-    edge = np.repeat(np.arange(len(steps)), steps + 1)  # (P,)
-    place = np.arange(total) - np.repeat(np.cumsum(steps + 1) - (steps + 1), steps + 1)
-    place = np.where(along[edge], steps[edge] - place, place)
-    across = np.where(level[edge], first[edge, 1], first[edge, 0])
-    across = np.trunc(across + rise[edge] * place + 0.5).astype(np.int64)
-    down = place + np.where(level[edge], first[edge, 0], first[edge, 1])
-    x, y = np.where(level[edge], down, across), np.where(level[edge], across, down)  # (P,)
-    column = (np.where(x[1:] < x[:-1], x[1:], x[1:] - 1) + 0.5) / FINER - 0.5
-    crossing = (x[1:] != x[:-1]) & (np.floor(column) == column) & (column >= 0) & (column <= width - 1)
-    row = np.ceil(np.clip((np.minimum(y[1:], y[:-1]) + 0.5) / FINER - 0.5, 0, height))
-    changes = (column[crossing] * height + row[crossing]).astype(np.int64)
+    back = np.where(level, corners[:, 0] > following[:, 0], corners[:, 1] > following[:, 1])
+    first, last = (np.where(back[:, None], a, b) for a, b in ((following, corners), (corners, following)))
+    rise = np.where(level, last[:, 1] - first[:, 1], last[:, 0] - first[:, 0]) / np.maximum(reach.max(axis=1), 1)
+    # Column c is crossed between the places 5 c + 2 and 5 c + 3 of the grid, at most once by an edge.
+    left, right = np.minimum(first[:, 0], last[:, 0]), np.maximum(first[:, 0], last[:, 0])
+    start = np.maximum(-((MIDDLE - left) // FINER), 0)
+    count = np.maximum(np.minimum((right - MIDDLE - 1) // FINER, width - 1) - start + 1, 0)  # (E,)
+    if (total := int(count.sum())) > MOST_CROSSINGS:
+        raise ValueError(f"the edges of an outline cross columns {total:,} times; at most {MOST_CROSSINGS:,} are drawn")
+    edge = np.repeat(np.arange(len(count)), count)  # (C,)
+    column = start[edge] + np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+    middle = FINER * column + MIDDLE
+    y = np.where(
+        level[edge],
+        _height_of_level(first[edge], rise[edge], middle),
+        _height_of_steep(first[edge], rise[edge], middle),
+    )
+    row = np.ceil(np.clip((y + 0.5) / FINER - 0.5, 0, height))
+    changes = (column * height + row).astype(np.int64)
     inside = np.bincount(changes, minlength=height * width + 1)[: height * width].cumsum() % 2 == 1
     return inside.reshape(width, height).T
+
+
+def _height_of_level(first: np.ndarray, rise: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """The lesser y of an edge along x at `middle` and one further."""
+    steps = middle - first[:, 0]
+    return np.minimum(*(np.trunc(first[:, 1] + rise * place + 0.5) for place in (steps, steps + 1)))
+
+
+def _height_of_steep(first: np.ndarray, rise: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """The last y of an edge along y before its rounded x goes from `middle` to one further, or back."""
+
+    def before(steps: np.ndarray) -> np.ndarray:
+        x = np.trunc(first[:, 0] + rise * steps + 0.5)
+        return np.where(rise > 0, x <= middle, x > middle)
+
+    steps = np.floor((middle + 0.5 - first[:, 0]) / np.where(rise == 0, 1, rise))
+    steps -= ~before(steps)
+    steps += before(steps + 1)
+    return first[:, 1] + steps

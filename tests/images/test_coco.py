@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import PIL.Image
@@ -126,7 +127,8 @@ def test_outlines_and_runs_are_cocos_pixels():
     random = np.random.RandomState(0)
     for case in range(300):
         height, width = (int(side) for side in random.randint(3, 60, 2))
-        corners = random.uniform(-0.2, 1.2, (random.randint(3, 9), 2)) * [width, height]
+        reach = [0.7, 0.7, 30, 300][case % 4]  # in pictures' sides, from the middle
+        corners = (random.uniform(-reach, reach, (random.randint(3, 9), 2)) + 0.5) * [width, height]
         corners = np.round(corners) if case % 3 == 0 else corners
         outline = (np.concatenate([corners, corners[-1:]]) if case % 5 == 0 else corners).flatten().tolist()
         drawn = mask_api.frPyObjects([outline], height, width)
@@ -135,6 +137,20 @@ def test_outlines_and_runs_are_cocos_pixels():
         text = mask_api.encode(np.asfortranarray(expected.astype(np.uint8)))["counts"]
         runs = {"size": [height, width], "counts": text if isinstance(text, str) else text.decode()}
         assert np.array_equal(unpack(pack(runs, (width, height)), height, width), expected)
+
+
+def test_corners_far_outside_cost_nothing():
+    triangle = [-900_000, -900_000, 900_000, 900_000, -900_000, 900_000] * 200
+    mask, near = mask_of_outline(triangle[:6], 6, 8), mask_of_outline([-9, -9, 9, 9, -9, 9], 6, 8)
+    assert np.array_equal(mask, near) and 0 < mask.sum() < mask.size
+    started = time.perf_counter()
+    mask_of_outline(triangle, 480, 640)
+    assert time.perf_counter() - started < 2  # 3.6 billion points of the grid lie on its edges
+
+
+def test_edges_that_cross_too_many_columns_are_refused():
+    with pytest.raises(ValueError, match="cross columns 20,040,000 times; at most 20,000,000 are drawn"):
+        mask_of_outline([0, 0, 20_000, 5] * 501, 2, 20_000)
 
 
 BAD_MASKS = {

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from d_emo.detection.saved import DetectorBundle, load_detector
-from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch, TrainingSamples
 from d_emo.train.detection.augmentation import joined
 from d_emo.train.detection.config import DetectorConfig
@@ -45,17 +44,12 @@ class DetectorRun(TaskRun[DetectorPlan]):
         return loader.indexed_loader(self, TrainingSamples(self.plan.source, self.plan.augmentation), joined)
 
     def batch_loss(self, batch: Batch) -> torch.Tensor:
-        """The sum of the detector's losses.
-
-        What it draws (the anchors and proposals that are learned from, stochastic depth) is a function of the seed
-        and the batch's place in the stream, whichever process has it.
-        """
-        device, seed = self.accelerator.device, self.plan.config.run.seed
+        """The sum of the detector's losses."""
+        device = self.accelerator.device
         images = [image.to(device, non_blocking=True).float() / 255 for image in batch.images]
         targets = [
             {name: values.to(device, non_blocking=True) for name, values in target.items()} for target in batch.labels
         ]
-        torch.manual_seed(int(stream.generator(seed, "noise", batch.positions[0]).integers(2**32)))
         losses: Mapping[str, torch.Tensor] = self.model(images, targets)
         for name, value in losses.items():
             self.parts[name] = self.parts.get(name, torch.zeros((), device=device)) + value.detach()

@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 
 from d_emo.common.processes import agreed, is_sharded, loader_processes
 from d_emo.kernels import use_backend
+from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch
 from d_emo.train.data.sources import check_output
 from d_emo.train.engine import loop, saving, start
@@ -69,7 +70,17 @@ class TaskRun(TrainingRun[PlanT]):
 
     @abstractmethod
     def batch_loss(self, batch: Batch) -> torch.Tensor:
-        """The mean loss of a micro batch, with its graph."""
+        """The mean loss of a micro batch, with its graph; `drawn_loss` calls it."""
+
+    def drawn_loss(self, batch: Batch) -> torch.Tensor:
+        """`batch_loss`, whose draws from PyTorch's generators are a function of the seed and the batch's place.
+
+        Dropout, stochastic depth and the anchors and proposals that a detector learns from are the same on whichever
+        process, and after a resume.
+        """
+        seed = cast(Any, self.plan).config.run.seed
+        torch.manual_seed(int(stream.generator(seed, "noise", batch.positions[0]).integers(2**32)))
+        return self.batch_loss(batch)
 
     @abstractmethod
     def score(self) -> Scores | None:
@@ -154,18 +165,14 @@ def prepare_parts(
     """
     if is_sharded(accelerator):
         raise ValueError("accelerate launch with FSDP: these networks are small and not sharded; launch without FSDP.")
-    seed = plan.config.run.seed
-    set_seed(seed % 2**32)
+    set_seed(plan.config.run.seed % 2**32)
     model = plan.build_model()
     in_time = any(parameter.dim() == 5 for parameter in model.parameters())
     model = model.to(memory_format=torch.channels_last_3d if in_time else torch.channels_last)
     optimizer = plan.make_optimizer(model)
     lr_schedule = plan.make_schedule(optimizer)
     compile_model = to_compile(model).compile if compiled else None
-    parts = start.prepare(plan, accelerator, model, optimizer, lr_schedule, compile_model)
-    # Stochastic depth and dropout draw from the global generator: other masks on every process.
-    set_seed((seed + accelerator.process_index) % 2**32)
-    return parts
+    return start.prepare(plan, accelerator, model, optimizer, lr_schedule, compile_model)
 
 
 def train(run: TaskRun, defaults: dict[str, Any]) -> int:
@@ -190,7 +197,7 @@ def train(run: TaskRun, defaults: dict[str, Any]) -> int:
 
     if run.step and run.step % plan.validate_every == 0:
         validate_once(run)  # the run ended between a checkpoint and its scores
-    stopped = loop.train_until_done(run, iter(run.batches()), run.batch_loss, show=lambda: None, score=score)
+    stopped = loop.train_until_done(run, iter(run.batches()), run.drawn_loss, show=lambda: None, score=score)
     if stopped is not None:
         return stopped
     finish(run)

@@ -1,20 +1,25 @@
 """What the trainers of tasks have in common: options that take each other's place, and what a run starts from."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.detectors import trained_folder
 from helpers.paths import ROOT
 
 from d_emo import EMOv2ForImageClassification
+from d_emo.classification.emov2 import DropPath
 from d_emo.common.options import blamed
 from d_emo.train.classification.config import parse_classifier_config
 from d_emo.train.classification.plan import start_from
+from d_emo.train.data.batches import Batch
 from d_emo.train.detection.config import DetectorOptions, parse_detector_config
 from d_emo.train.detection.plan import model_name as detector_name
 from d_emo.train.engine.cards import Circumstances
 from d_emo.train.engine.checkpoints import CheckpointError
 from d_emo.train.engine.resume import check_same_run
 from d_emo.train.engine.score_cards import Score, model_index, validation_lines
+from d_emo.train.engine.task import TaskRun
 from d_emo.train.engine.task_plan import start_name
 from d_emo.train.segmentation.config import parse_segmenter_config
 from d_emo.train.segmentation.plan import model_name as segmenter_name
@@ -45,6 +50,23 @@ def test_steps_of_warm_up_take_the_place_of_a_recipes_epochs():
     recipe = ["--config", str(RECIPES / "video" / "v_emov2.yaml")]
     options = parse_video_config([*recipe, "--lr-warmup-steps", "7"]).optimization
     assert options.lr_warmup_epochs is None and options.lr_warmup_steps == 7
+
+
+def test_what_a_network_draws_depends_on_the_seed_and_the_batchs_place_alone():
+    network = DropPath(0.5).train()
+
+    def drawn(seed, first, process):
+        torch.manual_seed(process)  # whatever was drawn before
+        run = SimpleNamespace(
+            plan=SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(seed=seed))),
+            batch_loss=lambda batch: network(batch.images),
+        )
+        batch = Batch(torch.ones(64, 1, 1, 1), torch.zeros(64), list(range(first, first + 64)), [])
+        return TaskRun.drawn_loss(run, batch)
+
+    assert torch.equal(drawn(3, 128, process=0), drawn(3, 128, process=1))
+    for other in (drawn(3, 192, process=0), drawn(4, 128, process=0)):
+        assert not torch.equal(drawn(3, 128, process=0), other)
 
 
 def test_weights_that_were_saved_in_half_precision_are_trained_in_float32(tmp_path):
