@@ -56,6 +56,10 @@ class RunConfig(Protocol):
     """A trainer's options, by group."""
 
     @property
+    def trainer(self) -> str:
+        """The command that they are of."""
+
+    @property
     def data(self) -> LoaderOptions:
         """Where images come from."""
 
