@@ -306,6 +306,7 @@ def some_of(source: ObjectSource, indices: np.ndarray, name: str = "") -> Object
         raise ValueError(f"indices={shown(indices)} is not a list of whole numbers, one an image.")
     if indices.size and not 0 <= indices.min() <= indices.max() < source.size:
         raise ValueError(f"indices go from {indices.min()} to {indices.max()}; {source.name} has {source.size} images.")
+    look = source.look
     digest = hashlib.sha256(source.fingerprint.encode() + indices.astype(np.int64).tobytes())
     return replace(
         source,
@@ -314,7 +315,7 @@ def some_of(source: ObjectSource, indices: np.ndarray, name: str = "") -> Object
         read=lambda index: source.read(int(indices[index])),
         counts=source.counts[indices],
         sides=source.sides[indices],
-        look=(lambda index: source.look(int(indices[index]))) if source.look else None,
+        look=None if look is None else lambda index: look(int(indices[index])),
         fingerprint=digest.hexdigest()[:16],
     )
 
