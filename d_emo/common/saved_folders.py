@@ -16,6 +16,15 @@ MARKS = ("model_index.json", "config.json", "scheduler_config.json", "adapter_co
 ADAPTERS = "pytorch_lora_weights.safetensors"
 # What tells Diffusers where a folder lies.
 PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# What a model of transformers is, by the end of its class's name; `DETECTOR` is the type of our own.
+CLASSIFIER, SEGMENTER, VIDEO_CLASSIFIER, OBJECTS = (
+    "an image classifier", "a semantic segmenter", "a video classifier", "a detector",
+)  # fmt: skip
+TASKS = {
+    "ForImageClassification": CLASSIFIER, "ForSemanticSegmentation": SEGMENTER,
+    "ForVideoClassification": VIDEO_CLASSIFIER, "ForObjectDetection": OBJECTS,
+}  # fmt: skip
+DETECTOR = "d_emo-detector"
 RESTORE = "Restore the config.json that was saved with the weights."
 # How many names a message lists.
 _SHOWN = 4
@@ -95,6 +104,40 @@ def held_in(folder: Path) -> str:
         return "LoRA adapters"
     inside = sorted(path.parent.name for path in folder.glob("*/model_index.json"))
     return f"folders of pipelines ({', '.join(inside[:3])})" if inside else "nothing that a library saved"
+
+
+def refuse_other_tasks(name: object, *wanted: str) -> None:
+    """Refuse a local folder whose small files say that its model is of another task.
+
+    What says nothing of a task, such as a backbone, is left to what loads it.
+
+    Args:
+        name: the folder, or anything else, such as a Hub id or None.
+        wanted: of the values of `TASKS`, those that are taken.
+
+    Raises:
+        ValueError: it holds another thing; the message is to come behind the folder's name.
+    """
+    folder = Path(str(name))
+    if name is not None and folder.is_dir() and (found := _task_in(folder)) is not None and found not in wanted:
+        raise ValueError(f"it holds {found}, not {' or '.join(wanted)}; name the folder of one.")
+
+
+def _task_in(folder: Path) -> str | None:
+    """What a folder's model is: one of `TASKS`, or a pipeline or model of Diffusers; None where that is not told."""
+    if (folder / "model_index.json").is_file():
+        return held_in(folder)
+    try:
+        config = read_object(folder / "config.json")
+    except (OSError, ValueError):
+        return None
+    if "_class_name" in config:
+        return kind_of(config)
+    if config.get("model_type") == DETECTOR:
+        return OBJECTS
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    return next((task for ending, task in TASKS.items() if str(first).endswith(ending)), None)
 
 
 def _kind(mark: str, content: dict[str, Any]) -> str:

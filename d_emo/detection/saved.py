@@ -26,13 +26,12 @@ from d_emo.classification.variants import CLASSIFIERS
 from d_emo.common import checks
 from d_emo.common.files import read_json, write_json
 from d_emo.common.messages import first_line, shown
-from d_emo.common.saved_folders import LOADING_ERRORS, RESTORE, different, held_in, may_be_on_hub, not_found
+from d_emo.common.saved_folders import DETECTOR, LOADING_ERRORS, RESTORE, different, held_in, may_be_on_hub, not_found
 from d_emo.common.tensor_files import read_tensors
 from d_emo.detection.checks import OBJECTS
 from d_emo.detection.detectors import FEATURES, PUBLISHED_FROZEN, mask_rcnn, retinanet, ssdlite
 
 SYSTEMS = {"ssdlite": ssdlite, "retinanet": retinanet, "mask_rcnn": mask_rcnn}
-MODEL_TYPE = "d_emo-detector"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What config.json has; what it may lack has a default.
 FIELDS = {"model_type", "system", "backbone", "id2label", "frozen_stages", "fixed_statistics", "options"}
@@ -119,7 +118,7 @@ def make_detector(
     inner, trained, normal = _backbone(backbone, overrides)
     frozen, fixed = options.pop("frozen_stages", None), options.pop("fixed_statistics", None)
     settings = {
-        "model_type": MODEL_TYPE,
+        "model_type": DETECTOR,
         "system": system,
         "backbone": {name: getattr(inner.config, name) for name in OF_BACKBONE},
         "frozen_stages": PUBLISHED_FROZEN[system] * trained if frozen is None else frozen,
@@ -134,7 +133,7 @@ def make_detector(
 def is_detector(name: str | os.PathLike) -> bool:
     """Whether a local folder holds a detector."""
     try:
-        return read_json(Path(name) / CONFIG, RESTORE).get("model_type") == MODEL_TYPE
+        return read_json(Path(name) / CONFIG, RESTORE).get("model_type") == DETECTOR
     except (OSError, ValueError):
         return False
 
@@ -151,7 +150,7 @@ def load_detector(name: str | os.PathLike) -> DetectorBundle:
     folder = _folder(checks.text(name, "name"))
     with _told(folder):
         settings = read_json(folder / CONFIG, "restore it")
-        if settings.get("model_type") != MODEL_TYPE:
+        if settings.get("model_type") != DETECTOR:
             raise ValueError(f"it holds {held_in(folder)}, not a detector")
         absent, unknown = FIELDS - settings.keys(), settings.keys() - FIELDS
         if absent or unknown:

@@ -8,6 +8,7 @@ things. What cannot be an object (without an area, outside of its picture) is le
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from d_emo.common.messages import printable, shown
 from d_emo.common.output import Progress
 from d_emo.images.coco_lists import USUAL_FOLDERS, CocoList, existing, number, whole
 from d_emo.images.coco_masks import pack, unpack
-from d_emo.images.decode import decode
+from d_emo.images.decode import decode, upright_size
 from d_emo.images.labels import class_name
 from d_emo.images.mask_files import decode_colors
 from d_emo.images.object_datasets import dataset_objects
-from d_emo.images.objects import ObjectSource, ObjectTable, Scene, distinct_names, some_of
+from d_emo.images.objects import ObjectSource, ObjectTable, Scene, distinct_names, refuse_size, some_of
 
 __all__ = ["ObjectSource", "Scene", "coco_objects", "dataset_objects", "find_annotations", "some_of"]
 
@@ -77,14 +78,21 @@ def coco_objects(
             what = "there is no such folder" if listed.panoptic else "of a panoptic list alone, and this one is none"
             raise ValueError(f"the folder of masks {masks_folder}: {what}.")
         reading = _reading(pictures, listed.ids)
-        if not listed.panoptic:
-            return _instances(listed, _named(folder, path), reading, masks)
-        panoptic = (Path(masks_folder) if masks_folder else path.with_suffix("")) if masks else None
-        return _panoptic(listed, _named(folder, path), reading, panoptic)
+        if listed.panoptic:
+            panoptic = (Path(masks_folder) if masks_folder else path.with_suffix("")) if masks else None
+            source = _panoptic(listed, _named(folder, path), reading, panoptic)
+        else:
+            source = _instances(listed, _named(folder, path), reading, masks)
     except ValueError as error:
         if str(error).startswith(str(path)):
             raise
         raise ValueError(f"{printable(str(path))}: {error}") from error
+
+    def look(index: int) -> None:
+        name = str(pictures[index])
+        refuse_size(upright_size(pictures[index], name), source.sides[index], name)
+
+    return replace(source, look=look)
 
 
 def _instances(listed: CocoList, name: str, reading: "Reading", masks: bool) -> ObjectSource:

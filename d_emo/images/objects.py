@@ -5,7 +5,9 @@ Boxes are (x1, y1, x2, y2) in pixels, corners of areas: a box over the whole of 
 
 import collections
 import hashlib
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,12 +15,16 @@ import numpy as np
 import PIL.Image
 
 from d_emo.common.messages import shown
+from d_emo.common.output import Progress
 from d_emo.images.decode import UnreadableImageError
 from d_emo.images.listing import describe_left_out
+from d_emo.images.source import refuse_unreadable
 
 # So many boxes that reach out of their pictures, more than half of all, are taken for corners.
 MANY = 3
 REACH = 1.5
+# From so many pictures on, reading their headers shows its progress.
+SLOW_SURVEY = 2000
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class ObjectSource:
         num_workers: default number of loader processes.
         stream: it is no stream.
         note: what was left out, for people.
+        look: index -> nothing; raises UnreadableImageError where a picture's header says that it cannot be used. None
+            where headers are not looked at.
     """
 
     name: str
@@ -76,6 +84,7 @@ class ObjectSource:
     num_workers: int = 4
     stream: None = None
     note: str = ""
+    look: Callable[[int], None] | None = None
 
     def describe_size(self) -> str:
         """How many pictures and objects, for people."""
@@ -193,13 +202,7 @@ class ObjectTable:
         def read(index: int) -> Scene:
             image, picture, number = read_picture(index)
             width, height = image.size
-            told = tuple(int(side) for side in self.sides[index])
-            if min(told) > 0 and told != image.size:
-                turned = ", it is turned by what its EXIF says" if told == image.size[::-1] else ""
-                raise UnreadableImageError(
-                    f"{picture} has {width} x {height} pixels, and its annotations say {told[0]} x {told[1]}{turned}; "
-                    "annotate it as it is"
-                )
+            refuse_size((width, height), self.sides[index], picture)
             chosen = slice(int(starts[index]), int(starts[index + 1]))
             boxes = np.clip(self.boxes[chosen], 0, np.array([width, height] * 2, dtype=np.float32))
             inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # where the annotations do not tell the sides
@@ -249,6 +252,53 @@ class ObjectTable:
         return digest.hexdigest()[:16]
 
 
+def refuse_size(size: tuple[int, int], sides: np.ndarray, name: str) -> None:
+    """Refuse a picture of another size than its annotations say.
+
+    Args:
+        size: its width and height.
+        sides: (2,), what the annotations say; 0 where they do not.
+        name: of the picture.
+
+    Raises:
+        UnreadableImageError: they differ.
+    """
+    told = tuple(int(side) for side in sides)
+    if min(told) > 0 and told != size:
+        turned = ", it is turned by what its EXIF says" if told == size[::-1] else ""
+        raise UnreadableImageError(
+            f"{name} has {size[0]} x {size[1]} pixels, and its annotations say {told[0]} x {told[1]}{turned}; "
+            "annotate it as it is"
+        )
+
+
+def refuse_unusable(source: ObjectSource, remedy: str) -> None:
+    """Stop before any work where pictures' headers say that they cannot be used, such as those of another size.
+
+    Raises:
+        UnreadableImageError: there are such pictures; the first is named, the others are counted.
+    """
+    if (look := source.look) is None:
+        return
+
+    def said(index: int) -> str:
+        try:
+            look(index)
+        except UnreadableImageError as error:
+            return str(error)
+        return ""
+
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        Progress(source.size, "header", "reading", shown=source.size > SLOW_SURVEY, leave=False) as progress,
+    ):
+        messages = []
+        for message in pool.map(said, range(source.size)):
+            progress.update()
+            messages += [message] if message else []
+    refuse_unreadable(messages, remedy)
+
+
 def some_of(source: ObjectSource, indices: np.ndarray, name: str = "") -> ObjectSource:
     """Some pictures of a source by their indices (M,), whole numbers, under the same name or another."""
     indices = np.asarray(indices)
@@ -256,6 +306,7 @@ def some_of(source: ObjectSource, indices: np.ndarray, name: str = "") -> Object
         raise ValueError(f"indices={shown(indices)} is not a list of whole numbers, one an image.")
     if indices.size and not 0 <= indices.min() <= indices.max() < source.size:
         raise ValueError(f"indices go from {indices.min()} to {indices.max()}; {source.name} has {source.size} images.")
+    look = source.look
     digest = hashlib.sha256(source.fingerprint.encode() + indices.astype(np.int64).tobytes())
     return replace(
         source,
@@ -264,6 +315,7 @@ def some_of(source: ObjectSource, indices: np.ndarray, name: str = "") -> Object
         read=lambda index: source.read(int(indices[index])),
         counts=source.counts[indices],
         sides=source.sides[indices],
+        look=None if look is None else lambda index: look(int(indices[index])),
         fingerprint=digest.hexdigest()[:16],
     )
 

@@ -14,6 +14,7 @@ import d_emo  # noqa: F401  makes transformers know EMOv2
 from d_emo.common.files import write_json, written_whole
 from d_emo.common.locks import output_folder
 from d_emo.common.processes import default_device
+from d_emo.common.saved_folders import CLASSIFIER
 from d_emo.eval.classification.accuracy import Predictions, predict
 from d_emo.eval.reports.evaluation import load_model, opening_data, report_folder, write_table
 from d_emo.images.digits import digits_source
@@ -69,7 +70,7 @@ def evaluate(
 
 def open_classifier(name: str) -> tuple[Any, Any]:
     """A model and its image processor; see `load_model`."""
-    return load_model(name, "an image classifier", AutoModelForImageClassification, AutoImageProcessor)
+    return load_model(name, CLASSIFIER, AutoModelForImageClassification, AutoImageProcessor)
 
 
 def chosen_images(options: argparse.Namespace) -> ImageSource:

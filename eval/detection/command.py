@@ -8,19 +8,23 @@ from pathlib import Path
 import numpy as np
 
 from d_emo.common.locks import output_folder
+from d_emo.common.options import blamed
 from d_emo.common.processes import default_device
+from d_emo.common.saved_folders import OBJECTS, refuse_other_tasks
 from d_emo.detection.saved import DetectorBundle, load_detector
 from d_emo.eval.detection.predict import evaluate_objects
 from d_emo.eval.detection.report import Evaluation, write_report
 from d_emo.eval.reports.evaluation import opening_data, report_folder
 from d_emo.images.matching import match_classes
-from d_emo.images.objects import ObjectSource, Scene, some_of
+from d_emo.images.objects import ObjectSource, Scene, refuse_unusable, some_of
 from d_emo.images.open_objects import open_objects
 
 
 def run(options: argparse.Namespace) -> None:
     """Detect, score, print, save; what is quickly found to be wrong comes first."""
     folder = report_folder(options)
+    with blamed(f"--model {options.model}"):
+        refuse_other_tasks(options.model, OBJECTS)
     try:
         bundle = load_detector(options.model)
     except ValueError as error:
@@ -57,6 +61,7 @@ def chosen_pictures(options: argparse.Namespace, masks: bool) -> ObjectSource:
 
     Raises:
         ValueError: they do not open; the message names the option.
+        UnreadableImageError: a picture cannot be used, as its header says.
     """
     with opening_data(options):
         source = open_objects(
@@ -72,7 +77,10 @@ def chosen_pictures(options: argparse.Namespace, masks: bool) -> ObjectSource:
             box_format=options.box_format,
             class_names=options.class_names,
         )
-    return some_of(source, np.arange(min(source.size, options.max_images))) if options.max_images else source
+    if options.max_images:
+        source = some_of(source, np.arange(min(source.size, options.max_images)))
+    refuse_unusable(source, "Repair or remove them.")
+    return source
 
 
 def align_classes(source: ObjectSource, id2label: Mapping[int, str]) -> tuple[ObjectSource, str]:

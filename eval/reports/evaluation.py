@@ -10,7 +10,8 @@ from typing import Any
 from d_emo.common.command_line import flag
 from d_emo.common.files import check_apart, check_writable, written_whole
 from d_emo.common.messages import first_line
-from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder
+from d_emo.common.options import blamed
+from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder, refuse_other_tasks
 
 # Options that name folders or files of data.
 PLACES = ("data_dir", "mask_dir", "dataset")
@@ -33,13 +34,15 @@ def load_model(name: str, kind: str, model: Any, processor: Any, **options: Any)
 
     Args:
         name: folder or Hub id.
-        kind: what it is loaded as, for people.
+        kind: what it is loaded as, one of `saved_folders.TASKS`.
         model, processor: Auto classes.
         **options: of the processor.
 
     Raises:
-        ValueError: it does not load.
+        ValueError: it does not load, or is of another task.
     """
+    with blamed(f"--model {name}"):
+        refuse_other_tasks(name, kind)
     try:
         return model.from_pretrained(name), processor.from_pretrained(name, **options)
     except LOADING_ERRORS as error:

@@ -13,6 +13,7 @@ import d_emo  # noqa: F401  makes transformers know EMOv2
 from d_emo.common.files import write_json
 from d_emo.common.locks import output_folder
 from d_emo.common.processes import default_device
+from d_emo.common.saved_folders import SEGMENTER
 from d_emo.eval.reports.evaluation import load_model, opening_data, report_folder, write_table
 from d_emo.eval.reports.overlays import compare_maps
 from d_emo.eval.reports.page import Table, Tile, WorstTiles, write_page
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     folder = report_folder(options)
     # torchvision's resizing, which transformers takes by itself, gives other pixels than Pillow's, of the trainer.
     model, processor = load_model(
-        options.model, "a semantic segmenter", AutoModelForSemanticSegmentation, AutoImageProcessor, backend="pil"
+        options.model, SEGMENTER, AutoModelForSemanticSegmentation, AutoImageProcessor, backend="pil"
     )
     names = {label: str(model.config.id2label[label]) for label in range(model.config.num_labels)}
     source, note = chosen_pictures(options, names)

@@ -13,6 +13,7 @@ from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 import d_emo  # noqa: F401  makes transformers know V-EMOv2
 from d_emo.common.locks import output_folder
 from d_emo.common.processes import default_device
+from d_emo.common.saved_folders import VIDEO_CLASSIFIER
 from d_emo.eval.classification.command import ClassScore, align_labels, report
 from d_emo.eval.reports.evaluation import load_model, opening_data, report_folder
 from d_emo.eval.reports.page import Table, Tile, write_page
@@ -96,7 +97,7 @@ def open_video_classifier(name: str) -> tuple[Any, Any]:
     Raises:
         ValueError: it does not load, or they are not for the same number of frames.
     """
-    model, processor = load_model(name, "a video classifier", AutoModelForVideoClassification, AutoVideoProcessor)
+    model, processor = load_model(name, VIDEO_CLASSIFIER, AutoModelForVideoClassification, AutoVideoProcessor)
     of_model, of_processor = (getattr(part, "num_frames", None) for part in (model.config, processor))
     if of_model and of_processor is None:  # transformers' own processors leave it to the model
         processor.num_frames = of_processor = of_model

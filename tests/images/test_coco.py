@@ -13,6 +13,7 @@ from helpers.paths import SHARED
 from d_emo.images.coco import coco_objects, dataset_objects, find_annotations, some_of
 from d_emo.images.coco_masks import mask_of_outline, pack, unpack
 from d_emo.images.decode import UnreadableImageError
+from d_emo.images.objects import refuse_unusable
 
 COCO = SHARED / "data" / "dense" / "coco"
 
@@ -314,6 +315,12 @@ def test_pictures_of_another_size_and_unreadable_ones_are_named(tmp_path):
         source.read(1)
     with pytest.raises(UnreadableImageError, match=r"2\.png cannot be read"):
         source.read(2)
+    said = r"1\.png has 64 x 80 pixels, and its annotations say 80 x 64, it is .*, and 1 more\. Repair them\.$"
+    with pytest.raises(UnreadableImageError, match=said):
+        refuse_unusable(source, "Repair them.")
+    with pytest.raises(UnreadableImageError, match=r"2\.png cannot be read \([^)]*\)\. Repair them\.$"):
+        refuse_unusable(some_of(source, np.array([0, 2, 3])), "Repair them.")
+    refuse_unusable(some_of(source, np.array([0, 3])), "Repair them.")
 
 
 def test_sides_that_the_list_does_not_tell_are_the_pictures(pictures, tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from d_emo.common.options import (
     OptionTable,
@@ -177,6 +177,7 @@ class ClassifierRunOptions(TaskRunOptions):
 class ClassifierConfig(OptionTable):
     """The classification trainer's options."""
 
+    trainer: ClassVar[str] = "train_classifier"
     model: ClassifierOptions = field(default_factory=ClassifierOptions)
     data: ClassifierDataOptions = field(default_factory=ClassifierDataOptions)
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
@@ -194,6 +195,6 @@ def parse_classifier_config(
     """
 
     def beneath(given: Mapping[str, Any]) -> Recipe | Mapping[str, Any] | None:
-        return options_of_run(given) or digits_recipe("classifier/digits.yaml", given)
+        return options_of_run(ClassifierConfig.trainer, given) or digits_recipe("classifier/digits.yaml", given)
 
-    return parse_options(arguments, ClassifierConfig, "train_classifier", about, beneath)
+    return parse_options(arguments, ClassifierConfig, ClassifierConfig.trainer, about, beneath)

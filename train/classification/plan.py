@@ -17,6 +17,7 @@ from d_emo.classification.transformers_models import (
 )
 from d_emo.common.messages import first_line
 from d_emo.common.options import blamed
+from d_emo.common.saved_folders import CLASSIFIER, refuse_other_tasks
 from d_emo.images.source import ImageSource
 from d_emo.models.flops import count_macs_on
 from d_emo.train.classification.config import ClassifierConfig
@@ -180,6 +181,8 @@ def start_from(name: str, labels: dict[str, Any], resolution: int) -> EMOv2ForIm
     Raises:
         ValueError: it does not load, or is no EMOv2.
     """
+    with blamed(f"--init-from {name}"):
+        refuse_other_tasks(name, CLASSIFIER)
     try:
         model = EMOv2ForImageClassification.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:

@@ -1,7 +1,8 @@
 """Every option of the detection trainer, once; `engine` and `data` have those of all trainers."""
 
+import functools
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from d_emo.common.options import (
     OptionTable,
@@ -168,6 +169,7 @@ class DetectorRunOptions(TaskRunOptions):
 class DetectorConfig(OptionTable):
     """The detection trainer's options."""
 
+    trainer: ClassVar[str] = "train_detector"
     model: DetectorOptions = field(default_factory=DetectorOptions)
     data: DetectorDataOptions = field(default_factory=DetectorDataOptions)
     augmentation: DetectionAugmentationOptions = field(default_factory=DetectionAugmentationOptions)
@@ -180,4 +182,10 @@ def parse_detector_config(arguments: list[str], about: str = "Train detectors.")
 
     Under both lie a resumed run's own options.
     """
-    return parse_options(arguments, DetectorConfig, "train_detector", about, options_of_run)
+    return parse_options(
+        arguments,
+        DetectorConfig,
+        DetectorConfig.trainer,
+        about,
+        functools.partial(options_of_run, DetectorConfig.trainer),
+    )

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from d_emo.classification.variants import CLASSIFIERS
 from d_emo.common.messages import first_line
-from d_emo.common.saved_folders import LOADING_ERRORS, may_be_on_hub
+from d_emo.common.saved_folders import CLASSIFIER, LOADING_ERRORS, OBJECTS, may_be_on_hub, refuse_other_tasks
 from d_emo.detection.saved import DetectorBundle, is_detector, load_detector, make_detector
 from d_emo.images.coco import ObjectSource
 from d_emo.train.detection.augmentation import Augmentation
@@ -129,6 +129,7 @@ def build_detector(options: DetectorOptions, system: str, id2label: dict[int, st
     try:
         if options.init_from in CLASSIFIERS and not Path(options.init_from).is_dir():
             raise ValueError(A_SIZE)
+        refuse_other_tasks(options.init_from, OBJECTS, CLASSIFIER)
         if options.init_from and _is_detector(options.init_from):
             return _loaded(options.init_from).with_classes(id2label, **asked)
         return make_detector(system, options.init_from or options.model, id2label, **asked)

@@ -9,6 +9,7 @@ import numpy as np
 from d_emo.common.options import blamed
 from d_emo.images.coco import ObjectSource, coco_objects, dataset_objects, find_annotations, some_of
 from d_emo.images.labels import read_class_names
+from d_emo.images.objects import refuse_unusable
 from d_emo.train.detection.config import DetectorDataOptions
 
 # Held-out pictures are drawn by this seed, the same every time.
@@ -24,6 +25,7 @@ def load_sources(data: DetectorDataOptions, masks: bool) -> tuple[ObjectSource, 
 
     Raises:
         ValueError: none are named, either does not open, their classes differ, or nothing is left to train on.
+        UnreadableImageError: a picture cannot be used, as its header says.
     """
     if data.train_data_dir:
         named = f"--train-data-dir {data.train_data_dir}"
@@ -50,7 +52,12 @@ def load_sources(data: DetectorDataOptions, masks: bool) -> tuple[ObjectSource, 
         validation = same_classes(_of_dataset(other, data, name, split), source, other)
     if validation is not None and not validation.counts.any():
         raise ValueError(f"{validation.name}: there is no object to validate on; name other pictures.")
-    return to_train_on(source, data), validation
+    if validation is not None:
+        refuse_unusable(validation, "Every picture that is validated on counts: repair or remove them.")
+    source = to_train_on(source, data)
+    if data.on_bad_image == "stop":
+        refuse_unusable(source, "Repair or remove them, or go on: --on-bad-image skip.")
+    return source, validation
 
 
 def to_train_on(source: ObjectSource, data: DetectorDataOptions) -> ObjectSource:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from d_emo.common.options import OptionTable, Recipe, option, parse_options, require
 from d_emo.train.data.options import DataOptions, digits_recipe
@@ -207,6 +207,7 @@ class DiffusionRunOptions(RunOptions):
 class TrainConfig(OptionTable):
     """The diffusion trainer's options."""
 
+    trainer: ClassVar[str] = "train_dit"
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
@@ -220,8 +221,8 @@ def parse_config(arguments: list[str], about: str = "Train D-EMOv2, DiT or SiT."
     """
 
     def beneath(given: Mapping[str, Any]) -> Recipe | Mapping[str, Any] | None:
-        own = options_of_run(given)
+        own = options_of_run(TrainConfig.trainer, given)
         # A run from before latents were measured goes on without, whatever lies beside its latents by now.
         return {"latent_statistics": "none", **own} if own else digits_recipe("digits.yaml", given)
 
-    return parse_options(arguments, TrainConfig, "train_dit", about, beneath)
+    return parse_options(arguments, TrainConfig, TrainConfig.trainer, about, beneath)

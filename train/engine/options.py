@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from d_emo.common.messages import shown
 from d_emo.common.options import option, positive, require
 from d_emo.train.data.options import DATA_SOURCES
 
@@ -80,12 +81,39 @@ class StepOptions:
     mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
 
 
-def options_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
+def stored_options(folder: Path) -> dict[str, Any]:
+    """What the `run.json` of a run's or checkpoint's folder says; empty where there is no readable one."""
+    try:
+        stored = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def refuse_other_trainer(folder: Path, trainer: str) -> None:
+    """Refuse the folder of another trainer's run, or of its checkpoint.
+
+    Raises:
+        ValueError: it names both commands.
+    """
+    other = stored_options(folder).get("trainer", trainer)
+    if other != trainer:
+        raise ValueError(
+            f"{folder} holds a run of {shown(other)}, and this is {trainer}: name another folder, or go on with that "
+            "command."
+        )
+
+
+def options_of_run(trainer: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """A resumed run's own options, which lie under what the user gave: defaults may be others by now.
 
     Args:
+        trainer: the command that goes on.
         given: by name. Empty is answered without --resume-from, and where the run's folder has to be guessed or has no
             readable `run.json`; `resume.check_same_run` then compares.
+
+    Raises:
+        ValueError: the run is another trainer's.
     """
     resume_from, folder = given.get("resume_from"), given.get("output_dir")
     if resume_from is None:
@@ -99,10 +127,8 @@ def options_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
         folders = [Path(resume_from), Path(resume_from).absolute().parent, *folders]
         if not folder and Path(resume_from).name.startswith("checkpoint-"):  # the run goes on where it is
             own = {"output_dir": str(Path(resume_from).parent)}
-    for path in (parent / RUN_FILE for parent in folders):
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+    for path in folders:
+        if stored := stored_options(path):
+            refuse_other_trainer(path, trainer)
             return {**{name: value for name, value in stored.items() if name not in left}, **own}
-        except (OSError, ValueError, AttributeError, RecursionError):
-            continue
     return {}

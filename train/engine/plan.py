@@ -1,7 +1,7 @@
 """What the engine needs to know of a resolved run, whatever is trained; the wings' plans and options fit in."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from d_emo.images.source import ImageStream
 from d_emo.train.data.batches import SampleSource
@@ -53,7 +53,13 @@ class OptimizationOptions(Protocol):
 
 
 class RunConfig(Protocol):
-    """A trainer's options, by group."""
+    """A trainer's options, by group.
+
+    Attributes:
+        trainer: the command that they are of.
+    """
+
+    trainer: ClassVar[str]
 
     @property
     def data(self) -> LoaderOptions:

@@ -32,7 +32,7 @@ FREE_OPTIONS = frozenset({
 NETWORK_OPTIONS = frozenset({
     "model", "model_config", "resolution", "color", "vae", "vae_digest", "latent_space", "lora_rank", "lora_alpha",
     "unconditional", "patch_bottleneck", "objective", "prediction", "flow_path", "num_classes", "optimizer",
-    "system", "head",
+    "system", "head", "trainer",
 })  # fmt: skip
 # What the plan derives, by the option that it comes from.
 DERIVED = {
@@ -42,7 +42,7 @@ DERIVED = {
 
 
 # What older runs left to a default, or did not write down; runs now say what it came to.
-UNSAID = {"mixed_precision": None, "color": "auto", "vae_digest": None, "latent_space": None}
+UNSAID = {"trainer": None, "mixed_precision": None, "color": "auto", "vae_digest": None, "latent_space": None}
 
 
 def find_checkpoint(resume_from: str, output_dir: Path) -> tuple[Path | None, dict[str, Any], list[str]]:

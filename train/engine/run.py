@@ -94,8 +94,9 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
         return self.plan.output_dir
 
     def identity(self) -> dict[str, Any]:
-        """What decides the run's results: the plan's, and the precision, which a launch may choose."""
-        return {**self.plan.identity(), "mixed_precision": self.accelerator.mixed_precision}
+        """What decides the run's results: the trainer, the plan's, and the precision, which a launch may choose."""
+        own = {"trainer": self.plan.config.trainer, "mixed_precision": self.accelerator.mixed_precision}
+        return {**self.plan.identity(), **own}
 
     @abstractmethod
     def result(self) -> Savable:

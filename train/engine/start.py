@@ -20,7 +20,7 @@ from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.finite import FiniteSteps
 from d_emo.train.engine.log import LOG_FILE, seconds_so_far, truncate_log
-from d_emo.train.engine.options import RUN_FILE, RunOptions
+from d_emo.train.engine.options import RUN_FILE, RunOptions, refuse_other_trainer
 from d_emo.train.engine.plan import RunPlan
 from d_emo.train.engine.run import AnyRun, Parts
 from d_emo.train.engine.state import load_state
@@ -140,6 +140,7 @@ def _claim(
         The checkpoint, None for a fresh start; its manifest; lines to tell the user.
     """
     options, folder = run.plan.config.run, run.output_dir
+    refuse_other_trainer(folder, run.plan.config.trainer)
     if options.resume_from is not None:
         resume.check_named(options.resume_from)
     if not (folder / RUN_FILE).is_file():

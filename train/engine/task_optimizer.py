@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from d_emo.train.engine.task_options import VECTORS, TaskOptimizationOptions
+from d_emo.train.engine.task_options import NORMS, VECTORS, TaskOptimizationOptions
 
 
 def parameter_groups(model: torch.nn.Module, options: TaskOptimizationOptions) -> list[dict]:
@@ -18,14 +18,21 @@ def parameter_groups(model: torch.nn.Module, options: TaskOptimizationOptions) -
     show.
 
     Raises:
-        ValueError: a name of --lr-multipliers begins no parameter's.
+        ValueError: a name of --lr-multipliers begins no parameter's, or one of --no-weight-decay is part of none's.
     """
     multipliers, undecayed = options.multipliers(), options.undecayed()
+    everything = [name for name, _ in model.named_parameters()]
     learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for beginning in multipliers:
         if not any(name.startswith(beginning) for name in learning):
             tops = ", ".join(dict.fromkeys(name.split(".")[0] + "." for name in learning))
             raise ValueError(f"--lr-multipliers: no parameter that learns begins with {beginning!r}; these do: {tops}.")
+    for part in undecayed:
+        if part not in (VECTORS, NORMS) and not any(part in name for name in everything):
+            raise ValueError(
+                f"--no-weight-decay: no parameter has {part!r} in its name; their names are such as "
+                f"{', '.join(everything[:3])}."
+            )
     groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in learning.items():
         beginnings = [beginning for beginning in multipliers if name.startswith(beginning)]

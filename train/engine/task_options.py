@@ -8,6 +8,8 @@ from d_emo.train.engine.options import RunOptions, StepOptions
 
 # Of --no-weight-decay: parameters of one dimension, which are norms, biases and layer scales.
 VECTORS = "vectors"
+# Its default, which networks need not have: those of others' designs call their norms otherwise.
+NORMS = "norm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,7 @@ class TaskOptimizationOptions(StepOptions):
     )
     weight_decay: float = option(0.05, "AdamW's decay.")
     no_weight_decay: str | None = option(
-        "norm",
+        NORMS,
         "Parameters that do not decay: parts of their names, with commas between; 'vectors' are all norms, biases and "
         "layer scales.",
     )

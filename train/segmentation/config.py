@@ -1,7 +1,8 @@
 """Every option of the segmentation trainer, once; `engine` and `data` have those of all trainers."""
 
+import functools
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from d_emo.common.options import (
     OptionTable,
@@ -186,6 +187,7 @@ class SegmenterRunOptions(TaskRunOptions):
 class SegmenterConfig(OptionTable):
     """The segmentation trainer's options."""
 
+    trainer: ClassVar[str] = "train_segmenter"
     model: SegmenterOptions = field(default_factory=SegmenterOptions)
     data: SegmenterDataOptions = field(default_factory=SegmenterDataOptions)
     augmentation: SegmentationAugmentationOptions = field(default_factory=SegmentationAugmentationOptions)
@@ -198,4 +200,10 @@ def parse_segmenter_config(arguments: list[str], about: str = "Train segmenters.
 
     Under both lie a resumed run's own options.
     """
-    return parse_options(arguments, SegmenterConfig, "train_segmenter", about, options_of_run)
+    return parse_options(
+        arguments,
+        SegmenterConfig,
+        SegmenterConfig.trainer,
+        about,
+        functools.partial(options_of_run, SegmenterConfig.trainer),
+    )

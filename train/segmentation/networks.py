@@ -10,7 +10,7 @@ from d_emo.classification.backbones import known_name
 from d_emo.classification.checkpoint_files import read_classifier
 from d_emo.common.messages import first_line
 from d_emo.common.options import blamed
-from d_emo.common.saved_folders import LOADING_ERRORS
+from d_emo.common.saved_folders import CLASSIFIER, LOADING_ERRORS, SEGMENTER, refuse_other_tasks
 from d_emo.segmentation.heads import Classifier
 from d_emo.segmentation.transformers_config import EMOv2SegmentationConfig
 from d_emo.segmentation.transformers_models import SegmentationPreTrainedModel
@@ -34,6 +34,8 @@ def build_network(options: SegmenterOptions, id2label: dict[int, str]) -> Segmen
     Raises:
         ValueError: no such network, overrides that it does not take, or weights that do not load.
     """
+    with blamed(named_start(options)):
+        refuse_other_tasks(options.init_from, SEGMENTER, CLASSIFIER)
     with blamed(named_start(options), *LOADING_ERRORS):
         if options.init_from is None:
             return _created(options, options.model, id2label)

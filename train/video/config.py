@@ -1,7 +1,8 @@
 """Every option of the video trainer, once; `engine.task_options` and `data.options` have those of other trainers."""
 
+import functools
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from d_emo.common.options import (
     OptionTable,
@@ -148,6 +149,7 @@ class VideoOptimizationOptions(TaskOptimizationOptions):
 class VideoConfig(OptionTable):
     """The video trainer's options."""
 
+    trainer: ClassVar[str] = "train_video_classifier"
     model: VideoModelOptions = field(default_factory=VideoModelOptions)
     data: VideoDataOptions = field(default_factory=VideoDataOptions)
     augmentation: ClipAugmentationOptions = field(default_factory=ClipAugmentationOptions)
@@ -160,4 +162,6 @@ def parse_video_config(arguments: list[str], about: str = "Train V-EMOv2.") -> V
 
     Under both lie a resumed run's own options.
     """
-    return parse_options(arguments, VideoConfig, "train_video_classifier", about, options_of_run)
+    return parse_options(
+        arguments, VideoConfig, VideoConfig.trainer, about, functools.partial(options_of_run, VideoConfig.trainer)
+    )

@@ -17,7 +17,14 @@ from d_emo.classification.transformers_models import EMOv2ForImageClassification
 from d_emo.classification.variants import create_classifier
 from d_emo.common.messages import first_line
 from d_emo.common.options import blamed
-from d_emo.common.saved_folders import LOADING_ERRORS, kind_of, may_be_on_hub
+from d_emo.common.saved_folders import (
+    CLASSIFIER,
+    LOADING_ERRORS,
+    VIDEO_CLASSIFIER,
+    kind_of,
+    may_be_on_hub,
+    refuse_other_tasks,
+)
 from d_emo.train.engine.task_plan import named_start
 from d_emo.train.video.config import VideoModelOptions
 from d_emo.video.inflation import inflate
@@ -155,6 +162,8 @@ def look_up(options: VideoModelOptions) -> Start:
             f"--init-from {name}: there is no such folder or file; pass a trained EMOv2 or V-EMOv2 (folder or "
             "Hub id), or a published .pth."
         )
+    with blamed(named_start(options)):
+        refuse_other_tasks(name, VIDEO_CLASSIFIER, CLASSIFIER)
     try:
         config: Any = AutoConfig.from_pretrained(name)
     except LOADING_ERRORS as error:

@@ -257,6 +257,7 @@ def test_pictures_and_lists_that_do_not_fit_are_named(capsys, tmp_path, boxes, s
     code, output = run(capsys, *TINY, "--system", system, *bad_folder(tmp_path, boxes, change), "--max-train-steps",
                        "4", "--output-dir", tmp_path / "out")  # fmt: skip
     assert isinstance(code, str) and message in code and "\n" not in code, output
+    assert not (tmp_path / "out").exists()  # before any work
 
 
 def test_a_bad_picture_is_skipped_aloud(capsys, tmp_path, boxes):

@@ -56,6 +56,15 @@ def test_a_name_that_begins_no_parameter_is_refused():
         parameter_groups(nn.Linear(2, 2), TaskOptimizationOptions(lr_multipliers="decode.=10"))
 
 
+def test_a_name_without_decay_that_no_parameter_has_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2))
+    message = r"^--no-weight-decay: no parameter has 'nrom' in its name; their names are such as 0\.weight, 0\.bias\.$"
+    with pytest.raises(ValueError, match=message):
+        parameter_groups(model, TaskOptimizationOptions(no_weight_decay="bias, nrom"))
+    groups = parameter_groups(model, TaskOptimizationOptions(no_weight_decay="bias,vectors"))
+    assert of(model, groups) == {"0.weight": (1.2e-4, 0.05), "0.bias": (1.2e-4, 0.0)}
+
+
 @pytest.mark.parametrize("text", ["decode_head", "=10", "decode_head.=zero", "a=-1", "a=nan", "a=inf"])
 def test_multipliers_that_are_none(text):
     with pytest.raises(ValueError, match="lr-multipliers"):
