@@ -54,7 +54,7 @@ def test_a_finished_training_that_draws_becomes_a_folder_with_its_card(capsys, t
     assert "Data: digits, 1,797 images, 10 classes (zero, one, " in card
     assert "python train/make_packaged.py digits --output-dir digits" in card
     assert "accelerate launch -m d_emo.train.train_dit --model D-EMOv2-N-8" in card
-    assert "1 steps took" in card and "zhang2025emov2" in card and "CC BY 4.0" in card
+    assert "\nSeed 0. " in card and "1 steps took" in card and "zhang2025emov2" in card and "CC BY 4.0" in card
     assert str(tmp_path) not in card
     value = load_scores(run / "evaluation" / "fid" / "scores.json").values["fid"]
     assert "pixels of 40 samples" in card and f"**{value:.3f}** (95% interval" in card

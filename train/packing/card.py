@@ -11,7 +11,7 @@ LICENCE = "apache-2.0"
 
 
 def packaged_card(
-    run_card: str, name: str, recipe: Recipe, example: tuple[str, ...], scores: list[str], size: int
+    run_card: str, name: str, recipe: Recipe, example: tuple[str, ...], scores: list[str], size: int, seed: int
 ) -> str:
     """A README.md in the Hub's format.
 
@@ -22,8 +22,11 @@ def packaged_card(
         example: lines of code.
         scores: lines of the section on them.
         size: bytes of the folder's weights.
+        seed: of the training.
     """
     fields = {"license": LICENCE, **yaml.safe_load(run_card.split("---\n")[1])}
+    for result in fields.get("model-index", ()):
+        result["name"] = name
     title = next(line for line in run_card.splitlines() if line.startswith("# "))
     data = "Data: " + _between(run_card, "\nData: ", "\n")
     trained, works = _between(run_card, "\n## How it was trained\n", "\n## "), _between(run_card, "\n## Citation\n")
@@ -53,6 +56,8 @@ def packaged_card(
         f"Its settings are `{Path('train/configs') / recipe.config}`; the training alone:",
         "",
         trained.strip(),
+        "",
+        f"Seed {seed}. {recipe.remark}".strip(),
         "",
         "## Licence",
         "",

@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
-from d_emo.common.files import check_writable, holds_something, remove, written_folder
+from d_emo.common.files import check_writable, holds_something, read_json, remove, written_folder
 from d_emo.common.float16 import save_float16
 from d_emo.common.output import say
 from d_emo.train.engine.checkpoints import CARD, list_checkpoints
+from d_emo.train.engine.options import RUN_FILE
 from d_emo.train.packing import drawing, reading
 from d_emo.train.packing.card import packaged_card
 from d_emo.train.packing.recipes import RECIPES
@@ -37,7 +38,9 @@ def run(options: argparse.Namespace) -> None:
     size = sum(file.stat().st_size for file in packed.rglob("*.safetensors"))
     example = tuple(line.replace("{name}", options.name) for line in kind.USAGE)
     run_card = (run_dir / CARD).read_text(encoding="utf-8")
-    (packed / CARD).write_text(packaged_card(run_card, options.name, recipe, example, scores, size), encoding="utf-8")
+    seed = read_json(run_dir / RUN_FILE, "train again")["seed"]
+    card = packaged_card(run_card, options.name, recipe, example, scores, size, seed)
+    (packed / CARD).write_text(card, encoding="utf-8")
     with written_folder(target) as partial:
         shutil.copytree(packed, partial, dirs_exist_ok=True)
     say(f"{options.name}: {size / 1e6:.1f} MB of weights and their card in {target}")

@@ -11,6 +11,9 @@ DIGITS_LICENCE = (
 )
 
 
+BUSY = "The time is that of a machine which worked for others as well, and the run stood still for part of it."
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a packaged model is made.
@@ -20,12 +23,14 @@ class Recipe:
         kind: what it does: "draws" (the diffusion trainer's) or "classifies" (the classification trainer's).
         good_for: what one may expect of it, and what not.
         licence: of the weights, with the data's source and terms.
+        remark: on the training that made what is in the package.
     """
 
     config: str
     kind: str
     good_for: str
     licence: str
+    remark: str = ""
 
 
 RECIPES = {
@@ -38,6 +43,7 @@ RECIPES = {
             "says nothing on how D-EMOv2 does on photographs."
         ),
         licence=DIGITS_LICENCE,
+        remark=BUSY,
     ),
     "digits-classifier": Recipe(
         config="classifier/digits-packaged.yaml",
@@ -48,5 +54,6 @@ RECIPES = {
             "other styles, in colour, or in photographs."
         ),
         licence=DIGITS_LICENCE,
+        remark=BUSY,
     ),
 }
