@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 
 from d_emo.common.figures import caption_grid, save_image
-from d_emo.common.files import write_json
+from d_emo.common.files import check_writable, write_json
 from d_emo.images.decode import to_tensor
 from d_emo.images.digits import digits_source
 
@@ -131,6 +131,8 @@ def neighbour_picture(samples: np.ndarray, real: np.ndarray, side: int, columns:
 
 def run(options: argparse.Namespace) -> None:
     """Sample, score, print, save."""
+    folder = Path(options.output_dir or Path(options.model) / "evaluation")
+    check_writable(folder, "--output-dir", folder=True)
     pipeline = load_digits_pipeline(options.model)
     side = pipeline.transformer.config.sample_size
     real, classes = real_digits(side)
@@ -144,7 +146,6 @@ def run(options: argparse.Namespace) -> None:
         f"real to real {report.nearest_real_to_real:.3f}"
     )
     print(f"samples closer to a real image than 99% of real ones are: {report.close_share:.3f}")
-    folder = Path(options.model) / "evaluation"
     save_image(neighbour_picture(samples, real, side, columns=10), folder / "neighbours.png")
     write_json(folder / "digits.json", {**asdict(report), **vars(options)})
     print(f"picture and scores in {folder}")

@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=whole_from(1), default=50, help="Sampler steps.")
     parser.add_argument("--guidance-scale", type=finite_from(1), default=1.5, help="Guidance scale; 1.0 is off.")
     parser.add_argument("--seed", type=seed, default=0, help="Seed of the first sample.")
+    parser.add_argument("--output-dir", help="Default: evaluation in the model's folder.")
     options = parser.parse_args(arguments)
     from d_emo.eval import digits_report  # seconds of imports, which --help does without
 

@@ -120,6 +120,13 @@ COMMANDS = {
             "d_emo.train.classification.convert.convert",
         ),
         SweptCommand(
+            "make_packaged",
+            "d_emo.train.make_packaged",
+            ("digits", "--run-dir", "@pipeline", "--output-dir", "@out"),
+            "d_emo.train.packing.command.run",
+            quick=False,
+        ),
+        SweptCommand(
             "evaluate_fid",
             "d_emo.eval.evaluate_fid",
             ("--samples", "@samples.npz", "--reference", "digits", "--features", "pixels", "--output-dir", "@out",

@@ -140,7 +140,7 @@ KINDS = {
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
         "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
-        "box_format", "order", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
+        "box_format", "order", "name", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
         "images_without_masks", "format", "shell",
     ),
     "text": (
@@ -160,7 +160,7 @@ KINDS = {
         "photos",
     ),
     "file to write": ("export_npz", "output"),
-    "folder to write": ("output_dir", "cache_dir", "throughput output"),
+    "folder to write": ("output_dir", "cache_dir", "throughput output", "run_dir"),
     # because of what else is given, or is not
     "excluded": (
         "lora_rank",  # without --init-from

@@ -29,7 +29,7 @@ from d_emo.train.engine.options import StepOptions
 
 FOLDER = ROOT / "train" / "configs" / "classifier"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-OWN = ("cifar10", "digits", "finetune")  # ours, not a paper's
+OWN = ("cifar10", "digits", "digits-packaged", "finetune")  # ours, not a paper's
 PUBLISHED = [name for name in NAMES if name not in OWN]
 OTHERS = ("deit", "edgenext", "mobilenetv3", "vim")
 DISTILLED = [name for name in NAMES if "distilled" in name]
