@@ -1,6 +1,6 @@
 """The table of model sizes, counted.
 
-    python eval/tables/model_table.py                       # the README's table
+    python eval/tables/model_table.py                       # that of docs/reference/models.md
     python eval/tables/model_table.py --pattern "LightningDiT-*-1" "JiT-*-16"     # that of docs/baselines.md
 
 Parameters include the fixed positions and the label table; multiply-adds (MACs) are those of matrix products and

@@ -64,10 +64,26 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_readme_table_is_what_its_command_prints():
+def test_the_readme_is_short():
+    assert len(readme().split()) <= 900  # as `wc -w` counts, code and tables among them
+
+
+@pytest.fixture(scope="module")
+def sizes() -> str:
+    """What the command of the table of sizes prints."""
     command = [sys.executable, str(ROOT / "eval" / "tables" / "model_table.py")]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    assert printed in readme()
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_table_of_sizes_is_what_its_command_prints(sizes):
+    assert sizes in (ROOT / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_counts_are_those_of_the_table_of_sizes(sizes):
+    shown = re.findall(r"^\| ([\w-]+-2) \| ([\d,]+) \| ([\d.]+) \|", readme(), flags=re.MULTILINE)
+    counted = re.findall(r"^\| ([\w-]+) \|[^|]+\| ([\d,]+) \| ([\d.]+) \|", sizes, flags=re.MULTILINE)
+    assert [name for name, *_ in shown] == ["D-EMOv2-B-2", "DiT-B-2", "D-EMOv2-XL-2", "DiT-XL-2"]
+    assert set(shown) <= set(counted)
 
 
 def test_ci_installs_and_tests_with_the_readmes_commands():

@@ -1,7 +1,7 @@
 // Linear layers on the CPU: x W^T, and the gradients of both. A product's right operand is packed into panels that are
 // read in order; rows on its left are taken where they lie, or widened to the arithmetic type a block at a time.
 //
-// What it gains: the rows "own products in training" in docs/speed.md.
+// What it gains: the rows "@reference" in docs/speed.md, which are without all kernels.
 
 #pragma once
 

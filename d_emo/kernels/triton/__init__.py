@@ -1,6 +1,6 @@
 """The backend for CUDA GPUs, in Triton: compiled by Triton at the first launch of every size.
 
-Triton is imported when a kernel is first asked for. What it gains: "On GPUs" in docs/speed.md.
+Triton is imported when a kernel is first asked for. What it gains: "Measured on an H100" in docs/kernels.md.
 """
 
 import functools

@@ -13,7 +13,8 @@ H100 = ROOT / "docs" / "data" / "h100"
 def test_the_documents_tables_are_what_the_report_prints(capsys):
     report.main([str(H100)])
     printed = capsys.readouterr().out
-    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    documents = [ROOT / "docs" / f"{name}.md" for name in ("speed", "kernels", "gallery")]
+    text = "".join(document.read_text(encoding="utf-8") for document in documents)
     tables = [part for part in printed.split("\n\n") if part.startswith("|")]
     assert len(tables) == 4
     assert [table.splitlines()[0] for table in tables if table.strip() not in text] == []
