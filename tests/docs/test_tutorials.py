@@ -113,6 +113,7 @@ def test_notebooks_are_made_of_their_pages():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_from_its_first_block_to_its_last(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
