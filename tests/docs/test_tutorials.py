@@ -142,6 +142,10 @@ def check_cluster(folder, variables):
 def check_scoring(folder, variables):
     scores = sorted(folder.glob("evaluation/*/scores.json"))
     assert [path.parent.name for path in scores] == ["damaged", "real"]
+    found = [json.loads(path.read_text())["scores"]["fid"] for path in scores]
+    page = read_document("docs/tutorials/scoring.md")
+    shown = re.findall(r"^\| `(?:real|damaged)` \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    assert found == pytest.approx([float(number) for number in reversed(shown)], rel=0.01)
     assert (folder / "runs" / "digits" / "sweep" / "sweep.png").is_file()
 
 
