@@ -98,6 +98,7 @@ def test_the_page_on_citing_has_the_cards_entry_and_the_files_fields():
 
     page = (DOCS / "citing.md").read_text(encoding="utf-8")
     assert CITATIONS["EMOv2"] in page
+    assert CITATIONS["EMOv2"] in read_document("README.md")
     title = re.search(r'^title: "(.*)"$', (ROOT / "CITATION.cff").read_text(encoding="utf-8"), flags=re.MULTILINE)
     entry = re.sub(r"[{}\\]", "", page)
     assert title and f"title   = {title[1]}," in entry
