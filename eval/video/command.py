@@ -29,8 +29,8 @@ SHOWN_ANSWERS = 3
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
     folder = report_folder(options)
-    videos = chosen_videos(options)
     model, processor = open_video_classifier(options.model)
+    videos = chosen_videos(options)
     names = model.config.id2label
     source, note = align_labels(videos, names)
     if options.opposites:

@@ -481,7 +481,7 @@ def test_a_backend_is_an_entry_in_the_table(monkeypatch):
     entry = dataclasses.replace(cpp.BACKEND, name="other", operators={"window_attention": lambda qkv, windows: qkv})
     dispatch.register("privateuseone", entry)
     tensor = SimpleNamespace(
-        device=torch.device("privateuseone"), dtype=torch.float32, is_meta=False, shape=(1, 4, 4, 8)
+        device=torch.device("privateuseone"), dtype=torch.float32, is_meta=False, shape=(1, 4, 4, 8), numel=lambda: 128
     )
     assert dispatch.takes("window_attention", tensor, Windows(2, 1, 2, 2))
     assert not dispatch.takes("local_branch", tensor)

@@ -57,7 +57,7 @@ def test_a_part_that_fails_or_takes_too_long_ends_itself_alone(tmp_path, capsys,
     monkeypatch.setattr("d_emo.eval.benchmarks.gpu.parts.LEAST", 0.5)
     parts = Parts(tmp_path, 60)
     began = time.monotonic()
-    assert not parts.run("slow", 1, script("import time; print('begun', flush=True); time.sleep(60)"))
+    assert not parts.run("slow", 4, script("import time; print('begun', flush=True); time.sleep(60)"))
     assert not parts.run("wrong", 20, script("print('about to fail'); raise SystemExit(3)"))
     assert parts.run("right", 20, script("print('fine')"), script("print('at the same time')"))
     assert time.monotonic() - began < 15
