@@ -128,6 +128,7 @@ def test_half_precision_is_close(pictures, vae_folder, tmp_path):
     torch.testing.assert_close(half.read(3, True), exact.read(3, True), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_files(pictures, vae_folder, tmp_path):
     one = encode(pictures, vae_folder, tmp_path / "one")
     script = ROOT / "train" / "encode_latents.py"

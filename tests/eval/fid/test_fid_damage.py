@@ -90,6 +90,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_second_run_waits_for_a_reference_and_finds_it_made(tmp_path, accelerator):
     store = compute_features(open_set("digits"), PixelExtractor(), tmp_path / "cache", accelerator)
     made = {path: path.stat().st_mtime_ns for path in store.folder.glob("features-*")}

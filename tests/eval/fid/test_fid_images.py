@@ -311,6 +311,7 @@ features.compute_features(open_set("digits"), Slow(), Path({folder!r}), Accelera
 """
 
 
+@pytest.mark.slow
 def test_kill_nine_while_features_are_computed_changes_no_score(tmp_path, accelerator, monkeypatch):
     kill_when(
         tmp_path / "log",

@@ -128,6 +128,7 @@ def test_the_best_point_of_a_small_set_is_scored_on_the_full_one(capsys, model, 
     assert not list((out / "sweep").glob("*/samples")) and (out / label / "samples").is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_sweep_as_one_does(capsys, model, tmp_path):
     more = ("--sweep", "guidance=1,4", "--output-dir")
     line = [str(word) for word in arguments(model, tmp_path, *more, tmp_path / "both")]

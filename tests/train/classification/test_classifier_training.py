@@ -65,6 +65,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(capsys, tmp_path):
         assert all(torch.equal(a[key], b[key]) for key in a), name
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_validate_as_one_does(capsys, tmp_path):
     """Two micro batches on one process or one on each of two: losses to 1e-5 (sums round differently).
 
