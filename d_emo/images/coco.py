@@ -50,7 +50,7 @@ def find_annotations(folder: Path, flag: str = "") -> Path:
         found = [path for path in found if preferred(path)] or found if len(found) > 1 else found
     if len(found) != 1:
         what = f"{len(found)} JSON files ({', '.join(path.name for path in found[:3])})" if found else "no JSON file"
-        raise ValueError(f"there is {what} in it; name the list {f'({flag})' if flag else 'of objects'}.")
+        raise ValueError(f"there is {what} in it; name the list{f' ({flag})' if flag else ''} of objects.")
     return found[0]
 
 

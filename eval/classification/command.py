@@ -42,7 +42,7 @@ class ClassScore:
 
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
-    folder = report_folder(options)
+    folder = report_folder(options, CLASSIFIER)
     images = chosen_images(options)
     model, processor = open_classifier(options.model)
     source, note = align_labels(images, model.config.id2label)

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from d_emo.common.locks import output_folder
-from d_emo.common.options import blamed
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import OBJECTS, refuse_other_tasks
+from d_emo.common.saved_folders import OBJECTS
 from d_emo.detection.saved import DetectorBundle, load_detector
 from d_emo.eval.detection.predict import evaluate_objects
 from d_emo.eval.detection.report import Evaluation, write_report
@@ -22,9 +21,7 @@ from d_emo.images.open_objects import open_objects
 
 def run(options: argparse.Namespace) -> None:
     """Detect, score, print, save; what is quickly found to be wrong comes first."""
-    folder = report_folder(options)
-    with blamed(f"--model {options.model}"):
-        refuse_other_tasks(options.model, OBJECTS)
+    folder = report_folder(options, OBJECTS)
     try:
         bundle = load_detector(options.model)
     except ValueError as error:

@@ -17,12 +17,18 @@ from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder, refuse
 PLACES = ("data_dir", "mask_dir", "dataset")
 
 
-def report_folder(options: argparse.Namespace) -> Path:
-    """Where the report goes, found to be possible before a model is fetched.
+def report_folder(options: argparse.Namespace, kind: str) -> Path:
+    """Where the report goes, found to be possible before data are opened and a model is fetched.
+
+    Args:
+        options: of the command.
+        kind: what `--model` is loaded as, one of `saved_folders.TASKS`.
 
     Raises:
-        ValueError: it lies among the data, or nothing may be written there.
+        ValueError: the model is of another task, the report lies among the data, or nothing may be written there.
     """
+    with blamed(f"--model {options.model}"):
+        refuse_other_tasks(options.model, kind)
     folder = Path(options.output_dir or evaluation_folder(options.model))
     check_apart(folder, "--output-dir", {flag(name): getattr(options, name, None) for name in PLACES})
     check_writable(folder, "--output-dir", folder=True)
@@ -39,10 +45,8 @@ def load_model(name: str, kind: str, model: Any, processor: Any, **options: Any)
         **options: of the processor.
 
     Raises:
-        ValueError: it does not load, or is of another task.
+        ValueError: it does not load.
     """
-    with blamed(f"--model {name}"):
-        refuse_other_tasks(name, kind)
     try:
         return model.from_pretrained(name), processor.from_pretrained(name, **options)
     except LOADING_ERRORS as error:
@@ -52,11 +56,8 @@ def load_model(name: str, kind: str, model: Any, processor: Any, **options: Any)
 @contextlib.contextmanager
 def opening_data(options: argparse.Namespace) -> Iterator[None]:
     """Within it, what goes wrong is said of the data that the options name."""
-    try:
+    with blamed(f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"):
         yield
-    except ValueError as error:
-        place = f"--data-dir {options.data_dir}" if options.data_dir else f"--dataset {options.dataset}"
-        raise ValueError(f"{place}: {error}") from error
 
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:

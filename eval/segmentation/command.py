@@ -34,7 +34,7 @@ TITLES = {"miou": "mIoU", "aacc": "aAcc", "macc": "mAcc", "mdice": "mDice"}
 
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
-    folder = report_folder(options)
+    folder = report_folder(options, SEGMENTER)
     # torchvision's resizing, which transformers takes by itself, gives other pixels than Pillow's, of the trainer.
     model, processor = load_model(
         options.model, SEGMENTER, AutoModelForSemanticSegmentation, AutoImageProcessor, backend="pil"

@@ -12,9 +12,8 @@ from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 
 import d_emo  # noqa: F401  makes transformers know V-EMOv2
 from d_emo.common.locks import output_folder
-from d_emo.common.options import blamed
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import VIDEO_CLASSIFIER, refuse_other_tasks
+from d_emo.common.saved_folders import VIDEO_CLASSIFIER
 from d_emo.eval.classification.command import ClassScore, align_labels, report
 from d_emo.eval.reports.evaluation import load_model, opening_data, report_folder
 from d_emo.eval.reports.page import Table, Tile, write_page
@@ -29,9 +28,7 @@ SHOWN_ANSWERS = 3
 
 def run(options: argparse.Namespace) -> None:
     """Predict, score, print, save; what is quickly found to be wrong comes first."""
-    folder = report_folder(options)
-    with blamed(f"--model {options.model}"):
-        refuse_other_tasks(options.model, VIDEO_CLASSIFIER)
+    folder = report_folder(options, VIDEO_CLASSIFIER)
     videos = chosen_videos(options)
     model, processor = open_video_classifier(options.model)
     names = model.config.id2label

@@ -1,15 +1,13 @@
 """A detector's pictures with their objects: those to train on and those to validate on, with the same classes."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from d_emo.common.options import blamed
-from d_emo.images.coco import ObjectSource, coco_objects, dataset_objects, find_annotations, some_of
-from d_emo.images.labels import read_class_names
-from d_emo.images.objects import refuse_unusable
+from d_emo.images.objects import ObjectSource, refuse_unusable, some_of
+from d_emo.images.open_objects import open_objects
 from d_emo.train.detection.config import DetectorDataOptions
 
 # Held-out pictures are drawn by this seed, the same every time.
@@ -29,10 +27,10 @@ def load_sources(data: DetectorDataOptions, masks: bool) -> tuple[ObjectSource, 
     """
     if data.train_data_dir:
         named = f"--train-data-dir {data.train_data_dir}"
-        source = _opened(named, data, masks, data.train_data_dir, data.annotations, data.mask_dir, "--annotations")
+        source = _opened(named, data, masks, data.train_data_dir, annotations=data.annotations, mask_dir=data.mask_dir)
     elif data.dataset:
         named = f"--dataset {data.dataset}"
-        source = _of_dataset(named, data, data.dataset, data.dataset_split)
+        source = _opened(named, data, masks, None, data.dataset, data.dataset_split)
     else:
         raise ValueError(
             "no data was named: --train-data-dir FOLDER --annotations FILE.json (COCO's lists), or --dataset NAME."
@@ -44,12 +42,15 @@ def load_sources(data: DetectorDataOptions, masks: bool) -> tuple[ObjectSource, 
         source, validation = _held_out(source, data.validation_share)
     elif data.validation_dir:
         other = f"--validation-dir {data.validation_dir}"
-        places = data.validation_dir, data.validation_annotations, data.validation_mask_dir
-        validation = same_classes(_opened(other, data, masks, *places, "--validation-annotations"), source, other)
+        found = _opened(
+            other, data, masks, data.validation_dir, annotations=data.validation_annotations,
+            mask_dir=data.validation_mask_dir, flag="--validation-annotations",
+        )  # fmt: skip
+        validation = same_classes(found, source, other)
     elif data.validation_dataset or data.validation_split:
         name, split = data.validation_dataset or data.dataset or "", data.validation_split or data.dataset_split
         other = f"--validation-dataset {name}" if data.validation_dataset else f"--validation-split {split}"
-        validation = same_classes(_of_dataset(other, data, name, split), source, other)
+        validation = same_classes(_opened(other, data, masks, None, name, split), source, other)
     if validation is not None and not validation.counts.any():
         raise ValueError(f"{validation.name}: there is no object to validate on; name other pictures.")
     if validation is not None:
@@ -107,28 +108,21 @@ def same_classes(validation: ObjectSource, source: ObjectSource, named: str) -> 
     return replace(validation, read=read, id2label=source.id2label)
 
 
-def _opened(named: str, data: DetectorDataOptions, masks: bool, folder: str, annotations: str | None,
-            mask_dir: str | None, option: str) -> ObjectSource:  # fmt: skip
+def _opened(named: str, data: DetectorDataOptions, masks: bool, folder: str | None, dataset: str | None = None,
+            split: str = "train", **lists: Any) -> ObjectSource:  # fmt: skip
+    """What the user called `named`; `lists` are the arguments of `open_objects` that a folder has of its own."""
     with blamed(named):
-        if not Path(folder).is_dir():
-            raise ValueError("there is no such folder.")
-        try:
-            path = Path(annotations) if annotations else find_annotations(Path(folder))
-        except ValueError as error:
-            raise ValueError(str(error).replace("name the list", f"name the list ({option})")) from error
-        return coco_objects(folder, path, mask_dir, masks=masks)
-
-
-def _of_dataset(named: str, data: DetectorDataOptions, name: str, split: str) -> ObjectSource:
-    with blamed(named):
-        return dataset_objects(
-            name,
+        return open_objects(
+            folder,
+            dataset,
+            masks=masks,
             config=data.dataset_config,
             split=split,
             image_column=data.image_column,
             objects_column=data.objects_column,
             box_format=data.box_format,
-            class_names=read_class_names(data.class_names) if data.class_names else None,
+            class_names=data.class_names,
+            **lists,
         )
 
 
