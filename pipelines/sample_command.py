@@ -30,7 +30,7 @@ from d_emo.schedulers import FlowMatchODESolverScheduler
 from .checks import MAX_IMAGES, default_steps
 from .loading import open_pipeline
 from .pipeline_demo import DEMOPipeline
-from .samplers import image_generator, make_scheduler
+from .samplers import image_generator, make_scheduler, own_shift
 
 # What a folder of this command's holds besides the images: how they were made, and which is which.
 RECORD = "samples.json"
@@ -138,7 +138,7 @@ def open_model(options: argparse.Namespace) -> DEMOPipeline:
         except ValueError as error:
             raise ValueError(f"--vae {error}") from error
     if options.sampler != "own":
-        shift = float(pipeline.scheduler.config.get("shift") or 1.0)
+        shift = own_shift(pipeline.scheduler)
         try:
             pipeline.scheduler = make_scheduler(options.sampler, pipeline.transformer.config, shift)
         except ValueError as error:

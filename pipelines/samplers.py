@@ -50,6 +50,11 @@ def make_scheduler(name: str, config: Any, shift: float = 1.0) -> Any:
     return stochastic(flow_path=path_of(config), shift=shift)
 
 
+def own_shift(scheduler: Any) -> float:
+    """The shift of a flow's even steps that a scheduler was saved with; 1 is none."""
+    return float(scheduler.config.get("shift") or 1.0)
+
+
 def image_generator(seed: int, index: int) -> torch.Generator:
     """The generator of one image's noise, initial and of every step. On the CPU, so that devices agree.
 

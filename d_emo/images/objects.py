@@ -6,7 +6,7 @@ Boxes are (x1, y1, x2, y2) in pixels, corners of areas: a box over the whole of 
 import collections
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -318,6 +318,16 @@ def some_of(source: ObjectSource, indices: np.ndarray, name: str = "") -> Object
         look=None if look is None else lambda index: look(int(indices[index])),
         fingerprint=digest.hexdigest()[:16],
     )
+
+
+def relabelled(source: ObjectSource, table: np.ndarray, id2label: Mapping[int, str]) -> ObjectSource:
+    """A source with the class ids of another one: `table` (K,) has the new id of each class, `id2label` their names."""
+
+    def read(index: int) -> Scene:
+        scene = source.read(index)
+        return replace(scene, labels=table[scene.labels])
+
+    return replace(source, read=read, id2label=dict(id2label))
 
 
 def distinct_names(names: "dict[int, str]") -> "dict[int, str]":

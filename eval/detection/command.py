@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from d_emo.eval.detection.predict import evaluate_objects
 from d_emo.eval.detection.report import Evaluation, write_report
 from d_emo.eval.reports.evaluation import opening_data, report_folder
 from d_emo.images.matching import match_classes
-from d_emo.images.objects import ObjectSource, Scene, refuse_unusable, some_of
+from d_emo.images.objects import ObjectSource, refuse_unusable, relabelled, some_of
 from d_emo.images.open_objects import open_objects
 
 
@@ -88,9 +87,4 @@ def align_classes(source: ObjectSource, id2label: Mapping[int, str]) -> tuple[Ob
     """
     ids, note = match_classes(source.id2label, id2label, source.name)
     table = np.array([ids[label] for label in range(len(ids))])
-
-    def read(index: int) -> Scene:
-        scene = source.read(index)
-        return replace(scene, labels=table[scene.labels])
-
-    return replace(source, read=read, id2label=dict(id2label)), note
+    return relabelled(source, table, id2label), note

@@ -13,7 +13,7 @@ from d_emo.common.ranges import Maybe, OneOf, Real, Rule, Table, Whole
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
 from d_emo.pipelines.checks import MAX_GUIDANCE
-from d_emo.pipelines.samplers import fitting_samplers, make_scheduler
+from d_emo.pipelines.samplers import fitting_samplers, make_scheduler, own_shift
 from d_emo.schedulers import FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_ode import ADAPTIVE
 from d_emo.schedulers.flow_paths import SHIFT, dimension_shift, path_of
@@ -298,7 +298,7 @@ def with_settings(preset: str, changes: dict[str, Any]) -> SamplingSettings:
 def shift_of(settings: SamplingSettings, pipeline: DEMOPipeline) -> float:
     """The shift of a flow's steps as a number; 1 is none."""
     if settings.time_shift is None:
-        return float(pipeline.scheduler.config.get("shift") or 1.0)
+        return own_shift(pipeline.scheduler)
     if settings.time_shift == AUTO_SHIFT:
         height, width = pipeline.transformer.sample_shape
         return dimension_shift(pipeline.transformer.config.in_channels * height * width)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from d_emo.common.commands import command
-from d_emo.common.options import OptionTable, option, parse_options, require
+from d_emo.common.options import OptionTable, option, parse_options, positive, require
 
 LAST_PORT = 65_535
 
@@ -40,9 +40,7 @@ class LimitOptions:
     max_waiting: int = option(8, "Drawings that wait while one is in progress; more are refused.")
 
     def __post_init__(self):
-        for name in ("max_images", "max_steps", "max_side", "max_waiting"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "must be positive")
+        positive(self, "max_images", "max_steps", "max_side", "max_waiting")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from d_emo.common.figures import caption_grid
 from d_emo.images.latents import decode_latents
 from d_emo.pipelines import DEMOPipeline
 from d_emo.pipelines.checks import check_scheduler, default_steps
-from d_emo.pipelines.samplers import fitting_samplers, image_generator, make_scheduler
+from d_emo.pipelines.samplers import fitting_samplers, image_generator, make_scheduler, own_shift
 
 # The sampler that was saved with the model.
 OWN = "own"
@@ -126,7 +126,7 @@ class Studio:
     def samplers(self) -> dict[str, Any]:
         """Schedulers by name that fit the model and go step by step, its own first."""
         config, own = self.pipeline.transformer.config, self.pipeline.scheduler
-        shift = float(own.config.get("shift") or 1.0)
+        shift = own_shift(own)
         candidates = {OWN: own, **{name: make_scheduler(name, config, shift) for name in fitting_samplers(config)}}
         return {name: scheduler for name, scheduler in candidates.items() if self._fits(scheduler)}
 

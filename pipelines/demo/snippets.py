@@ -7,12 +7,13 @@ from typing import Any
 from d_emo.pipelines.demo.classifying import TOP
 from d_emo.pipelines.demo.drawing import OWN, Studio, Wish
 from d_emo.pipelines.demo.opening import Source
+from d_emo.pipelines.samplers import own_shift
 
 
 def drawing_code(studio: Studio, source: Source, wish: Wish) -> str:
     """Python that draws the same pictures, into `images`."""
     own = wish.sampler == OWN
-    shift = float(studio.pipeline.scheduler.config.get("shift") or 1.0)
+    shift = own_shift(studio.pipeline.scheduler)
     shifted = f", shift={shift:g}" if shift != 1 else ""
     arguments = [f"    {name}={_literal(value)}," for name, value in studio.arguments(wish).items()]
     lines = [

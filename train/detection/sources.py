@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from d_emo.common.options import blamed
-from d_emo.images.objects import ObjectSource, refuse_unusable, some_of
+from d_emo.images.objects import ObjectSource, refuse_unusable, relabelled, some_of
 from d_emo.images.open_objects import open_objects
 from d_emo.train.detection.config import DetectorDataOptions
 
@@ -100,12 +100,7 @@ def same_classes(validation: ObjectSource, source: ObjectSource, named: str) -> 
             f"{', '.join(unknown[:5])}; they have {len(validation.id2label)} and {len(ids)}. Remove those classes, or "
             "train on them, too."
         )
-
-    def read(index: int) -> Any:
-        scene = validation.read(index)
-        return replace(scene, labels=table[scene.labels])
-
-    return replace(validation, read=read, id2label=source.id2label)
+    return relabelled(validation, table, source.id2label)
 
 
 def _opened(named: str, data: DetectorDataOptions, masks: bool, folder: str | None, dataset: str | None = None,

@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from d_emo.common.options import OptionTable, Recipe, option, parse_options, require
+from d_emo.common.options import (
+    OptionTable,
+    Recipe,
+    below_one,
+    option,
+    parse_options,
+    positive,
+    require,
+    zero_or_more,
+)
 from d_emo.train.data.options import DataOptions, digits_recipe
 from d_emo.train.engine.options import KERNELS_HELP, RunOptions, StepOptions, options_of_run
 
@@ -54,10 +63,7 @@ class ModelOptions:
     kernels: Literal["auto", "reference", "native"] | None = option(None, KERNELS_HELP)
 
     def __post_init__(self):
-        for name in ("resolution", "lora_rank", "lora_alpha", "patch_bottleneck"):
-            require(
-                getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "must be positive"
-            )
+        positive(self, "resolution", "lora_rank", "lora_alpha", "patch_bottleneck")
         require(
             self.lora_rank is None or self.init_from is not None,
             "lora_rank",
@@ -129,23 +135,14 @@ class OptimizationOptions(StepOptions):
             self.loss_weighting,
             "belongs to --prediction noise or score",
         )
-        require(
-            self.min_snr_gamma is None or self.min_snr_gamma > 0,
-            "min_snr_gamma",
-            self.min_snr_gamma,
-            "must be positive",
-        )
+        positive(self, "min_snr_gamma")
         if self.time_sampling != "logit-normal":
             for name, default in {"logit_normal_mean": 0.0, "logit_normal_std": 1.0}.items():
                 given = getattr(self, name)
                 require(given == default, name, given, "belongs to --time-sampling logit-normal")
-        require(self.logit_normal_std > 0, "logit_normal_std", self.logit_normal_std, "must be positive")
-        require(0 <= self.class_dropout_prob < 1, "class_dropout_prob", self.class_dropout_prob, "must be in [0, 1)")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be positive")
-        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
-        for name in ("weight_decay", "lr_warmup_steps"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        positive(self, "logit_normal_std", "learning_rate")
+        below_one(self, "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay")
+        zero_or_more(self, "weight_decay", "lr_warmup_steps")
         require(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             "max_grad_norm",
@@ -183,9 +180,7 @@ class DiffusionRunOptions(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("max_train_steps", "num_epochs", "sample_steps", "samples_per_class", "fid_images"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "must be positive")
+        positive(self, "max_train_steps", "num_epochs", "sample_steps", "samples_per_class", "fid_images")
         if self.max_train_steps is not None and self.num_epochs is not None:
             raise ValueError(
                 f"--max-train-steps {self.max_train_steps} and --num-epochs {self.num_epochs:g} both say how long to "

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from d_emo.common.options import OptionTable, option, parse_options, require
+from d_emo.common.options import OptionTable, option, parse_options, positive, require
 from d_emo.train.data.options import DataOptions
 from d_emo.train.diffusion.config import AUTO_VAE
 
@@ -34,9 +34,7 @@ class EncodeOptions:
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output-dir is missing; name the folder of latents to write.")
-        for name in ("batch_size", "shard_size", "resolution"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "must be positive")
+        positive(self, "batch_size", "shard_size", "resolution")
         require(self.dtype in DTYPES, "dtype", self.dtype, f"use one of {', '.join(DTYPES)}")
 
 

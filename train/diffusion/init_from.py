@@ -11,6 +11,7 @@ import torch
 
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.pipelines import open_pipeline
+from d_emo.pipelines.samplers import own_shift
 from d_emo.schedulers.flow_paths import path_of
 from d_emo.train.diffusion.objectives import prediction_of
 
@@ -37,7 +38,7 @@ class InitialWeights:
         self.name = name
         self.transformer: ClassConditionalTransformer2DModel = pipeline.transformer
         self.id2label = pipeline.id2label
-        self.time_shift = float(pipeline.scheduler.config.get("shift") or 1.0)
+        self.time_shift = own_shift(pipeline.scheduler)
         self.space = pipeline.latent_space
         self._vae = pipeline.vae
 

@@ -1,5 +1,6 @@
 """The card of a packaged model: its run's, with what it is good for, its scores, and the command that made it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -68,6 +69,15 @@ def packaged_card(
         works.strip(),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def score_table(rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is packaged beside what it was made of, in lines: by a score's name, its two values as text."""
+    return [
+        "| | this folder (float16) | as trained (float32) |",
+        "|---|---|---|",
+        *(f"| {name} | {' | '.join(values)} |" for name, values in rows.items()),
+    ]
 
 
 def _between(text: str, start: str, end: str = "") -> str:

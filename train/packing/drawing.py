@@ -19,6 +19,7 @@ from d_emo.eval.fid.evaluation import SCORES_FILE
 from d_emo.eval.fid.scoring import load_scores
 from d_emo.train.diffusion import trainer
 from d_emo.train.diffusion.config import parse_config
+from d_emo.train.packing.card import score_table
 
 MARK = "model_index.json"
 # Samples a class that are read and compared, and how they are drawn; what the Frechet distance is of.
@@ -93,9 +94,7 @@ def _table(packed: DigitsReport, full: DigitsReport) -> list[str]:
         ],
     }
     return [
-        "| | this folder (float16) | as trained (float32) |",
-        "|---|---|---|",
-        *(f"| {name} | {' | '.join(values)} |" for name, values in rows.items()),
+        *score_table(rows),
         "",
         f"They are read by a support vector machine, {packed.classifier_accuracy:.1%} accurate on real digits held out "
         "from its fit. Distances are root mean squares over pixels in [-1, 1]; the median from a real image to its "

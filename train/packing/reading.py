@@ -16,6 +16,7 @@ from d_emo.images.digits import digits_source
 from d_emo.images.source import held_out
 from d_emo.train.classification import trainer
 from d_emo.train.classification.config import parse_classifier_config
+from d_emo.train.packing.card import score_table
 
 MARK = "config.json"
 USAGE = (
@@ -65,10 +66,10 @@ def measure(run: Path, packed: Path, shown_as: str) -> list[str]:
         scores[folder] = json.loads((output / "report.json").read_text(encoding="utf-8"))
     shutil.copy(run / "evaluation" / "float16" / "confusion.png", packed)
     difference = (_probabilities(run) - _probabilities(packed)).abs().max().item()
-    rows = [
-        f"| {name} | {scores[packed][key]:{form}} | {scores[run][key]:{form}} |"
+    rows = {
+        name: [f"{scores[folder][key]:{form}}" for folder in (packed, run)]
         for name, key, form in (("top-1", "top1", ".2%"), ("top-5", "top5", ".2%"), ("cross-entropy", "loss", ".4f"))
-    ]
+    }
     return [
         f"The {scores[packed]['images']} digits that were held out from training:",
         "",
@@ -76,9 +77,7 @@ def measure(run: Path, packed: Path, shown_as: str) -> list[str]:
         f"python -m d_emo.eval.evaluate_classifier --model {shown_as} --output-dir evaluation",
         "```",
         "",
-        "| | this folder (float16) | as trained (float32) |",
-        "|---|---|---|",
-        *rows,
+        *score_table(rows),
         "",
         f"Standard error of the top-1: {scores[packed]['top1_standard_error']:.2%}. On these digits no probability of "
         f"any class differs by more than {difference:.4f} between the two.",
