@@ -65,6 +65,16 @@ def check_input(config: Any, null_label: int, hidden_states: Any, timestep: Any,
     _check_labels(config.num_classes, null_label, class_labels, batch)
 
 
+def check_depth(features_after: Any, num_layers: int) -> None:
+    """Refuse a number of blocks that a network does not have; None is no number."""
+    if features_after is None:
+        return
+    if not isinstance(features_after, int) or not 1 <= features_after <= num_layers:
+        raise ValueError(
+            f"features_after={features_after!r}: the network has {num_layers} blocks; use 1 to {num_layers}."
+        )
+
+
 def _check_labels(num_classes: int, null_label: int, labels: Any, batch: int) -> None:
     rule = f"pass ids as a tensor ({batch},) of integers, or {null_label} for every sample without a class"
     if labels is None:

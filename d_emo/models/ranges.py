@@ -45,6 +45,7 @@ TRANSFORMER: Table = {
     "norm_eps": EPSILON,
     "flow_path": Maybe(OneOf(PATHS)),
     "patch_bottleneck": Maybe(CHANNELS),
+    "guide_block": Maybe(LAYERS),
 }
 DEMO: Table = {
     **TRANSFORMER,
@@ -144,6 +145,14 @@ def objective_fits(values: Values) -> str:
     return ""
 
 
+def guide_fits(values: Values) -> str:
+    """A weaker prediction is made before the last block."""
+    block, layers = values["guide_block"], values["num_layers"]
+    if block is None or block < layers:
+        return ""
+    return f"guide_block={block} is not before the last of num_layers={layers} blocks; use 1 to {layers - 1}"
+
+
 def time_passes(values: Values) -> str:
     """A factor of 0 would show the network one time only."""
     if values["timestep_factor"]:
@@ -168,4 +177,4 @@ def of_a_size(values: Values) -> str:
 
 
 # Of all diffusion transformers.
-RULES = (positions_fit, patch_divides, objective_fits, expands, of_a_size)
+RULES = (positions_fit, patch_divides, objective_fits, guide_fits, expands, of_a_size)

@@ -6,9 +6,11 @@ Shapes: B batch, C latent or image channels, H x W input in pixels (of the image
         h x w = H/p x W/p token grid, D hidden size, O output channels (2C with learned variance, otherwise C).
 """
 
+import copy
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +26,14 @@ from d_emo.common.messages import first_line
 
 from .adapter_files import check_adapters, check_description, look_into
 from .checkpointing import checkpoint_block
-from .checks import check_input, check_kind, check_loading, stored_config, warn_of_untouched_statistics
+from .checks import (
+    check_depth,
+    check_input,
+    check_kind,
+    check_loading,
+    stored_config,
+    warn_of_untouched_statistics,
+)
 from .diffusers_dit import is_diffusers_dit
 from .layers import AdaNormOut, BottleneckPatchEmbed, sincos_positions
 
@@ -33,6 +42,20 @@ if TYPE_CHECKING:
 
 # Channels of the sinusoidal timestep encoding, as in DiT.
 TIMESTEP_CHANNELS = 256
+
+
+@dataclass
+class ClassConditionalOutput(Transformer2DModelOutput):
+    """What a network answers.
+
+    Attributes:
+        sample: (B, O, H, W), the prediction.
+        guide: (B, O, H, W), the weaker prediction of a network with a `guide_block`, made after that block.
+        features: (B, h, w, D), the tokens after `features_after` blocks, where a call asks for them.
+    """
+
+    guide: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
 
 class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
@@ -66,6 +89,9 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         self.blocks = nn.ModuleList(make_block() for _ in range(config.num_layers))
         self.norm_out = AdaNormOut(output_norm, dim)
         self.proj_out = nn.Linear(dim, patch * patch * self.out_channels)
+        if config.get("guide_block") is not None:
+            self.guide_norm_out = AdaNormOut(copy.deepcopy(output_norm), dim)
+            self.guide_proj_out = nn.Linear(dim, patch * patch * self.out_channels)
         self.gradient_checkpointing = False
         self.initialize_weights()
 
@@ -185,7 +211,10 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         for weight in (self.label_embed.weight, self.time_embed.linear_1.weight, self.time_embed.linear_2.weight):
             nn.init.normal_(weight, std=0.02)
         zero_layers: list[Any] = [block.modulation for block in self.blocks]
-        for layer in [*zero_layers, self.norm_out.modulation, self.proj_out]:
+        zero_layers += [self.norm_out.modulation, self.proj_out]
+        if self.config.get("guide_block") is not None:
+            zero_layers += [self.guide_norm_out.modulation, self.guide_proj_out]
+        for layer in zero_layers:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -202,7 +231,8 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         timestep: torch.Tensor | float | int,
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        features_after: int | None = None,
+    ) -> ClassConditionalOutput | tuple[torch.Tensor, ...]:
         """Predict noise (and variance), velocity, score or data, as `config.prediction_type` says.
 
         Args:
@@ -211,16 +241,18 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
             class_labels: (B,) integers in [0, num_classes]; num_classes itself is "no class". May be left out by
                 unconditional models only. Nothing is dropped at random here, in training mode either: the trainer
                 replaces labels, once per sample.
-            return_dict: return a `Transformer2DModelOutput` instead of a tuple.
+            return_dict: return a `ClassConditionalOutput` instead of a tuple of what it holds.
+            features_after: also return the tokens after so many blocks, 1 to `num_layers`.
 
         Returns:
-            `sample`: (B, O, H, W).
+            `sample`, and `guide` and `features` where there are any.
 
         Raises:
-            ValueError: wrong shapes or types, a size that the patch does not divide, labels that are missing or (on the
-                CPU, where looking costs nothing) out of range.
+            ValueError: wrong shapes or types, a size that the patch does not divide, a block that is not there, labels
+                that are missing or (on the CPU, where looking costs nothing) out of range.
         """
         check_input(self.config, self.null_label, hidden_states, timestep, class_labels)
+        check_depth(features_after, len(self.blocks))
         batch, _, height, width = hidden_states.shape
         patch = self.config.patch_size
         if class_labels is None:
@@ -236,14 +268,25 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         label = self.label_embed(class_labels)                               # (B, D)
         conditioning = self.time_embed(time) + label                         # (B, D)
 
-        tokens = self.run_blocks(tokens, conditioning, label)                # (B, h, w, D)
+        guide_block = self.config.get("guide_block")
+        blocks, passed = self.run_blocks(tokens, conditioning, label), {}
+        for depth, tokens in enumerate(blocks, start=1):                     # (B, h, w, D)
+            if depth in (guide_block, features_after):
+                passed[depth] = tokens
 
         tokens = self.proj_out(self.norm_out(tokens, conditioning))          # (B, h, w, p * p * O)
-        sample = self._unpatchify(tokens)                                    # (B, O, H, W)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+        output = ClassConditionalOutput(sample=self._unpatchify(tokens))     # (B, O, H, W)
+        if guide_block is not None:
+            tokens = self.guide_proj_out(self.guide_norm_out(passed[guide_block], conditioning))
+            output.guide = self._unpatchify(tokens)                          # (B, O, H, W)
+        if features_after is not None:
+            output.features = passed[features_after]                         # (B, h, w, D)
+        return output if return_dict else output.to_tuple()
 
-    def run_blocks(self, tokens: torch.Tensor, conditioning: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """(B, h, w, D) tokens through all blocks.
+    def run_blocks(
+        self, tokens: torch.Tensor, conditioning: torch.Tensor, label: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """The tokens (B, h, w, D) after each block.
 
         Args:
             tokens: (B, h, w, D).
@@ -252,7 +295,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         """
         for block in self.blocks:
             tokens = self.run_block(block, tokens, conditioning)             # (B, h, w, D)
-        return tokens
+            yield tokens
 
     def run_block(self, block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
         """One block; with gradient checkpointing, its activations are computed again in the backward pass."""

@@ -74,6 +74,8 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
             None: linear for "flow_prediction" and "sample", DiT's discrete diffusion for "epsilon".
         patch_bottleneck: channels that patches pass on their way to D (arXiv 2511.13720; 128 or 256 there, for patches
             of 16 x 16 pixels); None embeds them by one product.
+        guide_block: number of blocks after which a second output head predicts the same, more weakly, which internal
+            guidance steers away from (arXiv 2512.24176); None for no such head.
 
     Raises:
         ValueError: a value is out of its range (`d_emo/models/ranges.py`), or values do not belong together.
@@ -102,6 +104,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         norm_eps: float = 1e-6,
         flow_path: str | None = None,
         patch_bottleneck: int | None = None,
+        guide_block: int | None = None,
     ):
         super().__init__()
 

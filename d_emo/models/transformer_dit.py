@@ -108,6 +108,7 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
         timestep_freq_shift: int = 0,
         mlp_norm_eps: float | None = None,
         patch_bottleneck: int | None = None,
+        guide_block: int | None = None,
     ):
         super().__init__()
 

@@ -7,6 +7,7 @@ published weights.
 Shapes: B batch, h x w token grid, K class tokens, D hidden size, d channels of a head.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class JiTTransformer2DModel(ClassConditionalTransformer2DModel):
         context_length: int = 32,
         context_start: int | None = None,
         noise_scale: float = 1.0,
+        guide_block: int | None = None,
     ):
         super().__init__()
         self.context_start = num_layers // 3 if context_start is None else context_start
@@ -94,8 +96,10 @@ class JiTTransformer2DModel(ClassConditionalTransformer2DModel):
         super().initialize_weights()
         nn.init.normal_(self.context_embed, std=0.02)
 
-    def run_blocks(self, tokens: torch.Tensor, conditioning: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """(B, h, w, D) tokens through all blocks, as a sequence that class tokens join until its end."""
+    def run_blocks(
+        self, tokens: torch.Tensor, conditioning: torch.Tensor, label: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """The tokens (B, h, w, D) after each block, which sees them as a sequence that class tokens join."""
         _, rows, columns, dim = tokens.shape
         angles = rotary_angles(rows, columns, dim // self.config.num_attention_heads, tokens.device)  # (h * w, d / 2)
         context = label[:, None] + self.context_embed.to(label.dtype)        # (B, K, D)
@@ -105,7 +109,7 @@ class JiTTransformer2DModel(ClassConditionalTransformer2DModel):
                 tokens = torch.cat([context.to(tokens.dtype), tokens], dim=1)  # (B, K + h * w, D)
                 angles = F.pad(angles, (0, 0, len(self.context_embed), 0))   # class tokens are not turned
             tokens = self.run_block(block, tokens, conditioning, angles)
-        return tokens[:, -rows * columns :].unflatten(1, (rows, columns))    # (B, h, w, D)
+            yield tokens[:, -rows * columns :].unflatten(1, (rows, columns))  # (B, h, w, D)
 
     def seen_sample(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """The sample with noise of the network's own deviation."""

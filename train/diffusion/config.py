@@ -15,6 +15,7 @@ from d_emo.common.options import (
     zero_or_more,
 )
 from d_emo.train.data.options import DataOptions, digits_recipe
+from d_emo.train.diffusion.recipe_options import RecipeOptions
 from d_emo.train.engine.options import KERNELS_HELP, RunOptions, StepOptions, options_of_run
 
 # What --vae auto names, from some resolution on.
@@ -206,6 +207,7 @@ class TrainConfig(OptionTable):
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    recipe: RecipeOptions = field(default_factory=RecipeOptions)
     run: DiffusionRunOptions = field(default_factory=DiffusionRunOptions)
 
 

@@ -1,5 +1,6 @@
 """From options to everything a run needs: data, batch layout, model, averaged copy, optimizer, pipeline."""
 
+import functools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from d_emo.train.diffusion.latent_spaces import OWN, check_latents, choose_space
 from d_emo.train.diffusion.lora import add_lora, set_mode
 from d_emo.train.diffusion.memory import DiffusionStep
 from d_emo.train.diffusion.objectives import Objective, make_objective, prediction_of
+from d_emo.train.diffusion.terms import Term, make_terms
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
 from d_emo.train.engine.memory import Launch, told
@@ -90,6 +92,11 @@ class Plan:
         if options.lora_rank is not None:
             add_lora(model, options.lora_rank, options.lora_alpha or options.lora_rank)
         return model
+
+    @functools.cached_property
+    def terms(self) -> list[Term]:
+        """What is added to the objective's loss."""
+        return make_terms(self.config.recipe, self.objective)
 
     @property
     def model_name(self) -> str:
@@ -247,6 +254,8 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     }
     if config.model.patch_bottleneck is not None:
         model_config["patch_bottleneck"] = config.model.patch_bottleneck
+    if config.recipe.guide_block is not None:
+        model_config["guide_block"] = config.recipe.guide_block
     layout = batch_layout(
         config.run.global_batch_size,
         config.run.micro_batch_size,

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from d_emo.common.processes import is_sharded
 from d_emo.images.latents import draw_latents, encode_images
 from d_emo.kernels import use_backend
+from d_emo.models.transformer_base import ClassConditionalOutput
 from d_emo.train.data.batches import Batch, Pixels, TrainingLatents
 from d_emo.train.data.sources import check_output, load_source
 from d_emo.train.diffusion import lora
@@ -21,6 +22,7 @@ from d_emo.train.diffusion.on_track import published_loss
 from d_emo.train.diffusion.plan import Plan, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
 from d_emo.train.diffusion.run import Run
 from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
+from d_emo.train.diffusion.terms import Drawn
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
 from d_emo.train.engine.prefetch import prefetched
 
@@ -139,11 +141,17 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
         else:
             data = draw_latents(plan.space, data, draw)
 
+    depth = next((term.features_after for term in plan.terms if term.features_after is not None), None)
+    outputs: list[ClassConditionalOutput] = []
+
     def network(noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
-        return run.model(noisy, timestep, class_labels, return_dict=False)[0]
+        outputs.append(run.model(noisy, timestep, class_labels, features_after=depth))
+        return outputs[-1].sample
 
     labels = labels.to(device, non_blocking=True)
-    return plan.objective.losses(network, data, labels, drawn["noise"], drawn["time"])["loss"].mean()
+    drawn_now = Drawn(data, labels, drawn["noise"], drawn["time"])
+    loss = plan.objective.losses(network, data, labels, drawn["noise"], drawn["time"])["loss"].mean()
+    return sum((term(outputs[-1], drawn_now) for term in plan.terms), start=loss)
 
 
 def drop_labels(labels: torch.Tensor, uniform: torch.Tensor, plan: Plan) -> torch.Tensor:
