@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from d_emo.common.files import read_json
 from d_emo.common.messages import first_line
+from d_emo.common.packaged import is_packaged
 
 # The file that says what a folder is, in the order in which they are looked for.
 MARKS = ("model_index.json", "config.json", "scheduler_config.json", "adapter_config.json", "preprocessor_config.json")
@@ -47,7 +48,8 @@ def may_be_on_hub(name: object, ours: Iterable[str] = ()) -> bool:
 
 def evaluation_folder(model: str) -> Path:
     """Where the report on a model goes unless the user says otherwise: into its folder, or beside the runs."""
-    return Path(model) / "evaluation" if Path(model).is_dir() else Path("runs") / f"evaluation-{Path(model).name}"
+    own = Path(model).is_dir() and not is_packaged(model)
+    return Path(model) / "evaluation" if own else Path("runs") / f"evaluation-{Path(model).name}"
 
 
 def read_object(path: Path) -> dict[str, Any]:
