@@ -208,6 +208,7 @@ def test_onnx_files_and_images_that_do_not_fit_are_refused(half_file, tmp_path):
             call()
 
 
+@needs("export")
 @pytest.mark.parametrize("path", [None, 3, ""])
 def test_a_path_that_is_none_is_refused(path):
     for call in (save_program, save_onnx):
@@ -217,7 +218,7 @@ def test_a_path_that_is_none_is_refused(path):
         OnnxModel(path)
 
 
-@pytest.mark.parametrize("save", [save_program, save_onnx])
+@pytest.mark.parametrize("save", [save_program, pytest.param(save_onnx, marks=needs("export"))])
 def test_a_place_that_cannot_be_written_is_refused_before_the_export(tmp_path, save, monkeypatch):
     monkeypatch.setattr("d_emo.export.files.export_program", lambda *_, **__: pytest.fail("it was exported"))
     for path, message in (
@@ -236,7 +237,11 @@ def test_core_ml_folders_end_as_such(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a file's size are POSIX's")
 @pytest.mark.parametrize(
-    ("save", "name"), [(save_program, "model.pt2"), pytest.param(save_onnx, "model.onnx", marks=pytest.mark.slow)]
+    ("save", "name"),
+    [
+        (save_program, "model.pt2"),
+        pytest.param(save_onnx, "model.onnx", marks=[pytest.mark.slow, needs("export")]),
+    ],
 )
 def test_a_disk_that_fills_up_leaves_the_earlier_file_and_nothing_else(tmp_path, save, name):
     """Writing stops at 4 kB, as at the end of a disk."""
