@@ -27,7 +27,7 @@ from d_emo.common.messages import first_line
 from d_emo.common.output import Progress
 from d_emo.common.packaged import model_place
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import LOADING_ERRORS
+from d_emo.common.saved_folders import LOADING_ERRORS, refuse_nobodys
 from d_emo.eval.classification.accuracy import PreparedImages
 from d_emo.images.decode import UnreadableImageError
 from d_emo.images.folders import folder_source
@@ -142,6 +142,7 @@ def open_network(name: str, image_size: int) -> Network:
         return Network(known, open_branches(model), _emov2_maps(_ready(model)))
     place = model_place(name)
     try:
+        refuse_nobodys(place)
         model = AutoModelForImageClassification.from_pretrained(place)
         processor = AutoImageProcessor.from_pretrained(place)
     except LOADING_ERRORS as error:

@@ -11,8 +11,8 @@ from d_emo.common.command_line import flag
 from d_emo.common.files import check_apart, check_writable, written_whole
 from d_emo.common.messages import first_line
 from d_emo.common.options import blamed
-from d_emo.common.packaged import is_packaged, list_packaged, model_place, packaged
-from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder, may_be_on_hub, refuse_other_tasks
+from d_emo.common.packaged import is_packaged, model_place, packaged
+from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder, refuse_nobodys, refuse_other_tasks
 
 # Options that name folders or files of data.
 PLACES = ("data_dir", "mask_dir", "dataset")
@@ -50,8 +50,7 @@ def load_model(name: str, kind: str, model: Any, processor: Any, **options: Any)
     """
     place = model_place(name)
     try:
-        if not Path(place).exists() and not may_be_on_hub(place):
-            raise ValueError(f"there is no such folder, and no packaged model but {', '.join(list_packaged())}")
+        refuse_nobodys(place)
         return model.from_pretrained(place), processor.from_pretrained(place, **options)
     except LOADING_ERRORS as error:
         raise ValueError(f"--model {name} does not load as {kind} ({first_line(error)}).") from error

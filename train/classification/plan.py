@@ -18,7 +18,7 @@ from d_emo.classification.transformers_models import (
 from d_emo.common.messages import first_line
 from d_emo.common.options import blamed
 from d_emo.common.packaged import model_place
-from d_emo.common.saved_folders import CLASSIFIER, refuse_other_tasks
+from d_emo.common.saved_folders import CLASSIFIER, refuse_nobodys, refuse_other_tasks
 from d_emo.images.source import ImageSource
 from d_emo.models.flops import count_macs_on
 from d_emo.train.classification.config import ClassifierConfig
@@ -186,6 +186,7 @@ def start_from(name: str, labels: dict[str, Any], resolution: int) -> EMOv2ForIm
     with blamed(f"--init-from {name}"):
         refuse_other_tasks(place, CLASSIFIER)
     try:
+        refuse_nobodys(place)
         model = EMOv2ForImageClassification.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"--init-from {name} does not load as EMOv2 ({first_line(error)}).") from error
