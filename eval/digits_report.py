@@ -11,6 +11,7 @@ import torch
 
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.common.files import check_writable, write_json
+from d_emo.common.output import has_terminal
 from d_emo.common.packaged import model_place
 from d_emo.common.saved_folders import evaluation_folder
 from d_emo.images.decode import to_tensor
@@ -80,6 +81,7 @@ def load_digits_pipeline(name: str) -> "DEMOPipeline":
     config = pipeline.transformer.config
     if config.in_channels != 1 or config.num_classes != 10:
         raise ValueError(f"--model {name} was not trained on the digits.")
+    pipeline.set_progress_bar_config(disable=not has_terminal())
     return pipeline
 
 
