@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from d_emo.video.transformers_models import VEMOv2Config, VEMOv2ForVideoClassification
     from d_emo.video.variants import create_video_classifier
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "DEMOPipeline",

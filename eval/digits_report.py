@@ -11,6 +11,9 @@ import torch
 
 from d_emo.common.figures import caption_grid, save_image
 from d_emo.common.files import check_writable, write_json
+from d_emo.common.output import has_terminal
+from d_emo.common.packaged import model_place
+from d_emo.common.saved_folders import evaluation_folder
 from d_emo.images.decode import to_tensor
 from d_emo.images.digits import digits_source
 
@@ -63,20 +66,22 @@ def nearest(points: np.ndarray, others: np.ndarray, exclude_self: bool = False) 
     return indices.numpy(), values.numpy() / np.sqrt(points.shape[1])
 
 
-def load_digits_pipeline(folder: str) -> "DEMOPipeline":
-    """The pipeline of a digits run.
+def load_digits_pipeline(name: str) -> "DEMOPipeline":
+    """The pipeline of a digits run, or the packaged one.
 
     Raises:
         ValueError: the folder is no pipeline, or not one of digits.
     """
     from d_emo.pipelines import DEMOPipeline
 
-    if not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(f"--model {folder} is not a pipeline folder; train one with train/train_dit.py.")
+    folder = Path(model_place(name))
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"--model {name} is not a pipeline folder; train one with train/train_dit.py.")
     pipeline = DEMOPipeline.from_pretrained(folder)
     config = pipeline.transformer.config
     if config.in_channels != 1 or config.num_classes != 10:
-        raise ValueError(f"--model {folder} was not trained on the digits.")
+        raise ValueError(f"--model {name} was not trained on the digits.")
+    pipeline.set_progress_bar_config(disable=not has_terminal())
     return pipeline
 
 
@@ -131,7 +136,7 @@ def neighbour_picture(samples: np.ndarray, real: np.ndarray, side: int, columns:
 
 def run(options: argparse.Namespace) -> None:
     """Sample, score, print, save."""
-    folder = Path(options.output_dir or Path(options.model) / "evaluation")
+    folder = Path(options.output_dir or evaluation_folder(options.model))
     check_writable(folder, "--output-dir", folder=True)
     pipeline = load_digits_pipeline(options.model)
     side = pipeline.transformer.config.sample_size

@@ -30,7 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser("evaluate_classifier", __doc__)
     what = parser.add_argument_group("model and images")
-    what.add_argument("--model", required=True, help="Folder or Hub id of a transformers image classifier.")
+    what.add_argument("--model", required=True, help="Packaged model, folder or Hub id of an image classifier.")
     what.add_argument("--data-dir", help="Folder of class folders, named by class or WordNet id.")
     what.add_argument("--dataset", help="Hub id, folder, .parquet file or .tar shards.")
     what.add_argument("--dataset-split", default="train", help="Split of --dataset; a file alone is called train.")

@@ -18,7 +18,7 @@ from d_emo.common.numbers import finite_from, seed, whole_from
 def main(arguments: list[str]) -> None:
     """Read the options, then sample, score, print, save."""
     parser = CommandParser("evaluate_digits", __doc__)
-    parser.add_argument("--model", required=True, help="Pipeline folder that the trainer wrote.")
+    parser.add_argument("--model", required=True, help="Packaged model, or pipeline folder that the trainer wrote.")
     parser.add_argument("--per-class", type=whole_from(1), default=20, help="Samples a class.")
     parser.add_argument("--steps", type=whole_from(1), default=50, help="Sampler steps.")
     parser.add_argument("--guidance-scale", type=finite_from(1), default=1.5, help="Guidance scale; 1.0 is off.")

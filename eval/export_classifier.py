@@ -28,7 +28,7 @@ FORMATS = ("onnx", "torch", "coreml")
 def main(arguments: list[str]) -> None:
     """Read the options, then export, compare, print."""
     parser = CommandParser("export_classifier", __doc__)
-    parser.add_argument("--model", required=True, help="Folder or Hub id of a model, or a name such as EMOv2-5M.")
+    parser.add_argument("--model", required=True, help="Packaged model, folder or Hub id, or a name such as EMOv2-5M.")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"])
     parser.add_argument(
         "--image-size", type=whole_by(SIDE), nargs="+",

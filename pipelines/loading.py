@@ -1,29 +1,14 @@
 """Opening a pipeline that a user named, with an error that says what to do."""
 
-import sys
 from pathlib import Path
 
 import torch
 
-from d_emo.common.checks import text
 from d_emo.common.messages import first_line, nearest, shown
-from d_emo.common.output import say
-from d_emo.common.packaged import list_packaged, packaged
+from d_emo.common.packaged import list_packaged, model_place
 from d_emo.common.saved_folders import LOADING_ERRORS, may_be_on_hub
 
 from .pipeline_demo import DEMOPipeline
-
-
-def model_place(name: str) -> str:
-    """What a model's name stands for: a packaged model's folder, else the folder or the Hub id that it is.
-
-    A folder of a packaged model's name is meant by "./NAME"; a line says so where both are there.
-    """
-    if text(name, "name") not in list_packaged():
-        return name
-    if Path(name).exists():
-        say(f"{name}: the model that comes with the package; write ./{name} for what lies here.", sys.stderr)
-    return str(packaged(name))
 
 
 def open_pipeline(name: str, dtype: torch.dtype | None = None) -> DEMOPipeline:

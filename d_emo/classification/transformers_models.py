@@ -14,10 +14,8 @@ import torch
 from torch import nn
 from transformers import (
     AutoBackbone,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
-    BitImageProcessor,
     BitImageProcessorPil,
     PreTrainedModel,
 )
@@ -32,6 +30,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from d_emo.classification.checks import check_labels
+from d_emo.classification.image_processors import register_image_processor
 from d_emo.classification.loading import StrictLoading
 from d_emo.classification.preprocessing import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_config import NETWORK_ARGUMENTS, EMOv2Config
@@ -266,10 +265,7 @@ def make_image_processor(image_size: int = 224, crop_ratio: float = CROP_RATIO) 
 AutoModel.register(EMOv2Config, EMOv2Model, exist_ok=True)
 AutoModelForImageClassification.register(EMOv2Config, EMOv2ForImageClassification, exist_ok=True)
 AutoBackbone.register(EMOv2Config, EMOv2Backbone, exist_ok=True)
-AutoImageProcessor.register(
-    EMOv2Config, slow_image_processor_class=BitImageProcessorPil, fast_image_processor_class=BitImageProcessor,
-    exist_ok=True,
-)  # fmt: skip
+register_image_processor(EMOv2Config, "Bit")
 
 __all__ = [
     "NETWORK_ARGUMENTS",

@@ -4,10 +4,12 @@ A folder that holds `model_index.json` (a pipeline) or `config.json` (one networ
 there is no list of them besides.
 """
 
+import sys
 from pathlib import Path
 
 from d_emo.common.checks import text
 from d_emo.common.messages import nearest
+from d_emo.common.output import say
 
 _FOLDER = Path(__file__).resolve().parents[1] / "packaged"
 _MARKS = ("model_index.json", "config.json")
@@ -34,3 +36,20 @@ def packaged(name: str) -> Path:
         there = f"there are {', '.join(known)}" if known else "this installation has none"
         raise ValueError(f"packaged model {name!r} is unknown ({there}); {hint}")
     return _FOLDER / name
+
+
+def model_place(name: str) -> str:
+    """What a model's name stands for: a packaged model's folder, else the folder or the Hub id that it is.
+
+    A folder of a packaged model's name is meant by "./NAME"; a line says so where both are there.
+    """
+    if not is_packaged(text(name, "name")):
+        return name
+    if Path(name).exists():
+        say(f"{name}: the model that comes with the package; write ./{name} for what lies here.", sys.stderr)
+    return str(packaged(name))
+
+
+def is_packaged(name: str) -> bool:
+    """Whether a model's name means one that comes with the package, into whose folder nothing is written."""
+    return name in list_packaged()

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from d_emo.common.files import read_json
 from d_emo.common.messages import first_line
+from d_emo.common.packaged import is_packaged, list_packaged
 
 # The file that says what a folder is, in the order in which they are looked for.
 MARKS = ("model_index.json", "config.json", "scheduler_config.json", "adapter_config.json", "preprocessor_config.json")
@@ -45,9 +46,20 @@ def may_be_on_hub(name: object, ours: Iterable[str] = ()) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None and str(name).split("/")[0] not in ours
 
 
+def refuse_nobodys(place: str) -> None:
+    """Refuse what `model_place` found where it is neither there nor worth asking the Hub for.
+
+    Raises:
+        ValueError: see above; the message is to come behind the model's name.
+    """
+    if not Path(place).exists() and not may_be_on_hub(place):
+        raise ValueError(f"there is no such folder, and no packaged model but {', '.join(list_packaged())}")
+
+
 def evaluation_folder(model: str) -> Path:
     """Where the report on a model goes unless the user says otherwise: into its folder, or beside the runs."""
-    return Path(model) / "evaluation" if Path(model).is_dir() else Path("runs") / f"evaluation-{Path(model).name}"
+    own = Path(model).is_dir() and not is_packaged(model)
+    return Path(model) / "evaluation" if own else Path("runs") / f"evaluation-{Path(model).name}"
 
 
 def read_object(path: Path) -> dict[str, Any]:

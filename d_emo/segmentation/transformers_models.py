@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
-    AutoImageProcessor,
     AutoModelForSemanticSegmentation,
-    SegformerImageProcessor,
     SegformerImageProcessorPil,
 )
 from transformers import initialization as init
@@ -24,6 +22,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
+from d_emo.classification.image_processors import register_image_processor
 from d_emo.classification.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from d_emo.classification.transformers_models import EMOv2Backbone, EMOv2Config, EMOv2PreTrainedModel
 from d_emo.segmentation.checks import check_ignored, check_labels, check_normalization
@@ -252,10 +251,7 @@ def make_segmentation_processor(
 def register_segmenter(config: type[SegmenterConfig], model: type[SegmentationPreTrainedModel]) -> None:
     """Make transformers' Auto classes and pipeline find a segmenter; again after a reload, which makes new classes."""
     AutoModelForSemanticSegmentation.register(config, model, exist_ok=True)
-    AutoImageProcessor.register(
-        config, slow_image_processor_class=SegformerImageProcessorPil,
-        fast_image_processor_class=SegformerImageProcessor, exist_ok=True,
-    )  # fmt: skip
+    register_image_processor(config, "Segformer")
 
 
 register_segmenter(EMOv2SegmentationConfig, EMOv2ForSemanticSegmentation)

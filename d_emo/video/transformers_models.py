@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoImageProcessor,
     AutoModelForVideoClassification,
-    VideoMAEImageProcessor,
     VideoMAEImageProcessorPil,
 )
 from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, is_torchvision_available
 
+from d_emo.classification.image_processors import register_image_processor
 from d_emo.classification.transformers_models import EMOv2PreTrainedModel
 from d_emo.video.transformers_config import VEMOv2Config
 
@@ -85,10 +84,7 @@ def make_frame_processor(image_size: int) -> VideoMAEImageProcessorPil:
 
 # exist_ok: a reload makes new classes.
 AutoModelForVideoClassification.register(VEMOv2Config, VEMOv2ForVideoClassification, exist_ok=True)
-AutoImageProcessor.register(
-    VEMOv2Config, slow_image_processor_class=VideoMAEImageProcessorPil,
-    fast_image_processor_class=VideoMAEImageProcessor, exist_ok=True,
-)  # fmt: skip
+register_image_processor(VEMOv2Config, "VideoMAE")
 if is_torchvision_available():
     from d_emo.video import processing as processing  # registers itself
 

@@ -25,8 +25,9 @@ from d_emo.classification.transformers_models import make_image_processor
 from d_emo.common.files import written_whole
 from d_emo.common.messages import first_line
 from d_emo.common.output import Progress
+from d_emo.common.packaged import model_place
 from d_emo.common.processes import default_device
-from d_emo.common.saved_folders import LOADING_ERRORS
+from d_emo.common.saved_folders import LOADING_ERRORS, refuse_nobodys
 from d_emo.eval.classification.accuracy import PreparedImages
 from d_emo.images.decode import UnreadableImageError
 from d_emo.images.folders import folder_source
@@ -139,9 +140,11 @@ def open_network(name: str, image_size: int) -> Network:
     if known := known_name("--models: backbone", name, list_classifiers()):
         model = create_classifier(known, image_size)
         return Network(known, open_branches(model), _emov2_maps(_ready(model)))
+    place = model_place(name)
     try:
-        model = AutoModelForImageClassification.from_pretrained(name)
-        processor = AutoImageProcessor.from_pretrained(name)
+        refuse_nobodys(place)
+        model = AutoModelForImageClassification.from_pretrained(place)
+        processor = AutoImageProcessor.from_pretrained(place)
     except LOADING_ERRORS as error:
         raise ValueError(
             f"--models {name} is neither of d_emo.list_classifiers() nor {TIMM}NAME, and does not load as an image "

@@ -14,7 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from d_emo.common.files import check_apart, check_writable, read_json
 from d_emo.common.locks import output_folder
-from d_emo.common.packaged import list_packaged
+from d_emo.common.packaged import is_packaged
 from d_emo.common.processes import keep_freed_memory, loader_processes, start_processes
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.by_class import check_classes
@@ -341,7 +341,7 @@ def output_dir(options: argparse.Namespace, preset: str) -> Path:
     if options.output_dir:
         return Path(options.output_dir)
     model = Path(options.model)
-    own = model.is_dir() and options.model not in list_packaged()  # see `model_place`
+    own = model.is_dir() and not is_packaged(options.model)
     return model / "evaluation" / preset if own else Path("evaluation") / f"{model.name}-{preset}"
 
 

@@ -11,7 +11,8 @@ from d_emo.common.command_line import flag
 from d_emo.common.files import check_apart, check_writable, written_whole
 from d_emo.common.messages import first_line
 from d_emo.common.options import blamed
-from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder, refuse_other_tasks
+from d_emo.common.packaged import is_packaged, model_place, packaged
+from d_emo.common.saved_folders import LOADING_ERRORS, evaluation_folder, refuse_nobodys, refuse_other_tasks
 
 # Options that name folders or files of data.
 PLACES = ("data_dir", "mask_dir", "dataset")
@@ -28,7 +29,7 @@ def report_folder(options: argparse.Namespace, kind: str) -> Path:
         ValueError: the model is of another task, the report lies among the data, or nothing may be written there.
     """
     with blamed(f"--model {options.model}"):
-        refuse_other_tasks(options.model, kind)
+        refuse_other_tasks(packaged(options.model) if is_packaged(options.model) else options.model, kind)
     folder = Path(options.output_dir or evaluation_folder(options.model))
     check_apart(folder, "--output-dir", {flag(name): getattr(options, name, None) for name in PLACES})
     check_writable(folder, "--output-dir", folder=True)
@@ -39,7 +40,7 @@ def load_model(name: str, kind: str, model: Any, processor: Any, **options: Any)
     """A model of transformers and its processor.
 
     Args:
-        name: folder or Hub id.
+        name: see `model_place`.
         kind: what it is loaded as, one of `saved_folders.TASKS`.
         model, processor: Auto classes.
         **options: of the processor.
@@ -47,8 +48,10 @@ def load_model(name: str, kind: str, model: Any, processor: Any, **options: Any)
     Raises:
         ValueError: it does not load.
     """
+    place = model_place(name)
     try:
-        return model.from_pretrained(name), processor.from_pretrained(name, **options)
+        refuse_nobodys(place)
+        return model.from_pretrained(place), processor.from_pretrained(place, **options)
     except LOADING_ERRORS as error:
         raise ValueError(f"--model {name} does not load as {kind} ({first_line(error)}).") from error
 

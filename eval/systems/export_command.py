@@ -18,6 +18,7 @@ from transformers import (
 from d_emo import export, make_image_processor
 from d_emo.common.files import check_writable, written_whole
 from d_emo.common.messages import first_line
+from d_emo.common.packaged import is_packaged, model_place
 from d_emo.common.saved_folders import LOADING_ERRORS, may_be_on_hub
 from d_emo.eval.systems.names import KINDS, kind_of, names_in_words
 from d_emo.models.flops import count_parameters
@@ -70,7 +71,8 @@ def open_model(name: str, image_size: int | None = None) -> tuple[Any, Any, int 
     Raises:
         ValueError: there is no such network.
     """
-    kind = None if Path(name).is_dir() else kind_of(name)
+    place = model_place(name)
+    kind = None if Path(place).is_dir() else kind_of(name)
     if kind is not None:
         side = image_size or kind.side
         model = kind.build(name, side).eval()
@@ -78,14 +80,14 @@ def open_model(name: str, image_size: int | None = None) -> tuple[Any, Any, int 
             return model, make_image_processor(side), side
         return model, model.make_image_processor() if hasattr(model, "make_image_processor") else None, side
     try:
-        if not Path(name).is_dir() and not may_be_on_hub(name, [known for kind in KINDS for known in kind.names()]):
+        if not Path(place).is_dir() and not may_be_on_hub(place, [known for kind in KINDS for known in kind.names()]):
             raise ValueError("there is no such folder or name")
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(place)
         architecture = (getattr(config, "architectures", None) or ["ForImageClassification"])[0]
         opener = next((opener for end, opener in OPENERS.items() if architecture.endswith(end)), None)
         if opener is None:
             raise ValueError(f"it holds a {architecture}")
-        model, processor = opener.from_pretrained(name), _processor_of(name, getattr(config, "num_channels", 3))
+        model, processor = opener.from_pretrained(place), _processor_of(place, getattr(config, "num_channels", 3))
     except LOADING_ERRORS as error:
         raise ValueError(
             f"--model {name} does not load as an image classifier, a segmenter or a video classifier "
@@ -118,7 +120,7 @@ def side_of(processor: Any, name: str) -> int:
 
 def default_folder(model: str) -> Path:
     """Where the files go."""
-    return Path(model) / "exported" if Path(model).is_dir() else Path("runs") / "exported"
+    return Path(model) / "exported" if Path(model).is_dir() and not is_packaged(model) else Path("runs") / "exported"
 
 
 def export_and_check(

@@ -10,11 +10,10 @@ from huggingface_hub.errors import EntryNotFoundError
 
 import d_emo  # noqa: F401  makes transformers know EMOv2
 from d_emo.common.messages import first_line
-from d_emo.common.packaged import list_packaged
+from d_emo.common.packaged import list_packaged, model_place
 from d_emo.common.processes import device_named
 from d_emo.common.saved_folders import LOADING_ERRORS, held_in, may_be_on_hub, read_object
 from d_emo.pipelines import DEMOPipeline, open_pipeline
-from d_emo.pipelines.loading import model_place
 
 PIPELINE, CLASSIFIER = "model_index.json", "config.json"
 CLASSIFIES = "ForImageClassification"

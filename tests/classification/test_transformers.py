@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
 from helpers.models import randomize
 from transformers import (
     AutoConfig,
@@ -26,6 +27,7 @@ from d_emo import (
     list_classifiers,
     make_image_processor,
 )
+from d_emo.classification import image_processors
 from d_emo.classification.checks import check_labels
 from d_emo.classification.published import checkpoint_state, import_classifier, published_state
 from d_emo.models import I2RMB
@@ -437,3 +439,15 @@ def test_a_head_takes_features_only(features):
 def test_a_folder_that_is_none_is_refused(folder):
     with pytest.raises(ValueError, match=r"save_directory=.* is no path of a folder"):
         classifier().save_pretrained(folder)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_processor_on_torchvision_is_named_where_torchvision_is(monkeypatch, there):
+    """transformers warns of it elsewhere."""
+    registered = {}
+    monkeypatch.setattr(image_processors, "is_torchvision_available", lambda: there)
+    monkeypatch.setattr(transformers.AutoImageProcessor, "register", lambda _, **classes: registered.update(classes))
+    image_processors.register_image_processor(EMOv2Config, "Bit")
+    assert registered["slow_image_processor_class"] is transformers.BitImageProcessorPil
+    fast = registered["fast_image_processor_class"]
+    assert fast is (transformers.BitImageProcessor if there else None)

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import d_emo
 from d_emo.common import packaged as home
+from d_emo.common.saved_folders import evaluation_folder
 
 
 @pytest.fixture
@@ -51,3 +53,15 @@ def test_asking_loads_no_library():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_name_means_the_packaged_model_and_a_path_what_lies_there(shelf, tmp_path, monkeypatch, capsys):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert home.model_place("apple") == str(shelf / "apple") and home.model_place("mine/apple") == "mine/apple"
+    assert evaluation_folder("apple") == Path("runs/evaluation-apple") and not capsys.readouterr().err
+    Path("apple").mkdir()
+    assert home.model_place("apple") == str(shelf / "apple")
+    assert "write ./apple for what lies" in capsys.readouterr().err
+    assert home.model_place("./apple") == "./apple" and evaluation_folder("./apple") == Path("apple/evaluation")
+    assert evaluation_folder("apple") == Path("runs/evaluation-apple")

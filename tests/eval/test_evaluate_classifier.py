@@ -253,3 +253,11 @@ def test_ctrl_c_ends_readers_and_their_processes_with_one_line(tmp_path, folder,
         assert running.finish() == 130
         assert running.output.splitlines()[-1].startswith(f"{name}: interrupted; {kept}")
         assert "Traceback" not in running.output and "KeyboardInterrupt" not in running.output
+
+
+def test_packaged_classifiers_are_known_by_their_names_and_names_of_nobody_are_not_asked_of_the_hub(monkeypatch):
+    model, processor = open_classifier("digits-classifier")
+    assert model.config.id2label[7] == "seven" and processor.crop_size["height"] == 32
+    monkeypatch.setattr("transformers.AutoModelForImageClassification.from_pretrained", lambda _: pytest.fail("asked"))
+    with pytest.raises(ValueError, match=r"digits-clasifier .* no packaged model but digits, digits-"):
+        open_classifier("digits-clasifier")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from helpers.extras import needs
 
 from d_emo.eval import throughput
 from d_emo.eval.benchmarks import side_by_side, subjects
@@ -153,6 +154,7 @@ def test_share_of_a_cards_peak(monkeypatch):
 
 
 @pytest.mark.slow
+@needs("export")
 def test_networks_of_images_are_measured_beside_timms_torchvisions_and_onnxruntime(tmp_path, capsys):
     models = ["EMOv2-1M", "timm:test_efficientnet@onnx", "timm:test_efficientnet", "EMOv2-1M/deeplabv3",
               "torchvision:lraspp_mobilenet_v3_large"]  # fmt: skip
@@ -173,6 +175,7 @@ def test_clips_are_measured_with_their_frames(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@needs("export")
 def test_every_kind_of_system_runs_every_job_that_it_has(tmp_path):
     segmenters = ["U-EMOv2-5M", "EMOv2-1M/segformer@checkpointed", "transformers:segformer-b0",
                   "torchvision:deeplabv3_mobilenet_v3_large"]  # fmt: skip

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from helpers.classifiers import TINY
+from helpers.extras import needs
 from helpers.models import enliven
 from helpers.training import run_here
 
@@ -24,6 +25,7 @@ def network(name="EMOv2-1M", **overrides):
 SMALLEST = {"depths": (1, 1, 2, 1), "widths": (8, 8, 16, 16)}
 
 
+@needs("export")
 @pytest.mark.parametrize("name", ["EMOv2-1M", pytest.param("EMOv1-1M", marks=pytest.mark.slow)])
 def test_onnx_equals_torch_for_any_batch(tmp_path, name):
     model = network(name)
@@ -47,8 +49,8 @@ def test_exported_programs_equal_torch_for_any_batch(tmp_path, name):
         torch.testing.assert_close(run(pixels), model(pixels), atol=1e-5, rtol=1e-5)
 
 
+@needs("coreml")
 def test_core_ml_converts(tmp_path):
-    pytest.importorskip("coremltools", reason="needs the extra coreml")
     save_coreml(network(), 64, tmp_path / "model.mlpackage")
     import coremltools
 
@@ -61,6 +63,7 @@ def test_core_ml_converts(tmp_path):
 
 
 @pytest.mark.slow
+@needs("export")
 def test_the_command_prints_parity_and_keeps_the_processor(capsys, tmp_path):
     code, _ = run_here(capsys, *TINY, "--max-train-steps", "1", "--validation-share", "0", "--output-dir",
                        tmp_path / "trained", main=train_classifier.main)  # fmt: skip
@@ -105,6 +108,7 @@ def half_file(tmp_path_factory):
     return model, path
 
 
+@needs("export")
 def test_onnx_files_take_the_models_channels_sizes_and_type_of_numbers(half_file):
     model, path = half_file
     pixels = torch.randn(3, 1, 48, 96, generator=torch.Generator().manual_seed(0))
@@ -116,6 +120,7 @@ def test_onnx_files_take_the_models_channels_sizes_and_type_of_numbers(half_file
 
 
 @pytest.mark.slow
+@needs("export")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_what_onnx_lacks_becomes_float32_there_and_stays_in_programs(tmp_path, dtype):
     """onnxruntime has no layers of bfloat16 and float64."""
@@ -185,6 +190,7 @@ def test_other_models_are_refused(model, message):
         export_program(model, 64)
 
 
+@needs("export")
 def test_onnx_files_and_images_that_do_not_fit_are_refused(half_file, tmp_path):
     (tmp_path / "text.onnx").write_text("no graph")
     run = OnnxModel(half_file[1], threads=1)
@@ -202,6 +208,7 @@ def test_onnx_files_and_images_that_do_not_fit_are_refused(half_file, tmp_path):
             call()
 
 
+@needs("export")
 @pytest.mark.parametrize("path", [None, 3, ""])
 def test_a_path_that_is_none_is_refused(path):
     for call in (save_program, save_onnx):
@@ -211,7 +218,7 @@ def test_a_path_that_is_none_is_refused(path):
         OnnxModel(path)
 
 
-@pytest.mark.parametrize("save", [save_program, save_onnx])
+@pytest.mark.parametrize("save", [save_program, pytest.param(save_onnx, marks=needs("export"))])
 def test_a_place_that_cannot_be_written_is_refused_before_the_export(tmp_path, save, monkeypatch):
     monkeypatch.setattr("d_emo.export.files.export_program", lambda *_, **__: pytest.fail("it was exported"))
     for path, message in (
@@ -222,15 +229,19 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_export(tmp_path, s
             save(network(**SMALLEST), 64, path)
 
 
+@needs("coreml")
 def test_core_ml_folders_end_as_such(tmp_path):
-    pytest.importorskip("coremltools", reason="needs the extra coreml")
     with pytest.raises(ValueError, match=r"is no \.mlpackage"):
         save_coreml(network(), 64, tmp_path / "model.onnx")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a file's size are POSIX's")
 @pytest.mark.parametrize(
-    ("save", "name"), [(save_program, "model.pt2"), pytest.param(save_onnx, "model.onnx", marks=pytest.mark.slow)]
+    ("save", "name"),
+    [
+        (save_program, "model.pt2"),
+        pytest.param(save_onnx, "model.onnx", marks=[pytest.mark.slow, needs("export")]),
+    ],
 )
 def test_a_disk_that_fills_up_leaves_the_earlier_file_and_nothing_else(tmp_path, save, name):
     """Writing stops at 4 kB, as at the end of a disk."""

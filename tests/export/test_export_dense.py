@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from helpers.extras import needs
 from helpers.models import enliven
 from helpers.paths import ROOT
 from helpers.training import run_here
@@ -55,6 +56,7 @@ def assert_same(model, run, size, tolerance, frames=None):
     assert (first - other).abs().max() > 0.01 * first.abs().max()
 
 
+@needs("export")
 @pytest.mark.parametrize("head", ["semantic_fpn", *(pytest.param(head, marks=pytest.mark.slow) for head in HEADS[:3])])
 @pytest.mark.parametrize("size", [pytest.param((64, 96), marks=pytest.mark.slow), (72, 100)])
 def test_onnx_of_segmenters_equals_torch_where_windows_and_grids_are_padded(tmp_path, head, size):
@@ -77,6 +79,7 @@ def test_programs_of_video_classifiers_equal_torch(plain):
 
 
 @pytest.mark.slow
+@needs("export")
 @pytest.mark.parametrize("frames", [None, 6])
 def test_onnx_of_video_classifiers_equals_torch(tmp_path, frames):
     model = video_network()
@@ -89,6 +92,7 @@ def test_onnx_of_video_classifiers_equals_torch(tmp_path, frames):
 
 
 @pytest.mark.slow
+@needs("export")
 @pytest.mark.parametrize(("name", "size"), [("ssdlite", 320), ("retinanet", (96, 128))])
 def test_onnx_of_one_stage_detectors_equals_torch(tmp_path, name, size):
     model = detector(name)
@@ -113,6 +117,7 @@ def test_the_boxes_of_a_files_network_are_those_that_a_detector_finds():
 
 
 @pytest.mark.slow
+@needs("export")
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", ["ssdlite", "retinanet", "mask_rcnn"])
@@ -159,9 +164,11 @@ def test_what_no_file_can_hold_is_refused_in_one_line():
 
 
 @pytest.mark.slow
+@needs("coreml")
 @pytest.mark.parametrize("kind", ["segmenter", "video", "detector"])
 def test_core_ml_converts_every_kind(tmp_path, kind):
-    coremltools = pytest.importorskip("coremltools", reason="needs the extra coreml")
+    import coremltools
+
     model = {"segmenter": segmenter, "video": video_network, "detector": lambda: detector("ssdlite")}[kind]()
     save_coreml(model, 320 if kind == "detector" else (64, 96), tmp_path / "model.mlpackage")
     written = coremltools.models.MLModel(str(tmp_path / "model.mlpackage"), skip_model_load=True).get_spec().description
@@ -183,6 +190,7 @@ def test_the_command_opens_folders_by_what_they_hold_and_prints_parity(capsys, t
 
 
 @pytest.mark.slow
+@needs("export")
 @pytest.mark.parametrize(
     "name", ["EMOv2-1M/segformer", "EMOv2-1M/ssdlite", "EMOv2-1M/retinanet", "U-EMOv2-5M", "V-EMOv2-1M"]
 )

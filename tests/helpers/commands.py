@@ -40,6 +40,7 @@ class SweptCommand:
         base: a command line that works; "@NAME" stands for what `made` has of that name, "@out" for a new folder.
         parsed: what is called first with options that the parser accepted.
         quick: whether the base command line takes seconds.
+        extra: of the package, without which the command does nothing.
     """
 
     name: str
@@ -47,6 +48,7 @@ class SweptCommand:
     base: tuple[str, ...]
     parsed: str
     quick: bool = True
+    extra: str | None = None
 
     @property
     def main(self) -> Callable[[list[str]], None]:
@@ -82,12 +84,14 @@ COMMANDS = {
             "d_emo.train.train_video_classifier",
             (*TINY_VIDEO, "--train-data-dir", "@videos", "--max-train-steps", "1", "--output-dir", "@out"),
             "d_emo.train.video.trainer.run",
+            extra="video",
         ),
         SweptCommand(
             "make_camera_motion",
             "d_emo.train.make_camera_motion",
             ("--photos", "@pictures", "--held-out", "1", "--frames", "2", "--resolution", "16", "--output-dir", "@out"),
             "d_emo.train.video.motion_command.run",
+            extra="video",
         ),
         SweptCommand(
             "train_detector",
@@ -144,6 +148,7 @@ COMMANDS = {
             "d_emo.eval.evaluate_video_classifier",
             ("--model", "@video classifier", "--data-dir", "@videos", "--output-dir", "@out"),
             "d_emo.eval.video.command.run",
+            extra="video",
         ),
         SweptCommand(
             "evaluate_detector",

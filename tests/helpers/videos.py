@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 import torch
 
 from helpers.models import randomize
@@ -22,8 +23,7 @@ def write_video(path, count=20, width=48, height=32, codec="mpeg4", gop=5, times
         picture: number -> (H, W, 3) uint8; None for plain greys.
         container: format where the name does not tell it.
     """
-    import av
-
+    av = pytest.importorskip("av", reason="needs the extra video")
     with av.open(str(path) if not isinstance(path, io.BytesIO) else path, "w", format=container) as file:
         stream = file.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -8,6 +8,7 @@ import sys
 import zipfile
 
 import pytest
+from helpers.extras import needs
 from helpers.import_graph import modules
 from helpers.paths import ROOT
 
@@ -19,6 +20,7 @@ PACKAGED = ROOT / "d_emo" / "packaged"
 PYTHON_FILES = sorted(path for folder in [*FOLDERS, "tests"] for path in (ROOT / folder).rglob("*.py"))
 
 
+@needs("test-all", "build")
 @pytest.mark.parametrize("options", [["--wheel"], []], ids=["from the tree", "from the source distribution"])
 def test_wheel_holds_the_tree_and_nothing_else(tmp_path, options):
     source = tmp_path / "source"  # a copy, so that no build folder is left in the tree
@@ -91,7 +93,7 @@ def test_ci_installs_and_tests_with_the_readmes_commands():
     tests = next(block for block in blocks if "pytest" in block)
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     install = re.search(r'pip install .*-e "\.\[test\]"', tests)
-    assert install and 'pip install -q -e ".[test]"' in ci
+    assert install and 'pip install -q -e ".[test]"\npip install -q -e ".[test-all]"\n' in ci
     assert tests.strip().endswith("pytest") and ci.strip().splitlines()[-1] == "pytest --cov"
 
 
@@ -131,4 +133,11 @@ def test_version_has_one_source():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'version = { attr = "d_emo.__version__" }' in project
     assert not re.search(r'^version = "', project, flags=re.MULTILINE)
-    assert f"version: {d_emo.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", d_emo.__version__)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {d_emo.__version__}\n" in citation
+    assert f"version = {{{d_emo.__version__}}}" in (ROOT / "docs" / "citing.md").read_text(encoding="utf-8")
+    released = re.findall(
+        r"^## \[([\d.]+)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert released[0][0] == d_emo.__version__ and f"\ndate-released: {released[0][1]}\n" in citation

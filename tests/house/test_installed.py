@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from helpers.extras import needs
 from helpers.paths import ROOT
 from helpers.processes import offline_environment
 from helpers.training import TINY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs("test-all", "build")]
 
 
 @pytest.fixture(scope="module")

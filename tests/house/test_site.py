@@ -107,7 +107,7 @@ def test_the_page_on_citing_has_the_cards_entry_and_the_files_fields():
 @pytest.fixture(scope="module")
 def hooks() -> Any:
     """The module that mkdocs.yml names."""
-    pytest.importorskip("mkdocs", reason="extra `site`")
+    pytest.importorskip("mkdocs", reason="needs the extra site")
     spec = importlib.util.spec_from_file_location("site_hooks", ROOT / ".ci" / "site_hooks.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -162,7 +162,7 @@ def test_the_page_of_commands_has_every_option(hooks):
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_without_a_network(tmp_path):
-    pytest.importorskip("mkdocstrings", reason="extra `site`")
+    pytest.importorskip("mkdocstrings", reason="needs the extra site")
     nowhere = "http://127.0.0.1:9"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "http_proxy": nowhere, "https_proxy": nowhere}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]

@@ -354,7 +354,7 @@ def test_group_offload_gives_the_same_output():
 
 @torch.no_grad()
 def test_lora_adapter_is_added_saved_and_loaded(tmp_path):
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="needs the extra lora")
     model = tiny_model()
     base = model(*inputs(model)).sample
     model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_qkv", "modulation"], init_lora_weights=False))

@@ -146,7 +146,7 @@ def test_normed_queries_and_keys_do_not_feel_their_scale():
 @pytest.mark.parametrize("family", ROTARY)
 @torch.no_grad()
 def test_adapters_take_the_names_of_dits_layers(family):
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="needs the extra lora")
     model = tiny_model(family)
     arguments = torch.randn(2, 4, 16, 16), 500, torch.tensor([0, 4])
     base = model(*arguments).sample

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from d_emo.models.variants import create_model
 from d_emo.pipelines.lora import ADAPTERS, BESIDE, LABELS, write_adapters
 
-pytest.importorskip("peft")
+pytest.importorskip("peft", reason="needs the extra lora")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What the sweeps share."""
 
 import pytest
+from helpers.extras import installed
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,11 @@ def elsewhere(monkeypatch, tmp_path):
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
+
+
+@pytest.fixture(autouse=True)
+def with_its_extra(request):
+    """A command that does nothing without an extra is swept where that is."""
+    command = getattr(getattr(request.node, "callspec", None), "params", {}).get("command")
+    if (extra := getattr(command, "extra", None)) and not installed(extra):
+        pytest.skip(f"needs the extra {extra}")

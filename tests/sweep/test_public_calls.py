@@ -8,13 +8,16 @@ import collections
 import inspect
 
 import pytest
+from helpers.extras import needs
 from helpers.public_calls import CALLS, VALUES, answer
 
 import d_emo
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs("video")) if name == "read_clip" else name for name in CALLS]
+)
 def test_each_argument_is_right_or_named_in_one_line(name):
     call, counts, wrong = CALLS[name], collections.Counter(), []
     for argument in call.names():

@@ -11,10 +11,13 @@ import wave
 import numpy as np
 import pytest
 import torch
+from helpers.extras import needs
 from helpers.videos import numbers_of, write_video
 
 from d_emo import read_clip
 from d_emo.video.reading import Video, middles
+
+pytestmark = needs("video")
 
 
 def test_the_middle_of_each_part_is_taken():

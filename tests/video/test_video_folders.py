@@ -6,12 +6,15 @@ import itertools
 import datasets
 import numpy as np
 import pytest
+from helpers.extras import needs
 from helpers.videos import numbers_of, write_bars, write_video
 
 from d_emo.images.decode import UnreadableImageError
 from d_emo.images.source import held_out, subset
 from d_emo.video.folders import VIDEO_SUFFIXES, VideoFile, dataset_videos, folder_videos
 from d_emo.video.reading import drawn, middles, spread
+
+pytestmark = needs("video")
 
 
 def test_a_folder_of_class_folders_is_listed_by_the_house_rules(tmp_path):

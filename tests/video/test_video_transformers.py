@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from helpers.extras import needs
 from helpers.videos import large, numbers_of, write_video
 from transformers import (
     AutoConfig,
@@ -144,6 +145,7 @@ def first_frames(path, count):
         return video.frames(range(count))
 
 
+@needs("video")
 def test_the_shared_clip_runs_through_the_pipeline(folder, shared):
     path = shared / "data" / "dense" / "video" / "nasa_13013.mp4"
     answers = pipeline("video-classification", model=str(folder))([str(path)] * 2)

@@ -17,7 +17,8 @@ from d_emo.classification.transformers_models import (
 )
 from d_emo.common.messages import first_line
 from d_emo.common.options import blamed
-from d_emo.common.saved_folders import CLASSIFIER, refuse_other_tasks
+from d_emo.common.packaged import model_place
+from d_emo.common.saved_folders import CLASSIFIER, refuse_nobodys, refuse_other_tasks
 from d_emo.images.source import ImageSource
 from d_emo.models.flops import count_macs_on
 from d_emo.train.classification.config import ClassifierConfig
@@ -165,7 +166,7 @@ def make_processor(config: ClassifierConfig, resolution: int) -> Any:
     processor = make_image_processor(resolution, config.augmentation.validation_crop)
     if config.model.init_from:
         with blamed(named_start(config.model), OSError):
-            former: Any = AutoImageProcessor.from_pretrained(config.model.init_from)
+            former: Any = AutoImageProcessor.from_pretrained(model_place(config.model.init_from))
         processor.image_mean, processor.image_std = list(former.image_mean), list(former.image_std)
     return processor
 
@@ -174,17 +175,19 @@ def start_from(name: str, labels: dict[str, Any], resolution: int) -> EMOv2ForIm
     """Trained weights for a new task: a fresh head where the classes differ.
 
     Args:
-        name: folder or Hub id.
+        name: see `model_place`.
         labels: `id2label` and `label2id` of the new task.
         resolution: image side in pixels; the windows stay as they were trained.
 
     Raises:
         ValueError: it does not load, or is no EMOv2.
     """
+    place = model_place(name)
     with blamed(f"--init-from {name}"):
-        refuse_other_tasks(name, CLASSIFIER)
+        refuse_other_tasks(place, CLASSIFIER)
     try:
-        model = EMOv2ForImageClassification.from_pretrained(name, dtype=torch.float32)
+        refuse_nobodys(place)
+        model = EMOv2ForImageClassification.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"--init-from {name} does not load as EMOv2 ({first_line(error)}).") from error
     if model.config.id2label != labels["id2label"]:

@@ -24,7 +24,7 @@ from d_emo.pipelines.demo.opening import Source, open_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default::DeprecationWarning")]
 gradio = pytest.importorskip("gradio", reason="needs the extra demo")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra test-all")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HERE = "127.0.0.1"
 # Names of other machines are found by nobody.

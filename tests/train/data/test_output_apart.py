@@ -2,6 +2,7 @@
 
 import PIL.Image
 import pytest
+from helpers.extras import needs
 from helpers.training import run_here
 
 from d_emo.eval import evaluate_classifier, evaluate_detector, evaluate_segmenter, evaluate_video_classifier
@@ -12,7 +13,7 @@ COMMANDS = [
     (train_dit.main, ["--dataset", "{}", "--resolution", "16", "--vae", "none"]),
     (train_classifier.main, ["--train-data-dir", "{}", "--validation-dir", "{}"]),
     (encode_latents.main, ["--train-data-dir", "{}", "--vae", "nowhere"]),
-    (make_camera_motion.main, ["--photos", "{}"]),
+    pytest.param(make_camera_motion.main, ["--photos", "{}"], marks=needs("video")),
     (evaluate_video_classifier.main, ["--model", "nowhere", "--data-dir", "{}"]),
     (evaluate_classifier.main, ["--model", "nowhere", "--data-dir", "{}"]),
     (evaluate_detector.main, ["--model", "nowhere", "--data-dir", "{}"]),

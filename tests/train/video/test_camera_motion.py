@@ -5,6 +5,7 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+from helpers.extras import needs
 from helpers.paths import ROOT, SHARED
 from helpers.training import run_here
 
@@ -66,6 +67,7 @@ def make(capsys, *arguments):
     return run_here(capsys, *arguments, main=make_camera_motion.main)
 
 
+@needs("video")
 def test_videos_are_written_of_other_photos_for_the_test(capsys, tmp_path):
     photos = photos_in(tmp_path / "photos")
     options = ["--photos", photos, "--held-out", "2", "--frames", "6", "--resolution", "32"]
@@ -89,6 +91,7 @@ def test_videos_are_written_of_other_photos_for_the_test(capsys, tmp_path):
     assert not (other.read(3).frames(4, lambda count: middles(count, 4)) == frames).all()
 
 
+@needs("video")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,6 +116,7 @@ def test_bad_input_ends_with_one_line_and_writes_nothing(capsys, tmp_path, monke
 
 
 @pytest.mark.slow
+@needs("video")
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not PHOTOS.is_file(), reason="needs the photos of the shared folder")
 def test_motion_is_learned_and_read_backwards_as_its_opposite_but_not_of_one_frame(capsys, tmp_path):
