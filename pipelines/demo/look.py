@@ -25,7 +25,8 @@ CSS = """
 #grid .gallery-item { max-width: 320px; }
 #grid.small-pictures .gallery-item { max-width: 160px; }
 #grid .thumbnail-item { aspect-ratio: auto; }
-.way { display: grid; grid-template-columns: repeat(auto-fill, minmax(64px, 1fr)); gap: 4px; }
+.way { display: grid; grid-template-columns: repeat(8, 1fr); gap: 4px; }
+@media (max-width: 640px) { .way { grid-template-columns: repeat(4, 1fr); } }
 .way figure { margin: 0; text-align: center; font-size: var(--text-sm); }
 .way img { width: 100%; margin: 0; }
 #code .cm-gutters { display: none; }

@@ -24,6 +24,8 @@ from d_emo.pipelines.demo.snippets import classifying_code, drawing_code, settin
 
 # Pictures below this many pixels are shown enlarged, with their pixels as squares.
 SMALL_SIDE = 64
+# Pixels of the field that a picture is dropped in.
+PICTURE_HEIGHT = 280
 # Seconds after which what was drawn for a download is deleted.
 KEPT = 3600
 # Visitors who may come in the same moment.
@@ -222,7 +224,9 @@ def classifying_page(classifier: Any, source: Source, waiting: int) -> gr.Blocks
         )
         with gr.Row():
             with gr.Column(min_width=280):
-                picture = gr.Image(sources=["upload", "clipboard"], label="Picture", elem_id="picture")
+                picture = gr.Image(
+                    sources=["upload", "clipboard"], label="Picture", height=PICTURE_HEIGHT, elem_id="picture"
+                )
                 # Gradio would open the file, and say in its own words what is wrong with it.
                 picture.preprocess = lambda dropped: dropped and dropped.path  # type: ignore[method-assign]
             with gr.Column(min_width=280):
