@@ -32,7 +32,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, playwright.sync_playwright() as started:
         os.environ["GRADIO_TEMP_DIR"] = folder
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE)
+        context = browser.new_context(viewport=SIZE)
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
         page.goto(address_of("digits"))
         page.click("#class input")
         page.keyboard.type("three")
@@ -43,7 +45,9 @@ def main() -> None:
         take(page, "demo.png")
         drawn = page.request.get(page.locator("#grid .grid-container img").first.get_attribute("src"))
         (Path(folder) / "three.png").write_bytes(drawn.body())
-        page = browser.new_page(viewport=PHONE, color_scheme="dark")
+        context = browser.new_context(viewport=PHONE, color_scheme="dark")
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
         page.goto(address_of("digits-classifier"))
         page.set_input_files("#picture input[type=file]", Path(folder) / "three.png")
         wait_for(page, "pixels")
