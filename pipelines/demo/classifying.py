@@ -1,26 +1,24 @@
 """What a classifier says of a picture."""
 
+from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
-from d_emo.common.messages import shown
+from d_emo.images.decode import decode, trim_strip
 
 TOP = 5
 
 
-def classify(classifier: Any, picture: PIL.Image.Image | None) -> dict[str, float]:
-    """The most likely classes of a picture and their probabilities, the likeliest first.
+def classify(classifier: Any, file: str | Path) -> tuple[tuple[int, int], dict[str, float]]:
+    """A picture's width and height, and its most likely classes with their probabilities, the likeliest first.
 
     Args:
         classifier: transformers' image-classification pipeline.
-        picture: of any mode and size.
+        file: a picture of any kind that is trained on; of a long strip the middle is looked at.
 
     Raises:
-        ValueError: there is no picture.
+        ValueError: the file cannot be read as a picture.
     """
-    if not isinstance(picture, PIL.Image.Image):
-        raise ValueError(f"picture={shown(picture)} is none; drop one in, or choose a file.")
+    picture = decode(file, Path(file).name)
     classes = len(classifier.model.config.id2label)
-    answers = classifier(picture.convert("RGB"), top_k=min(TOP, classes))
-    return {answer["label"]: float(answer["score"]) for answer in answers}
+    answers = classifier(trim_strip(picture), top_k=min(TOP, classes))
+    return picture.size, {answer["label"]: float(answer["score"]) for answer in answers}

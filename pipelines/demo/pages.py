@@ -17,12 +17,15 @@ from d_emo.common.output import say
 from d_emo.models.flops import count_parameters
 from d_emo.pipelines.demo.classifying import TOP, classify
 from d_emo.pipelines.demo.drawing import MOST_GUIDANCE, Moment, Studio, Wish, new_seed, strip
+from d_emo.pipelines.demo.look import way_shown
 from d_emo.pipelines.demo.opening import Source
 from d_emo.pipelines.demo.results import write_archive
 from d_emo.pipelines.demo.snippets import classifying_code, drawing_code, settings_shown
 
 # Pictures below this many pixels are shown enlarged, with their pixels as squares.
 SMALL_SIDE = 64
+# Pixels of the field that a picture is dropped in.
+PICTURE_HEIGHT = 280
 # Seconds after which what was drawn for a download is deleted.
 KEPT = 3600
 # Visitors who may come in the same moment.
@@ -31,10 +34,15 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
 class Stops:
-    """The switch that ends a visitor's drawing, by session. A visitor has one drawing at a time."""
+    """The switch that ends a visitor's drawing, by session. A visitor has one drawing at a time.
+
+    Attributes:
+        refusals: why the last wish was refused, by session, until it is shown.
+    """
 
     def __init__(self) -> None:
         self._switches: dict[str, threading.Event] = {}
+        self.refusals: dict[str, str] = {}
 
     def new(self, request: gr.Request) -> None:
         """Make the switch of a drawing that is about to wait for its turn."""
@@ -71,17 +79,14 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
             )
             draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=140)
             stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=140, interactive=False)
-        status = gr.HTML(_said("Draw, or Enter in a field, begins."), elem_id="status", elem_classes=["status"])
+        status = gr.HTML(_said("Press Draw, or Enter in a field."), elem_id="status", elem_classes=["status"])
         with gr.Row():
             with gr.Column(scale=3, min_width=280):
                 grid = gr.Gallery(
                     label="Pictures", show_label=False, columns=4, height="auto", object_fit="contain", format="png",
                     interactive=False, elem_id="grid", elem_classes=small,
                 )  # fmt: skip
-                way = gr.Image(
-                    label="The way of the first from noise, by steps", show_label=False, format="png", type="pil",
-                    interactive=False, visible=False, elem_id="way", elem_classes=small, buttons=[],
-                )  # fmt: skip
+                way = gr.HTML(visible=False, elem_id="way", elem_classes=small)
             with gr.Column(scale=2, min_width=280, elem_classes=["wish"]):
                 count = _whole_slider(limits.images, default.count, "Images", "count")
                 guidance = gr.Slider(
@@ -96,10 +101,7 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
                 )
                 steps = _whole_slider(limits.steps, default.steps, "Steps", "steps")
                 with gr.Row(elem_classes=["bar"]):
-                    seed = gr.Number(
-                        default.seed, label="Seed", precision=0, elem_id="seed",
-                        min_width=120,
-                    )  # fmt: skip
+                    seed = gr.Number(default.seed, label="Seed", elem_id="seed", min_width=120)
                     another = gr.Button("New seed", elem_id="new-seed", min_width=120)
                 sampler = gr.Dropdown(
                     studio.sampler_choices,
@@ -148,7 +150,8 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
                 if (many := len(page._queue)) >= waiting:
                     raise ValueError(f"As many as may wait are in the queue already: {many}. Try again soon.")
             except Exception as error:
-                return (_wrong(error), *buttons(busy=False), *[gr.skip()] * results)
+                stops.refusals[_session(request)] = _wrong(error)
+                raise gr.Error(visible=False, print_exception=False) from error  # nothing is queued; `refuse` shows it
             stops.new(request)
             hidden = gr.update(visible=False)
             return (_said("Waits for its turn."), *buttons(busy=True), [], hidden, hidden, hidden, None, hidden)
@@ -156,7 +159,8 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
         def work(request: gr.Request, *fields: Any) -> Iterator[tuple[Any, ...]]:
             """Draw, in its turn."""
             switch = stops.of(request)
-            if switch is None:  # refused
+            if switch is None:  # the visitor left, or came back
+                yield tuple([gr.skip()] * len(shown))
                 return
             try:
                 yield from follow(wish(*fields), switch)
@@ -175,20 +179,22 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
                     yield (_said(_progress(moment)), *buttons(busy=True), *[gr.skip()] * results)
                     continue
                 seen.append((moment.step, moment.images[0]))
-                row = strip(seen)
                 told = (_said(_progress(moment)), *buttons(busy=not moment.done))
-                pictures = (moment.images, gr.update(value=row, visible=True))
+                pictures = (moment.images, gr.update(value=way_shown(seen), visible=True))
                 if not moment.done:
                     yield (*told, *pictures, *[gr.skip()] * 4)
                     continue
                 text, settings = drawing_code(studio, source, wanted), settings_shown(moment.settings)
-                path = write_archive(_new_file(f"{studio.about(wanted)}.zip"), moment.images, row, settings, text)
+                path = _new_file(f"{studio.about(wanted)}.zip")
+                write_archive(path, moment.images, strip(seen), settings, text)
                 file = gr.update(value=str(path), visible=True)
                 yield (*told, *pictures, file, gr.update(value=text, visible=True), settings, gr.update(visible=True))
 
         def refuse(request: gr.Request) -> tuple[Any, ...]:
             stops.press(request)
-            return (_wrong(ValueError("A field is out of its range.")), *buttons(busy=False))
+            # What Gradio itself refuses, a field out of its range, comes to none of our functions.
+            out_of_range = _wrong(ValueError("A field is empty, or out of its range."))
+            return (stops.refusals.pop(_session(request), out_of_range), *buttons(busy=False))
 
         def end(request: gr.Request) -> str:
             if switch := stops.of(request):
@@ -200,7 +206,6 @@ def drawing_page(studio: Studio, source: Source, waiting: int) -> gr.Blocks:
         started.success(
             work, fields, shown, concurrency_limit=1, show_progress="minimal", show_progress_on=status, **PRIVATE
         )
-        # What Gradio itself refuses, a field out of its range, comes to none of our functions.
         started.failure(refuse, None, [status, draw, stop], queue=False, **PRIVATE)
         stop.click(end, None, status, queue=False, show_progress="hidden", **PRIVATE)
         another.click(new_seed, None, seed, queue=False, show_progress="hidden", **PRIVATE)
@@ -220,19 +225,22 @@ def classifying_page(classifier: Any, source: Source, waiting: int) -> gr.Blocks
         with gr.Row():
             with gr.Column(min_width=280):
                 picture = gr.Image(
-                    type="pil", image_mode=None, sources=["upload", "clipboard"], label="Picture", elem_id="picture"
+                    sources=["upload", "clipboard"], label="Picture", height=PICTURE_HEIGHT, elem_id="picture"
                 )
+                # Gradio would open the file, and say in its own words what is wrong with it.
+                picture.preprocess = lambda dropped: dropped and dropped.path  # type: ignore[method-assign]
             with gr.Column(min_width=280):
                 status = gr.HTML(_said("Drop a picture in."), elem_id="status", elem_classes=["status"])
                 answer = gr.Label(label=f"The {TOP} likeliest classes", num_top_classes=TOP, elem_id="answer")
                 with gr.Accordion("Code", open=False):
                     gr.Code(classifying_code(source), language="python", interactive=False, elem_id="code")
 
-        def look(given: PIL.Image.Image | None) -> tuple[Any, ...]:
+        def look(given: str | None) -> tuple[Any, ...]:
             if given is None:
                 return _said("Drop a picture in."), None
             try:
-                return _said(f"{given.width} x {given.height} pixels"), classify(classifier, given)
+                (width, height), answers = classify(classifier, given)
+                return _said(f"{width} x {height} pixels"), answers
             except Exception as error:
                 return _wrong(error), None
 

@@ -17,14 +17,15 @@ def write_archive(
     width = len(str(len(images) - 1))
     with zipfile.ZipFile(path, "w") as archive:
         for index, image in enumerate(images):
-            archive.writestr(f"{index:0{width}d}.png", _png(image))
-        archive.writestr("way.png", _png(way))
+            archive.writestr(f"{index:0{width}d}.png", png(image))
+        archive.writestr("way.png", png(way))
         archive.writestr("settings.json", json.dumps(settings, indent=2, default=str))
         archive.writestr("draw.py", code)
     return path
 
 
-def _png(image: PIL.Image.Image) -> bytes:
+def png(image: PIL.Image.Image) -> bytes:
+    """A picture as a file's content."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

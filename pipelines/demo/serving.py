@@ -1,9 +1,13 @@
 """What `d-emo demo` does after it has read its options: load the model, serve the page, until Ctrl-C."""
 
+import contextlib
 import os
+import signal
+import sys
 import tempfile
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from d_emo.common.output import say
 
@@ -18,7 +22,7 @@ LARGEST_UPLOAD = "20mb"
 def run(options: "DemoOptions") -> None:
     """Load, serve, wait."""
     os.environ.update(SILENT)
-    with tempfile.TemporaryDirectory(prefix="d-emo-demo-") as folder:
+    with ended_by_signals(), tempfile.TemporaryDirectory(prefix="d-emo-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors drew and dropped goes with the page
         import gradio  # noqa: F401  before a model is loaded: it may be missing
 
@@ -35,6 +39,25 @@ def run(options: "DemoOptions") -> None:
             say("ended")
         finally:
             page.close(verbose=False)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let what is in here be left in order, its files deleted, when SIGTERM asks to end or the terminal is closed."""
+
+    def leave(number: int, _: Any) -> NoReturn:
+        sys.exit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_page(model: Any, source: Any, options: "DemoOptions") -> Any:

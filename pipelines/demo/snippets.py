@@ -42,9 +42,10 @@ def classifying_code(source: Source) -> str:
         "from transformers import pipeline",
         "",
         "from d_emo import packaged" if source.packaged else "import d_emo  # makes transformers know EMOv2",
+        "from d_emo.images.decode import decode",
         "",
         f"classifier = pipeline({task}{_dtype(source)}{device})",
-        f'answers = classifier("picture.png", top_k={TOP})',
+        f'answers = classifier(decode("picture.png", "picture.png"), top_k={TOP})',
     ]
     return "\n".join(lines) + "\n"
 
