@@ -162,13 +162,13 @@ def test_fine_tuning_a_detector_renews_its_last_layers_alone(capsys, tmp_path, b
 
 
 # Few regions an image are enough for a handful of pictures, and a step takes a tenth of the time.
-FEW_REGIONS = {"mask_rcnn": ["--detector-config", '{"box_batch_size_per_image": 32}']}
+FEW_REGIONS = {"mask_rcnn": ["--detector-config", '{"box_batch_size_per_image": 16}']}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("system", "steps", "least"), [("ssdlite", 500, 0.7), ("retinanet", 300, 0.7),
-                                                        ("mask_rcnn", 300, 0.7)])  # fmt: skip
+                                                        ("mask_rcnn", 200, 0.7)])  # fmt: skip
 def test_eight_pictures_are_learned_by_heart(capsys, tmp_path, boxes, system, steps, least):
     code, output = run(
         capsys, *TINY, "--system", system, "--train-data-dir", boxes, "--validation-dir", boxes, "--resolution", "96",
