@@ -124,7 +124,7 @@ def _lock(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def output_folder(folder: Path, option: str = "--output-dir") -> Iterator[None]:
-    """Make a folder of results and keep others out of it; one that was not there and stays empty is removed again.
+    """Make a folder of results and keep others out of it; what was not there and stays empty is removed again.
 
     Args:
         folder: what the user named.
@@ -135,7 +135,7 @@ def output_folder(folder: Path, option: str = "--output-dir") -> Iterator[None]:
         ValueError: a file lies there, or nothing may be written there.
     """
     check_writable(folder, option, folder=True)
-    new = not folder.exists()
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     with FolderLock(folder, option, "name another"):
         remove_partial(folder)
         try:
@@ -143,3 +143,6 @@ def output_folder(folder: Path, option: str = "--output-dir") -> Iterator[None]:
         finally:
             if new and not holds_something(folder):
                 remove(folder)
+                with contextlib.suppress(OSError):  # one is not empty by now
+                    for place in new[1:]:
+                        place.rmdir()

@@ -62,8 +62,12 @@ class Reference:
         return np.arange(count) if count <= MANIFOLD_IMAGES else np.sort(order)
 
 
-def check_reference(source: str) -> None:
+def check_reference(source: str, option: str = "--reference") -> None:
     """Find out at once whether there is a reference at all.
+
+    Args:
+        source: its name.
+        option: how the user named it.
 
     Raises:
         ValueError: there is none of that name.
@@ -71,7 +75,7 @@ def check_reference(source: str) -> None:
     try:
         check_name(source)
     except ValueError as error:
-        raise ValueError(f"--reference {error}") from error
+        raise ValueError(f"{option} {error}") from error
 
 
 def default_cache() -> Path:

@@ -18,8 +18,16 @@ from transformers import (
 from d_emo import export, make_image_processor
 from d_emo.common.files import check_writable, written_whole
 from d_emo.common.messages import first_line
+from d_emo.common.options import blamed
 from d_emo.common.packaged import is_packaged, model_place
-from d_emo.common.saved_folders import LOADING_ERRORS, may_be_on_hub
+from d_emo.common.saved_folders import (
+    CLASSIFIER,
+    LOADING_ERRORS,
+    SEGMENTER,
+    VIDEO_CLASSIFIER,
+    may_be_on_hub,
+    refuse_other_tasks,
+)
 from d_emo.eval.systems.names import KINDS, kind_of, names_in_words
 from d_emo.models.flops import count_parameters
 
@@ -79,6 +87,8 @@ def open_model(name: str, image_size: int | None = None) -> tuple[Any, Any, int 
         if kind.title == "classifier":
             return model, make_image_processor(side), side
         return model, model.make_image_processor() if hasattr(model, "make_image_processor") else None, side
+    with blamed(f"--model {name}"):
+        refuse_other_tasks(place, CLASSIFIER, SEGMENTER, VIDEO_CLASSIFIER)
     try:
         if not Path(place).is_dir() and not may_be_on_hub(place, [known for kind in KINDS for known in kind.names()]):
             raise ValueError("there is no such folder or name")

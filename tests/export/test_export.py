@@ -9,6 +9,7 @@ from helpers.extras import needs
 from helpers.models import enliven
 from helpers.training import run_here
 
+import d_emo
 from d_emo import EMOv2Backbone, EMOv2Config, EMOv2ForImageClassification, create_classifier
 from d_emo.eval import export_classifier
 from d_emo.eval.systems import export_command
@@ -79,6 +80,9 @@ def test_an_unknown_model_is_named_with_those_that_are_known(capsys, tmp_path, o
     code, output = run_here(capsys, "--model", "EMOv3", "--output-dir", tmp_path / "out", main=export_classifier.main)
     assert code != 0 and "--model EMOv3 does not load as an image classifier" in output
     assert "Names with fresh weights: EMOv2-1M, EMOv2-2M" in output and not (tmp_path / "out").exists()
+    digits = d_emo.packaged("digits")
+    code, output = run_here(capsys, "--model", digits, "--output-dir", tmp_path / "out", main=export_classifier.main)
+    assert code != 0 and f"--model {digits}: it holds a pipeline (DEMOPipeline), not an image classifier or a" in output
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(capsys, tmp_path, monkeypatch):

@@ -50,8 +50,6 @@ SHORTER: dict[str, dict[str, str]] = {
         "--vae tiny-vae",
     },
     "scoring": {
-        "--config train/configs/digits.yaml": "--config train/configs/digits.yaml --max-train-steps 4 --sample-steps 2 "
-        "--sample-every 0",
         "--preset quick --num-images 500": "--preset quick --num-images 40 --steps 2",
         "--preset sit-ode --num-images 500": "--preset sit-ode --num-images 40 --steps 2",
         "--sweep-images 200": "--sweep-images 20",
@@ -81,9 +79,9 @@ class Block(NamedTuple):
     code: str
 
 
-def blocks(page: str) -> list[Block]:
+def blocks(page: str, place: Path = TUTORIALS) -> list[Block]:
     """A page's blocks in their order."""
-    text = (TUTORIALS / f"{page}.md").read_text(encoding="utf-8")
+    text = (place / f"{page}.md").read_text(encoding="utf-8")
     return [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)]
 
 
@@ -191,18 +189,35 @@ def run_page(page: str, folder: Path) -> tuple[dict, list[tuple[Block, str]]]:
     """
     make_data(page, folder)
     variables: dict = {"__name__": "tutorial"}
+    whole = blocks(page)
+    ran = run_blocks([block._replace(code=shortened(page, block.code)) for block in whole], folder, variables)
+    run_ones = [block for block in whole if block.language != "text"]
+    return variables, [(block, printed) for block, (_, printed) in zip(run_ones, ran, strict=True)]
+
+
+def run_blocks(found: list[Block], folder: Path, variables: dict) -> list[tuple[Block, str]]:
+    """Run blocks in a folder, in which the process must be.
+
+    Args:
+        found: the blocks; those of text are passed over.
+        folder: the folder.
+        variables: of Python, which the blocks read and set.
+
+    Returns:
+        Every block that was run with what it printed.
+    """
     ran = []
     with shell(folder) as environment:
-        for block in blocks(page):
-            code = shortened(page, block.code)
+        for block in found:
+            code = block.code
             if block.language == "python":
                 printed = io.StringIO()
                 with contextlib.redirect_stdout(printed):
-                    exec(compile(code, f"{page}.md", "exec"), variables)
+                    exec(compile(code, "<block>", "exec"), variables)
                 ran.append((block, printed.getvalue()))
             elif block.language == "bash":
                 command = ["bash", "-euo", "pipefail", "-c", code]
                 done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
                 ran.append((block, done.stdout))
-    return variables, ran
+    return ran

@@ -94,8 +94,6 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         say(describe_encoding(manifest, folder, vae, (options.batch_size, source.channels), accelerator))
         if not options.statistics and (doubt := doubtful_scale(vae)):
             say(f"  note       {doubt}.")
-    if options.dry_run:
-        return
     agreed(accelerator, lambda: check_room(manifest, folder))
     images = _Images(TrainingImages(source, Pixels(source.channels, resolution, flip=False, seed=0)), data.on_bad_image)
     workers = loader_processes(data.num_workers, source.num_workers)
@@ -104,6 +102,9 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(output_folder(folder))
+        if options.dry_run:
+            return
+        if accelerator.is_main_process:
             latent_manifest.claim_latents(folder, manifest, source.labels)
         accelerator.wait_for_everyone()
         discard_damaged(folder, accelerator)

@@ -45,10 +45,6 @@ class InLoopFID:
         extractor.to(accelerator.device)
         source: str | ImageSet
         size = plan.resolution, plan.resolution
-        if options.fid_reference is None and (plan.source.latents is not None or plan.source.stream is not None):
-            raise ValueError(
-                "--fid-every: latents and streams hold no images to compare with; name some with --fid-reference."
-            )
         if options.fid_reference is None:
             images = view(plan.source, size, "training data")
             source, cache = images.first(min(len(images), MAX_REFERENCE_IMAGES)), self.folder / "reference"

@@ -11,6 +11,7 @@ from diffusers.optimization import get_scheduler
 
 from d_emo.common.digests import weights_digest
 from d_emo.common.messages import first_line
+from d_emo.eval.fid.references import check_reference
 from d_emo.images.autoencoders import LatentSpace, doubtful_scale, open_vae
 from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
@@ -230,6 +231,10 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     Raises:
         ValueError: they do not; the message names the option and the remedy.
     """
+    launch = Launch.of(accelerator)
+    if config.model.lora_rank is not None and launch.sharded:
+        raise ValueError(f"--lora-rank {config.model.lora_rank}: adapters are small; launch without FSDP.")
+    check_fid(config.run, source)
     initial = initial_weights(config)
     vae, resolution = choose_vae(config.model, source, initial)
     source = in_color(source, config.model.color, None if vae else initial)
@@ -279,8 +284,24 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         output_dir=output_dir(config, source),
         model_config=initial.config(model_config) if initial else model_config,
         latent_shape=(channels, side, side),
-        launch=Launch.of(accelerator),
+        launch=launch,
     )
+
+
+def check_fid(options: DiffusionRunOptions, source: ImageSource) -> None:
+    """Refuse FIDs on the way that have nothing to compare with.
+
+    Raises:
+        ValueError: the training data holds no images and no reference is named, or there is none of that name.
+    """
+    if not options.fid_every:
+        return
+    if options.fid_reference is not None:
+        check_reference(options.fid_reference, "--fid-reference")
+    elif source.latents is not None or source.stream is not None:
+        raise ValueError(
+            "--fid-every: latents and streams hold no images to compare with; name some with --fid-reference."
+        )
 
 
 def initial_weights(config: TrainConfig) -> InitialWeights | None:

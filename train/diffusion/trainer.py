@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from d_emo.common.processes import is_sharded
+from d_emo.common.processes import agreed, is_sharded
+from d_emo.eval.fid.extractors import make_extractor
 from d_emo.images.latents import draw_latents, encode_images
 from d_emo.kernels import use_backend
 from d_emo.models.transformer_base import ClassConditionalOutput
@@ -25,6 +26,7 @@ from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
 from d_emo.train.diffusion.terms import Drawn
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
 from d_emo.train.engine.prefetch import prefetched
+from d_emo.train.engine.rehearsal import shapes_only
 
 
 def run(config: TrainConfig) -> None:
@@ -35,18 +37,32 @@ def run(config: TrainConfig) -> None:
     with use_backend(config.model.kernels):
         plan = make_plan(config, source, accelerator)
         start.announce(plan, accelerator, "--dataset or --train-data-dir")
-        if config.run.dry_run:
-            return
-        diffusion = make_run(plan, accelerator)
-        loop.run_to_the_end(diffusion, lambda: train(diffusion))
+        with start.claimed(plan, accelerator, TrainConfig().flat()) as claim:
+            if config.run.dry_run:
+                rehearse(plan, accelerator)
+                return
+            diffusion = make_run(plan, accelerator)
+            loop.run_to_the_end(diffusion, lambda: train(diffusion, claim))
+
+
+def rehearse(plan: Plan, accelerator: Accelerator) -> None:
+    """Make of a plan what a run makes of it, for what that refuses, but no weights: a model of any size passes."""
+    options = plan.config.run
+    with torch.device("meta"):
+        plain, model = plan.build_model(), plan.build_trained()
+    with shapes_only(accelerator.device, model):
+        make_lr_schedule(make_optimizer(model, plan.config.optimization), plan)
+    make_pipeline(plain, plan)
+    if options.fid_every:
+        make_extractor(options.fid_features, options.fid_inception_weights)
+    if options.push_to_hub:
+        agreed(accelerator, lambda: hub.check_repository(repository_name(plan)))
 
 
 def make_run(plan: Plan, accelerator: Accelerator) -> Run:
     """Build model, average, optimizer and schedule, and hand them to Accelerate."""
     config = plan.config
     set_seed(config.run.seed % 2**32)
-    if config.model.lora_rank is not None and is_sharded(accelerator):
-        raise ValueError(f"--lora-rank {config.model.lora_rank}: adapters are small; launch without FSDP.")
     model = plan.build_trained()
     if config.model.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -68,13 +84,18 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
     )
 
 
-def start_or_resume(run: Run) -> None:
-    """Claim the output folder, load the checkpoint if one was asked for, open log and tracker, prepare FID."""
+def begin(run: Run, claim: start.Claim) -> None:
+    """Load the checkpoint if there is one, open log and tracker, prepare FID and repository."""
     options = run.plan.config.run
-    start.claim_or_resume(run, TrainConfig().flat(), lambda path: load_checkpoint(run, path))
+    start.begin(run, claim, lambda path: load_checkpoint(run, path))
     run.fid = make_in_loop_fid(run.plan, run.accelerator)
     if options.push_to_hub and run.accelerator.is_main_process:
-        run.repository = hub.claim_repository(options.hub_model_id or run.output_dir.name, options.hub_private)
+        run.repository = hub.claim_repository(repository_name(run.plan), options.hub_private)
+
+
+def repository_name(plan: Plan) -> str:
+    """Where --push-to-hub uploads to."""
+    return plan.config.run.hub_model_id or plan.output_dir.name
 
 
 def load_checkpoint(run: Run, path: Path) -> None:
@@ -86,14 +107,18 @@ def load_checkpoint(run: Run, path: Path) -> None:
     run.average.load_whole_state(stored)
 
 
-def train(run: Run) -> int:
-    """Claim the folder, step until the end or until the user interrupts; log, sample and save on the way.
+def train(run: Run, claim: start.Claim) -> int:
+    """Begin or go on, step until the end or until the user interrupts; log, sample and save on the way.
+
+    Args:
+        run: what is trained.
+        claim: of its folder.
 
     Returns:
         The exit code: 0, or the shell's code for the signal that stopped the run.
     """
     options = run.plan.config.run
-    start_or_resume(run)
+    begin(run, claim)
     lora.set_mode(run.model, frozen_norms=run.plan.config.model.lora_rank is not None)
 
     def show() -> None:

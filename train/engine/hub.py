@@ -1,5 +1,7 @@
 """--push-to-hub: the finished pipeline, its card, curves and samples, as a model repository of the Hub."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from d_emo.common.messages import first_line
@@ -21,10 +23,32 @@ def claim_repository(name: str, private: bool | None) -> str:
         ValueError: nobody is logged in, the name is taken or not allowed, or the Hub cannot be reached.
     """
     import huggingface_hub
+
+    with _opening(name):
+        return huggingface_hub.create_repo(name, private=private, exist_ok=True).repo_id
+
+
+def check_repository(name: str) -> None:
+    """What can be found out without making a repository.
+
+    Raises:
+        ValueError: nobody is logged in, the name is not allowed, or the Hub cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub.utils import validate_repo_id
+
+    with _opening(name):
+        validate_repo_id(name)
+        huggingface_hub.whoami()
+
+
+@contextlib.contextmanager
+def _opening(name: str) -> Iterator[None]:
+    """Within it, what the Hub refuses is a line about the repository of that name."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return huggingface_hub.create_repo(name, private=private, exist_ok=True).repo_id
+        yield
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise ValueError(
             f"--push-to-hub: the repository {name} cannot be opened ({first_line(error)}). Log in with `hf auth "

@@ -51,7 +51,6 @@ def run_to_the_end(run: AnyRun, train: Callable[[], int]) -> None:
         with contextlib.suppress(OSError):  # a tracker's, on a full disk
             run.accelerator.end_training()
         end_workers(others)
-        run.claimed.close()
     if code:
         sys.exit(code)
 

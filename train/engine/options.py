@@ -50,7 +50,7 @@ class RunOptions:
         None, "With --resume-from: options that may differ from the checkpoint's run, such as learning_rate,seed."
     )
     cpu_threads: int | None = option(None, "Threads a process on a CPU. Default: the cores shared by the processes.")
-    dry_run: bool = option(False, "Print what would run, and stop.")
+    dry_run: bool = option(False, "Print what would run, or why it would not begin, and stop.")
 
     def __post_init__(self):
         counts = ("global_batch_size", "micro_batch_size", "log_every", "checkpoint_every",

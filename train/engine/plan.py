@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from accelerate import Accelerator
+
 from d_emo.images.source import ImageStream
 from d_emo.train.data.batches import SampleSource
 from d_emo.train.data.options import LoaderOptions
@@ -109,6 +111,12 @@ class RunPlan(Protocol):
 
     def describe(self) -> str:
         """What would run, for people."""
+
+
+def run_identity(plan: RunPlan, accelerator: Accelerator) -> dict[str, Any]:
+    """What decides a run's results: the trainer, the plan's, and the precision, which a launch may choose."""
+    own = {"trainer": plan.config.trainer, "mixed_precision": accelerator.mixed_precision}
+    return {**plan.identity(), **own}
 
 
 class LossCurve(Protocol):

@@ -3,7 +3,6 @@
 import shutil
 import time
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -19,7 +18,7 @@ from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.cards import Circumstances
 from d_emo.train.engine.finite import FiniteSteps
-from d_emo.train.engine.plan import LossCurve, RunPlan
+from d_emo.train.engine.plan import LossCurve, RunPlan, run_identity
 
 # Beside the card.
 CARD_PICTURE = "picture.png"
@@ -69,7 +68,6 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
         seconds: that these steps took, pauses for samples, scores and checkpoints aside.
         seconds_before: that the run took before it was continued.
         published: a published loss curve to compare with.
-        claimed: ends with the run: the lock of the output folder, in the main process.
     """
 
     plan: PlanT
@@ -81,7 +79,6 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
     seconds_before: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     published: LossCurve | None = None
-    claimed: ExitStack = field(default_factory=ExitStack)
 
     @property
     def elapsed(self) -> float:
@@ -94,9 +91,8 @@ class TrainingRun(Parts, ABC, Generic[PlanT]):
         return self.plan.output_dir
 
     def identity(self) -> dict[str, Any]:
-        """What decides the run's results: the trainer, the plan's, and the precision, which a launch may choose."""
-        own = {"trainer": self.plan.config.trainer, "mixed_precision": self.accelerator.mixed_precision}
-        return {**self.plan.identity(), **own}
+        """See `run_identity`."""
+        return run_identity(self.plan, self.accelerator)
 
     @abstractmethod
     def result(self) -> Savable:

@@ -1,7 +1,9 @@
 """How every trainer starts: processes and trackers, the run's folder, and what a checkpoint brings back."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from d_emo.common.files import write_json
 from d_emo.common.locks import output_folder
 from d_emo.common.messages import first_line
+from d_emo.common.output import say
 from d_emo.common.processes import LaunchError, agreed, keep_freed_memory, start_processes
 from d_emo.train.data import stream_loader
 from d_emo.train.data.options import DATA_SOURCES
@@ -21,7 +24,7 @@ from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.finite import FiniteSteps
 from d_emo.train.engine.log import LOG_FILE, seconds_so_far, truncate_log
 from d_emo.train.engine.options import RUN_FILE, RunOptions, refuse_other_trainer
-from d_emo.train.engine.plan import RunPlan
+from d_emo.train.engine.plan import RunPlan, run_identity
 from d_emo.train.engine.run import AnyRun, Parts
 from d_emo.train.engine.state import load_state
 from d_emo.train.engine.trackers import LOG_FOLDER, chosen_trackers, open_trackers
@@ -99,25 +102,59 @@ def prepare(
     )
 
 
-def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callable[[Path], None]) -> None:
-    """Claim the output folder, load the checkpoint if one was asked for, open log and tracker.
+@dataclass(frozen=True)
+class Claim:
+    """What a run goes on from, in a folder that is its own.
+
+    Attributes:
+        checkpoint: its folder; None for a fresh start.
+        manifest: the checkpoint's.
+        notes: lines to tell the user.
+    """
+
+    checkpoint: Path | None
+    manifest: dict[str, Any]
+    notes: list[str]
+
+
+@contextmanager
+def claimed(plan: RunPlan, accelerator: Accelerator, defaults: dict[str, Any]) -> Iterator[Claim]:
+    """Within it, the output folder is this run's, and the checkpoint that was asked for is one of this run.
+
+    Nothing is written yet, so that a dry run comes as far as this.
 
     Args:
-        run: what is trained.
+        plan: what is to be done.
+        accelerator: of the run.
         defaults: of every option; see `read_identity`.
-        load_average: reads the averaged weights of a checkpoint's folder.
 
     Raises:
         ValueError: the folder is in use or holds something else, or the checkpoint is damaged or of another run.
     """
-    config, accelerator = run.plan.config, run.accelerator
-    identity = run.identity()
-    path, manifest, notes = agreed(accelerator, lambda: _claim(run, identity, defaults))
-    for note in notes:
-        run.say(note)
+    with ExitStack() as stack:
+        identity = run_identity(plan, accelerator)
+        claim = agreed(accelerator, lambda: _claim(plan, identity, defaults, stack))
+        if accelerator.is_main_process:
+            for note in claim.notes:
+                say(note)
+        yield claim
+
+
+def begin(run: AnyRun, claim: Claim, load_average: Callable[[Path], None]) -> None:
+    """Load the checkpoint if there is one, write down what run this is, open log and trackers.
+
+    Args:
+        run: what is trained.
+        claim: what it goes on from.
+        load_average: reads the averaged weights of a checkpoint's folder.
+
+    Raises:
+        ValueError: the checkpoint's state does not fit, or a tracker does not start.
+    """
+    config, accelerator, path = run.plan.config, run.accelerator, claim.checkpoint
     if path is not None:
-        run.step = manifest["step"]
-        load_state(run, path / checkpoints.STATE_FOLDER, run.step, manifest["processes"])
+        run.step = claim.manifest["step"]
+        load_state(run, path / checkpoints.STATE_FOLDER, run.step, claim.manifest["processes"])
         load_average(path)
         run.average.n_averaged.fill_(1 + run.step)
         if run.plan.source.stream is not None:
@@ -125,41 +162,35 @@ def claim_or_resume(run: AnyRun, defaults: dict[str, Any], load_average: Callabl
             run.say(note)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_json(run.output_dir / RUN_FILE, identity)
+        write_json(run.output_dir / RUN_FILE, run.identity())
         truncate_log(run.output_dir / LOG_FILE, run.step)
         run.seconds_before = seconds_so_far(run.output_dir / LOG_FILE)
     open_trackers(run, config.flat())
 
 
-def _claim(
-    run: AnyRun, identity: dict[str, Any], defaults: dict[str, Any]
-) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """Lock the output folder, and find what to continue from; the main process does.
-
-    Returns:
-        The checkpoint, None for a fresh start; its manifest; lines to tell the user.
-    """
-    options, folder = run.plan.config.run, run.output_dir
-    refuse_other_trainer(folder, run.plan.config.trainer)
+def _claim(plan: RunPlan, identity: dict[str, Any], defaults: dict[str, Any], held: ExitStack) -> Claim:
+    """Lock the output folder until `held` is closed, and find what to continue from; the main process does."""
+    options, folder = plan.config.run, plan.output_dir
+    refuse_other_trainer(folder, plan.config.trainer)
     if options.resume_from is not None:
         resume.check_named(options.resume_from)
     if not (folder / RUN_FILE).is_file():
         resume.check_run_folder(folder, options.resume_from is not None)  # before a lock is left among others' files
-    run.claimed.enter_context(output_folder(folder))
+    held.enter_context(output_folder(folder))
     resume.check_run_folder(folder, options.resume_from is not None)
     if options.resume_from is None:
-        return None, {}, []
+        return Claim(None, {}, [])
     path, manifest, notes = resume.find_checkpoint(options.resume_from, folder)
     if path is None:
-        return None, {}, notes
+        return Claim(None, {}, notes)
     if manifest.get("sharded"):
         raise checkpoints.CheckpointError(
             f"{path}: an older version saved its state in shards that only unsafe code can read; start a new run from "
             f"its averaged weights: --init-from {path}, another --output-dir."
         )
-    if manifest["step"] > run.plan.max_train_steps:
+    if manifest["step"] > plan.max_train_steps:
         raise checkpoints.CheckpointError(
-            f"{path} is at step {manifest['step']}, past the {run.plan.max_train_steps} that were asked for; "
+            f"{path} is at step {manifest['step']}, past the {plan.max_train_steps} that were asked for; "
             "name more steps (--max-train-steps), or use the run as it is."
         )
     own = resume.read_identity(path / RUN_FILE, defaults) or resume.read_identity(path.parent / RUN_FILE, defaults)
@@ -178,4 +209,4 @@ def _claim(
             raise checkpoints.CheckpointError(
                 f"--output-dir {folder} holds other checkpoints, up to {newest.name}; choose another folder."
             )
-    return path, manifest, notes
+    return Claim(path, manifest, notes)

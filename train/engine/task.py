@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from d_emo.common.processes import agreed, is_sharded, loader_processes
+from d_emo.common.processes import agreed, loader_processes
 from d_emo.kernels import use_backend
 from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch
@@ -143,10 +143,10 @@ def run_task(
     with use_backend(config.model.kernels):
         plan = make_plan(config, *sources, accelerator)
         start.announce(plan, accelerator, hint)
-        if config.run.dry_run:
-            return
-        run = make_run(plan, accelerator)
-        loop.run_to_the_end(run, lambda: train(run, type(config)().flat()))
+        with start.claimed(plan, accelerator, type(config)().flat()) as claim:
+            run = make_run(plan, accelerator)  # for a dry run, too: what it refuses
+            if not config.run.dry_run:
+                loop.run_to_the_end(run, lambda: train(run, claim))
 
 
 def prepare_parts(
@@ -160,11 +160,7 @@ def prepare_parts(
         compiled: whether the network is compiled.
         to_compile: the network -> the part of it that is.
 
-    Raises:
-        ValueError: the launch is sharded.
     """
-    if is_sharded(accelerator):
-        raise ValueError("accelerate launch with FSDP: these networks are small and not sharded; launch without FSDP.")
     set_seed(plan.config.run.seed % 2**32)
     model = plan.build_model()
     in_time = any(parameter.dim() == 5 for parameter in model.parameters())
@@ -175,18 +171,18 @@ def prepare_parts(
     return start.prepare(plan, accelerator, model, optimizer, lr_schedule, compile_model)
 
 
-def train(run: TaskRun, defaults: dict[str, Any]) -> int:
-    """Claim the folder, step until the end or until the user interrupts; log, validate and save on the way.
+def train(run: TaskRun, claim: start.Claim) -> int:
+    """Begin or go on, step until the end or until the user interrupts; log, validate and save on the way.
 
     Args:
         run: what is trained.
-        defaults: of every option.
+        claim: of its folder.
 
     Returns:
         The exit code: 0, or the shell's code for the signal that stopped the run.
     """
     plan: Any = run.plan
-    start.claim_or_resume(run, defaults, run.load_average)
+    start.begin(run, claim, run.load_average)
     if run.accelerator.is_main_process:
         truncate_log(plan.output_dir / VALIDATION_FILE, run.step, ("step", *run.score_names))
     run.model.train()

@@ -163,9 +163,12 @@ def resolved_length(
         asked_warmup: steps of the run and of an epoch -> steps of warm-up.
 
     Raises:
-        ValueError: batch sizes do not fit each other, or a stream is to be trained on for epochs.
+        ValueError: batch sizes do not fit each other, a stream is to be trained on for epochs, or the launch is
+            sharded.
     """
-    options = config.run
+    options, launch = config.run, Launch.of(accelerator)
+    if launch.sharded:
+        raise ValueError("accelerate launch with FSDP: these networks are small and not sharded; launch without FSDP.")
     layout = batch_layout(
         options.global_batch_size,
         options.micro_batch_size,
@@ -181,5 +184,5 @@ def resolved_length(
         "max_train_steps": steps,
         "warmup_steps": fitting_warmup(asked_warmup(steps, epoch), steps),
         "validate_every": options.validate_every or (max(1, round(epoch)) if source.size else options.checkpoint_every),
-        "launch": Launch.of(accelerator),
+        "launch": launch,
     }

@@ -228,7 +228,8 @@ def test_another_runs_folder_is_not_touched(tmp_path, capsys):
     before = times()
     assert "holds a run up to checkpoint-0000001" in run_here(capsys, *arguments, "1")[1]
     changed = [*arguments, "2", "--seed", "1", "--resume-from", "latest"]
-    assert "checkpoint-0000001 is of another run: seed 0 -> 1" in run_here(capsys, *changed)[1]
+    for more in ([], ["--dry-run"]):
+        assert "checkpoint-0000001 is of another run: seed 0 -> 1" in run_here(capsys, *changed, *more)[1]
     cosine = [*arguments, "2", "--lr-scheduler", "cosine", "--resume-from", "latest"]
     assert "lr_schedule_steps None -> 2; lr_scheduler 'constant' -> 'cosine'" in run_here(capsys, *cosine)[1]
     assert times() == before
