@@ -141,7 +141,7 @@ KINDS = {
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
         "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
         "box_format", "order", "name", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
-        "images_without_masks", "format", "shell",
+        "images_without_masks", "format", "shell", "train_dit optimizer", "lr_cooldown",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
@@ -173,6 +173,7 @@ KINDS = {
         "hub_private",
         "validation_split",  # without --dataset
         "loss_weighting",  # of the objective's default
+        "lr_cooldown_share",  # without --lr-scheduler wsd
         "train_segmenter dataset",  # beside --train-data-dir
         "mask_column",  # without --dataset
         "validation_mask_dir",  # without --validation-dir

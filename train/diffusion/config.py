@@ -19,6 +19,8 @@ from d_emo.train.engine.options import KERNELS_HELP, RunOptions, StepOptions, op
 
 # What --vae auto names, from some resolution on.
 AUTO_VAE = "stabilityai/sd-vae-ft-ema"
+# The one of --lr-scheduler that is not Diffusers' but transformers': warm-up, stable rate, decay.
+WSD = "wsd"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +103,28 @@ class OptimizationOptions(StepOptions):
         "CPU is the limit; another run, and another on another kind of device.",
     )
     class_dropout_prob: float = option(0.1, "Share of samples that train without their label.")
-    learning_rate: float = option(1e-4, "AdamW's learning rate.")
-    weight_decay: float = option(0.0, "AdamW's decay.")
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "muon: Muon for the matrices of the blocks, AdamW for the rest, at one learning rate and one decay."
+    )
+    learning_rate: float = option(1e-4, "The optimizer's learning rate.")
+    weight_decay: float = option(0.0, "The optimizer's decay.")
+    no_weight_decay: str | None = option(
+        None,
+        "Parameters that do not decay: parts of their names, with commas between; 'vectors' are all norms and biases. "
+        "Default: all decay alike.",
+    )
     adam_beta1: float = option(0.9, "AdamW's first beta.")
     adam_beta2: float = option(0.999, "AdamW's second beta.")
-    lr_scheduler: str = option("constant", "Name of a Diffusers schedule, such as constant_with_warmup or cosine.")
+    lr_scheduler: str = option(
+        "constant",
+        "Name of a Diffusers schedule, such as constant_with_warmup or cosine; or wsd: warm-up, a stable rate, then "
+        "down to 0.",
+    )
     lr_warmup_steps: int = option(0, "Warm-up of that schedule in optimizer steps, at most a quarter of the run.")
+    lr_cooldown_share: float = option(0.2, "wsd: the share of the run in which the rate goes down.")
+    lr_cooldown: Literal["1-sqrt", "linear", "cosine"] = option(
+        "1-sqrt", "wsd: how it goes down; 1-sqrt is 1 minus the root of what has passed of that share."
+    )
     max_grad_norm: float | None = option(None, "Clip the gradient's norm to this. Default: no clipping.")
     ema_decay: float = option(0.9999, "Decay of the averaged weights and buffers, once an optimizer step.")
 
@@ -143,6 +161,12 @@ class OptimizationOptions(StepOptions):
         positive(self, "logit_normal_std", "learning_rate")
         below_one(self, "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay")
         zero_or_more(self, "weight_decay", "lr_warmup_steps")
+        require(
+            0 < self.lr_cooldown_share <= 1, "lr_cooldown_share", self.lr_cooldown_share, "must be above 0, at most 1"
+        )
+        if self.lr_scheduler != WSD:
+            for name, default in {"lr_cooldown_share": 0.2, "lr_cooldown": "1-sqrt"}.items():
+                require(getattr(self, name) == default, name, getattr(self, name), f"belongs to --lr-scheduler {WSD}")
         require(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             "max_grad_norm",
@@ -207,6 +231,14 @@ class TrainConfig(OptionTable):
     data: DataOptions = field(default_factory=DataOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     run: DiffusionRunOptions = field(default_factory=DiffusionRunOptions)
+
+    def __post_init__(self):
+        require(
+            self.model.lora_rank is None or self.optimization.optimizer == "adamw",
+            "optimizer",
+            self.optimization.optimizer,
+            "Muon is for whole matrices, not for the factors of --lora-rank; leave it at adamw",
+        )
 
 
 def parse_config(arguments: list[str], about: str = "Train D-EMOv2, DiT or SiT.") -> TrainConfig:

@@ -20,6 +20,7 @@ class DiffusionStep:
     Attributes:
         model: as it is trained, on any device; is put in its mode and loses its gradient checkpointing.
         plain: the network that the average is written into, where that is not the average itself.
+        optimizer: its name.
         make_optimizer: gives the optimizer of the model.
         launch: what is computed on.
         micro_batch: images.
@@ -29,6 +30,7 @@ class DiffusionStep:
 
     model: ClassConditionalTransformer2DModel
     plain: torch.nn.Module | None
+    optimizer: str
     make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
     launch: Launch
     micro_batch: int
@@ -56,7 +58,7 @@ class DiffusionStep:
         said = f"micro batch {self.micro_batch}"
         if not checkpointing:
             said += f"; {readable_size(self.memory(True).activations)} with --gradient-checkpointing true"
-        return self.memory(checkpointing).describe("AdamW", said)
+        return self.memory(checkpointing).describe(self.optimizer, said)
 
     def _forward(self) -> torch.Tensor:
         noisy = torch.empty(self.micro_batch, self.model.config.in_channels, *self.model.sample_shape)

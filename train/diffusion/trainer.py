@@ -18,7 +18,8 @@ from d_emo.train.diffusion.config import TrainConfig
 from d_emo.train.diffusion.draws import Draws
 from d_emo.train.diffusion.in_loop_fid import make_in_loop_fid
 from d_emo.train.diffusion.on_track import published_loss
-from d_emo.train.diffusion.plan import Plan, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
+from d_emo.train.diffusion.optimizer import make_lr_schedule, make_optimizer
+from d_emo.train.diffusion.plan import Plan, make_pipeline, make_plan, output_dir
 from d_emo.train.diffusion.run import Run
 from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
@@ -52,7 +53,8 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         plan.vae.to(accelerator.device)
     optimizer = make_optimizer(model, config.optimization)
     compile_model = (lambda: model.compile_repeated_blocks(fullgraph=True)) if config.model.compile else None
-    parts = start.prepare(plan, accelerator, model, optimizer, make_lr_schedule(optimizer, plan), compile_model)
+    schedule = make_lr_schedule(optimizer, config.optimization, plan.warmup_steps, plan.max_train_steps)
+    parts = start.prepare(plan, accelerator, model, optimizer, schedule, compile_model)
     plain: Any = parts.average.module
     if is_sharded(accelerator) or config.model.lora_rank is not None:
         plain = plan.build_model().eval().requires_grad_(False).to(accelerator.device)
