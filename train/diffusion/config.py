@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from d_emo.common.numbers import finite
 from d_emo.common.options import (
     OptionTable,
     Recipe,
@@ -14,6 +15,7 @@ from d_emo.common.options import (
     require,
     zero_or_more,
 )
+from d_emo.common.power_averages import LENGTH
 from d_emo.train.data.options import DataOptions, digits_recipe
 from d_emo.train.engine.options import KERNELS_HELP, RunOptions, StepOptions, options_of_run
 
@@ -194,6 +196,13 @@ class DiffusionRunOptions(RunOptions):
     fid_inception_weights: str | None = option(
         None, "File of the Inception weights. Default: torch's cache, or the net."
     )
+    snapshot_every: int = option(
+        0,
+        "Steps between two snapshots of averages, of which choose_average makes others after the run; 0 for none.",
+    )
+    snapshot_lengths: str = option(
+        "0.05,0.1", "Relative lengths of the power-function averages in snapshots, with commas between."
+    )
     push_to_hub: bool = option(
         False, "Upload the finished pipeline, with its card and samples, to the Hugging Face Hub."
     )
@@ -212,6 +221,8 @@ class DiffusionRunOptions(RunOptions):
             )
         if not self.push_to_hub and (self.hub_model_id or self.hub_private is not None):
             raise ValueError("--hub-model-id and --hub-private need --push-to-hub.")
+        require(self.snapshot_every >= 0, "snapshot_every", self.snapshot_every, "must be 0 (no snapshots) or more")
+        self.lengths()
         require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")
         require(self.sample_every >= 0, "sample_every", self.sample_every, "must be 0 (no grids) or more")
         require(
@@ -220,6 +231,20 @@ class DiffusionRunOptions(RunOptions):
             self.sample_guidance_scale,
             "must be 1 (off) or more",
         )
+
+    def lengths(self) -> list[float]:
+        """--snapshot-lengths, read.
+
+        Raises:
+            ValueError: one is no number, out of range, or named twice.
+        """
+        rule = f"expected different numbers with commas between, each {LENGTH}"
+        try:
+            found = [LENGTH.take(finite(text)) for text in self.snapshot_lengths.split(",")]
+        except ValueError:
+            raise ValueError(f"--snapshot-lengths {self.snapshot_lengths[:80]}: {rule}.") from None
+        require(len({f"{length:g}" for length in found}) == len(found), "snapshot_lengths", self.snapshot_lengths, rule)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +264,17 @@ class TrainConfig(OptionTable):
             self.optimization.optimizer,
             "Muon is for whole matrices, not for the factors of --lora-rank; leave it at adamw",
         )
+        require(
+            self.model.lora_rank is None or not self.run.snapshot_every,
+            "snapshot_every",
+            self.run.snapshot_every,
+            "snapshots hold whole networks, and --lora-rank trains adapters; leave one of them out",
+        )
+
+    @property
+    def followed(self) -> list[float]:
+        """Relative lengths of the averages that are followed for snapshots."""
+        return self.run.lengths() if self.run.snapshot_every else []
 
 
 def parse_config(arguments: list[str], about: str = "Train D-EMOv2, DiT or SiT.") -> TrainConfig:

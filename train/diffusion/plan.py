@@ -30,6 +30,7 @@ from d_emo.train.diffusion.objectives import Objective, make_objective, predicti
 from d_emo.train.diffusion.optimizer import WITHOUT_WARMUP, describe_optimizer, make_optimizer
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
+from d_emo.train.engine.followed import describe_snapshots
 from d_emo.train.engine.memory import Launch, told
 
 # From this side on, --vae auto trains on latents.
@@ -148,6 +149,7 @@ class Plan:
             "batch": layout.describe(),
             "length": ", ".join(filter(None, (f"{self.max_train_steps:,} steps", epochs, self._time(macs, seen)))),
             "memory": told(lambda: self.step(model, trained).describe(options.model.gradient_checkpointing)),
+            **({"snapshots": self._snapshots(trained)} if self.config.followed else {}),
             "kernels": backend_report(self.launch.device),
             "output": str(self.output_dir),
             **({"note": f"{doubt}."} if doubt else {}),
@@ -176,6 +178,11 @@ class Plan:
         trained = given if self.initial is None else self.initial.time_shift
         text = "" if given == 1 else f", times shifted by {given:.4g}"
         return text if trained == given else f"{text}; --init-from was trained with --time-shift {trained:.4g}"
+
+    def _snapshots(self, trained: torch.nn.Module) -> str:
+        """What snapshots take."""
+        config = self.config
+        return describe_snapshots(trained, config.followed, config.run.snapshot_every, self.max_train_steps)
 
     def _doubt(self) -> str:
         """What looks wrong about the autoencoder's own statistics, where a run on them begins."""
@@ -213,6 +220,7 @@ class Plan:
         set_mode(trained, frozen_norms=adapted)
         return DiffusionStep(
             model=trained,
+            followed=len(self.config.followed),
             plain=model if adapted or self.launch.sharded else None,
             optimizer={"adamw": "AdamW", "muon": "Muon and AdamW"}[self.config.optimization.optimizer],
             make_optimizer=lambda module: make_optimizer(module, self.config.optimization),

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from d_emo.common.processes import is_sharded
+from d_emo.common.snapshots import delete_after
 from d_emo.images.latents import draw_latents, encode_images
 from d_emo.kernels import use_backend
 from d_emo.train.data.batches import Batch, Pixels, TrainingLatents
@@ -23,6 +24,7 @@ from d_emo.train.diffusion.plan import Plan, make_pipeline, make_plan, output_di
 from d_emo.train.diffusion.run import Run
 from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
+from d_emo.train.engine.followed import load_followed, write_followed
 from d_emo.train.engine.prefetch import prefetched
 
 
@@ -54,7 +56,7 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
     optimizer = make_optimizer(model, config.optimization)
     compile_model = (lambda: model.compile_repeated_blocks(fullgraph=True)) if config.model.compile else None
     schedule = make_lr_schedule(optimizer, config.optimization, plan.warmup_steps, plan.max_train_steps)
-    parts = start.prepare(plan, accelerator, model, optimizer, schedule, compile_model)
+    parts = start.prepare(plan, accelerator, model, optimizer, schedule, compile_model, config.followed)
     plain: Any = parts.average.module
     if is_sharded(accelerator) or config.model.lora_rank is not None:
         plain = plan.build_model().eval().requires_grad_(False).to(accelerator.device)
@@ -72,18 +74,21 @@ def start_or_resume(run: Run) -> None:
     """Claim the output folder, load the checkpoint if one was asked for, open log and tracker, prepare FID."""
     options = run.plan.config.run
     start.claim_or_resume(run, TrainConfig().flat(), lambda path: load_checkpoint(run, path))
+    if run.accelerator.is_main_process:
+        delete_after(run.output_dir, run.step)
     run.fid = make_in_loop_fid(run.plan, run.accelerator)
     if options.push_to_hub and run.accelerator.is_main_process:
         run.repository = hub.claim_repository(options.hub_model_id or run.output_dir.name, options.hub_private)
 
 
 def load_checkpoint(run: Run, path: Path) -> None:
-    """Restore the average; the rest is restored already."""
+    """Restore the averages; the rest is restored already."""
     if run.plan.config.model.lora_rank is None:
         stored = type(run.pipeline.transformer).from_pretrained(path / "transformer").state_dict()
     else:
         stored = lora.load_average(path / checkpoints.STATE_FOLDER)
     run.average.load_whole_state(stored)
+    load_followed(run, path / checkpoints.STATE_FOLDER)
 
 
 def train(run: Run) -> int:
@@ -97,6 +102,8 @@ def train(run: Run) -> int:
     lora.set_mode(run.model, frozen_norms=run.plan.config.model.lora_rank is not None)
 
     def show() -> None:
+        if run.followed and (run.step % options.snapshot_every == 0 or run.step == run.plan.max_train_steps):
+            write_followed(run)
         if options.sample_every and run.step % options.sample_every == 0:
             show_samples(run)
 
