@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.numbers import finite_by, finite_from, seed, whole_from
-from d_emo.common.power_averages import LENGTH
+from d_emo.common.ranges import RELATIVE_LENGTH
 from d_emo.eval.fid.names import METRICS, PRESET_NOTES
 
 
@@ -88,7 +88,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     drawing.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="Type of model and decoder.")
     drawing.add_argument(
         "--ema",
-        type=finite_by(LENGTH),
+        type=finite_by(RELATIVE_LENGTH),
         help="Relative length of an average that is made of the run's snapshots. Default: the stored one.",
     )
     sweeping = parser.add_argument_group("finding the best settings")

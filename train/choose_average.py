@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.numbers import finite_by, whole_from
-from d_emo.common.power_averages import LENGTH
+from d_emo.common.ranges import RELATIVE_LENGTH
 
 
 @command("choose_average")
@@ -23,13 +23,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("run", help="Folder of a run with snapshots.")
     parser.add_argument(
         "--length",
-        type=finite_by(LENGTH),
+        type=finite_by(RELATIVE_LENGTH),
         nargs="+",
         required=True,
         help="Relative lengths: the deviation of the average's steps over the run's; 0.1 is about its last tenth.",
     )
     parser.add_argument("--step", type=whole_from(1), help="Step of a snapshot. Default: the last one's.")
-    parser.add_argument("--output-dir", help="Gets a folder average-LENGTH each. Default: the run's folder.")
+    parser.add_argument("--output-dir", help="Gets a folder average-RELATIVE_LENGTH each. Default: the run's folder.")
     options = parser.parse_args(arguments)
     from d_emo.train.diffusion.choosing import choose_averages  # seconds of imports, which --help does without
 

@@ -11,10 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d_emo.common.ranges import Real
-
-# At 1 / sqrt(12), gamma is 0: the plain mean of all steps.
-LENGTH = Real(0.01, 0.28, "of a run; EDM2's best were 0.01 to 0.25")
+from d_emo.common.ranges import RELATIVE_LENGTH
 
 
 class Profile(NamedTuple):
@@ -42,7 +39,7 @@ def exponent(length: float) -> float:
     Raises:
         ValueError: the length is out of range.
     """
-    inverse = LENGTH.check(length, "length") ** -2
+    inverse = RELATIVE_LENGTH.check(length, "length") ** -2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(roots.real.max())
 

@@ -9,8 +9,7 @@ from typing import Any, Literal, get_args
 
 from d_emo.common.command_line import flag
 from d_emo.common.numbers import finite_by
-from d_emo.common.power_averages import LENGTH
-from d_emo.common.ranges import Maybe, OneOf, Real, Rule, Table, Whole
+from d_emo.common.ranges import RELATIVE_LENGTH, Maybe, OneOf, Real, Rule, Table, Whole
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
 from d_emo.pipelines.checks import MAX_GUIDANCE
@@ -79,7 +78,7 @@ RULES: Table = {
     "labels": OneOf(get_args(LabelRule)),
     "weights": OneOf(get_args(Weights)),
     "dtype": OneOf(get_args(Type)),
-    "ema": Maybe(LENGTH),
+    "ema": Maybe(RELATIVE_LENGTH),
 }
 
 

@@ -15,7 +15,7 @@ from d_emo.common.options import (
     require,
     zero_or_more,
 )
-from d_emo.common.power_averages import LENGTH
+from d_emo.common.ranges import RELATIVE_LENGTH
 from d_emo.train.data.options import DataOptions, digits_recipe
 from d_emo.train.engine.options import KERNELS_HELP, RunOptions, StepOptions, options_of_run
 
@@ -238,9 +238,9 @@ class DiffusionRunOptions(RunOptions):
         Raises:
             ValueError: one is no number, out of range, or named twice.
         """
-        rule = f"expected different numbers with commas between, each {LENGTH}"
+        rule = f"expected different numbers with commas between, each {RELATIVE_LENGTH}"
         try:
-            found = [LENGTH.take(finite(text)) for text in self.snapshot_lengths.split(",")]
+            found = [RELATIVE_LENGTH.take(finite(text)) for text in self.snapshot_lengths.split(",")]
         except ValueError:
             raise ValueError(f"--snapshot-lengths {self.snapshot_lengths[:80]}: {rule}.") from None
         require(len({f"{length:g}" for length in found}) == len(found), "snapshot_lengths", self.snapshot_lengths, rule)
