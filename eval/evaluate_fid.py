@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.numbers import finite_from, seed, whole_from
+from d_emo.common.numbers import finite_by, finite_from, seed, whole_from
+from d_emo.common.ranges import RELATIVE_LENGTH
 from d_emo.eval.fid.names import METRICS, PRESET_NOTES
 
 
@@ -85,13 +86,18 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     drawing.add_argument("--seed", type=seed, help="Image i is a function of (seed, i).")
     drawing.add_argument("--weights", choices=("averaged", "raw"), help="Raw ones are in training checkpoints only.")
     drawing.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="Type of model and decoder.")
+    drawing.add_argument(
+        "--ema",
+        type=finite_by(RELATIVE_LENGTH),
+        help="Relative length of an average that is made of the run's snapshots. Default: the stored one.",
+    )
     sweeping = parser.add_argument_group("finding the best settings")
     sweeping.add_argument(
         "--sweep",
         nargs="+",
         metavar="NAME=VALUES",
-        help="guidance, steps, shift, interval-start or interval-stop, each with START:STOP:STEP or VALUE,VALUE: every "
-        "combination is scored on a small set, the best one on the full set.",
+        help="guidance, ema, steps, shift, interval-start or interval-stop, each with START:STOP:STEP or VALUE,VALUE: "
+        "every combination is scored on a small set, the best one on the full set.",
     )
     sweeping.add_argument("--sweep-images", type=whole_from(2), default=5000, help="Images of the small set.")
     running = parser.add_argument_group("running and output")

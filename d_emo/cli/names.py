@@ -32,6 +32,7 @@ GROUPS: dict[str, dict[str, Named]] = {
         "train-video-classifier": Named("d_emo.train.train_video_classifier", "a video classifier", True),
         "encode": Named("d_emo.train.encode_latents", "latents of a data set, once for all epochs", True),
         "camera-motion": Named("d_emo.train.make_camera_motion", "clips of moving cameras, made of photos"),
+        "choose-average": Named("d_emo.train.choose_average", "other averages of a run, made of its snapshots"),
         "make-packaged": Named("d_emo.train.make_packaged", "the models that come along, as they were made"),
     },
     "measure": {

@@ -73,8 +73,7 @@ class WeightAverage(AveragedModel):
         self, averages: Sequence[torch.Tensor], values: Sequence[torch.Tensor], finite: torch.Tensor | None
     ) -> None:
         """Move averages towards values, in place, and count that."""
-        count = int(self.n_averaged)
-        decay = min(self.decay, (1 + count) / (10 + count)) if self.warmup else self.decay
+        decay = self.decay_at(int(self.n_averaged))
         for floating in (True, False):  # what runs on many tensors at once takes one kind of them
             pairs = [(a, v) for a, v in zip(averages, values, strict=True) if a.is_floating_point() == floating]
             if not pairs:
@@ -90,6 +89,10 @@ class WeightAverage(AveragedModel):
                 for old, new in zip(olds, news, strict=True):
                     old.copy_(torch.where(finite, old * decay + new * (1 - decay), old))
         self.n_averaged += 1
+
+    def decay_at(self, step: int) -> float:
+        """Share of the average that stays at a step, from 1 on."""
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     def _apply(self, fn: Callable[..., torch.Tensor], recurse: bool = True) -> "WeightAverage":
         """PyTorch's, but that the number of updates stays on the processor, where it is asked for at every one."""

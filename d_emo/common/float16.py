@@ -73,13 +73,13 @@ def _halve(files: list[Path]) -> None:
     opened = [safe_open(file, "pt") for file in files]
     names = {name for one in opened for name in one.keys()}  # noqa: SIM118  # no mapping
     for file, one in zip(files, opened, strict=True):
-        tensors = {name: _as_saved(one.get_tensor(name), stays_float32(name, names)) for name in one.keys()}  # noqa: SIM118
+        tensors = {name: as_saved(one.get_tensor(name), stays_float32(name, names)) for name in one.keys()}  # noqa: SIM118
         with written_whole(file) as partial:
             save_file(tensors, partial, one.metadata())
 
 
-def _as_saved(tensor: torch.Tensor, stays: bool) -> torch.Tensor:
-    """A tensor in its type."""
+def as_saved(tensor: torch.Tensor, stays: bool) -> torch.Tensor:
+    """A tensor in the type that it is saved in: float32 if it stays so or does not fit into float16."""
     if not tensor.is_floating_point():
         return tensor
     half = tensor.to(torch.float16)

@@ -250,3 +250,7 @@ def checked(table: Table, *relations: Relation) -> Callable[[Callable[P, T]], Ca
 
 def _after(hint: str) -> str:
     return f" ({hint})" if hint else ""
+
+
+# The length of a power-function average (`power_averages`); at 1 / sqrt(12) it is the plain mean of all steps.
+RELATIVE_LENGTH = Real(0.01, 0.28, "of a run; 0.05 and 0.1 are EDM2's")

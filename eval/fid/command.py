@@ -17,6 +17,7 @@ from d_emo.common.locks import output_folder
 from d_emo.common.packaged import is_packaged
 from d_emo.common.processes import keep_freed_memory, loader_processes, start_processes
 from d_emo.eval.fid import archives
+from d_emo.eval.fid.averages import apply_average
 from d_emo.eval.fid.by_class import check_classes
 from d_emo.eval.fid.evaluation import Evaluator
 from d_emo.eval.fid.extractors import FeatureExtractor, make_extractor
@@ -276,18 +277,19 @@ def score_swept(
     preset, settings, pipeline = prepare(options.model, options)
     points = make_points(parse_sweep(options.sweep), settings, options.sweep_images)
     folder = output_dir(options, preset)
-    check_points(points, settings.num_images, pipeline, folder)
+    check_points(points, settings.num_images, pipeline, options.model, folder)
     lock_folder(folder, accelerator, locks)
     evaluator = evaluator_of(options, accelerator, extractors, pipeline)
     if accelerator.is_main_process:
         print(f"{options.model}, preset {preset}: {describe_settings(settings)}; {len(points)} points", flush=True)
     pipeline.to(accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
-    results = run_sweep(points, evaluator, pipeline, preset, folder)
+    results = run_sweep(points, evaluator, pipeline, options.model, preset, folder)
     best, table = best_point(results).point, sweep_table(results, extractors[0].name)
     if accelerator.is_main_process:
         print(f"{table}\nbest: {best.label}; the full set follows", flush=True)
     full = replace(best.settings, num_images=settings.num_images)
+    apply_average(pipeline, options.model, full)
     name = f"{options.model}, {best.label}"
     entry = score_one(options, evaluator, pipeline, full, preset, name, None, folder / best.label)
     return Outcome([entry], folder, table)
@@ -333,6 +335,7 @@ def prepare(model: str, options: argparse.Namespace) -> tuple[str, SamplingSetti
     elif options.vae is None and space.differences(SD_LATENTS):
         settings = replace(settings, vae=None)  # the preset's decoder is of other latents; the scores say what changed
     apply_settings(pipeline, model, settings)
+    apply_average(pipeline, model, settings)
     return preset, settings, pipeline
 
 

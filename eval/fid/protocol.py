@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from d_emo.common.command_line import flag
 from d_emo.common.numbers import finite_by
-from d_emo.common.ranges import Maybe, OneOf, Real, Rule, Table, Whole
+from d_emo.common.ranges import RELATIVE_LENGTH, Maybe, OneOf, Real, Rule, Table, Whole
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
 from d_emo.pipelines.checks import MAX_GUIDANCE
@@ -78,6 +78,7 @@ RULES: Table = {
     "labels": OneOf(get_args(LabelRule)),
     "weights": OneOf(get_args(Weights)),
     "dtype": OneOf(get_args(Type)),
+    "ema": Maybe(RELATIVE_LENGTH),
 }
 
 
@@ -101,6 +102,8 @@ class SamplingSettings:
         seed: image i is a function of (seed, i).
         weights: the averaged weights, which pipelines hold, or the raw ones of a training checkpoint.
         dtype: of model and decoder: float32, bfloat16 or float16.
+        ema: relative length of the power-function average that is made of a run's snapshots; None: the weights as they
+            are stored.
     """
 
     num_images: int = PUBLISHED_COUNT
@@ -115,6 +118,7 @@ class SamplingSettings:
     seed: int = 0
     weights: Weights = "averaged"
     dtype: Type = "float32"
+    ema: float | None = None
 
     def __post_init__(self):
         for name, rule in RULES.items():
@@ -346,7 +350,9 @@ def describe_settings(settings: SamplingSettings) -> str:
     guidance = f"guidance {settings.guidance_scale:g} on {channels}{part}" if guided else "no guidance"
     shift = "" if settings.time_shift is None else f", time shift {show_setting(settings.time_shift)}"
     decoder = f"decoder {settings.vae}" if settings.vae else "the pipeline's own decoder, if any"
+    average = "" if settings.ema is None else f" (power-function average of relative length {settings.ema:g})"
     return (
         f"{settings.num_images:,} images, {settings.sampler} {settings.steps} steps{shift}, {guidance}, "
-        f"{settings.labels} labels, {decoder}, {settings.weights} weights, {settings.dtype}, seed {settings.seed}"
+        f"{settings.labels} labels, {decoder}, {settings.weights} weights{average}, {settings.dtype}, "
+        f"seed {settings.seed}"
     )

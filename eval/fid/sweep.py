@@ -1,6 +1,7 @@
 """Settings that a model is best sampled with: every point of a grid scored on a small set, the best one then on all.
 
     --sweep guidance=1.0:2.0:0.25 steps=25,50        5 x 2 points
+    --sweep ema=0.02,0.05,0.1                        averages made of a run's snapshots
 
 Papers sweep guidance for every model that they train. Points share the seed, so image i begins with the same noise and
 class in each, and differences between points are less noisy than the points. The small set is the beginning of the full
@@ -20,6 +21,7 @@ from typing import Any
 from d_emo.common import numbers
 from d_emo.common.files import write_json, written_whole
 from d_emo.common.output import say
+from d_emo.eval.fid.averages import apply_average
 from d_emo.eval.fid.evaluation import FEATURES_FOLDER, SCORES_FILE, Evaluator
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
 from d_emo.eval.fid.sampling import SAMPLES_FOLDER, check_samples, make_manifest
@@ -27,7 +29,7 @@ from d_emo.eval.fid.scoring import Scores, load_scores, show, title
 from d_emo.pipelines import DEMOPipeline
 
 # What may be swept, by the names that a user types.
-NAMES = ("guidance", "interval-start", "interval-stop", "shift", "steps")
+NAMES = ("guidance", "ema", "interval-start", "interval-stop", "shift", "steps")
 MAX_POINTS = 200
 # Decimals that a range's values are rounded to: 1 + 3 * 0.1 is meant to be 1.3.
 DECIMALS = 9
@@ -116,6 +118,8 @@ def make_points(grid: dict[str, list[float]], settings: SamplingSettings, count:
         changes["guidance_interval"] = (point.get("interval-start", start), point.get("interval-stop", stop))
         if "guidance" in point:
             changes["guidance_scale"] = point["guidance"]
+        if "ema" in point:
+            changes["ema"] = point["ema"]
         if "shift" in point:
             changes["time_shift"] = point["shift"]
         if "steps" in point:
@@ -125,17 +129,18 @@ def make_points(grid: dict[str, list[float]], settings: SamplingSettings, count:
     return points
 
 
-def check_points(points: Sequence[Point], count: int, pipeline: DEMOPipeline, folder: Path) -> None:
+def check_points(points: Sequence[Point], count: int, pipeline: DEMOPipeline, model: str, folder: Path) -> None:
     """Find out before anything is drawn what would end a sweep.
 
     Args:
         points: of the small set.
         count: images of the full one.
         pipeline: draws them.
+        model: that it is of, as the user named it.
         folder: of the report.
 
     Raises:
-        ValueError: the sampler does not take a point's steps or shift.
+        ValueError: the sampler does not take a point's steps or shift, or there are no snapshots to average.
         ManifestError: a point's folder, or the one that its full set would get, holds other samples.
     """
     own = pipeline.scheduler
@@ -147,13 +152,14 @@ def check_points(points: Sequence[Point], count: int, pipeline: DEMOPipeline, fo
             raise ValueError(f"--sweep, {point.label}: {error}") from error
         finally:
             pipeline.scheduler = own
+        apply_average(pipeline, model, point.settings)
         small = make_manifest(pipeline, point.settings)
         check_samples(folder / SWEEP_FOLDER / point.label, small)
         check_samples(folder / point.label, {**small, "sampling": {**small["sampling"], "num_images": count}})
 
 
 def run_sweep(
-    points: Sequence[Point], evaluator: Evaluator, pipeline: DEMOPipeline, preset: str, folder: Path
+    points: Sequence[Point], evaluator: Evaluator, pipeline: DEMOPipeline, model: str, preset: str, folder: Path
 ) -> list[ScoredPoint]:
     """Score every point that has no scores yet, by the distance of the first features; every process calls this.
 
@@ -167,6 +173,7 @@ def run_sweep(
         evaluator.accelerator.wait_for_everyone()
         scores = _stored_scores(target, evaluator)
         if scores is None:
+            apply_average(pipeline, model, point.settings)
             judge.score_pipeline(pipeline, point.settings, preset, target)
             scores = load_scores(target / SCORES_FILE)  # the main process alone has computed them
         results.append(ScoredPoint(point, scores.values[METRIC]))

@@ -30,6 +30,7 @@ COMMANDS = {
     "train/convert_dit.py": (),
     "train/convert_emov2.py": (),
     "train/make_packaged.py": (),
+    "train/choose_average.py": (),
     "eval/evaluate_fid.py": ("what is scored", "running and output"),
     "eval/evaluate_classifier.py": ("model and images", "running and output"),
     "eval/evaluate_video_classifier.py": ("model and videos", "views", "running and output"),

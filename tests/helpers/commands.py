@@ -112,6 +112,12 @@ COMMANDS = {
             "d_emo.train.diffusion.encoding.run",
         ),
         SweptCommand(
+            "choose_average",
+            "d_emo.train.choose_average",
+            ("@snapshots", "--length", "0.07", "--output-dir", "@out"),
+            "d_emo.train.diffusion.choosing.choose_averages",
+        ),
+        SweptCommand(
             "convert_dit",
             "d_emo.train.convert_dit",
             ("@dit.pt", "--objective", "dit", "--vae", "none", "--num-heads", "2", "--output-dir", "@out"),

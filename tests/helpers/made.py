@@ -85,6 +85,19 @@ def write_run(folder: Path) -> Path:
     return folder
 
 
+def write_snapshots(folder: Path, seeds: range = range(4)) -> Path:
+    """A pipeline with snapshots of averages, of every tenth step, each of other weights."""
+    from d_emo.common.snapshots import write_snapshot
+
+    pipeline = tiny_pipeline(flow=True, in_channels=1, num_classes=10, sample_size=8)
+    pipeline.save_pretrained(folder)
+    for seed in seeds:
+        values = randomize(pipeline.transformer, seed).state_dict()
+        state = {length: {name: tensor.clone() for name, tensor in values.items()} for length in (0.05, 0.1)}
+        write_snapshot(folder, 10 * (seed + 1), state)
+    return folder
+
+
 def write_samples(path: Path, count: int = 60, side: int = 8) -> Path:
     """An archive of pictures as ADM writes them."""
     np.savez(path, np.random.RandomState(0).randint(0, 256, (count, side, side, 3), dtype=np.uint8))
@@ -129,6 +142,7 @@ def make_everything(folder: Path) -> dict[str, Path]:
         "dit.pt": write_dit(folder / "dit.pt"),
         "emov2.pth": write_dit(folder / "emov2.pth"),  # none of EMOv2's: it is refused by name
         "run": write_run(folder / "run"),
+        "snapshots": write_snapshots(folder / "snapshots"),
         "samples.npz": write_samples(folder / "samples.npz"),
         "vae": write_vae(folder / "vae"),
         "cache": folder / "cache",

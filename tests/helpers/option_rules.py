@@ -51,6 +51,7 @@ RULES = {
     "count or zero": _rule("zero", "one"),
     "side of 32 or more": _rule(),
     "two numbers": _rule(),
+    "length of an average": _rule(),
     "two or more": _rule(),
     # numbers
     "zero, its default": _rule("zero"),
@@ -90,17 +91,18 @@ KINDS = {
         "train_video_classifier short_side", "clips", "crops", "held_out",
         "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck", "guide_block",
         "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side", "size",
-        "max_side", "max_waiting", "port", "demo max_steps",
+        "choose_average step", "max_side", "max_waiting", "port", "demo max_steps",
     ),
     "count or zero": (
-        "num_workers", "seed", "ignore_index", "lr_warmup_steps", "sample_every", "fid_every", "pictures",
-        "frozen_stages", "rand_augment", "rand_augment_magnitude",
+        "snapshot_every", "num_workers", "seed", "ignore_index", "lr_warmup_steps", "sample_every", "fid_every",
+        "pictures", "frozen_stages", "rand_augment", "rand_augment_magnitude",
     ),
     "side of 32 or more": (
         "train_video_classifier resolution", "make_camera_motion resolution",
         "train_classifier resolution", "train_detector resolution", "crop_size", "short_side",
         "loader_speed resolution", "receptive_field image_size",
     ),
+    "length of an average": ("length", "ema"),
     "two or more": ("throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames"),
     "two numbers": ("guidance_interval",),
     "zero, its default": ("logit_normal_mean",),
@@ -141,13 +143,14 @@ KINDS = {
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
         "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
         "box_format", "order", "name", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
-        "images_without_masks", "format", "shell",
+        "images_without_masks", "format", "shell", "train_dit optimizer", "lr_cooldown",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
         "report_to", "fid_reference", "fid_features", "auto_augment", "teacher", "optimizer", "features", "preset",
         "reference", "pattern", "only", "models", "license", "allow_change", "objects_column",
         "device", "host", "video_column", "image_suffix", "mask_suffix", "lr_multipliers", "no_weight_decay",
+        "snapshot_lengths",
     ),
     "JSON": ("model_config", "detector_config"),
     "file to read": (
@@ -157,7 +160,7 @@ KINDS = {
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
         "mask_dir", "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
-        "photos",
+        "photos", "run",
     ),
     "file to write": ("export_npz", "output"),
     "folder to write": ("output_dir", "cache_dir", "throughput output", "run_dir"),
@@ -173,6 +176,7 @@ KINDS = {
         "hub_private",
         "validation_split",  # without --dataset
         "loss_weighting",  # of the objective's default
+        "lr_cooldown_share",  # without --lr-scheduler wsd
         "train_segmenter dataset",  # beside --train-data-dir
         "mask_column",  # without --dataset
         "validation_mask_dir",  # without --validation-dir

@@ -16,7 +16,7 @@ from d_emo import create_model
 from d_emo.common.processes import keep_freed_memory
 from d_emo.eval.benchmarks.peak_memory import PeakMemory
 from d_emo.train.diffusion.config import OptimizationOptions
-from d_emo.train.diffusion.plan import make_optimizer
+from d_emo.train.diffusion.optimizer import make_optimizer
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.memory import Launch, TrainingMemory, training_memory
 

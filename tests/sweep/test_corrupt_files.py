@@ -228,6 +228,14 @@ def read_objects(folder: Path) -> None:
     source.read(0)
 
 
+def make_average(folder: Path) -> None:
+    from d_emo.common.snapshots import choose, list_snapshots, put_into
+    from d_emo.pipelines import open_pipeline
+
+    model = open_pipeline(str(folder / "snapshots")).transformer
+    put_into(model, choose(list_snapshots(folder / "snapshots"), 0.07))
+
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 READERS = {
     "model_index.json": Reader(copy("pipeline", "model_index.json"), open_pipeline, thorough=False),
@@ -269,6 +277,7 @@ READERS = {
     ),
     "a palette": Reader(masks("palette.txt"), read_palette, unseen=("half",)),  # fewer classes are a palette, too
     "COCO's panoptic file": Reader(masks("panoptic.json"), read_panoptic),
+    "a snapshot of averages": Reader(copy("snapshots", "snapshots/step-0000020.safetensors"), make_average),
     "a training log": Reader(copy("run", "train_log.csv"), read_run),
     "a picture": Reader(
         copy("pictures", "1/0.png"),

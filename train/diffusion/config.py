@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from d_emo.common.numbers import finite
 from d_emo.common.options import (
     OptionTable,
     Recipe,
@@ -14,12 +15,15 @@ from d_emo.common.options import (
     require,
     zero_or_more,
 )
+from d_emo.common.ranges import RELATIVE_LENGTH
 from d_emo.train.data.options import DataOptions, digits_recipe
 from d_emo.train.diffusion.recipe_options import RecipeOptions
 from d_emo.train.engine.options import KERNELS_HELP, RunOptions, StepOptions, options_of_run
 
 # What --vae auto names, from some resolution on.
 AUTO_VAE = "stabilityai/sd-vae-ft-ema"
+# The one of --lr-scheduler that is not Diffusers' but transformers': warm-up, stable rate, decay.
+WSD = "wsd"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +106,28 @@ class OptimizationOptions(StepOptions):
         "CPU is the limit; another run, and another on another kind of device.",
     )
     class_dropout_prob: float = option(0.1, "Share of samples that train without their label.")
-    learning_rate: float = option(1e-4, "AdamW's learning rate.")
-    weight_decay: float = option(0.0, "AdamW's decay.")
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "muon: Muon for the matrices of the blocks, AdamW for the rest, at one learning rate and one decay."
+    )
+    learning_rate: float = option(1e-4, "The optimizer's learning rate.")
+    weight_decay: float = option(0.0, "The optimizer's decay.")
+    no_weight_decay: str | None = option(
+        None,
+        "Parameters that do not decay: parts of their names, with commas between; 'vectors' are all norms and biases. "
+        "Default: all decay alike.",
+    )
     adam_beta1: float = option(0.9, "AdamW's first beta.")
     adam_beta2: float = option(0.999, "AdamW's second beta.")
-    lr_scheduler: str = option("constant", "Name of a Diffusers schedule, such as constant_with_warmup or cosine.")
+    lr_scheduler: str = option(
+        "constant",
+        "Name of a Diffusers schedule, such as constant_with_warmup or cosine; or wsd: warm-up, a stable rate, then "
+        "down to 0.",
+    )
     lr_warmup_steps: int = option(0, "Warm-up of that schedule in optimizer steps, at most a quarter of the run.")
+    lr_cooldown_share: float = option(0.2, "wsd: the share of the run in which the rate goes down.")
+    lr_cooldown: Literal["1-sqrt", "linear", "cosine"] = option(
+        "1-sqrt", "wsd: how it goes down; 1-sqrt is 1 minus the root of what has passed of that share."
+    )
     max_grad_norm: float | None = option(None, "Clip the gradient's norm to this. Default: no clipping.")
     ema_decay: float = option(0.9999, "Decay of the averaged weights and buffers, once an optimizer step.")
 
@@ -145,6 +165,12 @@ class OptimizationOptions(StepOptions):
         below_one(self, "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay")
         zero_or_more(self, "weight_decay", "lr_warmup_steps")
         require(
+            0 < self.lr_cooldown_share <= 1, "lr_cooldown_share", self.lr_cooldown_share, "must be above 0, at most 1"
+        )
+        if self.lr_scheduler != WSD:
+            for name, default in {"lr_cooldown_share": 0.2, "lr_cooldown": "1-sqrt"}.items():
+                require(getattr(self, name) == default, name, getattr(self, name), f"belongs to --lr-scheduler {WSD}")
+        require(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             "max_grad_norm",
             self.max_grad_norm,
@@ -171,6 +197,13 @@ class DiffusionRunOptions(RunOptions):
     fid_inception_weights: str | None = option(
         None, "File of the Inception weights. Default: torch's cache, or the net."
     )
+    snapshot_every: int = option(
+        0,
+        "Steps between two snapshots of averages, of which choose_average makes others after the run; 0 for none.",
+    )
+    snapshot_lengths: str = option(
+        "0.05,0.1", "Relative lengths of the power-function averages in snapshots, with commas between."
+    )
     push_to_hub: bool = option(
         False, "Upload the finished pipeline, with its card and samples, to the Hugging Face Hub."
     )
@@ -189,6 +222,8 @@ class DiffusionRunOptions(RunOptions):
             )
         if not self.push_to_hub and (self.hub_model_id or self.hub_private is not None):
             raise ValueError("--hub-model-id and --hub-private need --push-to-hub.")
+        require(self.snapshot_every >= 0, "snapshot_every", self.snapshot_every, "must be 0 (no snapshots) or more")
+        self.lengths()
         require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")
         require(self.sample_every >= 0, "sample_every", self.sample_every, "must be 0 (no grids) or more")
         require(
@@ -197,6 +232,20 @@ class DiffusionRunOptions(RunOptions):
             self.sample_guidance_scale,
             "must be 1 (off) or more",
         )
+
+    def lengths(self) -> list[float]:
+        """--snapshot-lengths, read.
+
+        Raises:
+            ValueError: one is no number, out of range, or named twice.
+        """
+        rule = f"expected different numbers with commas between, each {RELATIVE_LENGTH}"
+        try:
+            found = [RELATIVE_LENGTH.take(finite(text)) for text in self.snapshot_lengths.split(",")]
+        except ValueError:
+            raise ValueError(f"--snapshot-lengths {self.snapshot_lengths[:80]}: {rule}.") from None
+        require(len({f"{length:g}" for length in found}) == len(found), "snapshot_lengths", self.snapshot_lengths, rule)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +258,25 @@ class TrainConfig(OptionTable):
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
     run: DiffusionRunOptions = field(default_factory=DiffusionRunOptions)
+
+    def __post_init__(self):
+        require(
+            self.model.lora_rank is None or self.optimization.optimizer == "adamw",
+            "optimizer",
+            self.optimization.optimizer,
+            "Muon is for whole matrices, not for the factors of --lora-rank; leave it at adamw",
+        )
+        require(
+            self.model.lora_rank is None or not self.run.snapshot_every,
+            "snapshot_every",
+            self.run.snapshot_every,
+            "snapshots hold whole networks, and --lora-rank trains adapters; leave one of them out",
+        )
+
+    @property
+    def followed(self) -> list[float]:
+        """Relative lengths of the averages that are followed for snapshots."""
+        return self.run.lengths() if self.run.snapshot_every else []
 
 
 def parse_config(arguments: list[str], about: str = "Train D-EMOv2, DiT or SiT.") -> TrainConfig:

@@ -19,7 +19,9 @@ class DiffusionStep:
 
     Attributes:
         model: as it is trained, on any device; is put in its mode and loses its gradient checkpointing.
+        followed: averages besides the one that is published.
         plain: the network that the average is written into, where that is not the average itself.
+        optimizer: its name.
         make_optimizer: gives the optimizer of the model.
         launch: what is computed on.
         micro_batch: images.
@@ -28,7 +30,9 @@ class DiffusionStep:
     """
 
     model: ClassConditionalTransformer2DModel
+    followed: int
     plain: torch.nn.Module | None
+    optimizer: str
     make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
     launch: Launch
     micro_batch: int
@@ -46,7 +50,8 @@ class DiffusionStep:
         self.model.disable_gradient_checkpointing()
         return replace(
             memory,
-            average=memory.average + (0 if self.plain is None else size_of(self.plain.state_dict())),
+            average=memory.average * (1 + self.followed)
+            + (0 if self.plain is None else size_of(self.plain.state_dict())),
             encoder=0 if self.vae is None else size_of(self.vae.state_dict()),
             encoding=0 if self.images is None else held_by_encoding(self.vae, self.images, self.launch.device),
         )
@@ -56,7 +61,7 @@ class DiffusionStep:
         said = f"micro batch {self.micro_batch}"
         if not checkpointing:
             said += f"; {readable_size(self.memory(True).activations)} with --gradient-checkpointing true"
-        return self.memory(checkpointing).describe("AdamW", said)
+        return self.memory(checkpointing).describe(self.optimizer, said)
 
     def _forward(self) -> torch.Tensor:
         noisy = torch.empty(self.micro_batch, self.model.config.in_channels, *self.model.sample_shape)

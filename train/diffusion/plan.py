@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 
 from d_emo.common.digests import weights_digest
-from d_emo.common.messages import first_line
 from d_emo.eval.fid.references import check_reference
 from d_emo.images.autoencoders import LatentSpace, doubtful_scale, open_vae
 from d_emo.images.source import ImageSource
@@ -20,9 +18,9 @@ from d_emo.models.flops import count_macs, count_parameters
 from d_emo.pipelines import DEMOPipeline, default_steps
 from d_emo.train.diffusion.config import (
     AUTO_VAE,
+    WSD,
     DiffusionRunOptions,
     ModelOptions,
-    OptimizationOptions,
     TrainConfig,
 )
 from d_emo.train.diffusion.encode_plan import describe_cache, macs_of_encoding
@@ -31,17 +29,17 @@ from d_emo.train.diffusion.latent_spaces import OWN, check_latents, choose_space
 from d_emo.train.diffusion.lora import add_lora, set_mode
 from d_emo.train.diffusion.memory import DiffusionStep
 from d_emo.train.diffusion.objectives import Objective, make_objective, prediction_of
+from d_emo.train.diffusion.optimizer import WITHOUT_WARMUP, describe_optimizer, make_optimizer
 from d_emo.train.diffusion.terms import Term, make_terms
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
+from d_emo.train.engine.followed import describe_snapshots
 from d_emo.train.engine.memory import Launch, told
 
 # From this side on, --vae auto trains on latents.
 AUTO_VAE_RESOLUTION = 128
 # Of the paper's training runs.
 PAPER_STEPS = 400_000
-# Schedules of Diffusers that have no warm-up.
-WITHOUT_WARMUP = ("constant", "piecewise_constant")
 # --color by the channels of pictures.
 COLORS = {1: "grey", 3: "rgb"}
 
@@ -153,11 +151,13 @@ class Plan:
             f"{f' on the {self.objective.flow_path} path' if self.objective.flow_path else ''}{self._shift()}), "
             "label dropout "
             f"{options.optimization.class_dropout_prob if classes else 0}",
-            "optimizer": f"AdamW, learning rate {options.optimization.learning_rate:g} "
-            f"({options.optimization.lr_scheduler}" + self._warmup() + f"), averaging {options.optimization.ema_decay}",
+            "optimizer": f"{describe_optimizer(trained, options.optimization)}, learning rate "
+            f"{options.optimization.learning_rate:g} ({options.optimization.lr_scheduler}{self._warmup()}"
+            f"{self._cooldown()}), averaging {options.optimization.ema_decay}",
             "batch": layout.describe(),
             "length": ", ".join(filter(None, (f"{self.max_train_steps:,} steps", epochs, self._time(macs, seen)))),
             "memory": told(lambda: self.step(model, trained).describe(options.model.gradient_checkpointing)),
+            **({"snapshots": self._snapshots(trained)} if self.config.followed else {}),
             "kernels": backend_report(self.launch.device),
             "output": str(self.output_dir),
             **({"note": f"{doubt}."} if doubt else {}),
@@ -173,12 +173,24 @@ class Plan:
             return said
         return f"{said}, which this schedule leaves out: --lr-scheduler constant_with_warmup has them"
 
+    def _cooldown(self) -> str:
+        """What the plan says of a schedule's last part, where it has one."""
+        options = self.config.optimization
+        if options.lr_scheduler != WSD:
+            return ""
+        return f", {options.lr_cooldown} down over the last {options.lr_cooldown_share:.0%}"
+
     def _shift(self) -> str:
         """What the plan says of the time shift: that of this run, and of the one that it starts from."""
         given = self.objective.time_shift
         trained = given if self.initial is None else self.initial.time_shift
         text = "" if given == 1 else f", times shifted by {given:.4g}"
         return text if trained == given else f"{text}; --init-from was trained with --time-shift {trained:.4g}"
+
+    def _snapshots(self, trained: torch.nn.Module) -> str:
+        """What snapshots take."""
+        config = self.config
+        return describe_snapshots(trained, config.followed, config.run.snapshot_every, self.max_train_steps)
 
     def _doubt(self) -> str:
         """What looks wrong about the autoencoder's own statistics, where a run on them begins."""
@@ -216,7 +228,9 @@ class Plan:
         set_mode(trained, frozen_norms=adapted)
         return DiffusionStep(
             model=trained,
+            followed=len(self.config.followed),
             plain=model if adapted or self.launch.sharded else None,
+            optimizer={"adamw": "AdamW", "muon": "Muon and AdamW"}[self.config.optimization.optimizer],
             make_optimizer=lambda module: make_optimizer(module, self.config.optimization),
             launch=self.launch,
             micro_batch=self.layout.micro_batch_size,
@@ -398,30 +412,6 @@ def load_vae(name: str) -> Any:
         return open_vae(name).requires_grad_(False)
     except ValueError as error:
         raise ValueError(f"--vae {error} Or train on pixels with --vae none.") from error
-
-
-def make_optimizer(model: torch.nn.Module, options: OptimizationOptions) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters."""
-    return torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
-
-
-def make_lr_schedule(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.lr_scheduler.LRScheduler:
-    """A Diffusers schedule that counts optimizer steps, whatever the number of processes."""
-    try:
-        return get_scheduler(
-            plan.config.optimization.lr_scheduler,
-            optimizer,
-            num_warmup_steps=plan.warmup_steps,
-            num_training_steps=plan.max_train_steps,
-        )
-    except ValueError as error:
-        raise ValueError(f"--lr-scheduler {plan.config.optimization.lr_scheduler}: {first_line(error)}.") from error
 
 
 def make_pipeline(model: Any, plan: Plan) -> DEMOPipeline:

@@ -11,6 +11,7 @@ from d_emo.train.diffusion.in_loop_fid import InLoopFID
 from d_emo.train.diffusion.model_card import model_card
 from d_emo.train.diffusion.on_track import PublishedLoss
 from d_emo.train.diffusion.plan import Plan
+from d_emo.train.engine.followed import save_followed
 from d_emo.train.engine.run import TrainingRun
 
 
@@ -45,6 +46,7 @@ class Run(TrainingRun[Plan]):
 
     def save_state(self, folder: Path) -> None:
         """See `TrainingRun.save_state`: the pipeline holds merged weights, so averaged adapters are kept beside it."""
+        save_followed(self, folder)
         if self.has_adapters and self.accelerator.is_main_process:
             lora.save_average(self.average.module, self.model, folder)
 

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from d_emo.common.processes import agreed, is_sharded
+from d_emo.common.snapshots import delete_after
 from d_emo.eval.fid.extractors import make_extractor
 from d_emo.images.latents import draw_latents, encode_images
 from d_emo.kernels import use_backend
@@ -20,11 +21,13 @@ from d_emo.train.diffusion.config import TrainConfig
 from d_emo.train.diffusion.draws import Draws
 from d_emo.train.diffusion.in_loop_fid import make_in_loop_fid
 from d_emo.train.diffusion.on_track import published_loss
-from d_emo.train.diffusion.plan import Plan, make_lr_schedule, make_optimizer, make_pipeline, make_plan, output_dir
+from d_emo.train.diffusion.optimizer import make_lr_schedule, make_optimizer
+from d_emo.train.diffusion.plan import Plan, make_pipeline, make_plan, output_dir
 from d_emo.train.diffusion.run import Run
 from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
 from d_emo.train.diffusion.terms import Drawn
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
+from d_emo.train.engine.followed import load_followed, write_followed
 from d_emo.train.engine.prefetch import prefetched
 from d_emo.train.engine.rehearsal import shapes_only
 
@@ -70,7 +73,8 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         plan.vae.to(accelerator.device)
     optimizer = make_optimizer(model, config.optimization)
     compile_model = (lambda: model.compile_repeated_blocks(fullgraph=True)) if config.model.compile else None
-    parts = start.prepare(plan, accelerator, model, optimizer, make_lr_schedule(optimizer, plan), compile_model)
+    schedule = make_lr_schedule(optimizer, config.optimization, plan.warmup_steps, plan.max_train_steps)
+    parts = start.prepare(plan, accelerator, model, optimizer, schedule, compile_model, config.followed)
     plain: Any = parts.average.module
     if is_sharded(accelerator) or config.model.lora_rank is not None:
         plain = plan.build_model().eval().requires_grad_(False).to(accelerator.device)
@@ -88,6 +92,8 @@ def begin(run: Run, claim: start.Claim) -> None:
     """Load the checkpoint if there is one, open log and tracker, prepare FID and repository."""
     options = run.plan.config.run
     start.begin(run, claim, lambda path: load_checkpoint(run, path))
+    if run.accelerator.is_main_process:
+        delete_after(run.output_dir, run.step)
     run.fid = make_in_loop_fid(run.plan, run.accelerator)
     if options.push_to_hub and run.accelerator.is_main_process:
         run.repository = hub.claim_repository(repository_name(run.plan), options.hub_private)
@@ -99,12 +105,13 @@ def repository_name(plan: Plan) -> str:
 
 
 def load_checkpoint(run: Run, path: Path) -> None:
-    """Restore the average; the rest is restored already."""
+    """Restore the averages; the rest is restored already."""
     if run.plan.config.model.lora_rank is None:
         stored = type(run.pipeline.transformer).from_pretrained(path / "transformer").state_dict()
     else:
         stored = lora.load_average(path / checkpoints.STATE_FOLDER)
     run.average.load_whole_state(stored)
+    load_followed(run, path / checkpoints.STATE_FOLDER)
 
 
 def train(run: Run, claim: start.Claim) -> int:
@@ -122,6 +129,8 @@ def train(run: Run, claim: start.Claim) -> int:
     lora.set_mode(run.model, frozen_norms=run.plan.config.model.lora_rank is not None)
 
     def show() -> None:
+        if run.followed and (run.step % options.snapshot_every == 0 or run.step == run.plan.max_train_steps):
+            write_followed(run)
         if options.sample_every and run.step % options.sample_every == 0:
             show_samples(run)
 

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from d_emo.common import averaging
+from d_emo.common import averaging, power_averages
 from d_emo.train.engine.plan import OptimizationOptions
 from d_emo.train.engine.sharding import shared_out, whole
 
@@ -66,6 +66,23 @@ class WeightAverage(averaging.WeightAverage):
         else:
             state = self.whole_state()
         plain.load_state_dict(state, strict=True)
+
+
+class PowerAverage(WeightAverage):
+    """An average of a run by a power of the step; see `power_averages`.
+
+    Args:
+        model: the model, before it is sharded.
+        length: relative length.
+    """
+
+    def __init__(self, model: torch.nn.Module, length: float):
+        averaging.WeightAverage.__init__(self, model, decay=0.0, warmup=False)
+        self.length, self.gamma = length, power_averages.exponent(length)
+
+    def decay_at(self, step: int) -> float:
+        """See `averaging.WeightAverage.decay_at`."""
+        return power_averages.decay(step, self.gamma)
 
 
 def _local_tensors(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -150,7 +150,8 @@ def train_step(run: AnyRun, batches: Iterator[Batch], batch_loss: BatchLoss) -> 
     model = accelerator.unwrap_model(run.model)
     average_statistics(model, accelerator)
     run.finite.put_back_unless(finite)
-    run.average.update_parameters(model, finite if run.finite.deferred else None)
+    for average in run.averages:
+        average.update_parameters(model, finite if run.finite.deferred else None)
     run.step += 1
     run.place = place
     run.window.append(loss)

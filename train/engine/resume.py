@@ -18,10 +18,10 @@ from d_emo.train.engine.options import RUN_FILE
 # fingerprint of it is compared.)
 FREE_OPTIONS = frozenset({
     "output_dir", "resume_from", "allow_change", "dry_run", "max_train_steps", "num_epochs", "log_every",
-    "checkpoint_every", "sample_every", "sample_steps", "sample_guidance_scale", "samples_per_class", "fid_every",
-    "fid_images", "fid_reference", "fid_features", "fid_inception_weights", "report_to",
-    "push_to_hub", "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "num_workers", "license",
-    "on_bad_image", "dataset", "train_data_dir", "latents", "class_names", "data",
+    "checkpoint_every", "snapshot_every", "sample_every", "sample_steps", "sample_guidance_scale",
+    "samples_per_class", "fid_every", "fid_images", "fid_reference", "fid_features", "fid_inception_weights",
+    "report_to", "push_to_hub", "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "num_workers",
+    "license", "on_bad_image", "dataset", "train_data_dir", "latents", "class_names", "data",
     "annotations", "mask_dir", "panoptic_json", "palette",
     "latent_statistics",
     "gradient_checkpointing", "compile", "kernels", "cpu_threads",

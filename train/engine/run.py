@@ -14,7 +14,7 @@ from d_emo.common.commands import CommandError
 from d_emo.common.output import say, time_stamp
 from d_emo.common.processes import hardware
 from d_emo.train.data.batches import StreamPlace
-from d_emo.train.engine.averaging import WeightAverage
+from d_emo.train.engine.averaging import PowerAverage, WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.cards import Circumstances
 from d_emo.train.engine.finite import FiniteSteps
@@ -47,7 +47,12 @@ class Savable(Protocol):
 
 @dataclass(kw_only=True)
 class Parts:
-    """What every run trains: a model, its average, and what changes them."""
+    """What every run trains: a model, its averages, and what changes them.
+
+    Attributes:
+        average: the one that is drawn from, scored and published.
+        followed: those of which others are made later.
+    """
 
     model: torch.nn.Module
     average: WeightAverage
@@ -55,6 +60,12 @@ class Parts:
     statistics: StepStatistics
     finite: FiniteSteps
     lr_schedule: torch.optim.lr_scheduler.LRScheduler
+    followed: list[PowerAverage] = field(default_factory=list)
+
+    @property
+    def averages(self) -> list[WeightAverage]:
+        """All of them."""
+        return [self.average, *self.followed]
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """How every trainer starts: processes and trackers, the run's folder, and what a checkpoint brings back."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from d_emo.common.processes import LaunchError, agreed, keep_freed_memory, start
 from d_emo.train.data import stream_loader
 from d_emo.train.data.options import DATA_SOURCES
 from d_emo.train.engine import checkpoints, fit, resume
-from d_emo.train.engine.averaging import WeightAverage
+from d_emo.train.engine.averaging import PowerAverage, WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.finite import FiniteSteps
 from d_emo.train.engine.log import LOG_FILE, seconds_so_far, truncate_log
@@ -75,6 +75,7 @@ def prepare(
     optimizer: torch.optim.Optimizer,
     lr_schedule: torch.optim.lr_scheduler.LRScheduler,
     compile_model: Callable[[], None] | None,
+    lengths: Sequence[float] = (),
 ) -> Parts:
     """Average the model from now on, and hand all to Accelerate.
 
@@ -84,14 +85,17 @@ def prepare(
         model: as it is trained.
         optimizer, lr_schedule: of the model.
         compile_model: compiles it; None for no compilation.
+        lengths: relative lengths of power-function averages to follow, too.
     """
     statistics = StepStatistics(model, constant=compile_model is not None)
     average = WeightAverage(model, plan.config.optimization).to(accelerator.device)
+    followed = [PowerAverage(model, length).to(accelerator.device) for length in lengths]
     accelerator.gradient_accumulation_steps = plan.layout.accumulation
     if compile_model is not None:
         compile_model()
     model, optimizer = accelerator.prepare(model, optimizer)
-    average.shard_like(model)
+    for each in (average, *followed):
+        each.shard_like(model)
     return Parts(
         model=model,
         average=average,
@@ -99,6 +103,7 @@ def prepare(
         statistics=statistics,
         finite=FiniteSteps(model, optimizer),
         lr_schedule=lr_schedule,
+        followed=followed,
     )
 
 
@@ -156,7 +161,8 @@ def begin(run: AnyRun, claim: Claim, load_average: Callable[[Path], None]) -> No
         run.step = claim.manifest["step"]
         load_state(run, path / checkpoints.STATE_FOLDER, run.step, claim.manifest["processes"])
         load_average(path)
-        run.average.n_averaged.fill_(1 + run.step)
+        for average in run.averages:
+            average.n_averaged.fill_(1 + run.step)
         if run.plan.source.stream is not None:
             run.place, note = stream_loader.load_place(path / checkpoints.STATE_FOLDER, accelerator)
             run.say(note)

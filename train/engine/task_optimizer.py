@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from d_emo.train.engine.task_options import NORMS, VECTORS, TaskOptimizationOptions
+from d_emo.train.engine.task_options import TaskOptimizationOptions
+from d_emo.train.engine.weight_decay import check_undecayed, decays
 
 
 def parameter_groups(model: torch.nn.Module, options: TaskOptimizationOptions) -> list[dict]:
@@ -27,26 +28,20 @@ def parameter_groups(model: torch.nn.Module, options: TaskOptimizationOptions) -
         if not any(name.startswith(beginning) for name in learning):
             tops = ", ".join(dict.fromkeys(name.split(".")[0] + "." for name in learning))
             raise ValueError(f"--lr-multipliers: no parameter that learns begins with {beginning!r}; these do: {tops}.")
-    for part in undecayed:
-        if part not in (VECTORS, NORMS) and not any(part in name for name in everything):
-            raise ValueError(
-                f"--no-weight-decay: no parameter has {part!r} in its name; their names are such as "
-                f"{', '.join(everything[:3])}."
-            )
+    check_undecayed(undecayed, everything)
     groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in learning.items():
         beginnings = [beginning for beginning in multipliers if name.startswith(beginning)]
         factor = multipliers[max(beginnings, key=len)] if beginnings else 1.0
-        decays = not any(part in name if part != VECTORS else parameter.ndim <= 1 for part in undecayed)
-        groups.setdefault((factor, decays), []).append(parameter)
+        groups.setdefault((factor, decays(name, parameter, undecayed)), []).append(parameter)
     order = sorted(groups, key=lambda group: (group != (1.0, True), group))
     return [
         {
-            "params": groups[factor, decays],
+            "params": groups[factor, decayed],
             "lr": options.learning_rate * factor,
-            "weight_decay": options.weight_decay if decays else 0.0,
+            "weight_decay": options.weight_decay if decayed else 0.0,
         }
-        for factor, decays in order
+        for factor, decayed in order
     ]
 
 

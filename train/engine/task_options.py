@@ -5,11 +5,7 @@ from typing import Literal
 
 from d_emo.common.options import below_one, option, positive, require, up_to_one, zero_or_more
 from d_emo.train.engine.options import RunOptions, StepOptions
-
-# Of --no-weight-decay: parameters of one dimension, which are norms, biases and layer scales.
-VECTORS = "vectors"
-# Its default, which networks need not have: those of others' designs call their norms otherwise.
-NORMS = "norm"
+from d_emo.train.engine.weight_decay import NORMS, undecayed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +77,7 @@ class TaskOptimizationOptions(StepOptions):
 
     def undecayed(self) -> list[str]:
         """--no-weight-decay, read: parts of names."""
-        return [part.strip() for part in (self.no_weight_decay or "").split(",") if part.strip()]
+        return undecayed(self.no_weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,7 +150,8 @@ def test_a_plain_copy_of_the_average_counts_with_it():
     model = tiny_model().train()
     alone, beside = (
         DiffusionStep(
-            model=model, plain=plain, make_optimizer=lambda module: torch.optim.AdamW(module.parameters()),
+            model=model, plain=plain, optimizer="AdamW", followed=0,
+            make_optimizer=lambda module: torch.optim.AdamW(module.parameters()),
             launch=Launch(torch.device("cpu")), micro_batch=2, vae=None, images=None,
         ).memory(False)
         for plain in (None, model)
