@@ -17,7 +17,7 @@ from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.numbers import finite_by, finite_from, seed, whole_from
 from d_emo.common.ranges import RELATIVE_LENGTH
-from d_emo.eval.fid.names import METRICS, PRESET_NOTES
+from d_emo.eval.fid.names import GUIDERS, METRICS, PRESET_NOTES
 
 
 @command("evaluate_fid", kept="the same command goes on from here", extra="eval")
@@ -81,6 +81,13 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         metavar=("START", "STOP"),
         help="Guide in this part of the way from noise (0) to data (1) only.",
     )
+    drawing.add_argument("--guider", choices=GUIDERS, help="Diffusers' formula of guidance. Default: the plain one.")
+    drawing.add_argument(
+        "--guide", help='Weaker model to steer away from in the place of "no class": packaged, folder, or Hub id.'
+    )
+    drawing.add_argument(
+        "--internal-guidance", type=finite_from(1), help="Scale, of models trained with --guide-block; 1 is none."
+    )
     drawing.add_argument("--labels", choices=("random", "balanced"), help="Uniformly drawn classes, or in turn.")
     drawing.add_argument("--vae", help="Decoder: folder or Hub id.")
     drawing.add_argument("--seed", type=seed, help="Image i is a function of (seed, i).")
@@ -96,8 +103,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         "--sweep",
         nargs="+",
         metavar="NAME=VALUES",
-        help="guidance, ema, steps, shift, interval-start or interval-stop, each with START:STOP:STEP or VALUE,VALUE: "
-        "every combination is scored on a small set, the best one on the full set.",
+        help="guidance, internal-guidance, ema, steps, shift, interval-start or interval-stop, each with "
+        "START:STOP:STEP or VALUE,VALUE: every combination is scored on a small set, the best one on the full set.",
     )
     sweeping.add_argument("--sweep-images", type=whole_from(2), default=5000, help="Images of the small set.")
     running = parser.add_argument_group("running and output")

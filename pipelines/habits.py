@@ -23,6 +23,8 @@ ELSEWHERE = {
     "num_sampling_steps": "num_inference_steps",
     "cfg_scale": "guidance_scale",
     "cfg": "guidance_scale",
+    "gnet": "guide",
+    "ig_scale": "internal_guidance",
     "seed": "generator (torch.Generator().manual_seed(SEED))",
     "noise": "latents",
     "resolution": "height and width",

@@ -1,7 +1,7 @@
 """DEMOPipeline: class labels in, images out, with any Diffusers scheduler that fits the model's objective.
 
 Sources: classifier-free guidance, arXiv 2207.12598; DiT's sampler and its guidance on the first three channels,
-arXiv 2212.09748; guidance in a limited interval, arXiv 2404.07724.
+arXiv 2212.09748; guidance in a limited interval, arXiv 2404.07724; its other forms are in `guidance.py`.
 
 Shapes: N images, C latent (or image) channels, H x W latent (or image) size.
 """
@@ -28,6 +28,7 @@ from d_emo.schedulers.flow_paths import STEPS, path_numbers, path_of, sample_int
 from . import checks
 from .decoding import DecodingMixin
 from .folders import FolderMixin
+from .guidance import DEFAULT_SCALE, Guided, make_guidance
 from .habits import DecoderSwitches, names_arguments
 from .lora import LoraMixin
 
@@ -48,8 +49,8 @@ class DEMOPipelineOutput(BaseOutput):
         images: list of N PIL images; or a float array (N, H, W, channels) or tensor (N, channels, H, W) in [0, 1]; or
             latents (N, C, H, W), by `output_type`.
         class_labels: the N class ids drawn; empty for an unconditional model.
-        settings: everything that moves the result: sampler, its configuration, steps, guidance scale, channels and
-            interval, dtype. Plain values, ready for JSON.
+        settings: everything that moves the result: sampler, its configuration, steps, guidance, dtype; and what an
+            image cost, in evaluations of the network and of the one that guides. Plain values, ready for JSON.
     """
 
     images: Any
@@ -189,7 +190,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
         self,
         class_labels: LabelLike | Sequence[LabelLike] | torch.Tensor | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 1.5,
+        guidance_scale: float = DEFAULT_SCALE,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_channels: int | None = None,
         num_images_per_label: int = 1,
@@ -202,6 +203,9 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        guider: Any = None,
+        guide: "DEMOPipeline | None" = None,
+        internal_guidance: float = 1.0,
     ) -> Any:
         """Draw images.
 
@@ -225,6 +229,13 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
                 replaced tensors, and may set `pipeline._interrupt = True` to end the call with what there is. One of
                 Diffusers' callback objects will do, too.
             callback_on_step_end_tensor_inputs: tensors that the callback gets; only "latents" exists.
+            guider: another formula than the plain one, by Diffusers (experimental there): "cfg", "zero-star", "apg",
+                "apg-mix" or "tcfg" with this call's `guidance_scale`; or an instance, which has its own scale, start
+                and stop (shares of the steps). Nothing of one call stays for the next.
+            guide: a weaker pipeline of the same latents and classes, an earlier checkpoint or a smaller model, that is
+                steered away from in the place of "no class" (autoguidance); 2 is a usual `guidance_scale`.
+            internal_guidance: the same away from the second output head of a model that was trained with
+                `--guide-block`, at no cost; of both predictions where there are two. 1.0 is off, 1.4 the paper's.
 
         Returns:
             A `DEMOPipelineOutput`, or a tuple of its images alone.
@@ -237,7 +248,9 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
         conditional = bool(config.num_classes)
         labels = self._labels(class_labels, num_images_per_label)
         batch = len(labels) if conditional else num_images_per_label
-        checks.check_guidance(guidance_scale, guidance_interval, guidance_channels, config.in_channels)
+        guidance = make_guidance(
+            self, guidance_scale, guidance_interval, guidance_channels, guider, guide, internal_guidance
+        )
         checks.check_output(output_type, return_dict)
         self._check_decoder(output_type)
         checks.check_eta(eta, self.scheduler)
@@ -252,22 +265,11 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
         if latents is not None:
             checks.check_latents(latents, shape)
 
-        guided = conditional and guidance_scale > 1.0
-        self._interrupt, self._guidance_scale = False, float(guidance_scale) if conditional else 1.0
+        self._interrupt, self._guidance_scale = False, guidance.scale
         label_ids = torch.tensor(
             labels if conditional else [self.transformer.null_label] * batch, device=device
         )  # (N,)
-        null_ids = torch.full_like(label_ids, self.transformer.null_label)  # (N,)
-
-        def predict(sample: torch.Tensor, timestep: torch.Tensor, progress: float) -> torch.Tensor:
-            """What the scheduler takes at a sample (N, C, H, W), of the model's one or two predictions."""
-            scaled = self._scale_model_input(sample, timestep)  # (N, C, H, W)
-            if self.do_classifier_free_guidance and guidance_interval[0] <= progress < guidance_interval[1]:
-                both = self._predict(scaled.repeat(2, 1, 1, 1), timestep, torch.cat([label_ids, null_ids]))
-                prediction = _guide(both, self._guidance_scale, guidance_channels or config.in_channels)
-            else:
-                prediction = self._predict(scaled, timestep, label_ids)  # (N, C or 2C, H, W)
-            return self._as_scheduler_takes_it(prediction, sample, timestep)
+        predict = Guided(self, guidance, label_ids)
 
         def start() -> torch.Tensor:
             """Standard-normal noise (N, C, H, W), drawn when everything else is known to fit."""
@@ -282,7 +284,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
             answer = callback_on_step_end(self, step, timestep, dict.fromkeys(tensors, sample))
             return checks.replaced_latents(answer, sample)
 
-        with _eval_mode(self.transformer, self.vae):
+        with _eval_mode(self.transformer, self.vae, guide and guide.transformer):
             if isinstance(self.scheduler, FlowMatchODESolverScheduler):
                 if callback_on_step_end is not None:
                     raise ValueError(
@@ -294,17 +296,20 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
                 sample = self._step_through(predict, start, steps, device, after_step, arguments)
             images = self._decode(sample, output_type, generator)
 
-        self.maybe_free_model_hooks()
+        for pipeline in (self, guide):
+            if pipeline is not None:
+                pipeline.maybe_free_model_hooks()
         if not return_dict:
             return (images,)
         settings = {
+            **self._sampler_settings(),
             "num_inference_steps": steps,
-            "guidance_scale": guidance_scale if guided else 1.0,
-            "guidance_interval": tuple(guidance_interval),
-            "guidance_channels": guidance_channels or config.in_channels,
+            **guidance.settings(),
+            "network_evaluations": predict.evaluations,
+            "guide_evaluations": predict.guide_evaluations,
             "eta": eta,
         }
-        return DEMOPipelineOutput(images=images, class_labels=labels, settings={**self._sampler_settings(), **settings})
+        return DEMOPipelineOutput(images=images, class_labels=labels, settings=settings)
 
     def _step_through(
         self,
@@ -416,13 +421,16 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
         arguments = {"generator": generator, "eta": eta}
         return {name: value for name, value in arguments.items() if name in accepted}
 
-    def _predict(self, latents: torch.Tensor, timestep: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
+    def _predict(
+        self, latents: torch.Tensor, timestep: torch.Tensor, label_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """All that the network predicts, (N, O, H, W) each: its prediction, then a second head's if it has one."""
         # Caches (FirstBlockCache and others) keep one state a context; guided and unguided steps differ in batch size.
         with self.transformer.cache_context(f"batch of {len(latents)}"):
-            prediction = self.transformer(
+            predictions = self.transformer(
                 latents.to(self.transformer.dtype), timestep.expand(len(latents)), label_ids, return_dict=False
-            )[0]
-        return prediction.float()
+            )
+        return tuple(prediction.float() for prediction in predictions)
 
 
 def _by_id(id2label: Mapping[Any, str] | Sequence[str] | None) -> dict[Any, str]:
@@ -445,13 +453,6 @@ def _by_id(id2label: Mapping[Any, str] | Sequence[str] | None) -> dict[Any, str]
     if len({str(key) for key in table}) < len(table):
         raise ValueError(f"id2label has an id twice, as number and as text: {sorted(map(repr, table))}.")
     return table
-
-
-def _guide(both: torch.Tensor, scale: float, channels: int) -> torch.Tensor:
-    """Classifier-free guidance on the first `channels` channels; the others, variance too, stay conditional."""
-    conditional, unconditional = both.chunk(2)
-    guided = unconditional[:, :channels] + scale * (conditional[:, :channels] - unconditional[:, :channels])
-    return torch.cat([guided, conditional[:, channels:]], dim=1)
 
 
 @contextlib.contextmanager

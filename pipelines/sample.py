@@ -2,6 +2,7 @@
 
     d-emo sample --model digits --labels three seven --num-images 8 --output grid.png
     d-emo sample --model runs/B-2 --every-class --num-images 2 --steps 50 --guidance-scale 4 --output every-class.png
+    d-emo sample --model runs/B-2 --guide runs/B-2/checkpoint-0100000 --guidance-scale 2 --every-class --output a.png
     d-emo sample --model someone/DiT-XL-2 --labels 207 "golden retriever" --num-images 1000 --output retrievers/
 
 A model is one that comes with the package (`d-emo models` lists them), else a folder, else a Hub id; ./NAME is a folder
@@ -20,6 +21,8 @@ from d_emo.common.numbers import finite_from, seed, whole_from
 
 # Those of `d_emo.pipelines.samplers`, which imports PyTorch; the model's own is the default.
 SAMPLERS = ("own", "ddpm", "ddim", "euler", "heun", "sde", "sde-heun")
+# Those of `d_emo.pipelines.guidance`.
+GUIDERS = ("cfg", "zero-star", "apg", "apg-mix", "tcfg")
 FORMATS = ("png", "jpg", "webp")
 
 
@@ -52,6 +55,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     how.add_argument(
         "--guidance-interval", type=finite_from(0), nargs=2, metavar=("START", "STOP"),
         help="Guide in this part of the way from noise (0) to data (1) only.",
+    )  # fmt: skip
+    how.add_argument("--guider", choices=GUIDERS, help="Diffusers' formula of guidance. Default: the plain one.")
+    how.add_argument(
+        "--guide", help='Weaker model to steer away from in the place of "no class": packaged, folder, or Hub id.'
+    )
+    how.add_argument(
+        "--internal-guidance", type=finite_from(1), default=1.0,
+        help="Scale, of models trained with --guide-block; 1 is none.",
     )  # fmt: skip
     how.add_argument("--seed", type=seed, default=0, help="Image i is a function of (seed, i).")
     how.add_argument("--vae", help="Decoder, where the model was saved without: folder or Hub id.")

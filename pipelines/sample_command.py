@@ -28,6 +28,7 @@ from d_emo.images.autoencoders import open_vae
 from d_emo.schedulers import FlowMatchODESolverScheduler
 
 from .checks import MAX_IMAGES, default_steps
+from .guidance import make_guidance
 from .loading import open_pipeline
 from .pipeline_demo import DEMOPipeline
 from .samplers import image_generator, make_scheduler, own_shift
@@ -64,13 +65,15 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     check_output(options, kind)
     device = device_named(options.device)
     pipeline = open_model(options)
-    plan = make_plan(pipeline, options)
+    guide = open_guide(pipeline, options)
+    plan = make_plan(pipeline, options, guide)
     plan.settings["command"] = shlex.join(["d-emo", "sample", *arguments])
     pipeline.to(device)
+    drawer = Drawer(pipeline, guide and guide.to(device), plan, options.batch_size)
     if kind is None:
-        write_folder(pipeline, plan, options)
+        write_folder(drawer, options)
     else:
-        write_picture(pipeline, plan, options, kind)
+        write_picture(drawer, options, kind)
 
 
 def picture_kind(output: str) -> str | None:
@@ -125,7 +128,7 @@ def open_model(options: argparse.Namespace) -> DEMOPipeline:
     Raises:
         ValueError: one of them does not load, or they do not fit each other.
     """
-    dtype = None if options.dtype == "float32" else getattr(torch, options.dtype)
+    dtype = _dtype(options)
     try:
         pipeline = open_pipeline(options.model, dtype)
     except ValueError as error:
@@ -147,7 +150,31 @@ def open_model(options: argparse.Namespace) -> DEMOPipeline:
     return pipeline
 
 
-def make_plan(pipeline: DEMOPipeline, options: argparse.Namespace) -> Plan:
+def _dtype(options: argparse.Namespace) -> torch.dtype | None:
+    """Of weights; None for float32, which is what they are stored in."""
+    return None if options.dtype == "float32" else getattr(torch, options.dtype)
+
+
+def open_guide(pipeline: DEMOPipeline, options: argparse.Namespace) -> DEMOPipeline | None:
+    """The weaker pipeline of the options, on the CPU; None where there is none.
+
+    Raises:
+        ValueError: it does not load, or the guidance of the options does not fit the model.
+    """
+    guide = None
+    if options.guide is not None:
+        try:
+            guide = open_pipeline(options.guide, _dtype(options))
+        except ValueError as error:
+            raise ValueError(f"--guide {error}") from error
+    make_guidance(
+        pipeline, options.guidance_scale, guider=options.guider, guide=guide,
+        internal_guidance=options.internal_guidance,
+    )  # fmt: skip
+    return guide
+
+
+def make_plan(pipeline: DEMOPipeline, options: argparse.Namespace, guide: DEMOPipeline | None = None) -> Plan:
     """Which images are drawn, and how.
 
     Raises:
@@ -180,12 +207,25 @@ def make_plan(pipeline: DEMOPipeline, options: argparse.Namespace) -> Plan:
         "sampler": type(pipeline.scheduler).__name__,
         "sampler_config": {name: value for name, value in sorted(config.items()) if name[0] != "_"},
         "steps": steps,
-        "guidance_scale": options.guidance_scale if classes else 1.0,
+        "guidance_scale": options.guidance_scale if classes or guide else 1.0,
         "guidance_channels": options.guidance_channels,
         "guidance_interval": list(options.guidance_interval or (0.0, 1.0)),
+        **_other_guidance(options, guide),
         "seed": options.seed,
     }
     return Plan(labels, [names.get(label, "") if label is not None else "" for label in labels], settings)
+
+
+def _other_guidance(options: argparse.Namespace, guide: DEMOPipeline | None) -> dict[str, Any]:
+    """The settings of guidance that is asked for, beside its scale; those that are not are left out."""
+    asked: dict[str, Any] = {}
+    if options.guider is not None:
+        asked["guider"] = options.guider
+    if guide is not None:
+        asked |= {"guide": options.guide, "guide_weights": weights_digest(guide.transformer)}
+    if options.internal_guidance > 1:
+        asked["internal_guidance"] = options.internal_guidance
+    return asked
 
 
 def chosen_classes(pipeline: DEMOPipeline, options: argparse.Namespace) -> list[int]:
@@ -230,12 +270,27 @@ def _size(pipeline: DEMOPipeline, size: list[int] | None) -> tuple[int, int]:
     return rows * pipeline.vae_scale_factor, columns * pipeline.vae_scale_factor
 
 
-def drawn(
-    pipeline: DEMOPipeline, plan: Plan, batch_size: int, indices: Sequence[int]
-) -> Iterator[tuple[int, PIL.Image.Image]]:
+class Drawer(NamedTuple):
+    """What draws.
+
+    Attributes:
+        pipeline: on its device.
+        guide: the weaker one, if there is one, there, too.
+        plan: all images.
+        batch_size: images at once.
+    """
+
+    pipeline: DEMOPipeline
+    guide: DEMOPipeline | None
+    plan: Plan
+    batch_size: int
+
+
+def drawn(drawer: Drawer, indices: Sequence[int]) -> Iterator[tuple[int, PIL.Image.Image]]:
     """Images of some indices, each with its index."""
+    pipeline, guide, plan, size = drawer
     settings, steps = plan.settings, plan.settings["steps"]
-    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    batches = [indices[start : start + size] for start in range(0, len(indices), size)]
     with Progress(len(batches) * steps, "step", f"drawing {len(indices):,} images") as progress:
 
         def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -255,6 +310,9 @@ def drawn(
                 guidance_scale=settings["guidance_scale"],
                 guidance_channels=settings["guidance_channels"],
                 guidance_interval=tuple(settings["guidance_interval"]),
+                guider=settings.get("guider"),
+                guide=guide,
+                internal_guidance=settings.get("internal_guidance", 1.0),
                 height=settings["height"],
                 width=settings["width"],
                 generator=[image_generator(settings["seed"], index) for index in batch],
@@ -264,13 +322,13 @@ def drawn(
             yield from zip(batch, images, strict=True)
 
 
-def write_picture(pipeline: DEMOPipeline, plan: Plan, options: argparse.Namespace, kind: str) -> None:
+def write_picture(drawer: Drawer, options: argparse.Namespace, kind: str) -> None:
     """All images in one, a class or a part of it in each row.
 
     Raises:
         ValueError: the picture would be too large; nothing was drawn.
     """
-    output, columns = Path(options.output), min(COLUMNS, options.num_images)
+    plan, output, columns = drawer.plan, Path(options.output), min(COLUMNS, options.num_images)
     starts = [
         first + column
         for first in range(0, len(plan.labels), options.num_images)
@@ -284,20 +342,20 @@ def write_picture(pipeline: DEMOPipeline, plan: Plan, options: argparse.Namespac
             f"few programs open; draw into a folder: --output {output.with_suffix('')}/"
         )
     _try_format(output, kind, size)
-    images = [image for _, image in drawn(pipeline, plan, options.batch_size, range(len(plan.labels)))]
+    images = [image for _, image in drawn(drawer, range(len(plan.labels)))]
     ends = [min(start + columns, start - start % options.num_images + options.num_images) for start in starts]
     grid = beside_grid([images[start:end] for start, end in zip(starts, ends, strict=True)], captions)
     save_image(grid, output, kind, {KEYWORD: json.dumps(plan.settings)})
     say(f"{len(images):,} images in {output}")
 
 
-def write_folder(pipeline: DEMOPipeline, plan: Plan, options: argparse.Namespace) -> None:
+def write_folder(drawer: Drawer, options: argparse.Namespace) -> None:
     """A file an image, under names that sort; those that the same command left are kept.
 
     Raises:
         ValueError: the folder holds other images; nothing was drawn.
     """
-    folder, suffix = Path(options.output), options.format or "png"
+    plan, folder, suffix = drawer.plan, Path(options.output), options.format or "png"
     digits = len(str(len(plan.labels) - 1))
     files = [f"{index:0{digits}d}{_in_a_name(name)}.{suffix}" for index, name in enumerate(plan.names)]
     with output_folder(folder, "--output"):
@@ -310,7 +368,7 @@ def write_folder(pipeline: DEMOPipeline, plan: Plan, options: argparse.Namespace
             remove(folder / RECORD)
             stored = None
         missing = [index for index, name in enumerate(files) if not (folder / name).is_file()]
-        for index, image in drawn(pipeline, plan, options.batch_size, missing):
+        for index, image in drawn(drawer, missing):
             if stored is None:  # what the pipeline refuses leaves nothing
                 stored = {**plan.settings, "files": files}
                 write_json(folder / RECORD, stored)

@@ -95,6 +95,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "time_dist_shift": ("time_shift",),
     "flow_shift": ("time_shift",),
     "bottleneck_dim": ("patch_bottleneck",),
+    "gnet": ("guide",),
+    "ig_scale": ("internal_guidance",),
+    "encoder_depth": ("guide_block",),
     "p_std": ("logit_normal_std",),
     "use_ddim": ("sampler ddim",),
     "solver": ("sampler",),
@@ -378,7 +381,7 @@ _REASONS = {
     "it belongs to drawing: a scheduler of the pipeline has it (FlowMatchODESolverScheduler, "
     "FlowMatchEulerMaruyamaScheduler), and evaluate_fid has --sampler and --steps": (
         "atol rtol sampling_method diffusion_form diffusion_norm last_step last_step_size reverse likelihood "
-        "s_churn s_min s_max s_noise disc gnet"
+        "s_churn s_min s_max s_noise disc"
     ),
     "of timm's augmentation there are --crop, --auto-augment, --color-jitter, --random-erasing, --mixup, --cutmix": (
         "no_aug ratio grayscale_prob gaussian_blur_prob aug_splits remode recount resplit cutmix_minmax mixup_prob "

@@ -284,6 +284,8 @@ def _check_exportable(model: "DiTBaselineTransformer2DModel") -> None:
         cause = f"norm_eps={config.norm_eps}, and Diffusers' DiT has {NORM_EPS}"
     elif config.patch_bottleneck is not None:
         cause = f"patch_bottleneck={config.patch_bottleneck}, and Diffusers' DiT has none"
+    elif config.guide_block is not None:
+        cause = f"guide_block={config.guide_block}, and Diffusers' DiT has one output head"
     elif height != width:
         cause = f"sample_size={config.sample_size}, and Diffusers' DiT is square"
     if cause:

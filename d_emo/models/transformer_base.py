@@ -274,13 +274,14 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
             if depth in (guide_block, features_after):
                 passed[depth] = tokens
 
-        tokens = self.proj_out(self.norm_out(tokens, conditioning))          # (B, h, w, p * p * O)
-        output = ClassConditionalOutput(sample=self._unpatchify(tokens))     # (B, O, H, W)
+        tokens, guide = self.proj_out(self.norm_out(tokens, conditioning)), None  # (B, h, w, p * p * O)
         if guide_block is not None:
-            tokens = self.guide_proj_out(self.guide_norm_out(passed[guide_block], conditioning))
-            output.guide = self._unpatchify(tokens)                          # (B, O, H, W)
-        if features_after is not None:
-            output.features = passed[features_after]                         # (B, h, w, D)
+            guide = self.guide_proj_out(self.guide_norm_out(passed[guide_block], conditioning))
+        output = ClassConditionalOutput(
+            sample=self._unpatchify(tokens),                                 # (B, O, H, W)
+            guide=None if guide is None else self._unpatchify(guide),        # (B, O, H, W)
+            features=None if features_after is None else passed[features_after],  # (B, h, w, D)
+        )
         return output if return_dict else output.to_tuple()
 
     def run_blocks(

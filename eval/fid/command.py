@@ -31,7 +31,7 @@ from d_emo.eval.fid.protocol import (
 )
 from d_emo.eval.fid.references import check_reference, default_cache, load_reference
 from d_emo.eval.fid.report import Entry, plot_curve, write_report
-from d_emo.eval.fid.sampling import apply_settings, image_shape, load_pipeline
+from d_emo.eval.fid.sampling import apply_settings, image_shape, load_pipeline, open_guide
 from d_emo.eval.fid.scoring import all_features, format_scores, show
 from d_emo.eval.fid.sweep import (
     SWEEP_PLOT,
@@ -219,14 +219,15 @@ def score_models(
     models = find_models(options.model, options.checkpoints)
     evaluator: Evaluator | None = None
     entries: list[Entry] = []
-    folder = Path()
+    folder, guide = Path(), None
     for model, step in models:
         preset, settings, pipeline = prepare(model, options)
         if evaluator is None:
+            guide = open_guide(pipeline, settings)
             folder = output_dir(options, preset)
             lock_folder(folder, accelerator, locks)
         target = folder if step is None else folder / f"step-{step:07d}"
-        evaluator = evaluator or evaluator_of(options, accelerator, extractors, pipeline)
+        evaluator = evaluator or evaluator_of(options, accelerator, extractors, pipeline, guide)
         entries.append(score_one(options, evaluator, pipeline, settings, preset, str(model), step, target))
     return Outcome(entries, folder)
 
@@ -236,11 +237,13 @@ def evaluator_of(
     accelerator: Accelerator,
     extractors: Sequence[FeatureExtractor],
     pipeline: DEMOPipeline,
+    guide: DEMOPipeline | None,
 ) -> Evaluator:
-    """The evaluator of what a pipeline draws."""
+    """The evaluator of what a pipeline draws, steered away from a weaker one where there is one."""
     height, width, channels = image_shape(pipeline)
     num_classes = pipeline.transformer.config.num_classes
-    return make_evaluator(options, accelerator, extractors, (height, width), channels, num_classes)
+    evaluator = make_evaluator(options, accelerator, extractors, (height, width), channels, num_classes)
+    return replace(evaluator, guide=guide and guide.to(accelerator.device))
 
 
 def score_one(
@@ -277,9 +280,10 @@ def score_swept(
     preset, settings, pipeline = prepare(options.model, options)
     points = make_points(parse_sweep(options.sweep), settings, options.sweep_images)
     folder = output_dir(options, preset)
-    check_points(points, settings.num_images, pipeline, options.model, folder)
+    guide = open_guide(pipeline, settings)
+    check_points(points, settings.num_images, pipeline, options.model, folder, guide)
     lock_folder(folder, accelerator, locks)
-    evaluator = evaluator_of(options, accelerator, extractors, pipeline)
+    evaluator = evaluator_of(options, accelerator, extractors, pipeline, guide)
     if accelerator.is_main_process:
         print(f"{options.model}, preset {preset}: {describe_settings(settings)}; {len(points)} points", flush=True)
     pipeline.to(accelerator.device)

@@ -47,6 +47,7 @@ class Evaluator:
         others: more references, each with the features that it was computed with; scored beside the first.
         confidence: whether to give distances their 95% intervals.
         by_class: whether to give the distance of each class, too.
+        guide: the weaker pipeline that settings name, if they do.
     """
 
     reference: Reference
@@ -59,6 +60,7 @@ class Evaluator:
     others: Sequence[tuple[Reference, FeatureExtractor]] = ()
     confidence: bool = False
     by_class: bool = False
+    guide: DEMOPipeline | None = None
 
     def score_pipeline(
         self, pipeline: DEMOPipeline, settings: SamplingSettings, preset: str | None, folder: Path
@@ -69,7 +71,7 @@ class Evaluator:
             ManifestError: the folder holds other samples.
             ValueError: what `sample_images` and `compute_scores` raise.
         """
-        images = sample_images(pipeline, settings, folder, self.accelerator, self.batch_size)
+        images = sample_images(pipeline, settings, folder, self.accelerator, self.batch_size, self.guide)
         return self.score_images(images, folder, pipeline=pipeline, settings=settings, preset=preset)
 
     def score_images(

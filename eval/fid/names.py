@@ -2,6 +2,8 @@
 
 # What can be computed.
 METRICS = ("fid", "sfid", "is", "precision-recall", "kid")
+# Formulas of guidance, of `d_emo.pipelines.guidance`, which imports PyTorch.
+GUIDERS = ("cfg", "zero-star", "apg", "apg-mix", "tcfg")
 # The protocols of `protocol.PRESETS`, for people.
 PRESET_NOTES = {
     "dit-400k": "DiT at 400K, and the paper's Table XIV as far as it says: 250 ancestral steps, no guidance, ft-mse",

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from d_emo.common.command_line import flag
 from d_emo.common.numbers import finite_by
 from d_emo.common.ranges import RELATIVE_LENGTH, Maybe, OneOf, Real, Rule, Table, Whole
+from d_emo.eval.fid.names import GUIDERS
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
 from d_emo.pipelines.checks import MAX_GUIDANCE
@@ -73,6 +74,8 @@ RULES: Table = {
     "guidance_interval": Interval(),
     "time_shift": Maybe(Shift()),
     "guidance_scale": Real(1, MAX_GUIDANCE, hint="1 is no guidance, 0 would draw without class"),
+    "guider": Maybe(OneOf(GUIDERS)),
+    "internal_guidance": Real(1, MAX_GUIDANCE, hint="1 is none, 1.4 is the paper's"),
     "seed": Whole(0, 2**32 - 1),
     "sampler": OneOf(get_args(SamplerName)),
     "labels": OneOf(get_args(LabelRule)),
@@ -94,6 +97,9 @@ class SamplingSettings:
         guidance_scale: classifier-free guidance, 1.0 is none.
         guidance_channels: guide the first so many channels only; None is all.
         guidance_interval: guide in this part of the way only, from 0 (noise) to 1 (data); a flow's 1 - time.
+        guider: Diffusers' formula in the place of the plain one; see `DEMOPipeline`.
+        guide: weaker model that is steered away from in the place of "no class", a folder, packaged name or Hub id.
+        internal_guidance: away from the model's second output head, 1.0 is none.
         time_shift: of a flow's even steps, s -> shift s / (1 + (shift - 1) s) with noise at s = 1, so that above 1 more
             of them are near the noise; "auto" is RAE's rule, the square root of a latent's values over 4,096; None is
             what the pipeline's own scheduler has.
@@ -112,6 +118,9 @@ class SamplingSettings:
     guidance_scale: float = 1.0
     guidance_channels: int | None = None
     guidance_interval: tuple[float, float] = EVERYWHERE
+    guider: str | None = None
+    guide: str | None = None
+    internal_guidance: float = 1.0
     time_shift: float | Literal["auto"] | None = None
     labels: LabelRule = "random"
     vae: str | None = None
@@ -347,7 +356,11 @@ def describe_settings(settings: SamplingSettings) -> str:
     channels = "all channels" if settings.guidance_channels is None else f"{settings.guidance_channels} channels"
     part = f" from {show_setting(settings.guidance_interval)} of the way" * (settings.guidance_interval != EVERYWHERE)
     guided = settings.guidance_scale > 1
-    guidance = f"guidance {settings.guidance_scale:g} on {channels}{part}" if guided else "no guidance"
+    by = f" by {settings.guider}" * (settings.guider is not None)
+    away = f" away from {settings.guide}" * (settings.guide is not None)
+    guidance = f"guidance {settings.guidance_scale:g}{by}{away} on {channels}{part}" if guided else "no guidance"
+    if settings.internal_guidance > 1:
+        guidance += f", internal guidance {settings.internal_guidance:g}"
     shift = "" if settings.time_shift is None else f", time shift {show_setting(settings.time_shift)}"
     decoder = f"decoder {settings.vae}" if settings.vae else "the pipeline's own decoder, if any"
     average = "" if settings.ema is None else f" (power-function average of relative length {settings.ema:g})"

@@ -5,10 +5,11 @@ A folder of samples holds `manifest.json` (what was drawn, with everything that 
 what is not as it was written.
 """
 
+import contextlib
 import functools
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,7 @@ from d_emo.eval.fid.image_sets import ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
 from d_emo.images.autoencoders import latent_space, open_vae
 from d_emo.pipelines import DEMOPipeline, open_pipeline
+from d_emo.pipelines.guidance import make_guidance
 from d_emo.pipelines.samplers import image_generator
 
 SHARD_SIZE = 128
@@ -103,13 +105,57 @@ def apply_settings(pipeline: DEMOPipeline, model: str, settings: SamplingSetting
         pipeline.register_modules(vae=vae)
 
 
-def make_manifest(pipeline: DEMOPipeline, settings: SamplingSettings) -> dict[str, Any]:
+def open_guide(pipeline: DEMOPipeline, settings: SamplingSettings) -> DEMOPipeline | None:
+    """The weaker pipeline that the settings name, if they do; both are on the CPU.
+
+    Raises:
+        ValueError: it does not load, or the guidance of the settings does not fit the pipeline.
+    """
+    guide = None
+    if settings.guide is not None:
+        try:
+            guide = open_pipeline(settings.guide, _type(settings.dtype))
+        except ValueError as error:
+            raise ValueError(f"--guide {error}") from error
+    with sampled_by(pipeline, settings):
+        make_guidance(pipeline, **guidance_of(settings), guide=guide)
+    return guide
+
+
+def guidance_of(settings: SamplingSettings) -> dict[str, Any]:
+    """The arguments of a call that say how it is guided, by which pipeline aside."""
+    names = ("guidance_scale", "guidance_interval", "guidance_channels", "guider", "internal_guidance")
+    return {name: getattr(settings, name) for name in names}
+
+
+@contextlib.contextmanager
+def sampled_by(pipeline: DEMOPipeline, settings: SamplingSettings) -> Iterator[None]:
+    """Within it, the pipeline has the scheduler that the settings name.
+
+    Raises:
+        ValueError: it does not fit the model.
+    """
+    former, pipeline.scheduler = pipeline.scheduler, make_sampler(settings, pipeline)
+    try:
+        yield
+    finally:
+        pipeline.scheduler = former
+
+
+def make_manifest(
+    pipeline: DEMOPipeline, settings: SamplingSettings, guide: DEMOPipeline | None = None
+) -> dict[str, Any]:
     """Everything that moves the samples, ready for JSON."""
     scheduler = make_sampler(settings, pipeline)
     return {
         "sampling": asdict(settings),
         "transformer": weights_digest(pipeline.transformer),
         "transformer_config": _plain(pipeline.transformer.config),
+        "guide": guide
+        and {
+            "transformer": weights_digest(guide.transformer),
+            "transformer_config": _plain(guide.transformer.config),
+        },
         "decoder": weights_digest(pipeline.vae),
         "latent_space": None if pipeline.latent_space is None else asdict(pipeline.latent_space),
         "scheduler": type(scheduler).__name__,
@@ -182,16 +228,21 @@ def sample_labels(settings: SamplingSettings, num_classes: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def draw_images(pipeline: DEMOPipeline, settings: SamplingSettings, indices: range, labels: np.ndarray) -> np.ndarray:
+def draw_images(
+    pipeline: DEMOPipeline,
+    settings: SamplingSettings,
+    indices: range,
+    labels: np.ndarray,
+    guide: DEMOPipeline | None = None,
+) -> np.ndarray:
     """Images of some indices, uint8 (n, H, W, channels), rounded in float32."""
     conditional = bool(pipeline.transformer.config.num_classes)
     images = pipeline(
         [int(labels[index]) for index in indices] if conditional else None,
         num_images_per_label=1 if conditional else len(indices),
         num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
-        guidance_channels=settings.guidance_channels,
-        guidance_interval=settings.guidance_interval,
+        **guidance_of(settings),
+        guide=guide,
         generator=[image_generator(settings.seed, index) for index in indices],
         output_type="pt",
     ).images
@@ -199,7 +250,12 @@ def draw_images(pipeline: DEMOPipeline, settings: SamplingSettings, indices: ran
 
 
 def sample_images(
-    pipeline: DEMOPipeline, settings: SamplingSettings, folder: Path, accelerator: Accelerator, batch_size: int
+    pipeline: DEMOPipeline,
+    settings: SamplingSettings,
+    folder: Path,
+    accelerator: Accelerator,
+    batch_size: int,
+    guide: DEMOPipeline | None = None,
 ) -> ImageSet:
     """Draw what `folder` lacks of the samples, on all processes, and open them.
 
@@ -209,23 +265,21 @@ def sample_images(
         folder: gets `manifest.json` and `samples/`.
         accelerator: the processes.
         batch_size: images drawn at once by a process; it does not change them, arithmetic noise aside.
+        guide: the weaker pipeline that the settings name, on the same device.
 
     Raises:
         ManifestError: the folder holds other samples.
         ValueError: sampler and model do not fit.
     """
     checks.whole(batch_size, "batch_size")
-    manifest = make_manifest(pipeline, settings)
+    manifest = make_manifest(pipeline, settings, guide)
     if accelerator.is_main_process:
         claim_samples(folder, manifest)
         make_folder(folder / SAMPLES_FOLDER)
         remove_partial(folder / SAMPLES_FOLDER)
     accelerator.wait_for_everyone()
-    former, pipeline.scheduler = pipeline.scheduler, make_sampler(settings, pipeline)
-    try:
-        _draw_missing(pipeline, settings, folder / SAMPLES_FOLDER, accelerator, batch_size)
-    finally:
-        pipeline.scheduler = former
+    with sampled_by(pipeline, settings):
+        _draw_missing(pipeline, settings, folder / SAMPLES_FOLDER, accelerator, batch_size, guide)
     accelerator.wait_for_everyone()
     return from_shards(folder / SAMPLES_FOLDER)
 
@@ -251,7 +305,12 @@ def check_shard(files: ShardFolder, labels: np.ndarray, shape: tuple[int, int, i
 
 
 def _draw_missing(
-    pipeline: DEMOPipeline, settings: SamplingSettings, folder: Path, accelerator: Accelerator, batch_size: int
+    pipeline: DEMOPipeline,
+    settings: SamplingSettings,
+    folder: Path,
+    accelerator: Accelerator,
+    batch_size: int,
+    guide: DEMOPipeline | None,
 ) -> None:
     labels = sample_labels(settings, pipeline.transformer.config.num_classes)
     files = ShardFolder(folder, SHARD_NAME, len(labels), SHARD_SIZE)
@@ -271,7 +330,7 @@ def _draw_missing(
             blocks = []
             for start in range(shard.start, shard.stop, batch_size):
                 indices = range(start, min(start + batch_size, shard.stop))
-                blocks.append(draw_images(pipeline, settings, indices, labels))
+                blocks.append(draw_images(pipeline, settings, indices, labels, guide))
                 # The other processes are about as far.
                 progress.update(len(indices) * accelerator.num_processes)
             arrays = {archives.IMAGES_KEY: np.concatenate(blocks), "labels": labels[shard.start : shard.stop]}

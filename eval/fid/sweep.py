@@ -20,16 +20,18 @@ from typing import Any
 
 from d_emo.common import numbers
 from d_emo.common.files import write_json, written_whole
+from d_emo.common.options import blamed
 from d_emo.common.output import say
 from d_emo.eval.fid.averages import apply_average
 from d_emo.eval.fid.evaluation import FEATURES_FOLDER, SCORES_FILE, Evaluator
-from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
-from d_emo.eval.fid.sampling import SAMPLES_FOLDER, check_samples, make_manifest
+from d_emo.eval.fid.protocol import SamplingSettings
+from d_emo.eval.fid.sampling import SAMPLES_FOLDER, check_samples, guidance_of, make_manifest, sampled_by
 from d_emo.eval.fid.scoring import Scores, load_scores, show, title
 from d_emo.pipelines import DEMOPipeline
+from d_emo.pipelines.guidance import make_guidance
 
 # What may be swept, by the names that a user types.
-NAMES = ("guidance", "ema", "interval-start", "interval-stop", "shift", "steps")
+NAMES = ("guidance", "internal-guidance", "ema", "interval-start", "interval-stop", "shift", "steps")
 MAX_POINTS = 200
 # Decimals that a range's values are rounded to: 1 + 3 * 0.1 is meant to be 1.3.
 DECIMALS = 9
@@ -120,6 +122,8 @@ def make_points(grid: dict[str, list[float]], settings: SamplingSettings, count:
             changes["guidance_scale"] = point["guidance"]
         if "ema" in point:
             changes["ema"] = point["ema"]
+        if "internal-guidance" in point:
+            changes["internal_guidance"] = point["internal-guidance"]
         if "shift" in point:
             changes["time_shift"] = point["shift"]
         if "steps" in point:
@@ -129,7 +133,14 @@ def make_points(grid: dict[str, list[float]], settings: SamplingSettings, count:
     return points
 
 
-def check_points(points: Sequence[Point], count: int, pipeline: DEMOPipeline, model: str, folder: Path) -> None:
+def check_points(
+    points: Sequence[Point],
+    count: int,
+    pipeline: DEMOPipeline,
+    model: str,
+    folder: Path,
+    guide: DEMOPipeline | None = None,
+) -> None:
     """Find out before anything is drawn what would end a sweep.
 
     Args:
@@ -138,22 +149,19 @@ def check_points(points: Sequence[Point], count: int, pipeline: DEMOPipeline, mo
         pipeline: draws them.
         model: that it is of, as the user named it.
         folder: of the report.
+        guide: the weaker pipeline that settings name, if they do.
 
     Raises:
-        ValueError: the sampler does not take a point's steps or shift, or there are no snapshots to average.
+        ValueError: the sampler does not take a point's steps or shift, the model not its guidance, or there are no
+            snapshots to average.
         ManifestError: a point's folder, or the one that its full set would get, holds other samples.
     """
-    own = pipeline.scheduler
     for point in points:
-        pipeline.scheduler = make_sampler(point.settings, pipeline)
-        try:
+        with sampled_by(pipeline, point.settings), blamed(f"--sweep, {point.label}"):
             pipeline.check_steps(point.settings.steps)
-        except ValueError as error:
-            raise ValueError(f"--sweep, {point.label}: {error}") from error
-        finally:
-            pipeline.scheduler = own
+            make_guidance(pipeline, **guidance_of(point.settings), guide=guide)
         apply_average(pipeline, model, point.settings)
-        small = make_manifest(pipeline, point.settings)
+        small = make_manifest(pipeline, point.settings, guide)
         check_samples(folder / SWEEP_FOLDER / point.label, small)
         check_samples(folder / point.label, {**small, "sampling": {**small["sampling"], "num_images": count}})
 

@@ -336,9 +336,10 @@ def test_names_that_stand_in_for_heavy_modules_are_the_same():
     from d_emo import export
     from d_emo.classification import checkpoint_files
     from d_emo.eval import export_classifier
-    from d_emo.eval.fid.names import PRESET_NOTES
+    from d_emo.eval.fid.names import GUIDERS, PRESET_NOTES
     from d_emo.eval.fid.protocol import PRESETS, SamplerName
     from d_emo.images import latent_manifest
+    from d_emo.pipelines import guidance, sample
     from d_emo.schedulers.flow_paths import PATHS
     from d_emo.train.diffusion import encode_config
     from d_emo.train.diffusion.config import OptimizationOptions
@@ -346,6 +347,7 @@ def test_names_that_stand_in_for_heavy_modules_are_the_same():
 
     assert export_classifier.FORMATS == export.FORMATS and encode_config.DTYPES == latent_manifest.DTYPES
     assert list(PRESET_NOTES) == list(PRESETS)
+    assert tuple(guidance.GUIDERS) == sample.GUIDERS == GUIDERS
     kinds = kinds_of(OptimizationOptions)
     assert kinds["flow_path"].choices == PATHS and kinds["prediction"].choices == tuple(PREDICTIONS)
     assert set(checkpoint_files.WEIGHTS) == {"averaged", "raw"}

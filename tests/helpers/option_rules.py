@@ -91,7 +91,7 @@ KINDS = {
         "train_video_classifier short_side", "clips", "crops", "held_out",
         "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck", "guide_block",
         "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side", "size",
-        "choose_average step", "max_side", "max_waiting", "port", "demo max_steps",
+        "choose_average step", "max_side", "max_waiting", "port", "demo max_steps", "evaluations",
     ),
     "count or zero": (
         "snapshot_every", "num_workers", "seed", "ignore_index", "lr_warmup_steps", "sample_every", "fid_every",
@@ -119,7 +119,7 @@ KINDS = {
     "one, its default": ("train_dit time_shift", "logit_normal_std", "guide_weight"),
     "one to sixteen": ("zoom_out",),
     "up to a thousand": ("scale_min", "scale_max", "evaluate_fid time_shift",),
-    "one or more": ("lr_decay_end", "guidance_scale", "sample_guidance_scale"),
+    "one or more": ("lr_decay_end", "guidance_scale", "sample_guidance_scale", "internal_guidance"),
     "share below one": (
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
         "label_smoothing", "lr_decay_start",
@@ -143,7 +143,7 @@ KINDS = {
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
         "throughput compile", "throughput models", "noise_on", "clock", "layout", "time_sampling", "stride",
         "box_format", "order", "name", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
-        "images_without_masks", "format", "shell", "train_dit optimizer", "lr_cooldown",
+        "images_without_masks", "format", "shell", "guider", "train_dit optimizer", "lr_cooldown",
     ),
     "text": (
         "model", "class_names", "dataset_config", "dataset_split", "image_column", "label_column", "lr_scheduler",
@@ -159,7 +159,7 @@ KINDS = {
     ),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
-        "mask_dir", "data_dir", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
+        "mask_dir", "data_dir", "guide", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
         "photos", "run",
     ),
     "file to write": ("export_npz", "output"),

@@ -14,7 +14,7 @@ from d_emo.common.figures import beside_grid, beside_grid_size
 from d_emo.pipelines import sample, sample_command
 from d_emo.pipelines.samplers import image_generator
 
-PIPELINES = ("flow", "noise", "free", "classifier")
+PIPELINES = ("flow", "noise", "free", "headed", "classifier")
 FEW = ("--steps", "3", "--device", "cpu")
 
 
@@ -24,6 +24,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     tiny_pipeline(flow=True, sample_size=16).save_pretrained(folder / "flow")
     tiny_pipeline(sample_size=16).save_pretrained(folder / "noise")
+    tiny_pipeline(flow=True, sample_size=16, guide_block=1).save_pretrained(folder / "headed")
     tiny_pipeline(flow=True, sample_size=16, num_classes=0).save_pretrained(folder / "free")
     write_classifier(folder / "classifier")
     return folder
@@ -35,9 +36,9 @@ def draw(models, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(model: str, *arguments: str) -> str:
-        place = str(models / model) if model in PIPELINES else model
+        line = ("--model", model, *FEW, *arguments)
         try:
-            sample.main(["--model", place, *FEW, *arguments])
+            sample.main([str(models / word) if word in PIPELINES else word for word in line])
         except SystemExit as stop:
             printed = capsys.readouterr()
             return str(stop.code) if isinstance(stop.code, str) else printed.err.strip()
@@ -116,6 +117,22 @@ def test_another_sampler_size_and_part_of_guidance_are_as_the_pipeline_takes_the
     assert (said["height"], said["width"], said["guidance_interval"]) == (16, 32, [0.2, 0.9])
 
 
+def test_other_guidance_is_recorded_and_draws_other_pictures(draw, models, tmp_path):
+    one = ("--labels", "0", "1", "--num-images", "1", "--guidance", "2", "--output")
+    draw("headed", *one, "plain")
+    other = ("--guide", "flow", "--guider", "apg", "--internal-guidance", "1.4")
+    assert draw("headed", *one, "out", *other) == "2 images drawn into out"
+    said = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (said["guider"], said["guide"], said["internal_guidance"]) == ("apg", str(models / "flow"), 1.4)
+    assert len(said["guide_weights"]) > 8
+    assert "guide" not in json.loads((tmp_path / "plain" / "samples.json").read_text())
+    assert np.abs(
+        pixels(tmp_path / "out" / "0-tench.png").astype(int) - pixels(tmp_path / "plain" / "0-tench.png")
+    ).any()
+    assert draw("headed", *one, "out", *other) == "0 images drawn into out; 2 were there"
+    assert "holds others (guide" in draw("headed", *one, "out")
+
+
 @pytest.mark.parametrize(
     ("model", "arguments", "line"),
     [
@@ -142,6 +159,12 @@ def test_another_sampler_size_and_part_of_guidance_are_as_the_pipeline_takes_the
         ("flow", "--labels 1 --output a.png --size 17", "--size: height=17 is not a positive multiple of"),
         ("flow", "--labels 1 --output a.png --size 16 16 16", "--size 16 16 16: give one side, or height and width."),
         ("flow", "--labels 1 --output a --guidance-channels 9", "guidance_channels=9 is not a whole number from 1 to"),
+        ("flow", "--labels 1 --output a.png --guider pag", "argument --guider: invalid choice: 'pag'"),
+        ("flow", "--labels 1 --output a.png --guide no", "--guide no: neither a pipeline folder, nor a packaged model"),
+        ("flow", "--labels 1 --output a.png --guide noise", "guide: the weaker model has prediction 'epsilon', not '"),
+        ("flow", "--labels 1 --output a.png --internal-guidance 2", "internal_guidance=2.0: the model has no second"),
+        ("free", "--output a.png --guider apg", "guider='apg': the model is unconditional"),
+        ("noise", "--labels 1 --output a.png --guider zero-star", "begins with a velocity of zero, and the model pre"),
         ("flow", "--labels 1 --output a.png --vae v", "draws pixels and has no decoder; leave --vae out."),
     ],
 )

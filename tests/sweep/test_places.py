@@ -21,6 +21,7 @@ ELSEWHERE = {
     ("train_dit", "fid_inception_weights"): "without --fid-every it is not read",
     ("evaluate_fid", "inception_weights"): "beside --features pixels it is not read",
     ("evaluate_fid", "vae"): "beside --samples it is not read",
+    ("evaluate_fid", "guide"): "beside --samples it is not read",
     ("train_classifier", "latents"): "classifiers take none",
     ("evaluate_detector", "mask_dir"): "a list of instances has its masks itself",
     ("evaluate_fid", "cache_dir"): "what is kept there can be made again",

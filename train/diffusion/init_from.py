@@ -1,7 +1,7 @@
 """Starting from trained weights: other classes, another resolution, the same network.
 
 Everything is taken over but what the new task has otherwise: the label table where the classes differ (its "no class"
-row stays), positions where the grid differs.
+row stays), positions where the grid differs, a second output head where the weights have none.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,8 @@ from d_emo.train.diffusion.objectives import prediction_of
 LABELS, POSITIONS = "label_embed.weight", "pos_embed"
 # What a new task may change of a model's configuration.
 ADAPTABLE = ("sample_size", "num_classes")
+# What the new model may have where the old one has it not, and what its weights are called.
+HEAD, HEADS_WEIGHTS = "guide_block", "guide_"
 
 
 class InitialWeights:
@@ -68,17 +70,18 @@ class InitialWeights:
         """
         stored = {name: value for name, value in self.transformer.config.items() if name[0] != "_"}
         stored["flow_path"] = path_of(stored)  # also where it was left to the prediction
+        adaptable = (*ADAPTABLE, HEAD) if stored[HEAD] is None else ADAPTABLE
         wrong = [
             f"{name} {stored[name]!r}, not {value!r}"
             for name, value in task.items()
-            if name not in ADAPTABLE and stored[name] != value
+            if name not in adaptable and stored[name] != value
         ]
         if wrong:
             raise ValueError(
                 f"--init-from {self.name} is another network: {'; '.join(wrong)}. Train as it was trained: "
                 f"{' '.join(self._options())}."
             )
-        return {**stored, **{name: task[name] for name in ADAPTABLE}}
+        return {**stored, **{name: task[name] for name in adaptable if name in task}}
 
     def _options(self) -> list[str]:
         """The options that fit these weights."""
@@ -86,6 +89,7 @@ class InitialWeights:
         path = path_of(config)
         bottleneck = config.get("patch_bottleneck")
         options = [] if bottleneck is None else [f"--patch-bottleneck {bottleneck}"]
+        options += [] if config.guide_block is None else [f"--guide-block {config.guide_block}"]
         options += ["--objective dit"] if path is None else ["--objective sit", f"--flow-path {path}"]
         if path is not None:
             options.append(f"--prediction {prediction_of(config.prediction_type)}")
@@ -106,6 +110,8 @@ class InitialWeights:
             return model  # a dry look at its size
         state = self.transformer.state_dict()
         fresh = model.state_dict()
+        if self.transformer.config.guide_block is None:
+            state |= {name: value for name, value in fresh.items() if name.startswith(HEADS_WEIGHTS)}
         if state[POSITIONS].shape != fresh[POSITIONS].shape:
             state[POSITIONS] = fresh[POSITIONS]
         if dict(id2label) != self.id2label:

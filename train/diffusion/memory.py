@@ -1,5 +1,6 @@
 """What a step of the diffusion trainer holds in memory, with and without gradient checkpointing."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,4 +67,5 @@ class DiffusionStep:
     def _forward(self) -> torch.Tensor:
         noisy = torch.empty(self.micro_batch, self.model.config.in_channels, *self.model.sample_shape)
         labels = torch.empty(self.micro_batch, dtype=torch.long)
-        return self.model(noisy, torch.empty(self.micro_batch), labels, return_dict=False)[0]
+        predictions = self.model(noisy, torch.empty(self.micro_batch), labels, return_dict=False)
+        return functools.reduce(torch.add, predictions)  # each has its loss

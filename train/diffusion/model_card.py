@@ -31,6 +31,8 @@ SHOWN = (
     "time_sampling",
     "time_shift",
     "patch_bottleneck",
+    "guide_block",
+    "guide_weight",
     "seed",
 )
 # The papers of each family, the network's own first.
@@ -54,6 +56,7 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
         "init_from": options.model.init_from and cards.base_name(options.model.init_from),
         "time_shift": plan.objective.time_shift,
     }
+    call = [label] * bool(label) + ["internal_guidance=1.4"] * (plan.model_config.get("guide_block") is not None)
     works = WORKS[next(family for family in FAMILIES if model.startswith(family))]
     lines = [
         *cards.card_head(header, f"{circumstances.name}: {model} on {plan.source.name}"),
@@ -67,7 +70,7 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
             "from d_emo import DEMOPipeline",
             "",
             f'pipe = DEMOPipeline.from_pretrained({json.dumps(circumstances.weights)})',
-            f"image = pipe({label}).images[0]",
+            f"image = pipe({', '.join(call)}).images[0]",
             'image.save("image.png")',
         ]),
         f"Data: {plan.source.name}, {plan.source.describe_size()}, {len(names) or 'no'} classes"

@@ -31,6 +31,7 @@ OPTIONS = {
     "max_grad_norm": None,
     "init_from": None,
     "patch_bottleneck": None,
+    "guide_block": None,
 }
 
 

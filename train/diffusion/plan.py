@@ -95,7 +95,7 @@ class Plan:
     @functools.cached_property
     def terms(self) -> list[Term]:
         """What is added to the objective's loss."""
-        return make_terms(self.config.recipe, self.objective)
+        return make_terms(self.config.recipe, self.objective, self.model_config.get("guide_block"))
 
     @property
     def model_name(self) -> str:
@@ -275,6 +275,11 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         model_config["patch_bottleneck"] = config.model.patch_bottleneck
     if config.recipe.guide_block is not None:
         model_config["guide_block"] = config.recipe.guide_block
+        if config.model.lora_rank is not None and initial and initial.transformer.config.guide_block is None:
+            raise ValueError(
+                f"--guide-block {config.recipe.guide_block}: --lora-rank trains adapters beside frozen weights, so "
+                "that the new head would stay as it is; start from a model that has one, or leave --lora-rank out."
+            )
     layout = batch_layout(
         config.run.global_batch_size,
         config.run.micro_batch_size,

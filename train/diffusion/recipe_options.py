@@ -14,7 +14,7 @@ class RecipeOptions:
         "Internal guidance: train a second output head after so many blocks, which sampling steers away from (arXiv "
         "2512.24176). Default: none.",
     )
-    guide_weight: float = option(1.0, "With --guide-block: weight of the second head's loss.")
+    guide_weight: float = option(0.5, "With --guide-block: weight of the second head's loss beside the first's.")
 
     def __post_init__(self):
         positive(self, "guide_block", "guide_weight")

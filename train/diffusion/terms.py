@@ -57,6 +57,6 @@ class GuideTerm:
         return self.weight * losses["loss"].mean()
 
 
-def make_terms(options: RecipeOptions, objective: Objective) -> list[Term]:
-    """The terms that the options ask for."""
-    return [] if options.guide_block is None else [GuideTerm(objective, options.guide_weight)]
+def make_terms(options: RecipeOptions, objective: Objective, guide_block: int | None) -> list[Term]:
+    """The terms that the options ask for, and that of the network's second head, after `guide_block`, if it has one."""
+    return [] if guide_block is None else [GuideTerm(objective, options.guide_weight)]

@@ -71,6 +71,8 @@ def test_points_are_every_combination_with_the_other_settings_of_the_preset():
         (["steps=1,2", "steps=3"], "steps is swept twice"),
         (["steps=1:100:1", "guidance=1,2,3"], "300 points or more; at most 200"),
         (["guidance=0.5"], "--guidance-scale=0.5 is not a number from 1 to 1000"),
+        (["internal-guidance=0.5"], "--internal-guidance=0.5 is not a number from 1 to 1000"),
+        (["internal-guidance=1,1.4"], "--sweep, internal-guidance-1.4: internal_guidance=1.4: the model has no second"),
         (["guidance=1,1e6"], "--guidance-scale=1000000.0 is not a number from 1 to 1000"),
         (["steps=2.5"], "--steps=2.5 is not a whole number"),
         (["shift=0"], "--time-shift=0.0 is not None or"),
@@ -126,6 +128,45 @@ def test_the_best_point_of_a_small_set_is_scored_on_the_full_one(capsys, model, 
     assert len(folders) == 4
     assert all({p.name for p in (out / "sweep" / f).iterdir()} >= {"scores.json", "samples.png"} for f in folders)
     assert not list((out / "sweep").glob("*/samples")) and (out / label / "samples").is_dir()
+
+
+def test_internal_guidance_and_a_weaker_model_are_swept_recorded_and_compared(capsys, model, tmp_path):
+    headed = tmp_path / "headed"
+    more = {"flow": True, "in_channels": 1, "num_classes": 10, "sample_size": 8}
+    tiny_pipeline(**more, guide_block=1).save_pretrained(headed)
+    weak = ("--guide", model, "--guider", "apg", "--guidance-scale", 2)
+    code, printed = swept(capsys, headed, tmp_path, *weak, "--sweep", "internal-guidance=1,3")
+    assert code == 0, printed
+    assert f"guidance 2 by apg away from {model} on all channels" in printed
+    one, three = json.loads((tmp_path / "out" / "sweep.json").read_text())["points"]
+    assert one["fid"] != three["fid"]
+    best = one if one["fid"] < three["fid"] else three
+    full = tmp_path / "out" / f"internal-guidance-{best['internal-guidance']:g}"
+    drawn = load_scores(full / "scores.json").conditions["drawn"]
+    assert drawn["sampling"]["internal_guidance"] == best["internal-guidance"]
+    assert (drawn["sampling"]["guider"], drawn["sampling"]["guide"]) == ("apg", str(model))
+    assert len(drawn["guide"]["transformer"]) > 8
+    reasons = load_scores(full / "scores.json").not_comparable
+    assert any(f"guide: None -> {model}" in reason for reason in reasons)
+    # The same name with other weights is another weaker model.
+    pipeline = sampling.load_pipeline(str(headed))
+    settings = SamplingSettings(steps=2, sampler="fast", guide=str(model))
+    found = [sampling.make_manifest(pipeline, settings, guide) for guide in map(
+        sampling.load_pipeline, (str(model), str(headed)))]  # fmt: skip
+    (tmp_path / "old").mkdir()
+    sampling.write_manifest(tmp_path / "old", found[0])
+    with pytest.raises(sampling.ManifestError, match=r"guide\.transformer"):
+        sampling.check_samples(tmp_path / "old", found[1])
+
+
+def test_samples_from_before_there_was_other_guidance_are_taken(tmp_path, model):
+    pipeline, settings = sampling.load_pipeline(str(model)), SamplingSettings(steps=2, sampler="fast")
+    stored = sampling.make_manifest(pipeline, settings)
+    for name in ("guider", "guide", "internal_guidance"):
+        del stored["sampling"][name]
+    del stored["guide"]
+    sampling.write_manifest(tmp_path, stored)
+    assert sampling.check_samples(tmp_path, sampling.make_manifest(pipeline, settings))
 
 
 @pytest.mark.slow
