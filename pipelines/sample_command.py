@@ -27,7 +27,7 @@ from d_emo.common.versions import own_version
 from d_emo.images.autoencoders import open_vae
 from d_emo.schedulers import FlowMatchODESolverScheduler
 
-from .checks import MAX_IMAGES, default_steps
+from .checks import MAX_IMAGES, default_steps, takes_guidance
 from .loading import open_pipeline
 from .pipeline_demo import DEMOPipeline
 from .samplers import image_generator, make_scheduler, own_shift
@@ -180,7 +180,7 @@ def make_plan(pipeline: DEMOPipeline, options: argparse.Namespace) -> Plan:
         "sampler": type(pipeline.scheduler).__name__,
         "sampler_config": {name: value for name, value in sorted(config.items()) if name[0] != "_"},
         "steps": steps,
-        "guidance_scale": options.guidance_scale if classes else 1.0,
+        "guidance_scale": options.guidance_scale if takes_guidance(pipeline.transformer.config) else 1.0,
         "guidance_channels": options.guidance_channels,
         "guidance_interval": list(options.guidance_interval or (0.0, 1.0)),
         "seed": options.seed,
