@@ -17,7 +17,7 @@ from d_emo.train.diffusion.objectives import prediction_of
 
 LABELS, POSITIONS = "label_embed.weight", "pos_embed"
 # What a new task may change of a model's configuration.
-ADAPTABLE = ("sample_size", "num_classes")
+ADAPTABLE = ("sample_size", "num_classes", "end_block", "distilled_guidance")
 
 
 class InitialWeights:
@@ -78,7 +78,7 @@ class InitialWeights:
                 f"--init-from {self.name} is another network: {'; '.join(wrong)}. Train as it was trained: "
                 f"{' '.join(self._options())}."
             )
-        return {**stored, **{name: task[name] for name in ADAPTABLE}}
+        return {**stored, **{name: task[name] for name in ADAPTABLE if name in task}}
 
     def _options(self) -> list[str]:
         """The options that fit these weights."""
@@ -86,7 +86,8 @@ class InitialWeights:
         path = path_of(config)
         bottleneck = config.get("patch_bottleneck")
         options = [] if bottleneck is None else [f"--patch-bottleneck {bottleneck}"]
-        options += ["--objective dit"] if path is None else ["--objective sit", f"--flow-path {path}"]
+        flow = f"--objective {'sit' if config.end_block is None else 'flow-map'}"
+        options += ["--objective dit"] if path is None else [flow, f"--flow-path {path}"]
         if path is not None:
             options.append(f"--prediction {prediction_of(config.prediction_type)}")
             options += [f"--time-shift {self.time_shift:g}"] if self.time_shift != 1 else []
