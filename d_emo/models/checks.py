@@ -86,7 +86,7 @@ def check_depth(features_after: Any, num_layers: int) -> None:
         return
     if not isinstance(features_after, int) or not 1 <= features_after <= num_layers:
         raise ValueError(
-            f"features_after={features_after!r}: the network has {num_layers} blocks; use 1 to {num_layers}."
+            f"features_after={shown(features_after)}: the network has {num_layers} blocks; use 1 to {num_layers}."
         )
 
 

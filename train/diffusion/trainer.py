@@ -155,7 +155,7 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
         noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, end: torch.Tensor
     ) -> torch.Tensor:
         with run.accelerator.autocast():
-            return run.average.module(noisy, timestep, class_labels, end_timestep=end).sample
+            return run.average.ask(noisy, timestep, class_labels, end_timestep=end).sample
 
     labels = labels.to(device, non_blocking=True)
     drawn_now = Drawn(data, labels, drawn["noise"], drawn["time"])

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 from helpers.models import randomize, tiny_model
-from helpers.paths import ROOT
+from helpers.paths import ROOT, TESTS
 from helpers.pipelines import tiny_pipeline
+from helpers.processes import Trainer
 from helpers.training import TINY, assert_same_bits, losses, run_here, train_to_the_end
 
 from d_emo import DEMOPipeline
@@ -186,16 +187,23 @@ def test_a_run_resumes_bit_for_bit_and_draws_in_four_steps(base, capsys):
     assert "| flow_map_guidance | 1.5 |" in card and "| end_block | 1 |" in card and "lee2025dmf" in card
 
 
+class ShardedTrainer(Trainer):
+    """The trainer under FSDP2."""
+
+    script = TESTS / "helpers" / "fsdp_on_cpu.py"
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(base, capsys):
+@pytest.mark.parametrize("kind", [Trainer, ShardedTrainer])
+def test_two_processes_train_as_one_does(base, capsys, kind):
     found = []
     for processes in (1, 2):
         folder = base / f"of-{processes}"
         options = trainer_options(base, "--max-train-steps", "4", "--output-dir", folder)
-        train_to_the_end(capsys, base / "log", *options, processes=processes)
+        train_to_the_end(capsys, base / "log", *options, processes=processes, kind=kind)
         found.append([float(line.split(",")[1]) for line in losses(folder)[1:]])
     # Sums over processes round differently.
-    assert len(found[0]) == 4 and found[1] == pytest.approx(found[0], rel=1e-6)
+    assert len(found[0]) == 4 and found[1] == pytest.approx(found[0], rel=1e-5 if kind is ShardedTrainer else 1e-6)
 
 
 def test_a_flow_can_be_made_of_a_map_again(base, capsys):
