@@ -32,7 +32,7 @@ Type = Literal["float32", "bfloat16", "float16"]
 AUTO_SHIFT: Literal["auto"] = "auto"
 EVERYWHERE = (0.0, 1.0)
 # What "fast" stands for, one a kind of model.
-FAST = ("ddim", "euler", "flow-map")
+FAST: tuple[SamplerName, ...] = ("ddim", "euler", "flow-map")
 
 
 @dataclass(frozen=True)

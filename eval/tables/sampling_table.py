@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FirstBlockCach
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.files import check_writable, write_json
+from d_emo.common.files import check_writable, make_folder, write_json
 from d_emo.common.numbers import finite_from, whole_from
 from d_emo.eval.digits_report import draw, load_digits_pipeline, real_digits, score_digits
 from d_emo.eval.fid.metrics import frechet_distance, moments_of
@@ -136,6 +136,7 @@ def main(arguments: list[str]) -> None:
         pipeline.transformer.enable_cache(config)
         measure(first, CACHED_STEPS, name, plain)
         pipeline.transformer.disable_cache()
+    make_folder(folder)
     write_json(folder / "sampling.json", {"rows": rows, **vars(options)})
 
 
