@@ -29,6 +29,8 @@ MAX_IMAGES, MAX_VALUES, MAX_GUIDANCE = 1_000_000, 2**31, 1000
 LEARNED_VARIANCE = ("learned", "learned_range")
 # Schedulers that only follow velocities, and so fit every path.
 PATH_AGNOSTIC = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchODESolverScheduler")
+# The scheduler of networks that take the time to jump to, of which each step asks for it.
+FLOW_MAP = "FlowMapEulerDiscreteScheduler"
 # The time of pure noise of flow models, whatever the scheduler.
 FLOW_TIMESTEPS = 1000
 # How much of a picture (a factor of it) may be left in what a scheduler takes for pure noise. DiT's schedule leaves
@@ -38,6 +40,8 @@ MAX_LEFTOVER = 0.1
 SAME_SCHEDULE = 1e-3
 # Ancestral and stochastic samplers need many steps, and papers give 250; solvers of an ODE are near its end at 50.
 STOCHASTIC_STEPS, SOLVER_STEPS = 250, 50
+# Flow maps are trained for few: their papers show one, two and four.
+FLOW_MAP_STEPS = 4
 
 
 class NonFiniteSampleError(ValueError):
@@ -47,6 +51,8 @@ class NonFiniteSampleError(ValueError):
 def default_steps(scheduler: Any) -> int:
     """The number of steps that suits a scheduler, for a pipeline that was saved without one."""
     check_parts(scheduler, None)
+    if _name(scheduler) == FLOW_MAP:
+        return FLOW_MAP_STEPS
     stochastic = isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler | FlowMatchSDEScheduler)
     return STOCHASTIC_STEPS if stochastic else SOLVER_STEPS
 
@@ -192,7 +198,19 @@ def check_steps(steps: Any, scheduler: Any) -> int:
 
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler follows velocities."""
-    return _name(scheduler).startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas", False))
+    return _name(scheduler).startswith(("FlowMatch", "FlowMap")) or bool(scheduler.config.get("use_flow_sigmas", False))
+
+
+def takes_guidance(model_config: Any) -> bool:
+    """Whether guidance can act: a model has classes, and no guidance in its weights yet."""
+    return bool(model_config.num_classes) and model_config.get("distilled_guidance", 1.0) == 1
+
+
+def end_of_step(scheduler: Any, timestep: torch.Tensor) -> torch.Tensor | None:
+    """The timestep that a flow map's step at `timestep` ends at; None for the schedulers of other models."""
+    if _name(scheduler) != FLOW_MAP:
+        return None
+    return scheduler.sigmas[scheduler.index_for_timestep(timestep) + 1] * scheduler.config.num_train_timesteps
 
 
 def takes_learned_variance(scheduler: Any) -> bool:
@@ -236,6 +254,14 @@ def check_scheduler(scheduler: Any, model_config: Any, trained: torch.Tensor | N
     )
     if "num_train_timesteps" not in config or "Inverse" in name or not _steps_by_prediction(scheduler):
         raise ValueError(f"scheduler is a {name}, which makes no picture of noise and predictions alone; {fitting}.")
+    is_map = model_config.get("end_block") is not None
+    if is_map != (name == FLOW_MAP):
+        model, remedy = (
+            (f"a flow map (end_block={model_config.end_block})", f"use {FLOW_MAP}")
+            if is_map
+            else ("no flow map (its end_block is None), which is asked for a jump's end", fitting)
+        )
+        raise ValueError(f"{name} does not fit: the model is {model}; {remedy}.")
     wanted = "epsilon" if path is None else "flow_prediction"  # whatever a flow model predicts becomes its flow
     given = "flow_prediction" if is_flow(scheduler) else config.get("prediction_type") or "epsilon"
     if given != wanted:

@@ -24,7 +24,7 @@ from d_emo.images.labels import LabelResolver
 from d_emo.schedulers import FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_paths import path_of
 
-from .checks import MAX_GUIDANCE, SAME_SCHEDULE, check_guidance
+from .checks import MAX_GUIDANCE, SAME_SCHEDULE, check_guidance, takes_guidance
 from .decoding import DecodingMixin
 
 # The scale of a call that names none.
@@ -107,7 +107,7 @@ class Guided:
         self.pipeline, self.guidance, self.label_ids = pipeline, guidance, label_ids
         self.null_ids = torch.full_like(label_ids, pipeline.transformer.null_label)  # (N,)
         self.channels = pipeline.transformer.config.in_channels
-        self.guidable = bool(pipeline.transformer.config.num_classes) or guidance.guide is not None
+        self.guidable = takes_guidance(pipeline.transformer.config) or guidance.guide is not None
         self.evaluations = self.guide_evaluations = 0
         self._step = 0
 
@@ -189,12 +189,12 @@ def make_guidance(
     check_internal(internal_guidance, pipeline.transformer)
     if guide is not None:
         check_guide(guide, pipeline)
-    guidable = bool(config.num_classes) or guide is not None
+    guidable = takes_guidance(config) or guide is not None
     if guider is not None:
         if not guidable:
             raise ValueError(
-                f"guider={shown(guider)}: the model is unconditional, so that there is nothing to steer from; pass "
-                "guide=, a weaker pipeline, or leave guider out."
+                f"guider={shown(guider)}: the model is unconditional, or has guidance in its weights, so that there is "
+                "nothing to steer from; leave guider out."
             )
         guider, scale = make_guider(guider, scale)
         check_guider(guider, pipeline)
@@ -299,6 +299,8 @@ def _differences(guide: Any, pipeline: Any) -> list[str]:
         for name, said in {"in_channels": "channels", "num_classes": "classes", "prediction_type": "prediction"}.items()
         if weak[name] != own[name]
     ]
+    if any(config.get("end_block") is not None for config in (own, weak)):
+        found.append("would have to jump as far, and one of the two is a flow map")
     if path_of(own) != path_of(weak):
         found.append(f"is of the path {path_of(weak)}, not {path_of(own)}")
     if not found and _names(guide.label_resolver) != _names(pipeline.label_resolver):

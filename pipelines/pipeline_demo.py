@@ -70,7 +70,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
         id2label: class names by id, or a list of them in the order of the ids; saved with the pipeline. A name may list
             synonyms separated by commas. Left out, the names of the pipeline that the transformer was in before hold.
         default_num_inference_steps: steps of a call that names no number, saved with the pipeline. None: what suits the
-            scheduler, 250 for ancestral and stochastic ones, 50 for the others.
+            scheduler, 250 for ancestral and stochastic ones, 4 for flow maps, 50 for the others.
         latent_space: which latents the model was trained on, `dataclasses.asdict` of a `LatentSpace`; saved with the
             pipeline. Left out, those of the autoencoder. With measured statistics, decoding goes by these.
 
@@ -149,7 +149,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the call in progress asks the model twice a step."""
-        return bool(self.transformer.config.num_classes) and self._guidance_scale > 1.0
+        return checks.takes_guidance(self.transformer.config) and self._guidance_scale > 1.0
 
     @property
     def num_timesteps(self) -> int:
@@ -212,9 +212,10 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
         Args:
             class_labels: a class name, an id, or a sequence of either. Left out for an unconditional model only.
             num_inference_steps: denoising steps. Left out: the number that was saved with the pipeline, or what suits
-                the scheduler: 250 for DDPM (the DiT protocol) and stochastic flows, 50 for the others.
+                the scheduler: 250 for DDPM (the DiT protocol) and stochastic flows, 4 for flow maps, 50 for the others.
             guidance_scale: 1.0 is off, larger follows the label more closely at the cost of variety. An
-                unconditional model takes no guidance, whatever the value of this default.
+                unconditional model takes no guidance, whatever the value of this default, nor does a flow map that was
+                trained with it (`distilled_guidance`).
             guidance_interval: the part of the way in which guidance acts, from 0 (pure noise) to 1 (data), its end not
                 included: 1 - time for flow models, whatever their steps; the share of the steps for others.
             guidance_channels: guide only the first so many channels; DiT's script guides three of four. None: all.
@@ -426,9 +427,11 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
     ) -> tuple[torch.Tensor, ...]:
         """All that the network predicts, (N, O, H, W) each: its prediction, then a second head's if it has one."""
         # Caches (FirstBlockCache and others) keep one state a context; guided and unguided steps differ in batch size.
+        end = checks.end_of_step(self.scheduler, timestep)
+        ends = {} if end is None else {"end_timestep": end.expand(len(latents))}
         with self.transformer.cache_context(f"batch of {len(latents)}"):
             predictions = self.transformer(
-                latents.to(self.transformer.dtype), timestep.expand(len(latents)), label_ids, return_dict=False
+                latents.to(self.transformer.dtype), timestep.expand(len(latents)), label_ids, return_dict=False, **ends
             )
         return tuple(prediction.float() for prediction in predictions)
 

@@ -27,7 +27,7 @@ from d_emo.common.versions import own_version
 from d_emo.images.autoencoders import open_vae
 from d_emo.schedulers import FlowMatchODESolverScheduler
 
-from .checks import MAX_IMAGES, default_steps
+from .checks import MAX_IMAGES, default_steps, takes_guidance
 from .guidance import make_guidance
 from .loading import open_pipeline
 from .pipeline_demo import DEMOPipeline
@@ -207,7 +207,7 @@ def make_plan(pipeline: DEMOPipeline, options: argparse.Namespace, guide: DEMOPi
         "sampler": type(pipeline.scheduler).__name__,
         "sampler_config": {name: value for name, value in sorted(config.items()) if name[0] != "_"},
         "steps": steps,
-        "guidance_scale": options.guidance_scale if classes or guide else 1.0,
+        "guidance_scale": options.guidance_scale if takes_guidance(pipeline.transformer.config) or guide else 1.0,
         "guidance_channels": options.guidance_channels,
         "guidance_interval": list(options.guidance_interval or (0.0, 1.0)),
         **_other_guidance(options, guide),

@@ -3,7 +3,13 @@
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMapEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 
 from d_emo.common.checks import one_of
 from d_emo.schedulers import FlowMatchEulerMaruyamaScheduler, FlowMatchSDEHeunScheduler
@@ -12,20 +18,31 @@ from d_emo.schedulers.flow_paths import path_of
 # DiT's noise schedule (its `linear` betas).
 DIT_BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
 
-SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "sde-heun"]
+SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "flow-map"]
 NOISE_SAMPLERS, FLOW_SAMPLERS = ("ddpm", "ddim"), ("euler", "heun", "sde", "sde-heun")
+FLOW_MAP_SAMPLERS = ("flow-map",)
 
 
 def fitting_samplers(config: Any) -> tuple[str, ...]:
     """Names of the samplers of what a model predicts, the fastest first but for ancestral DDPM; `config` is its own."""
+    if config.get("end_block") is not None:
+        return FLOW_MAP_SAMPLERS
     return NOISE_SAMPLERS if path_of(config) is None else FLOW_SAMPLERS
+
+
+def predicted(config: Any) -> str:
+    """What a model predicts, in words for messages about samplers."""
+    if config.get("end_block") is not None:
+        return "jumps of a flow map"
+    return "noise" if path_of(config) is None else "the flow"
 
 
 def make_scheduler(name: str, config: Any, shift: float = 1.0) -> Any:
     """A sampler as a scheduler.
 
     Args:
-        name: ddpm (ancestral, DiT's), ddim; euler, heun, sde (Euler-Maruyama), sde-heun for flow models.
+        name: ddpm (ancestral, DiT's), ddim; euler, heun, sde (Euler-Maruyama), sde-heun for flow models; flow-map for
+            flow maps, which jump from step to step.
         config: the model's.
         shift: of a flow's even steps, 1 is none; see `shift_time`.
 
@@ -35,13 +52,15 @@ def make_scheduler(name: str, config: Any, shift: float = 1.0) -> Any:
     one_of(name, "sampler", get_args(SamplerName))
     fitting = fitting_samplers(config)
     if name not in fitting:
-        predicts = "noise" if fitting is NOISE_SAMPLERS else "the flow"
-        raise ValueError(f"sampler={name!r}: the model predicts {predicts} and is sampled by {', '.join(fitting)}.")
+        said = f"the model predicts {predicted(config)} and is sampled by {', '.join(fitting)}"
+        raise ValueError(f"sampler={name!r}: {said}.")
     if name == "ddpm":
         variance = "learned_range" if config.learn_sigma else "fixed_small"
         return DDPMScheduler(**DIT_BETAS, variance_type=variance, timestep_spacing="linspace")
     if name == "ddim":
         return DDIMScheduler(**DIT_BETAS, timestep_spacing="leading", set_alpha_to_one=True)
+    if name == "flow-map":
+        return FlowMapEulerDiscreteScheduler(shift=shift)
     if name == "euler":
         return FlowMatchEulerDiscreteScheduler(shift=shift)
     if name == "heun":

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from d_emo.common.messages import shown
 from d_emo.common.saved_folders import PLACE, RESTORE, different, kind_of, not_found, stored_object
 
 # What Diffusers writes beside a model's own fields.
@@ -27,7 +28,9 @@ class UntouchedStatisticsWarning(UserWarning):
     """Trained weights beside BatchNorm statistics that no training step has touched."""
 
 
-def check_input(config: Any, null_label: int, hidden_states: Any, timestep: Any, class_labels: Any) -> None:
+def check_input(
+    config: Any, null_label: int, hidden_states: Any, timestep: Any, class_labels: Any, end_timestep: Any = None
+) -> None:
     """Refuse what `forward` cannot work on, without waiting for a GPU.
 
     Args:
@@ -36,6 +39,7 @@ def check_input(config: Any, null_label: int, hidden_states: Any, timestep: Any,
         hidden_states: (B, C, H, W).
         timestep: (B,) or one value.
         class_labels: (B,) or None.
+        end_timestep: (B,), one value, or None.
     """
     channels, patch = config.in_channels, config.patch_size
     if not isinstance(hidden_states, torch.Tensor) or hidden_states.dim() != 4:
@@ -54,15 +58,26 @@ def check_input(config: Any, null_label: int, hidden_states: Any, timestep: Any,
                 f"{name}={size} is not a positive multiple of patch_size={patch}; "
                 f"use {max(patch, size - size % patch)}."
             )
+    _check_time(timestep, "timestep", batch)
+    if end_timestep is not None:
+        if config.get("end_block") is None:
+            raise ValueError(
+                f"end_timestep={shown(end_timestep)}: the network is no flow map (its end_block is None) and knows one "
+                "time only; leave it out."
+            )
+        _check_time(end_timestep, "end_timestep", batch)
+    _check_labels(config.num_classes, null_label, class_labels, batch)
+
+
+def _check_time(timestep: Any, name: str, batch: int) -> None:
     shape = tuple(timestep.shape) if isinstance(timestep, torch.Tensor) else ()
     remedy = f"pass one number, or a tensor ({batch},), one a sample"
     if not isinstance(timestep, torch.Tensor | numbers.Real) or shape not in ((), (1,), (batch,)):
         given = f"of shape {shape}" if shape else f"a {type(timestep).__name__}"
-        raise ValueError(f"timestep is {given}; {remedy}.")
+        raise ValueError(f"{name} is {given}; {remedy}.")
     largest: Any = LARGEST_TIMESTEP
     if isinstance(timestep, numbers.Real) and not -largest <= timestep <= largest:
-        raise ValueError(f"timestep={timestep} is beyond {LARGEST_TIMESTEP}; {remedy}.")
-    _check_labels(config.num_classes, null_label, class_labels, batch)
+        raise ValueError(f"{name}={timestep} is beyond {LARGEST_TIMESTEP}; {remedy}.")
 
 
 def check_depth(features_after: Any, num_layers: int) -> None:
@@ -71,7 +86,7 @@ def check_depth(features_after: Any, num_layers: int) -> None:
         return
     if not isinstance(features_after, int) or not 1 <= features_after <= num_layers:
         raise ValueError(
-            f"features_after={features_after!r}: the network has {num_layers} blocks; use 1 to {num_layers}."
+            f"features_after={shown(features_after)}: the network has {num_layers} blocks; use 1 to {num_layers}."
         )
 
 

@@ -46,6 +46,8 @@ TRANSFORMER: Table = {
     "flow_path": Maybe(OneOf(PATHS)),
     "patch_bottleneck": Maybe(CHANNELS),
     "guide_block": Maybe(LAYERS),
+    "end_block": Maybe(LAYERS),
+    "distilled_guidance": Real(1, 1e6, "1 is none"),
 }
 DEMO: Table = {
     **TRANSFORMER,
@@ -153,6 +155,22 @@ def guide_fits(values: Values) -> str:
     return f"guide_block={block} is not before the last of num_layers={layers} blocks; use 1 to {layers - 1}"
 
 
+def end_fits(values: Values) -> str:
+    """Flow maps answer with velocities, have blocks for both times, and one prediction."""
+    block, layers = values["end_block"], values["num_layers"]
+    if block is None:
+        if values["distilled_guidance"] == 1:
+            return ""
+        return f"distilled_guidance={values['distilled_guidance']} belongs to a flow map; set end_block, too"
+    if block > layers:
+        return f"end_block={block} is beyond the last of num_layers={layers} blocks; use 1 to {layers}"
+    if values["prediction_type"] != "flow_prediction":
+        return f"end_block={block} belongs to prediction_type='flow_prediction', not to {values['prediction_type']!r}"
+    if values["guide_block"] is not None:
+        return f"end_block={block} and guide_block={values['guide_block']} exclude each other; leave one out"
+    return ""
+
+
 def time_passes(values: Values) -> str:
     """A factor of 0 would show the network one time only."""
     if values["timestep_factor"]:
@@ -177,4 +195,4 @@ def of_a_size(values: Values) -> str:
 
 
 # Of all diffusion transformers.
-RULES = (positions_fit, patch_divides, objective_fits, guide_fits, expands, of_a_size)
+RULES = (positions_fit, patch_divides, objective_fits, guide_fits, end_fits, expands, of_a_size)

@@ -9,7 +9,7 @@ Shapes: B batch, C latent or image channels, H x W input in pixels (of the image
 import copy
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -232,6 +232,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
         features_after: int | None = None,
+        end_timestep: torch.Tensor | float | int | None = None,
     ) -> ClassConditionalOutput | tuple[torch.Tensor, ...]:
         """Predict noise (and variance), velocity, score or data, as `config.prediction_type` says.
 
@@ -243,15 +244,19 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
                 replaces labels, once per sample.
             return_dict: return a `ClassConditionalOutput` instead of a tuple of what it holds.
             features_after: also return the tokens after so many blocks, 1 to `num_layers`.
+            end_timestep: of a flow map (`end_block`), (B,) or one value: the time that the sample is taken to. The
+                prediction is then the mean velocity between the two times: the sample there is `hidden_states` - (time
+                - end) * prediction, times being timesteps over 1000. None: the present one, where it is the velocity.
 
         Returns:
             `sample`, and `guide` and `features` where there are any.
 
         Raises:
-            ValueError: wrong shapes or types, a size that the patch does not divide, a block that is not there, labels
-                that are missing or (on the CPU, where looking costs nothing) out of range.
+            ValueError: wrong shapes or types, a size that the patch does not divide, a block that is not there, an end
+                for a network that is no flow map, labels that are missing or (on the CPU, where looking costs nothing)
+                out of range.
         """
-        check_input(self.config, self.null_label, hidden_states, timestep, class_labels)
+        check_input(self.config, self.null_label, hidden_states, timestep, class_labels, end_timestep)
         check_depth(features_after, len(self.blocks))
         batch, _, height, width = hidden_states.shape
         patch = self.config.patch_size
@@ -263,18 +268,21 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         tokens = self.patch_embed(hidden_states).permute(0, 2, 3, 1)         # (B, C, H, W) -> (B, h, w, D)
         # Sums keep the memory order of their first operand; without this, every block would reorder its input.
         tokens = tokens.contiguous() + self._positions(height // patch, width // patch).to(tokens.dtype)
-        time = self.time_proj(self.seen_time(timestep))                      # (B, 256), computed in float32
-        time = time.to(self.label_embed.weight.dtype)
         label = self.label_embed(class_labels)                               # (B, D)
-        conditioning = self.time_embed(time) + label                         # (B, D)
+        conditioning = last = self.embed_time(timestep) + label              # (B, D)
+        if end_timestep is not None:
+            end_timestep = torch.as_tensor(end_timestep, device=hidden_states.device).expand(batch)
+            last = self.embed_time(end_timestep) + label                     # (B, D)
 
         guide_block = self.config.get("guide_block")
-        blocks, passed = self.run_blocks(tokens, conditioning, label), {}
+        present = self.config.get("end_block") or len(self.blocks)
+        of_blocks = [conditioning] * present + [last] * (len(self.blocks) - present)
+        blocks, passed = self.run_blocks(tokens, of_blocks, label), {}
         for depth, tokens in enumerate(blocks, start=1):                     # (B, h, w, D)
             if depth in (guide_block, features_after):
                 passed[depth] = tokens
 
-        tokens, guide = self.proj_out(self.norm_out(tokens, conditioning)), None  # (B, h, w, p * p * O)
+        tokens, guide = self.proj_out(self.norm_out(tokens, last)), None     # (B, h, w, p * p * O)
         if guide_block is not None:
             guide = self.guide_proj_out(self.guide_norm_out(passed[guide_block], conditioning))
         output = ClassConditionalOutput(
@@ -285,17 +293,17 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         return output if return_dict else output.to_tuple()
 
     def run_blocks(
-        self, tokens: torch.Tensor, conditioning: torch.Tensor, label: torch.Tensor
+        self, tokens: torch.Tensor, conditioning: Sequence[torch.Tensor], label: torch.Tensor
     ) -> Iterator[torch.Tensor]:
         """The tokens (B, h, w, D) after each block.
 
         Args:
             tokens: (B, h, w, D).
-            conditioning: (B, D), time and label.
+            conditioning: (B, D) for each block, time and label.
             label: (B, D), the label alone, for networks that have tokens of it.
         """
-        for block in self.blocks:
-            tokens = self.run_block(block, tokens, conditioning)             # (B, h, w, D)
+        for block, condition in zip(self.blocks, conditioning, strict=True):
+            tokens = self.run_block(block, tokens, condition)                # (B, h, w, D)
             yield tokens
 
     def run_block(self, block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
@@ -311,6 +319,11 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
     def seen_time(self, timestep: torch.Tensor) -> torch.Tensor:
         """The time that the network was trained on, (B,), of Diffusers' timestep."""
         return timestep
+
+    def embed_time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """(B,) timesteps -> (B, D)."""
+        time = self.time_proj(self.seen_time(timestep))                      # (B, 256), computed in float32
+        return self.time_embed(time.to(self.label_embed.weight.dtype))       # (B, D)
 
     def _positions(self, rows: int, columns: int) -> torch.Tensor:
         if self.pos_embed.shape[:2] == (rows, columns):

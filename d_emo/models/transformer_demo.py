@@ -76,6 +76,11 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
             of 16 x 16 pixels); None embeds them by one product.
         guide_block: number of blocks after which a second output head predicts the same, more weakly, which internal
             guidance steers away from (arXiv 2512.24176); None for no such head.
+        end_block: number of blocks that see the present time, which makes the network a flow map; those after it and
+            the output see the time that it is taken to, `end_timestep` (decoupled MeanFlow, arXiv 2510.24474). None for
+            a network of one time.
+        distilled_guidance: of a flow map, the guidance that was trained into its weights, 1 is none; sampling adds none
+            to it.
 
     Raises:
         ValueError: a value is out of its range (`d_emo/models/ranges.py`), or values do not belong together.
@@ -105,6 +110,8 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         flow_path: str | None = None,
         patch_bottleneck: int | None = None,
         guide_block: int | None = None,
+        end_block: int | None = None,
+        distilled_guidance: float = 1.0,
     ):
         super().__init__()
 

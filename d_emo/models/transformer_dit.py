@@ -109,6 +109,8 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
         mlp_norm_eps: float | None = None,
         patch_bottleneck: int | None = None,
         guide_block: int | None = None,
+        end_block: int | None = None,
+        distilled_guidance: float = 1.0,
     ):
         super().__init__()
 

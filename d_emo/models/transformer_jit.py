@@ -7,7 +7,7 @@ published weights.
 Shapes: B batch, h x w token grid, K class tokens, D hidden size, d channels of a head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,8 @@ class JiTTransformer2DModel(ClassConditionalTransformer2DModel):
         context_start: int | None = None,
         noise_scale: float = 1.0,
         guide_block: int | None = None,
+        end_block: int | None = None,
+        distilled_guidance: float = 1.0,
     ):
         super().__init__()
         self.context_start = num_layers // 3 if context_start is None else context_start
@@ -97,18 +99,18 @@ class JiTTransformer2DModel(ClassConditionalTransformer2DModel):
         nn.init.normal_(self.context_embed, std=0.02)
 
     def run_blocks(
-        self, tokens: torch.Tensor, conditioning: torch.Tensor, label: torch.Tensor
+        self, tokens: torch.Tensor, conditioning: Sequence[torch.Tensor], label: torch.Tensor
     ) -> Iterator[torch.Tensor]:
         """The tokens (B, h, w, D) after each block, which sees them as a sequence that class tokens join."""
         _, rows, columns, dim = tokens.shape
         angles = rotary_angles(rows, columns, dim // self.config.num_attention_heads, tokens.device)  # (h * w, d / 2)
         context = label[:, None] + self.context_embed.to(label.dtype)        # (B, K, D)
         tokens = tokens.flatten(1, 2)                                        # (B, h, w, D) -> (B, h * w, D)
-        for index, block in enumerate(self.blocks):
+        for index, (block, condition) in enumerate(zip(self.blocks, conditioning, strict=True)):
             if index == self.context_start:
                 tokens = torch.cat([context.to(tokens.dtype), tokens], dim=1)  # (B, K + h * w, D)
                 angles = F.pad(angles, (0, 0, len(self.context_embed), 0))   # class tokens are not turned
-            tokens = self.run_block(block, tokens, conditioning, angles)
+            tokens = self.run_block(block, tokens, condition, angles)
             yield tokens[:, -rows * columns :].unflatten(1, (rows, columns))  # (B, h, w, D)
 
     def seen_sample(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

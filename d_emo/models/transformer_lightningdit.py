@@ -7,7 +7,7 @@ its code (hustvl/LightningDiT, models/lightningdit.py). The block is in `rotary.
 Shapes: B batch, h x w token grid, D hidden size, d channels of a head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -55,6 +55,8 @@ class LightningDiTTransformer2DModel(ClassConditionalTransformer2DModel):
         patch_bottleneck: int | None = None,
         qk_norm: bool = True,
         guide_block: int | None = None,
+        end_block: int | None = None,
+        distilled_guidance: float = 1.0,
     ):
         super().__init__()
 
@@ -64,14 +66,14 @@ class LightningDiTTransformer2DModel(ClassConditionalTransformer2DModel):
         self.build(make_block, RMSNorm(hidden_size, eps=norm_eps))
 
     def run_blocks(
-        self, tokens: torch.Tensor, conditioning: torch.Tensor, label: torch.Tensor
+        self, tokens: torch.Tensor, conditioning: Sequence[torch.Tensor], label: torch.Tensor
     ) -> Iterator[torch.Tensor]:
         """The tokens (B, h, w, D) after each block, which sees them as a sequence."""
         _, rows, columns, dim = tokens.shape
         angles = rotary_angles(rows, columns, dim // self.config.num_attention_heads, tokens.device)  # (h * w, d / 2)
         tokens = tokens.flatten(1, 2)                                        # (B, h, w, D) -> (B, h * w, D)
-        for block in self.blocks:
-            tokens = self.run_block(block, tokens, conditioning, angles)     # (B, h * w, D)
+        for block, condition in zip(self.blocks, conditioning, strict=True):
+            tokens = self.run_block(block, tokens, condition, angles)     # (B, h * w, D)
             yield tokens.unflatten(1, (rows, columns))                       # (B, h, w, D)
 
     def seen_time(self, timestep: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ from d_emo.common.ranges import RELATIVE_LENGTH, Maybe, OneOf, Real, Rule, Table
 from d_emo.eval.fid.names import GUIDERS
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.pipelines import DEMOPipeline
-from d_emo.pipelines.checks import MAX_GUIDANCE
-from d_emo.pipelines.samplers import fitting_samplers, make_scheduler, own_shift
+from d_emo.pipelines.checks import MAX_GUIDANCE, takes_guidance
+from d_emo.pipelines.samplers import fitting_samplers, make_scheduler, own_shift, predicted
 from d_emo.schedulers import FlowMatchODESolverScheduler
 from d_emo.schedulers.flow_ode import ADAPTIVE
 from d_emo.schedulers.flow_paths import SHIFT, dimension_shift, path_of
@@ -26,12 +26,14 @@ SD_LATENTS = LatentSpace(autoencoder="AutoencoderKL", channels=4, factor=8, std=
 PUBLISHED_COUNT = 50_000
 ADM_STATISTICS = "ADM's file"
 
-SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "own", "fast"]
+SamplerName = Literal["ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "flow-map", "own", "fast"]
 LabelRule = Literal["random", "balanced"]
 Weights = Literal["averaged", "raw"]
 Type = Literal["float32", "bfloat16", "float16"]
 AUTO_SHIFT: Literal["auto"] = "auto"
 EVERYWHERE = (0.0, 1.0)
+# What "fast" stands for, one a kind of model.
+FAST: tuple[SamplerName, ...] = ("ddim", "euler", "flow-map")
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class SamplingSettings:
 
     Attributes:
         num_images: how many are drawn; images 0 to num_images - 1 of the seed.
-        sampler: ddpm (ancestral, DiT's), ddim; euler, heun, sde (Euler-Maruyama), sde-heun for flow models; own: the
-            pipeline's scheduler as it is; fast: ddim or euler, as fits the model.
+        sampler: ddpm (ancestral, DiT's), ddim; euler, heun, sde (Euler-Maruyama), sde-heun for flow models; flow-map;
+            own: the pipeline's scheduler as it is; fast: ddim, euler or flow-map, as fits the model.
         steps: sampler steps; one step of heun or sde-heun evaluates the model twice.
         guidance_scale: classifier-free guidance, 1.0 is none.
         guidance_channels: guide the first so many channels only; None is all.
@@ -325,6 +327,11 @@ def make_sampler(settings: SamplingSettings, pipeline: DEMOPipeline) -> Any:
         ValueError: it does not fit what the model predicts; the message gives those that do.
     """
     config, name = pipeline.transformer.config, settings.sampler
+    if settings.guidance_scale > 1 and config.num_classes and not takes_guidance(config):
+        raise ValueError(
+            f"--guidance-scale {settings.guidance_scale:g}: the model was trained with a guidance of "
+            f"{config.distilled_guidance:g} in its weights and takes no other; leave it out."
+        )
     flow = path_of(config) is not None
     if settings.time_shift is not None and (name == "own" or not flow):
         reason = (
@@ -339,13 +346,13 @@ def make_sampler(settings: SamplingSettings, pipeline: DEMOPipeline) -> Any:
                 "others of its batch; use heun, or a solver of fixed steps."
             )
         return solver
-    if name == "fast":
-        name = "euler" if flow else "ddim"
     fitting = fitting_samplers(config)
+    if name == "fast":
+        name = next(sampler for sampler in FAST if sampler in fitting)
     if name not in fitting:
         presets = [preset for preset, one in PRESETS.items() if one.sampler in (*fitting, "fast")]
         raise ValueError(
-            f"--sampler {name}: the model predicts {'the flow' if flow else 'noise'} and is sampled by "
+            f"--sampler {name}: the model predicts {predicted(config)} and is sampled by "
             f"{', '.join(fitting)} (presets {', '.join(presets)})."
         )
     return make_scheduler(name, config, shift_of(settings, pipeline))

@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FirstBlockCach
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.files import write_json
+from d_emo.common.files import check_writable, make_folder, write_json
 from d_emo.common.numbers import finite_from, whole_from
 from d_emo.eval.digits_report import draw, load_digits_pipeline, real_digits, score_digits
 from d_emo.eval.fid.metrics import frechet_distance, moments_of
@@ -38,6 +38,8 @@ COLUMNS = ("solver", "steps", "cache", "seconds", "speed", "read right", "distan
 def fitting_schedulers(pipeline: DEMOPipeline) -> dict[str, Any]:
     """Solvers for the pipeline's objective; caches are compared on the first, which is deterministic."""
     config = pipeline.scheduler.config
+    if pipeline.transformer.config.end_block is not None:
+        return {"flow map": pipeline.scheduler}
     if path_of(pipeline.transformer.config) is not None:
         flow = {
             "prediction_type": "flow_prediction",
@@ -83,7 +85,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--per-class", type=whole_from(1), default=20, help="Samples a class.")
     parser.add_argument("--guidance-scale", type=finite_from(1), default=1.5)
     parser.add_argument("--repeats", type=whole_from(1), default=3)
+    parser.add_argument(
+        "--steps", type=whole_from(1), nargs="+", help="Only the first solver, in so many steps each, and no cache."
+    )
+    parser.add_argument("--output-dir", help="Default: evaluation in the model's folder.")
     options = parser.parse_args(arguments)
+    folder = Path(options.output_dir or Path(options.model) / "evaluation")
+    check_writable(folder, "--output-dir", folder=True)
     pipeline = load_digits_pipeline(options.model)
     pipeline.set_progress_bar_config(disable=True)
     real, classes = real_digits(pipeline.transformer.config.sample_size)
@@ -116,17 +124,20 @@ def main(arguments: list[str]) -> None:
     first = next(iter(schedulers))
     plain = np.empty(0)
     for name, scheduler in schedulers.items():
+        if options.steps and name != first:
+            continue
         pipeline.scheduler = scheduler
-        for steps in STEPS:
+        for steps in options.steps or STEPS:
             samples = measure(name, steps, "none", None)
             if name == first and steps == CACHED_STEPS:
                 plain = samples
     pipeline.scheduler = schedulers[first]
-    for name, config in cache_configs(pipeline, options.guidance_scale):
+    for name, config in () if options.steps else cache_configs(pipeline, options.guidance_scale):
         pipeline.transformer.enable_cache(config)
         measure(first, CACHED_STEPS, name, plain)
         pipeline.transformer.disable_cache()
-    write_json(Path(options.model) / "evaluation" / "sampling.json", {"rows": rows, **vars(options)})
+    make_folder(folder)
+    write_json(folder / "sampling.json", {"rows": rows, **vars(options)})
 
 
 if __name__ == "__main__":

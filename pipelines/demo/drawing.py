@@ -16,7 +16,7 @@ from d_emo.common.checks import number, one_of, whole
 from d_emo.common.figures import caption_grid
 from d_emo.images.latents import decode_latents
 from d_emo.pipelines import DEMOPipeline
-from d_emo.pipelines.checks import check_scheduler, default_steps
+from d_emo.pipelines.checks import check_scheduler, default_steps, takes_guidance
 from d_emo.pipelines.samplers import fitting_samplers, image_generator, make_scheduler, own_shift
 
 # The sampler that was saved with the model.
@@ -29,6 +29,7 @@ SAMPLER_NAMES = {
     "heun": "Heun (asks twice a step)",
     "sde": "Euler-Maruyama (stochastic)",
     "sde-heun": "Heun (stochastic)",
+    "flow-map": "jumps of a flow map",
 }
 # Pictures of the way from noise that are shown, evenly spread over the steps, the last among them.
 MOMENTS = 8
@@ -176,7 +177,7 @@ class Studio:
         return Wish(
             label=self.classes[0][1] if self.conditional else None,
             count=min(FEW_IMAGES, self.limits.images),
-            guidance=USUAL_GUIDANCE if self.conditional else 1.0,
+            guidance=USUAL_GUIDANCE if takes_guidance(self.pipeline.transformer.config) else 1.0,
             steps=min(steps, self.limits.steps),
             sampler=sampler,
             seed=0,

@@ -58,6 +58,7 @@ RULES = {
     "positive": _rule("one", "a fraction", "more than one", "1e30", "10^30"),
     "positive or zero": _rule("zero", "one", "a fraction", "more than one", "1e30", "10^30"),
     "one, its default": _rule("one"),  # others go with an option that the base line does not have
+    "a half, its default": _rule("a fraction"),
     "one to sixteen": _rule("one", "more than one"),
     "up to a thousand": _rule("one", "a fraction", "more than one"),
     "one or more": _rule("one", "more than one", "1e30", "10^30"),
@@ -116,7 +117,8 @@ KINDS = {
         "train_video_classifier max_grad_norm", "lr_warmup_epochs",
         "evaluate_fid guidance_scale",
     ),
-    "one, its default": ("train_dit time_shift", "logit_normal_std", "guide_weight"),
+    "one, its default": ("train_dit time_shift", "logit_normal_std", "guide_weight", "flow_map_guidance"),
+    "a half, its default": ("flow_map_split", "flow_map_share"),
     "one to sixteen": ("zoom_out",),
     "up to a thousand": ("scale_min", "scale_max", "evaluate_fid time_shift",),
     "one or more": ("lr_decay_end", "guidance_scale", "sample_guidance_scale", "internal_guidance"),
@@ -177,6 +179,8 @@ KINDS = {
         "validation_split",  # without --dataset
         "loss_weighting",  # of the objective's default
         "lr_cooldown_share",  # without --lr-scheduler wsd
+        "end_block",  # without --objective flow-map
+        "flow_map_weighting",
         "train_segmenter dataset",  # beside --train-data-dir
         "mask_column",  # without --dataset
         "validation_mask_dir",  # without --validation-dir

@@ -290,7 +290,7 @@ def test_guiders_that_do_not_fit_the_model_or_the_scheduler_are_refused():
     with pytest.raises(ValueError, match=r"begins with a velocity of zero, and the model predicts noise; .*steps=0"):
         images(tiny_pipeline(), guider="zero-star")
     assert images(tiny_pipeline(), guider=ClassifierFreeZeroStarGuidance(2.0, zero_init_steps=0)).isfinite().all()
-    with pytest.raises(ValueError, match="the model is unconditional, so that there is nothing to steer from"):
+    with pytest.raises(ValueError, match="nothing to steer from"):
         images(tiny_pipeline(flow=True, num_classes=0), None, guider="apg")
     pipeline = tiny_pipeline(flow=True)
     pipeline.scheduler = FlowMatchODESolverScheduler(method="heun2")

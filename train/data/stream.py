@@ -19,12 +19,12 @@ from torch.utils.data import Sampler
 
 # One independent Philox stream a purpose. The numbers are part of what a seed means: append, never renumber.
 PURPOSES = {"order": 0, "noise": 1, "time": 2, "label_dropout": 3, "flip": 4, "vae": 5, "augmentation": 6, "mixup": 7,
-            "frames": 8}  # fmt: skip
+            "frames": 8, "end": 9}  # fmt: skip
 # Of which one number a sample is drawn, uniform in [0, 1), for every batch of a diffusion model.
 UNIFORM: tuple["Purpose", ...] = ("time", "label_dropout")
 # Rows of normal numbers that a thread draws in one go, and threads at most.
 TOGETHER, MAX_THREADS = 16, 4
-Purpose = Literal["order", "noise", "time", "label_dropout", "flip", "vae", "augmentation", "mixup", "frames"]
+Purpose = Literal["order", "noise", "time", "label_dropout", "flip", "vae", "augmentation", "mixup", "frames", "end"]
 
 
 def generator(seed: int, purpose: Purpose, position: int) -> np.random.Generator:

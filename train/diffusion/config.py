@@ -1,7 +1,7 @@
 """Every option of the diffusion trainer, once; `engine.options` and `data.options` have those of all trainers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from d_emo.common.numbers import finite
@@ -17,6 +17,7 @@ from d_emo.common.options import (
 )
 from d_emo.common.ranges import RELATIVE_LENGTH
 from d_emo.train.data.options import DataOptions, digits_recipe
+from d_emo.train.diffusion.flow_map_options import FlowMapOptions
 from d_emo.train.diffusion.recipe_options import RecipeOptions
 from d_emo.train.engine.options import KERNELS_HELP, RunOptions, StepOptions, options_of_run
 
@@ -81,7 +82,11 @@ class ModelOptions:
 class OptimizationOptions(StepOptions):
     """Objective and optimizer. The defaults are the paper's, which are DiT's."""
 
-    objective: Literal["dit", "sit"] = option("dit", "dit: noise and learned variance. sit: flow matching.")
+    objective: Literal["dit", "sit", "flow-map"] = option(
+        "dit",
+        "dit: noise and learned variance. sit: flow matching. flow-map: jumps along a flow, for sampling in a few "
+        "steps; takes sit's options, best with --init-from a trained flow.",
+    )
     min_snr_gamma: float | None = option(
         None, "dit: weight epsilon's loss by min(SNR, this) / SNR; 5 is customary. Default: even weights."
     )
@@ -132,7 +137,7 @@ class OptimizationOptions(StepOptions):
     ema_decay: float = option(0.9999, "Decay of the averaged weights and buffers, once an optimizer step.")
 
     def __post_init__(self):
-        if self.objective == "sit":
+        if self.objective != "dit":
             require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, "belongs to --objective dit")
         else:
             flow = {
@@ -150,6 +155,9 @@ class OptimizationOptions(StepOptions):
             self.flow_path,
             "--prediction data goes with --flow-path linear",
         )
+        if self.objective == "flow-map":
+            require(self.prediction == "velocity", "prediction", self.prediction, "flow maps predict velocities")
+            require(self.flow_path != "vp", "flow_path", self.flow_path, "flow maps are for linear and gvp")
         require(
             self.prediction in ("noise", "score") or self.loss_weighting == "none",
             "loss_weighting",
@@ -256,10 +264,20 @@ class TrainConfig(OptionTable):
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    flow_map: FlowMapOptions = field(default_factory=FlowMapOptions)
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
     run: DiffusionRunOptions = field(default_factory=DiffusionRunOptions)
 
     def __post_init__(self):
+        self._check_adapters()
+        if self.optimization.objective == "flow-map":
+            return
+        for name, default in asdict(FlowMapOptions()).items():
+            given = getattr(self.flow_map, name)
+            require(given == default, name, given, "belongs to --objective flow-map")
+
+    def _check_adapters(self) -> None:
+        """Refuse what adapters do not go with."""
         require(
             self.model.lora_rank is None or self.optimization.optimizer == "adamw",
             "optimizer",

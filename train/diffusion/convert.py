@@ -17,8 +17,9 @@ from d_emo.models.published_rotary import is_rotary_state, rotary_model
 from d_emo.models.variants import heads_of
 from d_emo.pipelines import DEMOPipeline, open_pipeline
 from d_emo.schedulers.flow_paths import path_of
+from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import AUTO_VAE, OptimizationOptions
-from d_emo.train.diffusion.objectives import PREDICTIONS, make_objective
+from d_emo.train.diffusion.objectives import PREDICTIONS
 from d_emo.train.diffusion.plan import load_vae
 
 IMAGENET_CLASSES = 1000

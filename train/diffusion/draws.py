@@ -23,13 +23,14 @@ class Draws:
     device: torch.device
 
     def of(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Uniform numbers "time" and "label_dropout" (B,), and normal ones "noise" and "vae" (B, C, H, W).
+        """Uniform numbers "time", "label_dropout" and the objective's (B,), normal ones "noise" and "vae" (B, C, H, W).
 
         The latter is of the autoencoder's posteriors, where an image has more than one latent: for RAE's it would take
         as long as the noise.
         """
         seed = self.plan.config.run.seed
-        uniform = {purpose: stream.uniform(seed, purpose, positions) for purpose in stream.UNIFORM}
+        wanted = (*stream.UNIFORM, *self.plan.objective.draws)
+        uniform = {purpose: stream.uniform(seed, purpose, positions) for purpose in wanted}
         return uniform | ({} if self.on_device else self.normal(positions))
 
     @property

@@ -16,6 +16,7 @@ from d_emo.eval.fid.references import default_cache, load_reference
 from d_emo.eval.fid.report import load_entries, plot_curve
 from d_emo.eval.fid.scoring import Scores
 from d_emo.pipelines import DEMOPipeline
+from d_emo.pipelines.checks import FLOW_MAP_STEPS
 from d_emo.train.diffusion.plan import Plan
 
 PRESET = "quick"
@@ -39,7 +40,9 @@ class InLoopFID:
         self.accelerator = accelerator
         self.name = plan.model_name
         self.folder = plan.output_dir / "fid"
-        self.settings = with_settings(PRESET, {"num_images": options.fid_images, "seed": options.seed % 2**32})
+        few = {} if plan.model_config["end_block"] is None else {"steps": FLOW_MAP_STEPS}
+        changes = {"num_images": options.fid_images, "seed": options.seed % 2**32, **few}
+        self.settings = with_settings(PRESET, changes)
         with accelerator.local_main_process_first():
             extractor = make_extractor(options.fid_features, options.fid_inception_weights)
         extractor.to(accelerator.device)

@@ -17,7 +17,7 @@ from d_emo.train.diffusion.objectives import prediction_of
 
 LABELS, POSITIONS = "label_embed.weight", "pos_embed"
 # What a new task may change of a model's configuration.
-ADAPTABLE = ("sample_size", "num_classes")
+ADAPTABLE = ("sample_size", "num_classes", "end_block", "distilled_guidance")
 # What the new model may have where the old one has it not, and what its weights are called.
 HEAD, HEADS_WEIGHTS = "guide_block", "guide_"
 
@@ -90,7 +90,8 @@ class InitialWeights:
         bottleneck = config.get("patch_bottleneck")
         options = [] if bottleneck is None else [f"--patch-bottleneck {bottleneck}"]
         options += [] if config.guide_block is None else [f"--guide-block {config.guide_block}"]
-        options += ["--objective dit"] if path is None else ["--objective sit", f"--flow-path {path}"]
+        flow = f"--objective {'sit' if config.end_block is None else 'flow-map'}"
+        options += ["--objective dit"] if path is None else [flow, f"--flow-path {path}"]
         if path is not None:
             options.append(f"--prediction {prediction_of(config.prediction_type)}")
             options += [f"--time-shift {self.time_shift:g}"] if self.time_shift != 1 else []

@@ -1,6 +1,7 @@
 """The model card that goes with every saved pipeline: what it is, how it was trained, which weights it holds."""
 
 import json
+from dataclasses import asdict
 
 from d_emo.eval.fid.report import load_entries
 from d_emo.eval.fid.scoring import summary
@@ -33,10 +34,17 @@ SHOWN = (
     "patch_bottleneck",
     "guide_block",
     "guide_weight",
+    "end_block",
+    "flow_map_share",
+    "flow_map_split",
+    "flow_map_weighting",
+    "flow_map_guidance",
     "seed",
 )
 # The papers of each family, the network's own first.
 WORKS = {"D-EMOv2": ("EMOv2", "DiT"), "DiT": ("DiT",), "LightningDiT": ("LightningDiT", "DiT"), "JiT": ("JiT", "DiT")}
+# Those of each objective.
+OBJECTIVES: dict[str, tuple[str, ...]] = {"dit": (), "sit": ("SiT",), "flow-map": ("SiT", "DMF")}
 
 
 def model_card(plan: Plan, circumstances: Circumstances) -> str:
@@ -55,9 +63,11 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
         **options.flat(),
         "init_from": options.model.init_from and cards.base_name(options.model.init_from),
         "time_shift": plan.objective.time_shift,
+        **(dict.fromkeys(asdict(options.flow_map)) if objective != "flow-map" else {}),
+        "end_block": plan.model_config["end_block"],
     }
     call = [label] * bool(label) + ["internal_guidance=1.4"] * (plan.model_config.get("guide_block") is not None)
-    works = WORKS[next(family for family in FAMILIES if model.startswith(family))]
+    works = (*WORKS[next(family for family in FAMILIES if model.startswith(family))], *OBJECTIVES[objective])
     lines = [
         *cards.card_head(header, f"{circumstances.name}: {model} on {plan.source.name}"),
         f"{kind} generation of {plan.resolution} x {plan.resolution} images: {model} on {space}{start}, trained with "
@@ -83,7 +93,7 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
         "",
         *cards.how_it_was_trained(plan, "d_emo.train.train_dit", circumstances, ("torch", "diffusers")),
         *cards.licence(plan, "The data"),
-        *cards.citation(*works, *(["SiT"] if objective == "sit" else [])),
+        *cards.citation(*works),
     ]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
 

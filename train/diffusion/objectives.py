@@ -1,4 +1,4 @@
-"""The two training objectives, each with the Diffusers scheduler that samples its models.
+"""The training objectives, each with the Diffusers scheduler that samples its models; flow maps are in `flow_map.py`.
 
 DiT: epsilon and learned range variance with the hybrid loss, from "Improved Denoising Diffusion Probabilistic Models"
 (arXiv 2102.09672, equations 14 to 16) as in DiT and ADM. SiT: flows along its paths (arXiv 2401.08740), and JiT's
@@ -9,16 +9,18 @@ Shapes: B samples, C channels, H x W; losses are means over (C, H, W), one a sam
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from d_emo.schedulers.flow_paths import SHIFT, dimension_shift, path_point, shift_time, train_interval
+from d_emo.train.data.stream import Purpose
 from d_emo.train.diffusion.config import OptimizationOptions
 
-# model(noisy, timestep, labels) -> prediction
-Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# model(noisy, timestep, labels) -> prediction; of flow maps model(noisy, timestep, labels, end_timestep)
+Network = Callable[..., torch.Tensor]
 
 NUM_TRAIN_TIMESTEPS = 1000
 # --prediction, and what a model's configuration calls it.
@@ -30,6 +32,21 @@ def prediction_of(prediction_type: str) -> str:
     return next(word for word, name in PREDICTIONS.items() if name == prediction_type)
 
 
+@dataclass(frozen=True)
+class Jumps:
+    """What a flow map's objective needs besides (`flow_map.py`).
+
+    Attributes:
+        end: (B,) uniform in [0, 1), for where a jump ends.
+        teacher: the averaged network, in eval mode.
+        null_label: the label of no class.
+    """
+
+    end: torch.Tensor
+    teacher: Network
+    null_label: int
+
+
 class Objective(Protocol):
     """What the trainer needs of an objective."""
 
@@ -37,9 +54,16 @@ class Objective(Protocol):
     flow_path: str | None
     time_shift: float
     learn_sigma: bool
+    draws: tuple[Purpose, ...]  # uniform numbers that it wants besides the time
 
     def losses(
-        self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+        self,
+        network: Network,
+        data: torch.Tensor,
+        labels: torch.Tensor,
+        noise: torch.Tensor,
+        time: torch.Tensor,
+        jumps: Jumps | None = None,
     ) -> dict[str, torch.Tensor]:
         """Per-sample losses (B,); "loss" is the one to minimise.
 
@@ -49,6 +73,7 @@ class Objective(Protocol):
             labels: (B,) class ids.
             noise: (B, C, H, W) standard normal.
             time: (B,) uniform in [0, 1).
+            jumps: what flow maps need besides; the others look at nothing else.
         """
 
     def make_scheduler(self) -> SchedulerMixin:
@@ -67,6 +92,7 @@ class DiTObjective:
     flow_path: str | None = None
     time_shift = 1.0
     learn_sigma = True
+    draws: tuple[Purpose, ...] = ()
 
     def __init__(self, min_snr_gamma: float | None = None) -> None:
         alphas = 1.0 - torch.linspace(1e-4, 0.02, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
@@ -95,7 +121,13 @@ class DiTObjective:
         )
 
     def losses(
-        self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+        self,
+        network: Network,
+        data: torch.Tensor,
+        labels: torch.Tensor,
+        noise: torch.Tensor,
+        time: torch.Tensor,
+        jumps: Jumps | None = None,
     ) -> dict[str, torch.Tensor]:
         """See `Objective.losses`; "mse" on epsilon and "vb" in bits, whose sum is "loss"."""
         steps = (time * NUM_TRAIN_TIMESTEPS).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)  # (B,)
@@ -180,6 +212,7 @@ class FlowObjective:
     """
 
     learn_sigma = False
+    draws: tuple[Purpose, ...] = ()
 
     def __init__(self, options: OptimizationOptions, shape: Sequence[int] | None = None) -> None:
         self.flow_path: str | None = options.flow_path
@@ -196,7 +229,13 @@ class FlowObjective:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.time_shift)
 
     def losses(
-        self, network: Network, data: torch.Tensor, labels: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+        self,
+        network: Network,
+        data: torch.Tensor,
+        labels: torch.Tensor,
+        noise: torch.Tensor,
+        time: torch.Tensor,
+        jumps: Jumps | None = None,
     ) -> dict[str, torch.Tensor]:
         """See `Objective.losses`."""
         time = self._spread(time)  # (B,)
@@ -239,8 +278,3 @@ def resolve_shift(shift: float | str, shape: Sequence[int] | None) -> float:
             raise ValueError("--time-shift auto: there is no shape to take it from; pass (C, H, W), or a number.")
         shift = dimension_shift(math.prod(shape))
     return float(SHIFT.check(shift, "--time-shift"))
-
-
-def make_objective(options: OptimizationOptions, shape: Sequence[int] | None = None) -> Objective:
-    """The objective that the options name, for a model that sees (C, H, W); see `FlowObjective`."""
-    return DiTObjective(options.min_snr_gamma) if options.objective == "dit" else FlowObjective(options, shape)

@@ -9,13 +9,16 @@ import torch
 from accelerate import Accelerator
 
 from d_emo.common.digests import weights_digest
+from d_emo.common.options import require
 from d_emo.eval.fid.references import check_reference
 from d_emo.images.autoencoders import LatentSpace, doubtful_scale, open_vae
 from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.models.flops import count_macs, count_parameters
+from d_emo.models.variants import model_spec
 from d_emo.pipelines import DEMOPipeline, default_steps
+from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import (
     AUTO_VAE,
     WSD,
@@ -28,7 +31,7 @@ from d_emo.train.diffusion.init_from import InitialWeights
 from d_emo.train.diffusion.latent_spaces import OWN, check_latents, choose_space, identity_of, resolution_of, side_of
 from d_emo.train.diffusion.lora import add_lora, set_mode
 from d_emo.train.diffusion.memory import DiffusionStep
-from d_emo.train.diffusion.objectives import Objective, make_objective, prediction_of
+from d_emo.train.diffusion.objectives import Objective, prediction_of
 from d_emo.train.diffusion.optimizer import WITHOUT_WARMUP, describe_optimizer, make_optimizer
 from d_emo.train.diffusion.terms import Term, make_terms
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
@@ -36,6 +39,8 @@ from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_trai
 from d_emo.train.engine.followed import describe_snapshots
 from d_emo.train.engine.memory import Launch, told
 
+# Of a flow map's blocks, how many see the present time: 20 of 28 in decoupled MeanFlow (arXiv 2510.24474).
+END_SHARE = (5, 7)
 # From this side on, --vae auto trains on latents.
 AUTO_VAE_RESOLUTION = 128
 # Of the paper's training runs.
@@ -149,6 +154,7 @@ class Plan:
             **({"statistics": self.scale} if self.scale else {}),
             "objective": f"{options.optimization.objective} ({prediction_of(self.objective.prediction_type)}"
             f"{f' on the {self.objective.flow_path} path' if self.objective.flow_path else ''}{self._shift()}), "
+            f"{self._jumps(model)}"
             "label dropout "
             f"{options.optimization.class_dropout_prob if classes else 0}",
             "optimizer": f"{describe_optimizer(trained, options.optimization)}, learning rate "
@@ -179,6 +185,15 @@ class Plan:
         if options.lr_scheduler != WSD:
             return ""
         return f", {options.lr_cooldown} down over the last {options.lr_cooldown_share:.0%}"
+
+    def _jumps(self, model: ClassConditionalTransformer2DModel) -> str:
+        """What the plan says of a flow map."""
+        block = model.config.end_block
+        if block is None:
+            return ""
+        guidance = self.config.flow_map.flow_map_guidance
+        told = "" if guidance == 1 else f", guidance {guidance:g} in the weights"
+        return f"{block} of {model.config.num_layers} blocks see the present time, the rest a jump's end{told}, "
 
     def _shift(self) -> str:
         """What the plan says of the time shift: that of this run, and of the one that it starts from."""
@@ -262,7 +277,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
             f"--vae {config.model.vae} takes {space.image_channels} channels, {source.name} has {source.channels}; "
             f"use --color {'grey' if space.image_channels == 1 else 'rgb'}, or --vae none."
         )
-    objective = make_objective(config.optimization, (channels, side, side))
+    objective = make_objective(config.optimization, (channels, side, side), config.flow_map)
     model_config = {
         "sample_size": side,
         "in_channels": channels,
@@ -270,6 +285,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         "learn_sigma": objective.learn_sigma,
         "prediction_type": objective.prediction_type,
         "flow_path": objective.flow_path,
+        **flow_map_config(config, initial, len(source.id2label)),
     }
     if config.model.patch_bottleneck is not None:
         model_config["patch_bottleneck"] = config.model.patch_bottleneck
@@ -321,6 +337,27 @@ def check_fid(options: DiffusionRunOptions, source: ImageSource) -> None:
         raise ValueError(
             "--fid-every: latents and streams hold no images to compare with; name some with --fid-reference."
         )
+
+
+def flow_map_config(config: TrainConfig, initial: InitialWeights | None, num_classes: int) -> dict[str, Any]:
+    """What the network's configuration says of a flow map, also that it is none.
+
+    Raises:
+        ValueError: guidance is wanted for a model without classes.
+    """
+    if config.optimization.objective != "flow-map":
+        return {"end_block": None, "distilled_guidance": 1.0}
+    options = config.flow_map
+    require(
+        num_classes > 0 or options.flow_map_guidance == 1,
+        "flow_map_guidance",
+        options.flow_map_guidance,
+        "a model without classes has no guidance; leave it out",
+    )
+    named = model_spec(config.model.model)[1].num_layers if initial is None else initial.transformer.config.num_layers
+    stored = None if initial is None else initial.transformer.config.get("end_block")
+    block = options.end_block or stored or max(1, named * END_SHARE[0] // END_SHARE[1])
+    return {"end_block": block, "distilled_guidance": options.flow_map_guidance}
 
 
 def initial_weights(config: TrainConfig) -> InitialWeights | None:

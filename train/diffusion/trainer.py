@@ -20,6 +20,7 @@ from d_emo.train.diffusion import lora
 from d_emo.train.diffusion.config import TrainConfig
 from d_emo.train.diffusion.draws import Draws
 from d_emo.train.diffusion.in_loop_fid import make_in_loop_fid
+from d_emo.train.diffusion.objectives import Jumps
 from d_emo.train.diffusion.on_track import published_loss
 from d_emo.train.diffusion.optimizer import make_lr_schedule, make_optimizer
 from d_emo.train.diffusion.plan import Plan, make_pipeline, make_plan, output_dir
@@ -178,13 +179,22 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     depth = next((term.features_after for term in plan.terms if term.features_after is not None), None)
     outputs: list[ClassConditionalOutput] = []
 
-    def network(noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
-        outputs.append(run.model(noisy, timestep, class_labels, features_after=depth))
+    def network(
+        noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, end: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        outputs.append(run.model(noisy, timestep, class_labels, features_after=depth, end_timestep=end))
         return outputs[-1].sample
+
+    def teacher(
+        noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, end: torch.Tensor
+    ) -> torch.Tensor:
+        with run.accelerator.autocast():
+            return run.average.ask(noisy, timestep, class_labels, end_timestep=end).sample
 
     labels = labels.to(device, non_blocking=True)
     drawn_now = Drawn(data, labels, drawn["noise"], drawn["time"])
-    loss = plan.objective.losses(network, data, labels, drawn["noise"], drawn["time"])["loss"].mean()
+    jumps = Jumps(drawn["end"], teacher, len(plan.source.id2label)) if "end" in drawn else None
+    loss = plan.objective.losses(network, data, labels, drawn["noise"], drawn["time"], jumps)["loss"].mean()
     return sum((term(outputs[-1], drawn_now) for term in plan.terms), start=loss)
 
 

@@ -43,6 +43,14 @@ class WeightAverage(averaging.WeightAverage):
             fully_shard(block, mesh=mesh)
         fully_shard(average, mesh=mesh)
 
+    @torch.no_grad()
+    def ask(self, *inputs: Any, **options: Any) -> Any:
+        """What the averaged model answers; every process must call this."""
+        answer = self.module(*inputs, **options)
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()  # the root stays whole after a forward pass, and what is averaged are shards
+        return answer
+
     def whole_state(self) -> dict[str, torch.Tensor]:
         """The module's state with every tensor whole; every process must call this."""
         return {name: whole(tensor) for name, tensor in self.module.state_dict().items()}

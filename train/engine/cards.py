@@ -49,6 +49,12 @@ CITATIONS = {
   year    = {2025},
   note    = {arXiv:2511.13720}
 }""",
+    "DMF": """@article{lee2025dmf,
+  title   = {Decoupled {MeanFlow}: Turning Flow Models into Flow Maps for Accelerated Sampling},
+  author  = {Lee, Kyungmin and Yu, Sihyun and Shin, Jinwoo},
+  journal = {arXiv:2510.24474},
+  year    = {2025}
+}""",
     "SiT": """@inproceedings{ma2024sit,
   title     = {{SiT}: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers},
   author    = {Ma, Nanye and Goldstein, Mark and Albergo, Michael S. and Boffi, Nicholas M. and Vanden-Eijnden, Eric and

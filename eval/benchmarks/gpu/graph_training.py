@@ -31,9 +31,9 @@ from d_emo.eval.benchmarks.gpu.weights import (
     write_groups,
     write_network_state,
 )
+from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import OptimizationOptions
 from d_emo.train.diffusion.figures import draw_samples
-from d_emo.train.diffusion.objectives import make_objective
 
 LOSSES = "loss.csv"
 COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "images_per_second", "seconds")

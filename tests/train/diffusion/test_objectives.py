@@ -8,12 +8,12 @@ from helpers.golden import golden, seeded_input
 from helpers.pipelines import dit_scheduler
 
 from d_emo.schedulers.flow_paths import DATA_FLOOR, PATHS, path_numbers, path_point
+from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import OptimizationOptions
 from d_emo.train.diffusion.objectives import (
     DiTObjective,
     FlowObjective,
     discretized_gaussian_log_likelihood,
-    make_objective,
 )
 
 
