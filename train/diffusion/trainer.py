@@ -55,7 +55,8 @@ def rehearse(plan: Plan, accelerator: Accelerator) -> None:
     with torch.device("meta"):
         plain, model = plan.build_model(), plan.build_trained()
     with shapes_only(accelerator.device, model):
-        make_lr_schedule(make_optimizer(model, plan.config.optimization), plan)
+        optimizer = make_optimizer(model, plan.config.optimization)
+        make_lr_schedule(optimizer, plan.config.optimization, plan.warmup_steps, plan.max_train_steps)
     make_pipeline(plain, plan)
     if options.fid_every:
         make_extractor(options.fid_features, options.fid_inception_weights)
