@@ -63,7 +63,7 @@ def theme() -> Any:
 
 def way_shown(way: list[tuple[int, PIL.Image.Image]]) -> str:
     """The way of one image from noise as HTML, each picture over its number of steps."""
-    figures = []
+    figures: list[str] = []
     for step, image in way:
         small = image.copy()
         small.thumbnail((WAY_SIDE, WAY_SIDE))

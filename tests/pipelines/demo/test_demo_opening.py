@@ -1,5 +1,8 @@
 """Which page a model gets is told by its folder; a classifier's answers, and the code for them."""
 
+import signal
+import tempfile
+
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -112,3 +115,14 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
 
 def test_the_page_is_for_this_machine_alone_unless_asked():
     assert DemoOptions(model=ModelOptions(model="digits")).server.host == "127.0.0.1"
+
+
+def test_sigterm_ends_the_page_and_leaves_no_folder_behind(tmp_path):
+    with (
+        pytest.raises(SystemExit) as stop,
+        serving.ended_by_signals(),
+        tempfile.TemporaryDirectory(dir=tmp_path),
+    ):
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.value.code == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
