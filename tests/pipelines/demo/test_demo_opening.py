@@ -1,6 +1,7 @@
 """Which page a model gets is told by its folder; a classifier's answers, and the code for them."""
 
 import signal
+import socket
 import tempfile
 
 import numpy as np
@@ -126,3 +127,13 @@ def test_sigterm_ends_the_page_and_leaves_no_folder_behind(tmp_path):
         signal.raise_signal(signal.SIGTERM)
     assert stop.value.code == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_port_in_use_and_a_strange_host_are_refused():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"--host 127.0.0.1 --port {port}: nothing can listen there"):
+            serving.check_address("127.0.0.1", port)
+    serving.check_address("127.0.0.1", port)
+    with pytest.raises(ValueError, match=r"--host 192.0.2.7: nothing can listen there"):
+        serving.check_address("192.0.2.7", None)
