@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -28,6 +29,7 @@ def run(options: "DemoOptions") -> None:
 
         from d_emo.pipelines.demo.opening import Source, open_model
 
+        check_address(options.server.host, options.server.port)
         wanted = options.model
         source = Source(name=wanted.model or "", device=wanted.device, dtype=wanted.dtype)
         page = make_page(open_model(source), source, options)
@@ -60,6 +62,20 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def check_address(host: str, port: int | None) -> None:
+    """Refuse what cannot be listened on, before a model is loaded.
+
+    Raises:
+        ValueError: host or port is taken, or is none of this machine's.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except (OSError, UnicodeError) as error:
+        place = f"--host {host}" if port is None else f"--host {host} --port {port}"
+        raise ValueError(f"{place}: nothing can listen there (it is taken, or no address of this machine).") from error
+
+
 def make_page(model: Any, source: Any, options: "DemoOptions") -> Any:
     """The page of a model: Gradio's Blocks."""
     from d_emo.pipelines.demo import pages
@@ -74,33 +90,25 @@ def make_page(model: Any, source: Any, options: "DemoOptions") -> Any:
 
 
 def serve(page: Any, host: str, port: int | None) -> str:
-    """Start the server, in threads of its own; returns the page's address.
-
-    Raises:
-        ValueError: host or port cannot be listened on.
-    """
+    """Start the server, in threads of its own; returns the page's address."""
     from d_emo.pipelines.demo.look import CSS, HEAD, theme
 
-    try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            show_error=True,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            footer_links=[],
-            max_file_size=LARGEST_UPLOAD,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            theme=theme(),
-            css=CSS,
-            head=HEAD,
-        )
-    except OSError as error:
-        place = f"--host {host}" if port is None else f"--host {host} --port {port}"
-        raise ValueError(f"{place}: nothing can listen there (it is taken, or no address of this machine).") from error
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        show_error=True,
+        inbrowser=False,
+        prevent_thread_lock=True,
+        footer_links=[],
+        max_file_size=LARGEST_UPLOAD,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+    )
     return address

@@ -228,6 +228,7 @@ def test_enter_draws_and_the_keyboard_suffices(digits, visit):
         if order[-1] == "class":
             page.keyboard.type("sev")
             page.keyboard.press("Enter")
+            playwright.expect(page.locator("#class input")).to_have_value("seven")  # a person is no faster
         if order[-1] == "seed":
             break
     assert order[:2] == ["class", "draw"] and order[-1] == "seed"

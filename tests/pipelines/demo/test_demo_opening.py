@@ -1,5 +1,9 @@
 """Which page a model gets is told by its folder; a classifier's answers, and the code for them."""
 
+import signal
+import socket
+import tempfile
+
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -112,3 +116,24 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
 
 def test_the_page_is_for_this_machine_alone_unless_asked():
     assert DemoOptions(model=ModelOptions(model="digits")).server.host == "127.0.0.1"
+
+
+def test_sigterm_ends_the_page_and_leaves_no_folder_behind(tmp_path):
+    with (
+        pytest.raises(SystemExit) as stop,
+        serving.ended_by_signals(),
+        tempfile.TemporaryDirectory(dir=tmp_path),
+    ):
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.value.code == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_port_in_use_and_a_strange_host_are_refused():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"--host 127.0.0.1 --port {port}: nothing can listen there"):
+            serving.check_address("127.0.0.1", port)
+    serving.check_address("127.0.0.1", port)
+    with pytest.raises(ValueError, match=r"--host 192.0.2.7: nothing can listen there"):
+        serving.check_address("192.0.2.7", None)
