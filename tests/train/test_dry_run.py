@@ -25,7 +25,7 @@ LATE = {
         (["--objective", "dit", "--sample-every", "1", "--sample-steps", "5000"], "num_inference_steps=5000"),
         (["--fid-every", "1", "--fid-reference", "nowhere"], "--fid-reference nowhere"),
         (["--fid-every", "1", "--fid-inception-weights", "nowhere.pth"], "nowhere.pth"),
-        (["--push-to-hub", "true", "--hub-model-id", "me/digits"], "--push-to-hub: the repository me/digits"),
+        (["--push-to-hub", "true", "--hub-model-id", "me/di..gits"], "--push-to-hub: the repository me/di..gits"),
     ],
     "classifier": [
         (["--optimizer", "sawtooth"], "--optimizer sawtooth"),

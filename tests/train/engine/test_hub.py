@@ -78,3 +78,18 @@ def test_a_failed_upload_leaves_the_pipeline_and_says_how_to_send_it(tmp_path, c
 def test_hub_options_without_push_to_hub_are_refused(tmp_path, capsys):
     code, printed = run_here(capsys, *TINY, "--hub-model-id", "a/b", "--output-dir", tmp_path)
     assert code != 0 and "need --push-to-hub" in printed
+
+
+@pytest.mark.usefixtures("offline", "hub")
+def test_a_dry_run_asks_for_a_login_and_makes_no_repository(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "whoami", lambda: {"name": "me"})
+    arguments = [*ARGUMENTS, "--output-dir", tmp_path / "digits", "--dry-run"]
+    code, printed = run_here(capsys, *arguments)
+    assert code == 0 and not (tmp_path / "hub").exists(), printed
+
+    def nobody():
+        raise OSError("no token found")
+
+    monkeypatch.setattr(huggingface_hub, "whoami", nobody)
+    code, printed = run_here(capsys, *arguments)
+    assert code and "--push-to-hub: the repository digits cannot be opened (no token found" in printed
