@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -106,16 +106,20 @@ def score_digits(samples: np.ndarray, requested: np.ndarray, real: np.ndarray, c
 
 def draw(pipeline: "DEMOPipeline", per_class: int, steps: int, guidance_scale: float, seed: int) -> np.ndarray:
     """Samples (10 * per_class, D) in [-1, 1], sorted by class, rounded to 8 bits as a saved image would be."""
-    generators = [torch.Generator().manual_seed(seed + index) for index in range(10 * per_class)]
-    images = pipeline(
+    return drawn(pipeline, per_class, seed, num_inference_steps=steps, guidance_scale=guidance_scale)[0]
+
+
+def drawn(pipeline: "DEMOPipeline", per_class: int, seed: int, **call: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """The same by other arguments of a call, and the settings that the pipeline reports."""
+    output = pipeline(
         range(10),
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
         num_images_per_label=per_class,
-        generator=generators,
+        generator=[torch.Generator().manual_seed(seed + index) for index in range(10 * per_class)],
         output_type="np",
-    ).images
-    return ((images * 255).round() / 127.5 - 1).reshape(len(images), -1).astype(np.float32)
+        **call,
+    )
+    samples = ((output.images * 255).round() / 127.5 - 1).reshape(len(output.images), -1).astype(np.float32)
+    return samples, output.settings
 
 
 def neighbour_picture(samples: np.ndarray, real: np.ndarray, side: int, columns: int) -> PIL.Image.Image:

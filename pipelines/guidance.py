@@ -241,13 +241,13 @@ def make_guider(guider: Any, scale: float) -> tuple[Any, float]:
         name, arguments, scales = GUIDERS[guider]
         with _quiet():
             return getattr(theirs, name)(**arguments, **dict.fromkeys(scales, float(scale))), scale
-    kind = type(guider).__name__
+    kind, kinds = type(guider).__name__, {name: getattr(theirs, name) for name, *_ in GUIDERS.values()}
     if kind in REFUSED:
         raise ValueError(f"guider is a {kind}: {REFUSED[kind]}.")
-    if not isinstance(guider, tuple(getattr(theirs, name) for name, *_ in GUIDERS.values())):
+    if not any(isinstance(guider, one) for one in kinds.values()):
         raise ValueError(
             f"guider={shown(guider)} is a {kind}; pass one of {', '.join(GUIDERS)}, or an instance of Diffusers' "
-            f"{', '.join(name for name, *_ in GUIDERS.values())}."
+            f"{', '.join(kinds)}."
         )
     # Its original formula counts from the good prediction on.
     own = guider.guidance_scale + bool(guider.use_original_formulation)
@@ -286,7 +286,8 @@ def check_guide(guide: Any, pipeline: Any) -> None:
             f"guide: the weaker model {'; '.join(differences)}; take an earlier checkpoint of the same run, or a "
             "smaller model trained on the same data."
         )
-    here, there = (one._execution_device for one in (pipeline, guide))
+    both: tuple[Any, Any] = pipeline, guide
+    here, there = (one._execution_device for one in both)
     if here != there:
         raise ValueError(f"guide is on {there}, the pipeline on {here}; move it: guide.to({str(here)!r}).")
 

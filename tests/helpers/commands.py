@@ -215,6 +215,13 @@ COMMANDS = {
             quick=False,
         ),
         SweptCommand(
+            "guidance_table",
+            "d_emo.eval.tables.guidance_table",
+            ("--model", "@pipeline"),
+            "d_emo.eval.tables.guidance_table.load_digits_pipeline",
+            quick=False,
+        ),
+        SweptCommand(
             "model_table",
             "d_emo.eval.tables.model_table",
             ("--pattern", "D-EMOv2-N-8"),

@@ -159,7 +159,7 @@ def test_other_guidance_is_recorded_and_draws_other_pictures(draw, models, tmp_p
         ("flow", "--labels 1 --output a.png --size 17", "--size: height=17 is not a positive multiple of"),
         ("flow", "--labels 1 --output a.png --size 16 16 16", "--size 16 16 16: give one side, or height and width."),
         ("flow", "--labels 1 --output a --guidance-channels 9", "guidance_channels=9 is not a whole number from 1 to"),
-        ("flow", "--labels 1 --output a.png --guider pag", "argument --guider: invalid choice: 'pag'"),
+        ("flow", "--labels 1 --output a.png --guider pag", "sample: --guider: invalid choice: 'pag'"),
         ("flow", "--labels 1 --output a.png --guide no", "--guide no: neither a pipeline folder, nor a packaged model"),
         ("flow", "--labels 1 --output a.png --guide noise", "guide: the weaker model has prediction 'epsilon', not '"),
         ("flow", "--labels 1 --output a.png --internal-guidance 2", "internal_guidance=2.0: the model has no second"),

@@ -60,7 +60,7 @@ def test_points_are_every_combination_with_the_other_settings_of_the_preset():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["seed=1,2"], "--sweep seed=1,2: 'seed' cannot be swept; NAME=VALUES with one of guidance, interval-start"),
+        (["seed=1,2"], "--sweep seed=1,2: 'seed' cannot be swept; NAME=VALUES with one of guidance, internal-guid"),
         (["guidance"], "--sweep guidance: '' is not a number; write guidance=START:STOP:STEP"),
         (["guidance=1:2"], "'1:2' is not three numbers"),
         (["guidance=2:1:0.5"], "'2:1:0.5' does not go up"),
