@@ -192,9 +192,9 @@ CALLS: dict[str, PublicCall] = {
     "LightningDiTTransformer2DModel": PublicCall(_network("LightningDiTTransformer2DModel"), lambda: dict(TINY)),
     "JiTTransformer2DModel": PublicCall(_network("JiTTransformer2DModel"), lambda: dict(TINY)),
     "DEMOTransformer2DModel.forward": PublicCall(
-        lambda: _model().forward,
+        lambda: _model(learn_sigma=False, prediction_type="flow_prediction", end_block=1).forward,
         lambda: {"hidden_states": torch.zeros(1, 4, 16, 16), "timestep": torch.tensor([5]),
-                 "class_labels": torch.tensor([1])},
+                 "class_labels": torch.tensor([1]), "end_timestep": torch.tensor([2])},
     ),
     "DEMOPipeline": PublicCall(_network("DEMOPipeline"), _parts),
     "DEMOPipeline.__call__": PublicCall(_pipeline, lambda: {"class_labels": [1], "num_inference_steps": 2},
