@@ -176,7 +176,6 @@ KINDS = {
         "validation_split",  # without --dataset
         "loss_weighting",  # of the objective's default
         "end_block",  # without --objective flow-map
-        "flow_map_weighting",
         "train_segmenter dataset",  # beside --train-data-dir
         "mask_column",  # without --dataset
         "validation_mask_dir",  # without --validation-dir
