@@ -180,7 +180,6 @@ KINDS = {
         "loss_weighting",  # of the objective's default
         "lr_cooldown_share",  # without --lr-scheduler wsd
         "end_block",  # without --objective flow-map
-        "flow_map_weighting",
         "train_segmenter dataset",  # beside --train-data-dir
         "mask_column",  # without --dataset
         "validation_mask_dir",  # without --validation-dir

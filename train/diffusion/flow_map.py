@@ -27,9 +27,6 @@ from d_emo.train.diffusion.config import OptimizationOptions
 from d_emo.train.diffusion.flow_map_options import FlowMapOptions
 from d_emo.train.diffusion.objectives import NUM_TRAIN_TIMESTEPS, FlowObjective, Jumps, Network
 
-# The squared error from which on the weighting "cauchy" spares a sample (0.01 in decoupled MeanFlow's code, loss.py).
-CAUCHY_SCALE = 0.01
-
 
 @dataclass(frozen=True)
 class Times:
@@ -71,7 +68,7 @@ class FlowMapObjective(FlowObjective):
         time: torch.Tensor,
         jumps: Jumps | None = None,
     ) -> dict[str, torch.Tensor]:
-        """See `Objective.losses`; "error" is the mean squared one, which "loss" weights."""
+        """See `Objective.losses`."""
         assert jumps is not None and self.flow_path is not None
         times = self.times(time, jumps.end)
         point = path_point(self.flow_path, times.start[:, None, None, None])
@@ -80,9 +77,7 @@ class FlowMapObjective(FlowObjective):
             target = self.targets(noisy, velocity, labels, times, jumps)  # (B, C, H, W)
         # Last, since who adds terms to the loss looks at the last answer.
         output = network(noisy, NUM_TRAIN_TIMESTEPS * times.start, labels, NUM_TRAIN_TIMESTEPS * times.end).float()
-        error = (output - target).square().flatten(1).mean(1)  # (B,)
-        loss = (error / CAUCHY_SCALE).log1p() if self.options.flow_map_weighting == "cauchy" else error
-        return {"loss": loss, "error": error}
+        return {"loss": (output - target).square().flatten(1).mean(1)}
 
     def times(self, time: torch.Tensor, end: torch.Tensor) -> Times:
         """The times of samples, of two numbers (B,) in [0, 1) each."""

@@ -1,7 +1,6 @@
 """Options of flow maps, which draw in a few steps; docs/recipes.md explains them."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from d_emo.common.options import option, positive, require, require_each
 
@@ -18,9 +17,6 @@ class FlowMapOptions:
     flow_map_share: float = option(0.5, "flow-map: share of samples that go on training the flow itself.")
     flow_map_split: float = option(
         0.5, "flow-map: where a jump is cut in two, whose sum it learns, as the first one's share of the way."
-    )
-    flow_map_weighting: Literal["none", "cauchy"] = option(
-        "none", "flow-map: weight of a sample's squared error. cauchy: log(1 + error / 0.01), which spares outliers."
     )
     flow_map_guidance: float = option(
         1.0, "flow-map: guidance that is trained into the weights, so that sampling needs none. 1.0 is none."

@@ -37,7 +37,6 @@ SHOWN = (
     "end_block",
     "flow_map_share",
     "flow_map_split",
-    "flow_map_weighting",
     "flow_map_guidance",
     "seed",
 )
