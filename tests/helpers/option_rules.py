@@ -117,14 +117,14 @@ KINDS = {
         "train_video_classifier max_grad_norm", "lr_warmup_epochs",
         "evaluate_fid guidance_scale",
     ),
-    "one, its default": ("train_dit time_shift", "logit_normal_std", "guide_weight", "flow_map_guidance"),
-    "a half, its default": ("flow_map_split", "flow_map_share"),
+    "one, its default": ("train_dit time_shift", "logit_normal_std", "flow_map_guidance"),
+    "a half, its default": ("guide_weight", "flow_map_split", "flow_map_share"),
     "one to sixteen": ("zoom_out",),
     "up to a thousand": ("scale_min", "scale_max", "evaluate_fid time_shift",),
     "one or more": ("lr_decay_end", "guidance_scale", "sample_guidance_scale", "internal_guidance"),
     "share below one": (
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
-        "label_smoothing", "lr_decay_start",
+        "label_smoothing", "lr_decay_start", "contrastive",
     ),
     "share": (
         "train_video_classifier lr_decay_start", "rand_augment_probability",

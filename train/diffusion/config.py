@@ -270,6 +270,7 @@ class TrainConfig(OptionTable):
 
     def __post_init__(self):
         self._check_adapters()
+        self.recipe.check_objective(self.optimization.objective, self.optimization.prediction)
         if self.optimization.objective == "flow-map":
             return
         for name, default in asdict(FlowMapOptions()).items():

@@ -34,6 +34,7 @@ SHOWN = (
     "patch_bottleneck",
     "guide_block",
     "guide_weight",
+    "contrastive",
     "end_block",
     "flow_map_share",
     "flow_map_split",
@@ -65,6 +66,7 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
         "time_shift": plan.objective.time_shift,
         **(dict.fromkeys(asdict(options.flow_map)) if objective != "flow-map" else {}),
         "end_block": plan.model_config["end_block"],
+        "contrastive": options.recipe.contrastive or None,
     }
     call = [label] * bool(label) + ["internal_guidance=1.4"] * (plan.model_config.get("guide_block") is not None)
     works = (*WORKS[next(family for family in FAMILIES if model.startswith(family))], *OBJECTIVES[objective])

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
-from d_emo.schedulers.flow_paths import SHIFT, dimension_shift, path_point, shift_time, train_interval
+from d_emo.schedulers.flow_paths import SHIFT, PathPoint, dimension_shift, path_point, shift_time, train_interval
 from d_emo.train.data.stream import Purpose
 from d_emo.train.diffusion.config import OptimizationOptions
 
@@ -238,9 +238,7 @@ class FlowObjective:
         jumps: Jumps | None = None,
     ) -> dict[str, torch.Tensor]:
         """See `Objective.losses`."""
-        time = self._spread(time)  # (B,)
-        assert self.flow_path is not None
-        point = path_point(self.flow_path, time[:, None, None, None])
+        time, point = self.place(time)
         noisy = point.sample(data, noise)  # (B, C, H, W)
         output = network(noisy, NUM_TRAIN_TIMESTEPS * time, labels).float()
         if self.prediction_type == "flow_prediction":
@@ -256,6 +254,12 @@ class FlowObjective:
         elif self.weighting == "likelihood":
             error = error * (point.score_rate.sqrt() / point.sigma)
         return {"loss": error.square().flatten(1).mean(1)}
+
+    def place(self, time: torch.Tensor) -> tuple[torch.Tensor, PathPoint]:
+        """Times (B,) of the path and its coefficients (B, 1, 1, 1) there, of even draws (B,)."""
+        assert self.flow_path is not None
+        time = self._spread(time)
+        return time, path_point(self.flow_path, time[:, None, None, None])
 
     def _spread(self, time: torch.Tensor) -> torch.Tensor:
         """Even draws in [0, 1) as times of the path."""

@@ -32,6 +32,7 @@ OPTIONS = {
     "init_from": None,
     "patch_bottleneck": None,
     "guide_block": None,
+    "contrastive": 0.0,
 }
 
 

@@ -33,7 +33,7 @@ from d_emo.train.diffusion.lora import add_lora, set_mode
 from d_emo.train.diffusion.memory import DiffusionStep
 from d_emo.train.diffusion.objectives import Objective, prediction_of
 from d_emo.train.diffusion.optimizer import WITHOUT_WARMUP, describe_optimizer, make_optimizer
-from d_emo.train.diffusion.terms import Term, make_terms
+from d_emo.train.diffusion.terms import Term, check_terms, make_terms
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
 from d_emo.train.engine.followed import describe_snapshots
@@ -100,7 +100,9 @@ class Plan:
     @functools.cached_property
     def terms(self) -> list[Term]:
         """What is added to the objective's loss."""
-        return make_terms(self.config.recipe, self.objective, self.model_config.get("guide_block"))
+        return make_terms(
+            self.config.recipe, self.objective, self.model_config.get("guide_block"), len(self.source.id2label)
+        )
 
     @property
     def model_name(self) -> str:
@@ -302,6 +304,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         accelerator.num_processes,
         accelerator.device.type == "cpu",
     )
+    check_terms(config.recipe, len(source.id2label), layout.micro_batch_size)
     steps = max_train_steps(config.run, source, layout)
     return Plan(
         initial=initial,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from d_emo.common.options import goes_with, option, positive
+from d_emo.common.options import below_one, goes_with, option, positive, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +15,28 @@ class RecipeOptions:
         "2512.24176). Default: none.",
     )
     guide_weight: float = option(0.5, "With --guide-block: weight of the second head's loss beside the first's.")
+    contrastive: float = option(
+        0.0,
+        "sit, for velocity and data: push predictions away from other samples' velocities, with this weight, 0.05 in "
+        "arXiv 2506.05350. Default: none.",
+    )
 
     def __post_init__(self):
         positive(self, "guide_block", "guide_weight")
         if self.guide_weight != RecipeOptions.guide_weight:
             goes_with(self, "guide_block", "guide_weight")
+        below_one(self, "contrastive")
+
+    def check_objective(self, objective: str, prediction: str) -> None:
+        """Refuse what has no meaning for an objective and what its network predicts.
+
+        Raises:
+            ValueError: something has none.
+        """
+        require(
+            not self.contrastive or (objective == "sit" and prediction in ("velocity", "data")),
+            "contrastive",
+            self.contrastive,
+            f"it compares velocities, of --objective sit with --prediction velocity or data, not {objective}'s "
+            f"{'noise' if objective == 'dit' else 'jumps' if objective == 'flow-map' else prediction}",
+        )

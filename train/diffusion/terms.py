@@ -8,8 +8,9 @@ from typing import Protocol
 
 import torch
 
+from d_emo.common.options import require
 from d_emo.models.transformer_base import ClassConditionalOutput
-from d_emo.train.diffusion.objectives import Objective
+from d_emo.train.diffusion.objectives import FlowObjective, Objective
 from d_emo.train.diffusion.recipe_options import RecipeOptions
 
 
@@ -57,6 +58,67 @@ class GuideTerm:
         return self.weight * losses["loss"].mean()
 
 
-def make_terms(options: RecipeOptions, objective: Objective, guide_block: int | None) -> list[Term]:
-    """The terms that the options ask for, and that of the network's second head, after `guide_block`, if it has one."""
-    return [] if guide_block is None else [GuideTerm(objective, options.guide_weight)]
+@dataclass(frozen=True)
+class ContrastiveTerm:
+    """Contrastive flow matching (arXiv 2506.05350): minus the distance to the velocity of another sample.
+
+    The velocity that is predicted at x_t of sample i shall be far from that which sample j has at the time of i,
+    alpha'(t) data_j + sigma'(t) noise_j. j is the one before i in the micro batch, whose order is random already. Only
+    samples with a class count, as the paper's code has it by an option: without one, all have the same target.
+
+    Attributes:
+        objective: of velocities or data; of data the velocities are compared, with the floor that its loss has.
+        weight: lambda.
+        null_label: the label of no class.
+    """
+
+    objective: FlowObjective
+    weight: float
+    null_label: int
+    features_after = None
+
+    def __call__(self, output: ClassConditionalOutput, drawn: Drawn) -> torch.Tensor:
+        """See `Term`."""
+        kind = self.objective.prediction_type
+        _, point = self.objective.place(drawn.time)
+        given = point.velocity_of(kind, output.sample.float(), point.sample(drawn.data, drawn.noise))
+        other = point.velocity(drawn.data.roll(1, 0), drawn.noise.roll(1, 0))  # (B, C, H, W)
+        if kind == "sample":
+            other = other * (point.sigma * point.data_rate)
+        distances = (given - other).square().flatten(1).mean(1)  # (B,)
+        counted = (drawn.labels != self.null_label).float()
+        return -self.weight * (distances * counted).sum() / counted.sum().clamp(min=1)
+
+
+def check_terms(options: RecipeOptions, num_classes: int, micro_batch: int) -> None:
+    """Refuse terms that would have nothing to work on.
+
+    Raises:
+        ValueError: one has nothing.
+    """
+    require(
+        not options.contrastive or num_classes > 0,
+        "contrastive",
+        options.contrastive,
+        "it tells classes apart, and the data has none; leave it out",
+    )
+    for name in ("contrastive",):
+        weight = getattr(options, name)
+        rule = "it compares the samples of a micro batch, which has 1; use --micro-batch-size 2 or more"
+        require(not weight or micro_batch > 1, name, weight, rule)
+
+
+def make_terms(options: RecipeOptions, objective: Objective, guide_block: int | None, null_label: int) -> list[Term]:
+    """The terms that the options ask for.
+
+    Args:
+        options: see there.
+        objective: of the run.
+        guide_block: the depth of the network's second head, if it has one, which has a term of its own.
+        null_label: the label of no class.
+    """
+    terms: list[Term] = [] if guide_block is None else [GuideTerm(objective, options.guide_weight)]
+    if options.contrastive:
+        assert isinstance(objective, FlowObjective)
+        terms.append(ContrastiveTerm(objective, options.contrastive, null_label))
+    return terms

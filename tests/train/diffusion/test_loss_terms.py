@@ -1,0 +1,151 @@
+"""What losses of a recipe add: their formulas, where gradients go, resuming, processes, what is refused."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers.models import randomize, tiny_model
+from helpers.paths import ROOT
+from helpers.training import TINY, assert_same_bits, losses, train_to_the_end
+
+from d_emo.models.transformer_base import ClassConditionalOutput
+from d_emo.train.data.sources import load_source
+from d_emo.train.diffusion.choose_objective import make_objective
+from d_emo.train.diffusion.config import parse_config
+from d_emo.train.diffusion.plan import make_plan
+from d_emo.train.diffusion.terms import ContrastiveTerm, Drawn
+
+NULL = 10
+# Options of runs, by what they try.
+RUNS = {"contrastive": ("--objective", "sit", "--contrastive", "0.05")}
+
+
+def plan_of(*arguments):
+    """The plan of a run on the digits."""
+    config = parse_config(["--config", str(ROOT / "train/configs/digits.yaml"), *map(str, arguments)])
+    return make_plan(config, load_source(config.data), Accelerator(cpu=True))
+
+
+def batch(labels=(0, NULL, 5, 3)):
+    generator = torch.Generator().manual_seed(0)
+    data, noise = (torch.randn(len(labels), 4, 16, 16, generator=generator) for _ in range(2))
+    return Drawn(data, torch.tensor(labels), noise, torch.rand(len(labels), generator=generator))
+
+
+def objective_of(*arguments):
+    return make_objective(parse_config(["--objective", "sit", *arguments]).optimization, (4, 16, 16))
+
+
+def answered(term, objective, drawn, **more):
+    """A model with gradients of the term alone, and the term."""
+    model = randomize(tiny_model(learn_sigma=False, prediction_type=objective.prediction_type, num_layers=3, **more))
+    outputs = []
+
+    def network(noisy, timestep, labels):
+        outputs.append(model(noisy, timestep, labels, features_after=term.features_after))
+        return outputs[-1].sample
+
+    objective.losses(network, drawn.data, drawn.labels, drawn.noise, drawn.time)
+    value = term(outputs[-1], drawn)
+    value.backward()
+    return model, value.detach()
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp"])
+def test_contrast_is_the_distance_to_the_velocity_of_the_sample_before(path):
+    objective, drawn = objective_of("--flow-path", path, "--time-shift", "2"), batch()
+    prediction = torch.randn(drawn.data.shape, generator=torch.Generator().manual_seed(1))
+    found = ContrastiveTerm(objective, 0.05, NULL)(ClassConditionalOutput(sample=prediction), drawn)
+    expected = 0.0
+    for i in (0, 2, 3):  # sample 1 has no class
+        t = 2 * drawn.time[i] / (1 + drawn.time[i])
+        angle = torch.pi / 2 * t
+        rates = (-1, 1) if path == "linear" else (-torch.pi / 2 * angle.sin(), torch.pi / 2 * angle.cos())
+        other = rates[0] * drawn.data[i - 1] + rates[1] * drawn.noise[i - 1]
+        expected -= 0.05 * (prediction[i] - other).square().mean() / 3
+    torch.testing.assert_close(found, torch.as_tensor(expected), atol=1e-6, rtol=1e-6)
+
+
+def test_contrast_of_predicted_data_is_that_of_the_velocities_their_loss_compares():
+    objective, drawn = objective_of("--prediction", "data"), batch()
+    drawn.time[2] = 0.01  # below the floor
+    t = drawn.time[:, None, None, None]
+    prediction = torch.randn(drawn.data.shape, generator=torch.Generator().manual_seed(1))
+    found = ContrastiveTerm(objective, 0.05, NULL)(ClassConditionalOutput(sample=prediction), drawn)
+    noisy = (1 - t) * drawn.data + t * drawn.noise
+    data = noisy - t * (drawn.noise - drawn.data).roll(1, 0)  # what has the other's velocity here
+    expected = ((prediction - data) / t.clamp(min=0.05)).square().flatten(1).mean(1)
+    torch.testing.assert_close(found, -0.05 * expected[[0, 2, 3]].mean(), atol=1e-6, rtol=1e-6)
+
+
+def test_contrast_with_oneself_takes_its_weight_of_the_loss_away():
+    objective, drawn = objective_of(), batch((3, 3, 3, 3))
+    same = Drawn(*(part[:1].expand_as(part) for part in (drawn.data, drawn.labels, drawn.noise, drawn.time)))
+    prediction = torch.randn(1, 4, 16, 16).expand_as(drawn.data)
+    own = objective.losses(lambda *_: prediction, same.data, same.labels, same.noise, same.time)["loss"].mean()
+    term = ContrastiveTerm(objective, 0.3, NULL)(ClassConditionalOutput(sample=prediction), same)
+    torch.testing.assert_close(own + term, 0.7 * own)
+
+
+def test_contrast_reaches_every_weight_and_no_sample_without_a_class():
+    objective, drawn = objective_of(), batch()
+    model, value = answered(ContrastiveTerm(objective, 0.05, NULL), objective, drawn)
+    assert value < 0
+    for name, parameter in model.named_parameters():
+        assert not parameter.requires_grad or parameter.grad.abs().max() > 0, name
+    prediction = torch.randn(drawn.data.shape, requires_grad=True)
+    ContrastiveTerm(objective, 0.05, NULL)(ClassConditionalOutput(sample=prediction), drawn).backward()
+    assert prediction.grad.flatten(1).abs().amax(1).bool().tolist() == [True, False, True, True]
+    nobody = ContrastiveTerm(objective, 0.05, NULL)(ClassConditionalOutput(sample=prediction), batch([NULL] * 4))
+    assert nobody == 0
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_resumes_bit_for_bit_and_its_card_says_what_it_was(tmp_path, capsys, kind, processes):
+    run = (*TINY, *RUNS[kind], "--checkpoint-every", "2", "--output-dir")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_to_the_end(capsys, tmp_path / "log", *run, whole, "--max-train-steps", "4", processes=processes)
+    for more in (("--max-train-steps", "2"), ("--max-train-steps", "4", "--resume-from", "latest")):
+        train_to_the_end(capsys, tmp_path / "log", *run, parts, *more, processes=processes)
+    assert losses(parts) == losses(whole)
+    assert_same_bits(parts / "checkpoint-0000004", whole / "checkpoint-0000004")
+    name, value = RUNS[kind][-2].removeprefix("--").replace("-", "_"), RUNS[kind][-1]
+    assert f"| {name} | {value} |" in (whole / "README.md").read_text()
+    assert str(json.loads((whole / "run.json").read_text())[name]) == value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RUNS)
+def test_two_processes_train_as_one_does(tmp_path, capsys, kind):
+    run = (*TINY, *RUNS[kind], "--micro-batch-size", "4", "--max-train-steps", "3", "--output-dir")
+    for processes in (1, 2):
+        train_to_the_end(capsys, tmp_path / "log", *run, tmp_path / str(processes), processes=processes)
+    one, two = ([float(line.split(",")[1]) for line in losses(tmp_path / name)[1:]] for name in ("1", "2"))
+    assert two == pytest.approx(one, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--contrastive", "0.05", "--objective", "dit"], "--contrastive 0.05: it compares velocities.*dit's noise"),
+        (["--contrastive", "0.05", "--objective", "flow-map"], "--contrastive 0.05: .* not flow-map's jumps"),
+        (["--contrastive", "0.05", "--prediction", "score"], "--contrastive 0.05: .* not sit's score"),
+        (["--contrastive", "1"], r"--contrastive 1.0: must be in \[0, 1\)"),
+        (
+            ["--contrastive", "0.05", "--unconditional", "true", "--train-data-dir", "x", "--vae", "none"],
+            "classes apart, and the data has none",
+        ),
+        (["--contrastive", "0.05", "--micro-batch-size", "1"], "--contrastive 0.05: .*use --micro-batch-size 2"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(arguments, message, tmp_path, monkeypatch):
+    if "x" in arguments:
+        from PIL import Image
+
+        (tmp_path / "x").mkdir()
+        Image.new("RGB", (16, 16)).save(tmp_path / "x" / "0.png")
+        monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        plan_of(*arguments)
