@@ -118,7 +118,7 @@ KINDS = {
         "evaluate_fid guidance_scale",
     ),
     "one, its default": ("train_dit time_shift", "logit_normal_std", "flow_map_guidance"),
-    "a half, its default": ("guide_weight", "flow_map_split", "flow_map_share"),
+    "a half, its default": ("guide_weight", "align_weight", "flow_map_split", "flow_map_share"),
     "one to sixteen": ("zoom_out",),
     "up to a thousand": ("scale_min", "scale_max", "evaluate_fid time_shift",),
     "one or more": ("lr_decay_end", "guidance_scale", "sample_guidance_scale", "internal_guidance"),
@@ -162,7 +162,7 @@ KINDS = {
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
         "mask_dir", "data_dir", "guide", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
-        "photos", "run",
+        "photos", "run", "align",
     ),
     "file to write": ("export_npz", "output"),
     "folder to write": ("output_dir", "cache_dir", "throughput output", "run_dir"),
@@ -179,6 +179,7 @@ KINDS = {
         "validation_split",  # without --dataset
         "loss_weighting",  # of the objective's default
         "lr_cooldown_share",  # without --lr-scheduler wsd
+        "align_block",  # without --align
         "end_block",  # without --objective flow-map
         "flow_map_weighting",
         "train_segmenter dataset",  # beside --train-data-dir

@@ -286,6 +286,12 @@ class TrainConfig(OptionTable):
             "Muon is for whole matrices, not for the factors of --lora-rank; leave it at adamw",
         )
         require(
+            self.model.lora_rank is None or self.recipe.align is None,
+            "align",
+            self.recipe.align,
+            "it shapes what a whole network learns, and --lora-rank trains adapters; leave one of them out",
+        )
+        require(
             self.model.lora_rank is None or not self.run.snapshot_every,
             "snapshot_every",
             self.run.snapshot_every,

@@ -20,12 +20,22 @@ class RecipeOptions:
         "sit, for velocity and data: push predictions away from other samples' velocities, with this weight, 0.05 in "
         "arXiv 2506.05350. Default: none.",
     )
+    align: str | None = option(
+        None,
+        "Align the network's tokens with this vision model's features of the clean image: a folder or Hub id of "
+        "transformers, a packaged model, or timm:NAME (arXiv 2410.06940, 2512.10794). Default: none.",
+    )
+    align_block: int = option(4, "With --align: the number of blocks after which tokens are aligned.")
+    align_weight: float = option(0.5, "With --align: its weight in the loss.")
 
     def __post_init__(self):
-        positive(self, "guide_block", "guide_weight")
+        positive(self, "guide_block", "guide_weight", "align_block", "align_weight")
         if self.guide_weight != RecipeOptions.guide_weight:
             goes_with(self, "guide_block", "guide_weight")
         below_one(self, "contrastive")
+        for name in ("align_block", "align_weight"):
+            if getattr(self, name) != getattr(RecipeOptions, name):
+                goes_with(self, "align", name)
 
     def check_objective(self, objective: str, prediction: str) -> None:
         """Refuse what has no meaning for an objective and what its network predicts.

@@ -9,7 +9,9 @@ from typing import Protocol
 import torch
 
 from d_emo.common.options import require
+from d_emo.images.source import ImageSource
 from d_emo.models.transformer_base import ClassConditionalOutput
+from d_emo.train.diffusion.alignment import AlignTerm
 from d_emo.train.diffusion.objectives import FlowObjective, Objective
 from d_emo.train.diffusion.recipe_options import RecipeOptions
 
@@ -23,12 +25,14 @@ class Drawn:
         labels: (B,) class ids, some of them dropped.
         noise: (B, C, H, W) standard normal.
         time: (B,) uniform in [0, 1).
+        wanted: (B, h', w', T), what a teacher says of the images.
     """
 
     data: torch.Tensor
     labels: torch.Tensor
     noise: torch.Tensor
     time: torch.Tensor
+    wanted: torch.Tensor | None = None
 
 
 class Term(Protocol):
@@ -90,14 +94,20 @@ class ContrastiveTerm:
         return -self.weight * (distances * counted).sum() / counted.sum().clamp(min=1)
 
 
-def check_terms(options: RecipeOptions, num_classes: int, micro_batch: int) -> None:
+def check_terms(options: RecipeOptions, source: ImageSource, micro_batch: int, depth: int) -> None:
     """Refuse terms that would have nothing to work on.
+
+    Args:
+        options: say which.
+        source: of the data.
+        micro_batch: images.
+        depth: the network's blocks.
 
     Raises:
         ValueError: one has nothing.
     """
     require(
-        not options.contrastive or num_classes > 0,
+        not options.contrastive or len(source.id2label) > 0,
         "contrastive",
         options.contrastive,
         "it tells classes apart, and the data has none; leave it out",
@@ -106,6 +116,15 @@ def check_terms(options: RecipeOptions, num_classes: int, micro_batch: int) -> N
         weight = getattr(options, name)
         rule = "it compares the samples of a micro batch, which has 1; use --micro-batch-size 2 or more"
         require(not weight or micro_batch > 1, name, weight, rule)
+    if options.align is None:
+        return
+    require(
+        source.latents is None,
+        "align",
+        options.align,
+        "it looks at images, of which encoded latents hold none; train on the images, with --vae",
+    )
+    require(options.align_block <= depth, "align_block", options.align_block, f"the network has {depth} blocks")
 
 
 def make_terms(options: RecipeOptions, objective: Objective, guide_block: int | None, null_label: int) -> list[Term]:
@@ -121,4 +140,11 @@ def make_terms(options: RecipeOptions, objective: Objective, guide_block: int | 
     if options.contrastive:
         assert isinstance(objective, FlowObjective)
         terms.append(ContrastiveTerm(objective, options.contrastive, null_label))
+    if options.align is not None:
+        terms.append(AlignTerm(options.align_weight, options.align_block))
     return terms
+
+
+def depth_of_features(terms: list[Term]) -> int | None:
+    """The number of blocks after which terms want the network's tokens."""
+    return next((term.features_after for term in terms if term.features_after is not None), None)

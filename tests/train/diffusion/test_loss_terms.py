@@ -18,7 +18,10 @@ from d_emo.train.diffusion.terms import ContrastiveTerm, Drawn
 
 NULL = 10
 # Options of runs, by what they try.
-RUNS = {"contrastive": ("--objective", "sit", "--contrastive", "0.05")}
+RUNS = {
+    "contrastive": ("--objective", "sit", "--contrastive", "0.05"),
+    "aligned": ("--objective", "sit", "--align-block", "2", "--align", "digits-classifier"),
+}
 
 
 def plan_of(*arguments):
