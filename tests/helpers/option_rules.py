@@ -112,7 +112,7 @@ KINDS = {
         "train_video_classifier lr_decay_end",
     ),
     "positive or zero": (
-        "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
+        "dispersive", "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
         "train_classifier max_grad_norm", "train_detector max_grad_norm", "train_segmenter max_grad_norm",
         "train_video_classifier max_grad_norm", "lr_warmup_epochs",
         "evaluate_fid guidance_scale",
@@ -180,6 +180,7 @@ KINDS = {
         "loss_weighting",  # of the objective's default
         "lr_cooldown_share",  # without --lr-scheduler wsd
         "align_block",  # without --align
+        "dispersive_block",  # without --dispersive
         "end_block",  # without --objective flow-map
         "flow_map_weighting",
         "train_segmenter dataset",  # beside --train-data-dir

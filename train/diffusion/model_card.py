@@ -35,6 +35,8 @@ SHOWN = (
     "guide_block",
     "guide_weight",
     "contrastive",
+    "dispersive",
+    "dispersive_block",
     "align",
     "align_block",
     "align_weight",
@@ -71,6 +73,7 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
         **(dict.fromkeys(asdict(options.flow_map)) if objective != "flow-map" else {}),
         "end_block": plan.model_config["end_block"],
         "contrastive": options.recipe.contrastive or None,
+        **({} if options.recipe.dispersive else {"dispersive": None, "dispersive_block": None}),
         **({"align_block": None, "align_weight": None} if options.recipe.align is None else {}),
     }
     call = [label] * bool(label) + ["internal_guidance=1.4"] * (plan.model_config.get("guide_block") is not None)

@@ -33,6 +33,7 @@ OPTIONS = {
     "patch_bottleneck": None,
     "guide_block": None,
     "contrastive": 0.0,
+    "dispersive": 0.0,
     "align": None,
 }
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from d_emo.common.options import below_one, goes_with, option, positive, require
+from d_emo.common.options import below_one, goes_with, option, positive, require, zero_or_more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,12 @@ class RecipeOptions:
         "sit, for velocity and data: push predictions away from other samples' velocities, with this weight, 0.05 in "
         "arXiv 2506.05350. Default: none.",
     )
+    dispersive: float = option(
+        0.0,
+        "Push the samples of a micro batch apart inside of the network, with this weight, 0.25 in the code of arXiv "
+        "2506.09027. Default: none.",
+    )
+    dispersive_block: int = option(3, "With --dispersive: the number of blocks after which they are pushed apart.")
     align: str | None = option(
         None,
         "Align the network's tokens with this vision model's features of the clean image: a folder or Hub id of "
@@ -29,13 +35,20 @@ class RecipeOptions:
     align_weight: float = option(0.5, "With --align: its weight in the loss.")
 
     def __post_init__(self):
-        positive(self, "guide_block", "guide_weight", "align_block", "align_weight")
+        positive(self, "guide_block", "guide_weight", "align_block", "align_weight", "dispersive_block")
+        zero_or_more(self, "dispersive")
         if self.guide_weight != RecipeOptions.guide_weight:
             goes_with(self, "guide_block", "guide_weight")
         below_one(self, "contrastive")
-        for name in ("align_block", "align_weight"):
+        for name in ("align_block", "align_weight", "dispersive_block"):
             if getattr(self, name) != getattr(RecipeOptions, name):
-                goes_with(self, "align", name)
+                goes_with(self, name.split("_")[0], name)
+        require(
+            not self.dispersive or self.align is None or self.dispersive_block == self.align_block,
+            "dispersive_block",
+            self.dispersive_block,
+            f"with --align both look after one block; name that of --align-block, {self.align_block}",
+        )
 
     def check_objective(self, objective: str, prediction: str) -> None:
         """Refuse what has no meaning for an objective and what its network predicts.

@@ -3,10 +3,12 @@
 Shapes: B samples, C channels, H x W.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from d_emo.common.options import require
 from d_emo.images.source import ImageSource
@@ -94,6 +96,31 @@ class ContrastiveTerm:
         return -self.weight * (distances * counted).sum() / counted.sum().clamp(min=1)
 
 
+@dataclass(frozen=True)
+class DispersiveTerm:
+    """Dispersive regularisation (arXiv 2506.09027): the samples of a micro batch shall lie apart inside the network.
+
+    InfoNCE without positives, by squared distances: log of the mean over all pairs, those with oneself too, of
+    exp(-|z_i - z_j|^2 / D), D numbers a sample, as in the paper's code.
+
+    Attributes:
+        weight: of it.
+        features_after: the number of blocks after which it looks.
+    """
+
+    weight: float
+    features_after: int
+
+    def __call__(self, output: ClassConditionalOutput, drawn: Drawn) -> torch.Tensor:
+        """See `Term`."""
+        assert output.features is not None
+        flat = output.features.float().flatten(1)  # (B, h w D)
+        # Differences, not products: near samples would lose their digits.
+        apart = F.pdist(flat).square() / flat.shape[1]  # (B (B - 1) / 2,)
+        pairs = torch.cat([apart, apart, apart.new_zeros(len(flat))])  # each pair both ways, and with oneself
+        return self.weight * (torch.logsumexp(-pairs, 0) - math.log(len(pairs)))
+
+
 def check_terms(options: RecipeOptions, source: ImageSource, micro_batch: int, depth: int) -> None:
     """Refuse terms that would have nothing to work on.
 
@@ -112,19 +139,19 @@ def check_terms(options: RecipeOptions, source: ImageSource, micro_batch: int, d
         options.contrastive,
         "it tells classes apart, and the data has none; leave it out",
     )
-    for name in ("contrastive",):
+    for name in ("contrastive", "dispersive"):
         weight = getattr(options, name)
         rule = "it compares the samples of a micro batch, which has 1; use --micro-batch-size 2 or more"
         require(not weight or micro_batch > 1, name, weight, rule)
-    if options.align is None:
-        return
+    for name, given in (("align_block", options.align), ("dispersive_block", options.dispersive)):
+        block = getattr(options, name)
+        require(not given or block <= depth, name, block, f"the network has {depth} blocks")
     require(
-        source.latents is None,
+        options.align is None or source.latents is None,
         "align",
         options.align,
         "it looks at images, of which encoded latents hold none; train on the images, with --vae",
     )
-    require(options.align_block <= depth, "align_block", options.align_block, f"the network has {depth} blocks")
 
 
 def make_terms(options: RecipeOptions, objective: Objective, guide_block: int | None, null_label: int) -> list[Term]:
@@ -140,6 +167,8 @@ def make_terms(options: RecipeOptions, objective: Objective, guide_block: int | 
     if options.contrastive:
         assert isinstance(objective, FlowObjective)
         terms.append(ContrastiveTerm(objective, options.contrastive, null_label))
+    if options.dispersive:
+        terms.append(DispersiveTerm(options.dispersive, options.dispersive_block))
     if options.align is not None:
         terms.append(AlignTerm(options.align_weight, options.align_block))
     return terms

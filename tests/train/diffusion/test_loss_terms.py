@@ -1,6 +1,7 @@
 """What losses of a recipe add: their formulas, where gradients go, resuming, processes, what is refused."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from d_emo.train.data.sources import load_source
 from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import parse_config
 from d_emo.train.diffusion.plan import make_plan
-from d_emo.train.diffusion.terms import ContrastiveTerm, Drawn
+from d_emo.train.diffusion.terms import ContrastiveTerm, DispersiveTerm, Drawn
 
 NULL = 10
 # Options of runs, by what they try.
 RUNS = {
     "contrastive": ("--objective", "sit", "--contrastive", "0.05"),
+    "dispersive": ("--dispersive-block", "2", "--dispersive", "0.25"),
     "aligned": ("--objective", "sit", "--align-block", "2", "--align", "digits-classifier"),
 }
 
@@ -104,6 +106,28 @@ def test_contrast_reaches_every_weight_and_no_sample_without_a_class():
     assert nobody == 0
 
 
+def test_dispersion_is_the_logarithm_of_the_mean_nearness_of_all_pairs():
+    features = torch.randn(3, 2, 2, 5, generator=torch.Generator().manual_seed(1))
+    term = DispersiveTerm(0.25, 2)(ClassConditionalOutput(sample=features, features=features), batch())
+    flat = features.double().flatten(1)
+    nearness = [math.exp(-float((a - b).square().mean())) for a in flat for b in flat]
+    assert float(term) == pytest.approx(0.25 * math.log(sum(nearness) / 9), rel=1e-6, abs=1e-6)
+
+
+def test_dispersion_pushes_apart_by_the_blocks_before_it_alone():
+    objective, drawn = objective_of(), batch()
+    model, value = answered(DispersiveTerm(0.25, 2), objective, drawn)
+    assert value < 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            reached = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+            assert reached == (not name.startswith(("blocks.2.", "norm_out.", "proj_out."))), name
+    same = torch.ones(3, 2, 2, 5, requires_grad=True)
+    term = DispersiveTerm(0.25, 2)(ClassConditionalOutput(sample=same, features=same), batch())
+    term.backward()
+    assert term == 0 and same.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_run_resumes_bit_for_bit_and_its_card_says_what_it_was(tmp_path, capsys, kind, processes):
@@ -139,6 +163,13 @@ def test_two_processes_train_as_one_does(tmp_path, capsys, kind):
         (
             ["--contrastive", "0.05", "--unconditional", "true", "--train-data-dir", "x", "--vae", "none"],
             "classes apart, and the data has none",
+        ),
+        (["--dispersive", "0.25", "--micro-batch-size", "1"], "--dispersive 0.25: .*use --micro-batch-size 2"),
+        (["--dispersive", "0.25", "--dispersive-block", "7"], "--dispersive-block 7: the network has 6 blocks"),
+        (["--dispersive", "-1"], "--dispersive -1.0: must be 0 or more"),
+        (
+            ["--dispersive", "1", "--align", "digits-classifier"],
+            "--dispersive-block 3: with --align both look after one",
         ),
         (["--contrastive", "0.05", "--micro-batch-size", "1"], "--contrastive 0.05: .*use --micro-batch-size 2"),
     ],
