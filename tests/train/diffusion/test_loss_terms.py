@@ -22,6 +22,7 @@ NULL = 10
 RUNS = {
     "contrastive": ("--objective", "sit", "--contrastive", "0.05"),
     "dispersive": ("--dispersive-block", "2", "--dispersive", "0.25"),
+    "min-snr": ("--objective", "sit", "--min-snr-gamma", "5.0"),
     "aligned": ("--objective", "sit", "--align-block", "2", "--align", "digits-classifier"),
 }
 
@@ -128,6 +129,38 @@ def test_dispersion_pushes_apart_by_the_blocks_before_it_alone():
     assert term == 0 and same.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("path", "prediction"),
+    [(path, kind) for path in ("linear", "gvp", "vp") for kind in ("velocity", "noise", "score")]
+    + [("linear", "data")],
+)
+def test_min_snr_makes_every_flows_loss_that_of_the_data_by_min_snr(path, prediction):
+    objective, drawn = objective_of("--flow-path", path, "--prediction", prediction, "--min-snr-gamma", "5"), batch()
+    drawn.time[:3] = torch.tensor([0.02, 0.2, 0.9])
+    error = torch.randn(drawn.data.shape, generator=torch.Generator().manual_seed(1)).double()
+    s = objective.place(drawn.time)[0].double()
+    alpha = {
+        "linear": lambda s: 1 - s,
+        "gvp": lambda s: (math.pi / 2 * s).cos(),
+        "vp": lambda s: (-0.25 * s**2 * 19.9 - 0.05 * s).exp(),
+    }[path]
+    sigma = {"linear": lambda s: s}.get(path, lambda s: (1 - alpha(s) ** 2).sqrt())
+    a, b = alpha(s)[:, None, None, None], sigma(s)[:, None, None, None]
+
+    def network(noisy, timestep, labels):
+        data = drawn.data + error
+        noise = (noisy - a * data) / b
+        rates = (((f(s + 1e-6) - f(s - 1e-6)) / 2e-6)[:, None, None, None] for f in (alpha, sigma))
+        kinds = {"noise": noise, "score": -noise / b, "data": data}
+        rate_of_data, rate_of_noise = rates
+        return kinds.get(prediction, rate_of_data * data + rate_of_noise * noise).float()
+
+    found = objective.losses(network, drawn.data, drawn.labels, drawn.noise, drawn.time)["loss"]
+    snr = (alpha(s) / sigma(s)) ** 2
+    expected = snr.clamp(max=5) * error.square().flatten(1).mean(1)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-4, atol=1e-6)  # float32 near the ends of a path
+
+
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_run_resumes_bit_for_bit_and_its_card_says_what_it_was(tmp_path, capsys, kind, processes):
@@ -163,6 +196,11 @@ def test_two_processes_train_as_one_does(tmp_path, capsys, kind):
         (
             ["--contrastive", "0.05", "--unconditional", "true", "--train-data-dir", "x", "--vae", "none"],
             "classes apart, and the data has none",
+        ),
+        (["--min-snr-gamma", "5", "--objective", "flow-map"], "--min-snr-gamma 5.0: .* a jump has two times"),
+        (
+            ["--min-snr-gamma", "5", "--prediction", "noise", "--loss-weighting", "velocity"],
+            "--min-snr-gamma 5.0: is a weighting, and so is --loss-weighting velocity",
         ),
         (["--dispersive", "0.25", "--micro-batch-size", "1"], "--dispersive 0.25: .*use --micro-batch-size 2"),
         (["--dispersive", "0.25", "--dispersive-block", "7"], "--dispersive-block 7: the network has 6 blocks"),
