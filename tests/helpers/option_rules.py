@@ -112,19 +112,19 @@ KINDS = {
         "train_video_classifier lr_decay_end",
     ),
     "positive or zero": (
-        "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
+        "dispersive", "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
         "train_classifier max_grad_norm", "train_detector max_grad_norm", "train_segmenter max_grad_norm",
         "train_video_classifier max_grad_norm", "lr_warmup_epochs",
         "evaluate_fid guidance_scale",
     ),
-    "one, its default": ("train_dit time_shift", "logit_normal_std", "guide_weight", "flow_map_guidance"),
-    "a half, its default": ("flow_map_split", "flow_map_share"),
+    "one, its default": ("train_dit time_shift", "logit_normal_std", "flow_map_guidance"),
+    "a half, its default": ("guide_weight", "align_weight", "flow_map_split", "flow_map_share"),
     "one to sixteen": ("zoom_out",),
     "up to a thousand": ("scale_min", "scale_max", "evaluate_fid time_shift",),
     "one or more": ("lr_decay_end", "guidance_scale", "sample_guidance_scale", "internal_guidance"),
     "share below one": (
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
-        "label_smoothing", "lr_decay_start",
+        "label_smoothing", "lr_decay_start", "contrastive",
     ),
     "share": (
         "train_video_classifier lr_decay_start", "rand_augment_probability",
@@ -162,7 +162,7 @@ KINDS = {
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
         "mask_dir", "data_dir", "guide", "export", "runs", "checkouts", "latent_statistics", "receptive_field images",
-        "photos", "run",
+        "photos", "run", "align",
     ),
     "file to write": ("export_npz", "output"),
     "folder to write": ("output_dir", "cache_dir", "throughput output", "run_dir"),
@@ -179,6 +179,8 @@ KINDS = {
         "validation_split",  # without --dataset
         "loss_weighting",  # of the objective's default
         "lr_cooldown_share",  # without --lr-scheduler wsd
+        "align_block",  # without --align
+        "dispersive_block",  # without --dispersive
         "end_block",  # without --objective flow-map
         "train_segmenter dataset",  # beside --train-data-dir
         "mask_column",  # without --dataset

@@ -88,7 +88,9 @@ class OptimizationOptions(StepOptions):
         "steps; takes sit's options, best with --init-from a trained flow.",
     )
     min_snr_gamma: float | None = option(
-        None, "dit: weight epsilon's loss by min(SNR, this) / SNR; 5 is customary. Default: even weights."
+        None,
+        "Weight the loss as min(SNR, this) times that of the data, which spares times with little noise; 5 is "
+        "customary. dit: epsilon's part. Default: even weights.",
     )
     flow_path: Literal["linear", "gvp", "vp"] = option("linear", "sit: the path from data to noise.")
     prediction: Literal["velocity", "noise", "score", "data"] = option(
@@ -137,9 +139,13 @@ class OptimizationOptions(StepOptions):
     ema_decay: float = option(0.9999, "Decay of the averaged weights and buffers, once an optimizer step.")
 
     def __post_init__(self):
-        if self.objective != "dit":
-            require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, "belongs to --objective dit")
-        else:
+        if self.objective == "flow-map":
+            rule = "belongs to --objective dit and sit; a jump has two times, and no one ratio of signal to noise"
+            require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, rule)
+        if self.loss_weighting != "none":
+            rule = f"is a weighting, and so is --loss-weighting {self.loss_weighting}; leave one out"
+            require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, rule)
+        if self.objective == "dit":
             flow = {
                 "flow_path": "linear",
                 "prediction": "velocity",
@@ -270,6 +276,7 @@ class TrainConfig(OptionTable):
 
     def __post_init__(self):
         self._check_adapters()
+        self.recipe.check_objective(self.optimization.objective, self.optimization.prediction)
         if self.optimization.objective == "flow-map":
             return
         for name, default in asdict(FlowMapOptions()).items():
@@ -283,6 +290,12 @@ class TrainConfig(OptionTable):
             "optimizer",
             self.optimization.optimizer,
             "Muon is for whole matrices, not for the factors of --lora-rank; leave it at adamw",
+        )
+        require(
+            self.model.lora_rank is None or self.recipe.align is None,
+            "align",
+            self.recipe.align,
+            "it shapes what a whole network learns, and --lora-rank trains adapters; leave one of them out",
         )
         require(
             self.model.lora_rank is None or not self.run.snapshot_every,

@@ -10,6 +10,7 @@ import torch
 from d_emo.common.messages import readable_size
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.train.diffusion.encode_plan import held_by_encoding
+from d_emo.train.diffusion.teacher import Teacher
 from d_emo.train.engine.memory import Launch, TrainingMemory, training_memory
 from d_emo.train.engine.rehearsal import size_of
 
@@ -28,6 +29,8 @@ class DiffusionStep:
         micro_batch: images.
         vae: the autoencoder; None for pixels.
         images: shape of what it encodes at once, (B, channels, H, W); None if latents were encoded beforehand.
+        teacher: that the network is aligned with.
+        features_after: the number of blocks after which it answers with features.
     """
 
     model: ClassConditionalTransformer2DModel
@@ -39,6 +42,8 @@ class DiffusionStep:
     micro_batch: int
     vae: Any
     images: tuple[int, int, int, int] | None
+    teacher: Teacher | None = None
+    features_after: int | None = None
 
     def memory(self, checkpointing: bool) -> TrainingMemory:
         """Its memory, with gradient checkpointing or without.
@@ -54,7 +59,11 @@ class DiffusionStep:
             average=memory.average * (1 + self.followed)
             + (0 if self.plain is None else size_of(self.plain.state_dict())),
             encoder=0 if self.vae is None else size_of(self.vae.state_dict()),
-            encoding=0 if self.images is None else held_by_encoding(self.vae, self.images, self.launch.device),
+            encoding=max(
+                0 if self.images is None else held_by_encoding(self.vae, self.images, self.launch.device),
+                0 if self.teacher is None else self.teacher.held(self.micro_batch, self.launch.device),
+            ),
+            teacher=0 if self.teacher is None else size_of(self.teacher.network.state_dict()),
         )
 
     def describe(self, checkpointing: bool) -> str:
@@ -67,5 +76,7 @@ class DiffusionStep:
     def _forward(self) -> torch.Tensor:
         noisy = torch.empty(self.micro_batch, self.model.config.in_channels, *self.model.sample_shape)
         labels = torch.empty(self.micro_batch, dtype=torch.long)
-        predictions = self.model(noisy, torch.empty(self.micro_batch), labels, return_dict=False)
-        return functools.reduce(torch.add, predictions)  # each has its loss
+        output = self.model(noisy, torch.empty(self.micro_batch), labels, features_after=self.features_after)
+        predictions = [output.sample] if output.guide is None else [output.sample, output.guide]
+        result = functools.reduce(torch.add, predictions)  # each has its loss
+        return result if self.teacher is None else result + output.projected.mean()

@@ -34,6 +34,12 @@ SHOWN = (
     "patch_bottleneck",
     "guide_block",
     "guide_weight",
+    "contrastive",
+    "dispersive",
+    "dispersive_block",
+    "align",
+    "align_block",
+    "align_weight",
     "end_block",
     "flow_map_share",
     "flow_map_split",
@@ -61,9 +67,13 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
     settings = {
         **options.flat(),
         "init_from": options.model.init_from and cards.base_name(options.model.init_from),
+        "align": options.recipe.align and cards.base_name(options.recipe.align),
         "time_shift": plan.objective.time_shift,
         **(dict.fromkeys(asdict(options.flow_map)) if objective != "flow-map" else {}),
         "end_block": plan.model_config["end_block"],
+        "contrastive": options.recipe.contrastive or None,
+        **({} if options.recipe.dispersive else {"dispersive": None, "dispersive_block": None}),
+        **({"align_block": None, "align_weight": None} if options.recipe.align is None else {}),
     }
     call = [label] * bool(label) + ["internal_guidance=1.4"] * (plan.model_config.get("guide_block") is not None)
     works = (*WORKS[next(family for family in FAMILIES if model.startswith(family))], *OBJECTIVES[objective])

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
-from d_emo.schedulers.flow_paths import SHIFT, dimension_shift, path_point, shift_time, train_interval
+from d_emo.schedulers.flow_paths import SHIFT, PathPoint, dimension_shift, path_point, shift_time, train_interval
 from d_emo.train.data.stream import Purpose
 from d_emo.train.diffusion.config import OptimizationOptions
 
@@ -218,6 +218,7 @@ class FlowObjective:
         self.flow_path: str | None = options.flow_path
         self.prediction_type = PREDICTIONS[options.prediction]
         self.weighting = options.loss_weighting
+        self.min_snr_gamma = options.min_snr_gamma
         self.time_shift = resolve_shift(options.time_shift, shape)
         self.interval = train_interval(options.flow_path, self.prediction_type)
         self.logit_normal = (
@@ -238,9 +239,7 @@ class FlowObjective:
         jumps: Jumps | None = None,
     ) -> dict[str, torch.Tensor]:
         """See `Objective.losses`."""
-        time = self._spread(time)  # (B,)
-        assert self.flow_path is not None
-        point = path_point(self.flow_path, time[:, None, None, None])
+        time, point = self.place(time)
         noisy = point.sample(data, noise)  # (B, C, H, W)
         output = network(noisy, NUM_TRAIN_TIMESTEPS * time, labels).float()
         if self.prediction_type == "flow_prediction":
@@ -255,7 +254,16 @@ class FlowObjective:
             error = error * point.noise_rate
         elif self.weighting == "likelihood":
             error = error * (point.score_rate.sqrt() / point.sigma)
-        return {"loss": error.square().flatten(1).mean(1)}
+        loss = error.square().flatten(1).mean(1)  # (B,)
+        if self.min_snr_gamma is not None:
+            loss = loss * min_snr_weight(self.prediction_type, point, self.min_snr_gamma).flatten()
+        return {"loss": loss}
+
+    def place(self, time: torch.Tensor) -> tuple[torch.Tensor, PathPoint]:
+        """Times (B,) of the path and its coefficients (B, 1, 1, 1) there, of even draws (B,)."""
+        assert self.flow_path is not None
+        time = self._spread(time)
+        return time, path_point(self.flow_path, time[:, None, None, None])
 
     def _spread(self, time: torch.Tensor) -> torch.Tensor:
         """Even draws in [0, 1) as times of the path."""
@@ -265,6 +273,29 @@ class FlowObjective:
             time = torch.sigmoid(mean + std * torch.special.ndtri(time.double())).float()
         low, high = self.interval
         return low + (high - low) * shift_time(time, self.time_shift)
+
+
+def min_snr_weight(prediction_type: str, point: PathPoint, gamma: float) -> torch.Tensor:
+    """The weight of a squared error that makes it min(SNR, gamma) times the error of the data (arXiv 2303.09556).
+
+    SNR = alpha^2 / sigma^2. At a fixed x_t an error of the data is one of the noise by -alpha / sigma, and one of the
+    velocity by alpha' - sigma' alpha / sigma; noise therefore has min(1, gamma / SNR), the velocity min(alpha^2, gamma
+    sigma^2) / (alpha' sigma - sigma' alpha)^2: on the linear path min((1 - s)^2, gamma s^2).
+
+    Args:
+        prediction_type: of the error; of the score it is that of the noise, of data that of the velocity with its
+            floor.
+        point: of the path, any shape.
+        gamma: 5 in the paper.
+    """
+    limited = torch.minimum(point.alpha.square(), gamma * point.sigma.square())  # sigma^2 min(SNR, gamma)
+    if prediction_type == "flow_prediction":
+        return limited / (point.d_alpha * point.sigma - point.d_sigma * point.alpha).square()
+    if prediction_type == "sample":
+        # Below the floor sigma may be 0, where the data have the weight gamma.
+        snr = (point.alpha / point.sigma).square().clamp(max=gamma)
+        return snr / point.data_rate.square()
+    return (gamma * (point.sigma / point.alpha).square()).clamp(max=1)
 
 
 def resolve_shift(shift: float | str, shape: Sequence[int] | None) -> float:

@@ -32,6 +32,9 @@ OPTIONS = {
     "init_from": None,
     "patch_bottleneck": None,
     "guide_block": None,
+    "contrastive": 0.0,
+    "dispersive": 0.0,
+    "align": None,
 }
 
 

@@ -9,15 +9,14 @@ import torch
 from accelerate import Accelerator
 
 from d_emo.common.digests import weights_digest
-from d_emo.common.options import require
 from d_emo.eval.fid.references import check_reference
 from d_emo.images.autoencoders import LatentSpace, doubtful_scale, open_vae
 from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.models.flops import count_macs, count_parameters
-from d_emo.models.variants import model_spec
 from d_emo.pipelines import DEMOPipeline, default_steps
+from d_emo.train.diffusion.alignment import add_projector
 from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import (
     AUTO_VAE,
@@ -31,16 +30,16 @@ from d_emo.train.diffusion.init_from import InitialWeights
 from d_emo.train.diffusion.latent_spaces import OWN, check_latents, choose_space, identity_of, resolution_of, side_of
 from d_emo.train.diffusion.lora import add_lora, set_mode
 from d_emo.train.diffusion.memory import DiffusionStep
+from d_emo.train.diffusion.network_config import depth_of, network_config
 from d_emo.train.diffusion.objectives import Objective, prediction_of
 from d_emo.train.diffusion.optimizer import WITHOUT_WARMUP, describe_optimizer, make_optimizer
-from d_emo.train.diffusion.terms import Term, make_terms
+from d_emo.train.diffusion.teacher import Teacher
+from d_emo.train.diffusion.terms import Term, check_terms, depth_of_features, make_terms
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
 from d_emo.train.engine.followed import describe_snapshots
 from d_emo.train.engine.memory import Launch, told
 
-# Of a flow map's blocks, how many see the present time: 20 of 28 in decoupled MeanFlow (arXiv 2510.24474).
-END_SHARE = (5, 7)
 # From this side on, --vae auto trains on latents.
 AUTO_VAE_RESOLUTION = 128
 # Of the paper's training runs.
@@ -91,16 +90,30 @@ class Plan:
         return create_model(self.config.model.model, **self.model_config)
 
     def build_trained(self) -> ClassConditionalTransformer2DModel:
-        """The model as it is trained: with adapters where --lora-rank asks for them."""
+        """The model as it is trained: with adapters where --lora-rank asks for them, with a projector for --align."""
         model, options = self.build_model(), self.config.model
         if options.lora_rank is not None:
             add_lora(model, options.lora_rank, options.lora_alpha or options.lora_rank)
+        if self.teacher is not None:
+            add_projector(model, self.teacher.shape[-1])
         return model
 
     @functools.cached_property
     def terms(self) -> list[Term]:
         """What is added to the objective's loss."""
-        return make_terms(self.config.recipe, self.objective, self.model_config.get("guide_block"))
+        return make_terms(
+            self.config.recipe, self.objective, self.model_config.get("guide_block"), len(self.source.id2label)
+        )
+
+    @functools.cached_property
+    def teacher(self) -> Teacher | None:
+        """What the network is aligned with, on the processor."""
+        name, (_, height, width) = self.config.recipe.align, self.latent_shape
+        if name is None:
+            return None
+        with torch.device("meta"):
+            patch = self.build_model().config.patch_size
+        return Teacher(name, (height // patch, width // patch))
 
     @property
     def model_name(self) -> str:
@@ -127,6 +140,7 @@ class Plan:
             "latent_space": None if self.space is None else identity_of(self.space),
             # Statistics that are measured later do not concern a run that began without.
             "latent_statistics": OWN if self.space and not self.scale else self.config.model.latent_statistics,
+            **({} if self.teacher is None else {"align_digest": self.teacher.digest}),
             **self.source.identity(),
         }
 
@@ -157,18 +171,24 @@ class Plan:
             f"{self._jumps(model)}"
             "label dropout "
             f"{options.optimization.class_dropout_prob if classes else 0}",
+            **({} if self.teacher is None else {"alignment": self._alignment(self.teacher)}),
             "optimizer": f"{describe_optimizer(trained, options.optimization)}, learning rate "
             f"{options.optimization.learning_rate:g} ({options.optimization.lr_scheduler}{self._warmup()}"
             f"{self._cooldown()}), averaging {options.optimization.ema_decay}",
             "batch": layout.describe(),
             "length": ", ".join(filter(None, (f"{self.max_train_steps:,} steps", epochs, self._time(macs, seen)))),
             "memory": told(lambda: self.step(model, trained).describe(options.model.gradient_checkpointing)),
-            **({"snapshots": self._snapshots(trained)} if self.config.followed else {}),
+            **({"snapshots": self._snapshots(model)} if self.config.followed else {}),
             "kernels": backend_report(self.launch.device),
             "output": str(self.output_dir),
             **({"note": f"{doubt}."} if doubt else {}),
         }
         return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
+
+    def _alignment(self, teacher: Teacher) -> str:
+        """What the plan says of alignment."""
+        options = self.config.recipe
+        return f"with {teacher.describe()}, after block {options.align_block}, weight {options.align_weight:g}"
 
     def _warmup(self) -> str:
         """What the plan says of the warm-up, also where the schedule has none."""
@@ -202,10 +222,10 @@ class Plan:
         text = "" if given == 1 else f", times shifted by {given:.4g}"
         return text if trained == given else f"{text}; --init-from was trained with --time-shift {trained:.4g}"
 
-    def _snapshots(self, trained: torch.nn.Module) -> str:
+    def _snapshots(self, model: torch.nn.Module) -> str:
         """What snapshots take."""
         config = self.config
-        return describe_snapshots(trained, config.followed, config.run.snapshot_every, self.max_train_steps)
+        return describe_snapshots(model, config.followed, config.run.snapshot_every, self.max_train_steps)
 
     def _doubt(self) -> str:
         """What looks wrong about the autoencoder's own statistics, where a run on them begins."""
@@ -218,6 +238,7 @@ class Plan:
 
         def time() -> str:
             encoding = 0 if encoded is None else macs_of_encoding(self.vae, encoded[1:], self.launch.device)
+            encoding += 0 if self.teacher is None else self.teacher.macs(self.launch.device)
             return time_of_training(macs, images, self.launch, encoding)
 
         return told(time)
@@ -251,6 +272,8 @@ class Plan:
             micro_batch=self.layout.micro_batch_size,
             vae=self.vae,
             images=self._encoded(),
+            teacher=self.teacher,
+            features_after=depth_of_features(self.terms),
         )
 
 
@@ -278,32 +301,16 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
             f"use --color {'grey' if space.image_channels == 1 else 'rgb'}, or --vae none."
         )
     objective = make_objective(config.optimization, (channels, side, side), config.flow_map)
-    model_config = {
-        "sample_size": side,
-        "in_channels": channels,
-        "num_classes": len(source.id2label),
-        "learn_sigma": objective.learn_sigma,
-        "prediction_type": objective.prediction_type,
-        "flow_path": objective.flow_path,
-        **flow_map_config(config, initial, len(source.id2label)),
-    }
-    if config.model.patch_bottleneck is not None:
-        model_config["patch_bottleneck"] = config.model.patch_bottleneck
-    if config.recipe.guide_block is not None:
-        model_config["guide_block"] = config.recipe.guide_block
-        if config.model.lora_rank is not None and initial and initial.transformer.config.guide_block is None:
-            raise ValueError(
-                f"--guide-block {config.recipe.guide_block}: --lora-rank trains adapters beside frozen weights, so "
-                "that the new head would stay as it is; start from a model that has one, or leave --lora-rank out."
-            )
+    model_config = network_config(config, initial, objective, (channels, side), len(source.id2label))
     layout = batch_layout(
         config.run.global_batch_size,
         config.run.micro_batch_size,
         accelerator.num_processes,
         accelerator.device.type == "cpu",
     )
+    check_terms(config.recipe, source, layout.micro_batch_size, depth_of(config, initial))
     steps = max_train_steps(config.run, source, layout)
-    return Plan(
+    plan = Plan(
         initial=initial,
         config=config,
         source=source,
@@ -321,6 +328,8 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         latent_shape=(channels, side, side),
         launch=launch,
     )
+    _ = plan.teacher  # refuses what does not load
+    return plan
 
 
 def check_fid(options: DiffusionRunOptions, source: ImageSource) -> None:
@@ -337,27 +346,6 @@ def check_fid(options: DiffusionRunOptions, source: ImageSource) -> None:
         raise ValueError(
             "--fid-every: latents and streams hold no images to compare with; name some with --fid-reference."
         )
-
-
-def flow_map_config(config: TrainConfig, initial: InitialWeights | None, num_classes: int) -> dict[str, Any]:
-    """What the network's configuration says of a flow map, also that it is none.
-
-    Raises:
-        ValueError: guidance is wanted for a model without classes.
-    """
-    if config.optimization.objective != "flow-map":
-        return {"end_block": None, "distilled_guidance": 1.0}
-    options = config.flow_map
-    require(
-        num_classes > 0 or options.flow_map_guidance == 1,
-        "flow_map_guidance",
-        options.flow_map_guidance,
-        "a model without classes has no guidance; leave it out",
-    )
-    named = model_spec(config.model.model)[1].num_layers if initial is None else initial.transformer.config.num_layers
-    stored = None if initial is None else initial.transformer.config.get("end_block")
-    block = options.end_block or stored or max(1, named * END_SHARE[0] // END_SHARE[1])
-    return {"end_block": block, "distilled_guidance": options.flow_map_guidance}
 
 
 def initial_weights(config: TrainConfig) -> InitialWeights | None:

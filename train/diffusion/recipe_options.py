@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from d_emo.common.options import goes_with, option, positive
+from d_emo.common.options import below_one, goes_with, option, positive, require, zero_or_more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +15,51 @@ class RecipeOptions:
         "2512.24176). Default: none.",
     )
     guide_weight: float = option(0.5, "With --guide-block: weight of the second head's loss beside the first's.")
+    contrastive: float = option(
+        0.0,
+        "sit, for velocity and data: push predictions away from other samples' velocities, with this weight, 0.05 in "
+        "arXiv 2506.05350. Default: none.",
+    )
+    dispersive: float = option(
+        0.0,
+        "Push the samples of a micro batch apart inside of the network, with this weight, 0.25 in the code of arXiv "
+        "2506.09027. Default: none.",
+    )
+    dispersive_block: int = option(3, "With --dispersive: the number of blocks after which they are pushed apart.")
+    align: str | None = option(
+        None,
+        "Align the network's tokens with this vision model's features of the clean image: a folder or Hub id of "
+        "transformers, a packaged model, or timm:NAME (arXiv 2410.06940, 2512.10794). Default: none.",
+    )
+    align_block: int = option(4, "With --align: the number of blocks after which tokens are aligned.")
+    align_weight: float = option(0.5, "With --align: its weight in the loss.")
 
     def __post_init__(self):
-        positive(self, "guide_block", "guide_weight")
+        positive(self, "guide_block", "guide_weight", "align_block", "align_weight", "dispersive_block")
+        zero_or_more(self, "dispersive")
         if self.guide_weight != RecipeOptions.guide_weight:
             goes_with(self, "guide_block", "guide_weight")
+        below_one(self, "contrastive")
+        for name in ("align_block", "align_weight", "dispersive_block"):
+            if getattr(self, name) != getattr(RecipeOptions, name):
+                goes_with(self, name.split("_")[0], name)
+        require(
+            not self.dispersive or self.align is None or self.dispersive_block == self.align_block,
+            "dispersive_block",
+            self.dispersive_block,
+            f"with --align both look after one block; name that of --align-block, {self.align_block}",
+        )
+
+    def check_objective(self, objective: str, prediction: str) -> None:
+        """Refuse what has no meaning for an objective and what its network predicts.
+
+        Raises:
+            ValueError: something has none.
+        """
+        require(
+            not self.contrastive or (objective == "sit" and prediction in ("velocity", "data")),
+            "contrastive",
+            self.contrastive,
+            f"it compares velocities, of --objective sit with --prediction velocity or data, not {objective}'s "
+            f"{'noise' if objective == 'dit' else 'jumps' if objective == 'flow-map' else prediction}",
+        )

@@ -26,7 +26,7 @@ from d_emo.train.diffusion.optimizer import make_lr_schedule, make_optimizer
 from d_emo.train.diffusion.plan import Plan, make_pipeline, make_plan, output_dir
 from d_emo.train.diffusion.run import Run
 from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
-from d_emo.train.diffusion.terms import Drawn
+from d_emo.train.diffusion.terms import Drawn, depth_of_features
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
 from d_emo.train.engine.followed import load_followed, write_followed
 from d_emo.train.engine.prefetch import prefetched
@@ -73,6 +73,8 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         model.enable_gradient_checkpointing()
     if plan.vae is not None:
         plan.vae.to(accelerator.device)
+    if plan.teacher is not None:
+        plan.teacher.to(accelerator.device)
     optimizer = make_optimizer(model, config.optimization)
     compile_model = (lambda: model.compile_repeated_blocks(fullgraph=True)) if config.model.compile else None
     schedule = make_lr_schedule(optimizer, config.optimization, plan.warmup_steps, plan.max_train_steps)
@@ -165,6 +167,10 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     """Mean loss of a micro batch; every random number is a function of (seed, position)."""
     plan, device = run.plan, run.accelerator.device
     data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
+    wanted = None
+    if plan.teacher is not None:
+        with run.accelerator.autocast():
+            wanted = plan.teacher.features(data)  # before the network's pass holds its activations
     drawn = batch.draws or run.draws.of(batch.positions)
     if run.draws.on_device:
         drawn = drawn | run.draws.normal(batch.positions)
@@ -177,7 +183,7 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
         else:
             data = draw_latents(plan.space, data, draw)
 
-    depth = next((term.features_after for term in plan.terms if term.features_after is not None), None)
+    depth = depth_of_features(plan.terms)
     outputs: list[ClassConditionalOutput] = []
 
     def network(
@@ -193,7 +199,7 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
             return run.average.ask(noisy, timestep, class_labels, end_timestep=end).sample
 
     labels = labels.to(device, non_blocking=True)
-    drawn_now = Drawn(data, labels, drawn["noise"], drawn["time"])
+    drawn_now = Drawn(data, labels, drawn["noise"], drawn["time"], wanted)
     jumps = Jumps(drawn["end"], teacher, len(plan.source.id2label)) if "end" in drawn else None
     loss = plan.objective.losses(network, data, labels, drawn["noise"], drawn["time"], jumps)["loss"].mean()
     return sum((term(outputs[-1], drawn_now) for term in plan.terms), start=loss)

@@ -27,6 +27,7 @@ class WeightAverage(averaging.WeightAverage):
 
     def __init__(self, model: torch.nn.Module, options: OptimizationOptions):
         super().__init__(model, options.ema_decay, options.ema_warmup)
+        leave_out(self.module)
 
     @torch.no_grad()
     def update_parameters(self, model: torch.nn.Module, finite: torch.Tensor | None = None) -> None:
@@ -86,6 +87,7 @@ class PowerAverage(WeightAverage):
 
     def __init__(self, model: torch.nn.Module, length: float):
         averaging.WeightAverage.__init__(self, model, decay=0.0, warmup=False)
+        leave_out(self.module)
         self.length, self.gamma = length, power_averages.exponent(length)
 
     def decay_at(self, step: int) -> float:
@@ -93,6 +95,17 @@ class PowerAverage(WeightAverage):
         return power_averages.decay(step, self.gamma)
 
 
+def leave_out(module: torch.nn.Module) -> None:
+    """Take out of a module those parts that serve its training only (`training_only`), which are not averaged."""
+    for name, part in list(module.named_modules()):
+        if getattr(part, "training_only", False):
+            parent, _, own = name.rpartition(".")
+            delattr(module.get_submodule(parent), own)
+
+
 def _local_tensors(module: torch.nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers, of sharded ones this process's shard."""
-    return [t.to_local() if isinstance(t, DTensor) else t.detach() for t in [*module.parameters(), *module.buffers()]]
+    """Parameters and buffers of what is averaged, of sharded ones this process's shard."""
+    parts = [part for part in module.modules() if getattr(part, "training_only", False)]
+    left = {id(tensor) for part in parts for tensor in (*part.parameters(), *part.buffers())}
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in left]
+    return [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]

@@ -45,7 +45,9 @@ class TrainingMemory:
         average: the averaged copy, and the plain one that it is published as where that is another.
         activations: the most that forward and backward pass of a micro batch hold beside all this.
         encoder: the autoencoder's weights.
-        encoding: the most that it holds when it encodes a micro batch, which is before the model's forward pass.
+        encoding: the most that it holds when it encodes a micro batch, or a teacher when it looks at one, which is
+            before the model's forward pass.
+        teacher: the weights of one.
     """
 
     weights: int
@@ -55,11 +57,12 @@ class TrainingMemory:
     activations: int
     encoder: int = 0
     encoding: int = 0
+    teacher: int = 0
 
     @property
     def total(self) -> int:
         """All that is held at once."""
-        fixed = self.weights + self.gradients + self.optimizer + self.average + self.encoder
+        fixed = self.weights + self.gradients + self.optimizer + self.average + self.encoder + self.teacher
         return fixed + max(self.activations, self.encoding)
 
     def describe(self, optimizer: str, activations: str) -> str:
@@ -75,10 +78,12 @@ class TrainingMemory:
             optimizer: self.optimizer,
             "average": self.average,
             "autoencoder": self.encoder,
+            "teacher": self.teacher,
             "activations": self.activations,
         }
         listed = ", ".join(f"{name} {readable_size(size)}" for name, size in parts.items() if size)
-        before = f", before them {readable_size(self.encoding)} for encoding" if self.encoding else ""
+        what = "encoding" if self.encoder or not self.teacher else "the teacher"
+        before = f", before them {readable_size(self.encoding)} for {what}" if self.encoding else ""
         return f"about {readable_size(self.total)} of tensors a process: {listed} ({activations}){before}"
 
 
