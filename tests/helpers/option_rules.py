@@ -53,6 +53,7 @@ RULES = {
     "two numbers": _rule(),
     "length of an average": _rule(),
     "two or more": _rule(),
+    "four or more": _rule(),
     # numbers
     "zero, its default": _rule("zero"),
     "positive": _rule("one", "a fraction", "more than one", "1e30", "10^30"),
@@ -96,7 +97,7 @@ KINDS = {
     ),
     "count or zero": (
         "snapshot_every", "num_workers", "seed", "ignore_index", "lr_warmup_steps", "sample_every", "fid_every",
-        "pictures", "frozen_stages", "rand_augment", "rand_augment_magnitude",
+        "pictures", "frozen_stages", "rand_augment", "rand_augment_magnitude", "seeds", "curve_points",
     ),
     "side of 32 or more": (
         "train_video_classifier resolution", "make_camera_motion resolution",
@@ -104,12 +105,16 @@ KINDS = {
         "loader_speed resolution", "receptive_field image_size",
     ),
     "length of an average": ("length", "ema"),
-    "two or more": ("throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames"),
+    "two or more": (
+        "throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames", "recipe_table num_images",
+        "curve_images",
+    ),
+    "four or more": ("probe_steps",),
     "two numbers": ("guidance_interval",),
     "zero, its default": ("logit_normal_mean",),
     "positive": (
         "min_snr_gamma", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
-        "train_video_classifier lr_decay_end",
+        "train_video_classifier lr_decay_end", "minutes",
     ),
     "positive or zero": (
         "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
@@ -157,7 +162,7 @@ KINDS = {
     "JSON": ("model_config", "detector_config"),
     "file to read": (
         "config", "checkpoint", "inception_weights", "fid_inception_weights", "samples", "images", "coco_annotations",
-        "annotations", "palette", "panoptic_json",
+        "annotations", "palette", "panoptic_json", "recipes",
     ),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",
