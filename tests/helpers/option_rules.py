@@ -92,6 +92,7 @@ KINDS = {
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
         "train_video_classifier short_side", "clips", "crops", "held_out",
         "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck", "guide_block",
+        "dense_blocks",
         "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side", "size",
         "choose_average step", "max_side", "max_waiting", "port", "demo max_steps", "evaluations",
     ),
@@ -109,7 +110,7 @@ KINDS = {
         "throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames", "recipe_table num_images",
         "curve_images",
     ),
-    "four or more": ("probe_steps",),
+    "four or more": ("probe_steps", "drop_pause"),
     "two numbers": ("guidance_interval",),
     "zero, its default": ("logit_normal_mean",),
     "positive": (
@@ -140,7 +141,7 @@ KINDS = {
         "gradient_checkpointing", "compile", "unconditional", "random_flip", "ema_warmup", "dry_run", "push_to_hub",
         "statistics", "reduce_zero_label", "photometric", "fixed_statistics", "iou_crop",
     ),
-    "boolean that needs another": ("streaming", "train_classifier unconditional"),
+    "boolean that needs another": ("drop_tokens", "streaming", "train_classifier unconditional"),
     "switch": (
         "unverified_inception", "confidence", "by_class", "full_size", "evaluate_segmenter reduce_zero_label",
         "every_class", "overwrite",

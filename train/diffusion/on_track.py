@@ -32,6 +32,7 @@ OPTIONS = {
     "init_from": None,
     "patch_bottleneck": None,
     "guide_block": None,
+    "dense_blocks": None,
 }
 
 

@@ -34,6 +34,7 @@ from d_emo.train.diffusion.memory import DiffusionStep
 from d_emo.train.diffusion.objectives import Objective, prediction_of
 from d_emo.train.diffusion.optimizer import WITHOUT_WARMUP, describe_optimizer, make_optimizer
 from d_emo.train.diffusion.terms import Term, make_terms
+from d_emo.train.diffusion.token_dropping import fusion_config
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
 from d_emo.train.engine.followed import describe_snapshots
@@ -296,6 +297,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
                 f"--guide-block {config.recipe.guide_block}: --lora-rank trains adapters beside frozen weights, so "
                 "that the new head would stay as it is; start from a model that has one, or leave --lora-rank out."
             )
+    model_config |= fusion_config(config, initial, side)
     layout = batch_layout(
         config.run.global_batch_size,
         config.run.micro_batch_size,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from d_emo.common.options import goes_with, option, positive
+from d_emo.common.options import goes_with, option, positive, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,22 @@ class RecipeOptions:
     )
     guide_weight: float = option(0.5, "With --guide-block: weight of the second head's loss beside the first's.")
 
+    dense_blocks: int | None = option(
+        None,
+        "Fuse the tokens after so many first blocks with those before so many last ones, which --drop-tokens needs "
+        "(arXiv 2510.21986). Default: none, or those of --init-from.",
+    )
+    drop_tokens: bool = option(
+        False, "Train the blocks between on one of each 2 x 2 tokens; go on with --init-from without it."
+    )
+    drop_pause: int = option(
+        8, "With --drop-tokens: the first step of so many has all tokens, for BatchNorm's statistics."
+    )
+
     def __post_init__(self):
-        positive(self, "guide_block", "guide_weight")
+        positive(self, "guide_block", "guide_weight", "dense_blocks")
+        require(self.drop_pause >= 2, "drop_pause", self.drop_pause, "must be 2 or more")
+        if self.drop_pause != RecipeOptions.drop_pause:
+            goes_with(self, "drop_tokens", "drop_pause")
         if self.guide_weight != RecipeOptions.guide_weight:
             goes_with(self, "guide_block", "guide_weight")

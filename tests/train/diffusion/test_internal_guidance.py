@@ -15,9 +15,9 @@ from helpers.training import TINY, assert_same_bits, losses, train_to_the_end
 from d_emo import DEMOPipeline
 from d_emo.models.transformer_base import ClassConditionalOutput
 from d_emo.train.data.sources import load_source
+from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import parse_config
 from d_emo.train.diffusion.init_from import InitialWeights
-from d_emo.train.diffusion.objectives import make_objective
 from d_emo.train.diffusion.plan import make_plan
 from d_emo.train.diffusion.terms import Drawn, GuideTerm
 
