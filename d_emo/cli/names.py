@@ -45,6 +45,7 @@ GROUPS: dict[str, dict[str, Named]] = {
             "d_emo.eval.evaluate_digits", "drawn digits: are they read as asked for, are they copies?"
         ),
         "receptive-field": Named("d_emo.eval.receptive_field", "how far backbones see"),
+        "recipe-table": Named("d_emo.eval.recipe_table", "recipes of the diffusion trainer, trained for equal time"),
         "compare": Named("d_emo.eval.compare_runs", "training runs side by side"),
         "bench": Named("d_emo.eval.throughput", "speed and memory of models in turns"),
     },

@@ -286,6 +286,8 @@ def _check_exportable(model: "DiTBaselineTransformer2DModel") -> None:
         cause = f"patch_bottleneck={config.patch_bottleneck}, and Diffusers' DiT has none"
     elif config.guide_block is not None:
         cause = f"guide_block={config.guide_block}, and Diffusers' DiT has one output head"
+    elif config.dense_blocks is not None:
+        cause = f"dense_blocks={config.dense_blocks}, and Diffusers' DiT fuses no tokens"
     elif height != width:
         cause = f"sample_size={config.sample_size}, and Diffusers' DiT is square"
     if cause:

@@ -55,6 +55,7 @@ DEMO: Table = {
     "window_size": WINDOW,
     "kernel_size": KERNEL,
     "attention_type": OneOf(ATTENTION_TYPES),
+    "dense_blocks": Maybe(LAYERS),
 }
 DIT: Table = {
     **TRANSFORMER,
@@ -63,6 +64,7 @@ DIT: Table = {
     "timestep_factor": Real(-1e6, 1e6),
     "timestep_freq_shift": Whole(0, 1, "1 for weights from Diffusers' DiT"),
     "mlp_norm_eps": Maybe(EPSILON),
+    "dense_blocks": Maybe(LAYERS),
 }
 LIGHTNINGDIT: Table = {**TRANSFORMER, "mlp_ratio": EXPANSION, "qk_norm": Flag()}
 JIT: Table = {
@@ -171,6 +173,20 @@ def end_fits(values: Values) -> str:
     return ""
 
 
+def dense_fits(values: Values) -> str:
+    """There are blocks between those that see all tokens, and no head among them."""
+    dense, layers, guide = values.get("dense_blocks"), values["num_layers"], values["guide_block"]
+    if dense is None:
+        return ""
+    if 2 * dense >= layers:
+        return (
+            f"dense_blocks={dense} at both ends leave none of num_layers={layers} between; use 1 to {(layers - 1) // 2}"
+        )
+    if guide is not None and dense < guide <= layers - dense:
+        return f"guide_block={guide} is among the blocks that dense_blocks={dense} leaves between; use 1 to {dense}"
+    return ""
+
+
 def time_passes(values: Values) -> str:
     """A factor of 0 would show the network one time only."""
     if values["timestep_factor"]:
@@ -195,4 +211,4 @@ def of_a_size(values: Values) -> str:
 
 
 # Of all diffusion transformers.
-RULES = (positions_fit, patch_divides, objective_fits, guide_fits, end_fits, expands, of_a_size)
+RULES = (positions_fit, patch_divides, objective_fits, guide_fits, end_fits, dense_fits, expands, of_a_size)

@@ -6,6 +6,7 @@ Shapes: B batch, C latent or image channels, H x W input in pixels (of the image
         h x w = H/p x W/p token grid, D hidden size, O output channels (2C with learned variance, otherwise C).
 """
 
+import contextlib
 import copy
 import functools
 import re
@@ -25,7 +26,7 @@ from torch import nn
 from d_emo.common.messages import first_line
 
 from .adapter_files import check_adapters, check_description, look_into
-from .checkpointing import checkpoint_block
+from .checkpointing import checkpoint_block, frozen_batch_norm_statistics
 from .checks import (
     check_depth,
     check_input,
@@ -35,6 +36,7 @@ from .checks import (
     warn_of_untouched_statistics,
 )
 from .diffusers_dit import is_diffusers_dit
+from .kept_tokens import TokenFusion, check_kept, keep
 from .layers import AdaNormOut, BottleneckPatchEmbed, sincos_positions
 
 if TYPE_CHECKING:
@@ -92,6 +94,8 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         if config.get("guide_block") is not None:
             self.guide_norm_out = AdaNormOut(copy.deepcopy(output_norm), dim)
             self.guide_proj_out = nn.Linear(dim, patch * patch * self.out_channels)
+        if config.get("dense_blocks") is not None:
+            self.fusion = TokenFusion(dim)
         self.gradient_checkpointing = False
         self.initialize_weights()
 
@@ -217,6 +221,8 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         for layer in zero_layers:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if self.config.get("dense_blocks") is not None:
+            self.fusion.reset()
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
         """Trade compute for memory: blocks recompute their activations in the backward pass.
@@ -233,6 +239,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         return_dict: bool = True,
         features_after: int | None = None,
         end_timestep: torch.Tensor | float | int | None = None,
+        kept: torch.Tensor | None = None,
     ) -> ClassConditionalOutput | tuple[torch.Tensor, ...]:
         """Predict noise (and variance), velocity, score or data, as `config.prediction_type` says.
 
@@ -247,6 +254,9 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
             end_timestep: of a flow map (`end_block`), (B,) or one value: the time that the sample is taken to. The
                 prediction is then the mean velocity between the two times: the sample there is `hidden_states` - (time
                 - end) * prediction, times being timesteps over 1000. None: the present one, where it is the velocity.
+            kept: of a network with `dense_blocks`, (B, h / 2, w / 2) whole numbers: which of each 2 x 2 tokens the
+                middle blocks see, 0 to 3 by rows. They then leave their BatchNorm statistics as they are, which are
+                those of all tokens. None: they see all.
 
         Returns:
             `sample`, and `guide` and `features` where there are any.
@@ -260,6 +270,7 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         check_depth(features_after, len(self.blocks))
         batch, _, height, width = hidden_states.shape
         patch = self.config.patch_size
+        check_kept(kept, self.config.get("dense_blocks"), (batch, height // patch, width // patch))
         if class_labels is None:
             class_labels = torch.full((batch,), self.null_label, device=hidden_states.device)
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch)
@@ -277,7 +288,8 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         guide_block = self.config.get("guide_block")
         present = self.config.get("end_block") or len(self.blocks)
         of_blocks = [conditioning] * present + [last] * (len(self.blocks) - present)
-        blocks, passed = self.run_blocks(tokens, of_blocks, label), {}
+        run = self.run_blocks if self.config.get("dense_blocks") is None else functools.partial(self.run_fused, kept)
+        blocks, passed = run(tokens, of_blocks, label), {}
         for depth, tokens in enumerate(blocks, start=1):                     # (B, h, w, D)
             if depth in (guide_block, features_after):
                 passed[depth] = tokens
@@ -304,6 +316,28 @@ class ClassConditionalTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMix
         """
         for block, condition in zip(self.blocks, conditioning, strict=True):
             tokens = self.run_block(block, tokens, condition)                # (B, h, w, D)
+            yield tokens
+
+    def run_fused(
+        self,
+        kept: torch.Tensor | None,
+        tokens: torch.Tensor,
+        conditioning: Sequence[torch.Tensor],
+        label: torch.Tensor,
+    ) -> Iterator[torch.Tensor]:
+        """`run_blocks` of a network with `dense_blocks`; the middle yields (B, h / 2, w / 2, D) where some are kept."""
+        first = self.config.dense_blocks
+        last = len(self.blocks) - first
+        before = tokens
+        for index, (block, condition) in enumerate(zip(self.blocks, conditioning, strict=True)):
+            if index == first:
+                before = tokens                                              # (B, h, w, D)
+                tokens = tokens if kept is None else keep(tokens, kept)
+            if index == last:
+                tokens = self.fusion(before, tokens, kept)                   # (B, h, w, D)
+            sparse = kept is not None and first <= index < last
+            with frozen_batch_norm_statistics(block) if sparse else contextlib.nullcontext():
+                tokens = self.run_block(block, tokens, condition)
             yield tokens
 
     def run_block(self, block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:

@@ -81,6 +81,9 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
             a network of one time.
         distilled_guidance: of a flow map, the guidance that was trained into its weights, 1 is none; sampling adds none
             to it.
+        dense_blocks: number of first, and of last, blocks that see all tokens, which a linear layer fuses with those of
+            the blocks between; these may be trained on one of each 2 x 2 tokens (SPRINT, arXiv 2510.21986). None for no
+            such layer.
 
     Raises:
         ValueError: a value is out of its range (`d_emo/models/ranges.py`), or values do not belong together.
@@ -112,6 +115,7 @@ class DEMOTransformer2DModel(ClassConditionalTransformer2DModel):
         guide_block: int | None = None,
         end_block: int | None = None,
         distilled_guidance: float = 1.0,
+        dense_blocks: int | None = None,
     ):
         super().__init__()
 

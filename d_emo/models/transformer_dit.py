@@ -111,6 +111,7 @@ class DiTBaselineTransformer2DModel(ClassConditionalTransformer2DModel):
         guide_block: int | None = None,
         end_block: int | None = None,
         distilled_guidance: float = 1.0,
+        dense_blocks: int | None = None,
     ):
         super().__init__()
 

@@ -187,6 +187,13 @@ COMMANDS = {
             "d_emo.pipelines.demo.serving.run",
             quick=False,
         ),
+        SweptCommand(
+            "recipe_table",
+            "d_emo.eval.recipe_table",
+            ("--output-dir", "@out"),
+            "d_emo.eval.recipes.command.run",
+            quick=False,
+        ),
         SweptCommand("compare_runs", "d_emo.eval.compare_runs", ("@run",), "d_emo.eval.compare_runs.read_run"),
         SweptCommand(
             "throughput",

@@ -53,6 +53,7 @@ RULES = {
     "two numbers": _rule(),
     "length of an average": _rule(),
     "two or more": _rule(),
+    "four or more": _rule(),
     # numbers
     "zero, its default": _rule("zero"),
     "positive": _rule("one", "a fraction", "more than one", "1e30", "10^30"),
@@ -91,12 +92,13 @@ KINDS = {
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
         "train_video_classifier short_side", "clips", "crops", "held_out",
         "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck", "guide_block",
+        "dense_blocks",
         "evaluate_segmenter window", "evaluate_segmenter short_side", "min_image_side", "size",
         "choose_average step", "max_side", "max_waiting", "port", "demo max_steps", "evaluations",
     ),
     "count or zero": (
         "snapshot_every", "num_workers", "seed", "ignore_index", "lr_warmup_steps", "sample_every", "fid_every",
-        "pictures", "frozen_stages", "rand_augment", "rand_augment_magnitude",
+        "pictures", "frozen_stages", "rand_augment", "rand_augment_magnitude", "seeds", "curve_points",
     ),
     "side of 32 or more": (
         "train_video_classifier resolution", "make_camera_motion resolution",
@@ -104,12 +106,16 @@ KINDS = {
         "loader_speed resolution", "receptive_field image_size",
     ),
     "length of an average": ("length", "ema"),
-    "two or more": ("throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames"),
+    "two or more": (
+        "throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames", "recipe_table num_images",
+        "curve_images",
+    ),
+    "four or more": ("probe_steps", "drop_pause"),
     "two numbers": ("guidance_interval",),
     "zero, its default": ("logit_normal_mean",),
     "positive": (
         "min_snr_gamma", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
-        "train_video_classifier lr_decay_end",
+        "train_video_classifier lr_decay_end", "minutes",
     ),
     "positive or zero": (
         "dispersive", "weight_decay", "adam_eps", "color_jitter", "mixup", "cutmix", "teacher_weight", "warmup_epochs",
@@ -135,7 +141,7 @@ KINDS = {
         "gradient_checkpointing", "compile", "unconditional", "random_flip", "ema_warmup", "dry_run", "push_to_hub",
         "statistics", "reduce_zero_label", "photometric", "fixed_statistics", "iou_crop",
     ),
-    "boolean that needs another": ("streaming", "train_classifier unconditional"),
+    "boolean that needs another": ("drop_tokens", "streaming", "train_classifier unconditional"),
     "switch": (
         "unverified_inception", "confidence", "by_class", "full_size", "evaluate_segmenter reduce_zero_label",
         "every_class", "overwrite",
@@ -157,7 +163,7 @@ KINDS = {
     "JSON": ("model_config", "detector_config"),
     "file to read": (
         "config", "checkpoint", "inception_weights", "fid_inception_weights", "samples", "images", "coco_annotations",
-        "annotations", "palette", "panoptic_json",
+        "annotations", "palette", "panoptic_json", "recipes",
     ),
     "folder to read": (
         "init_from", "vae", "dataset", "train_data_dir", "resume_from", "validation_dataset", "validation_dir",

@@ -19,12 +19,14 @@ from torch.utils.data import Sampler
 
 # One independent Philox stream a purpose. The numbers are part of what a seed means: append, never renumber.
 PURPOSES = {"order": 0, "noise": 1, "time": 2, "label_dropout": 3, "flip": 4, "vae": 5, "augmentation": 6, "mixup": 7,
-            "frames": 8, "end": 9}  # fmt: skip
+            "frames": 8, "end": 9, "kept": 10}  # fmt: skip
 # Of which one number a sample is drawn, uniform in [0, 1), for every batch of a diffusion model.
 UNIFORM: tuple["Purpose", ...] = ("time", "label_dropout")
 # Rows of normal numbers that a thread draws in one go, and threads at most.
 TOGETHER, MAX_THREADS = 16, 4
-Purpose = Literal["order", "noise", "time", "label_dropout", "flip", "vae", "augmentation", "mixup", "frames", "end"]
+Purpose = Literal[
+    "order", "noise", "time", "label_dropout", "flip", "vae", "augmentation", "mixup", "frames", "end", "kept"
+]
 
 
 def generator(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
@@ -75,6 +77,12 @@ def uniform(seed: int, purpose: Purpose, positions: Sequence[int]) -> torch.Tens
     """Uniform float32 tensor of (len(positions),) in [0, 1)."""
     draws = [generator(seed, purpose, p).random(dtype=np.float32) for p in positions]
     return torch.tensor(draws, dtype=torch.float32)
+
+
+def choices(seed: int, purpose: Purpose, positions: Sequence[int], shape: Sequence[int], count: int) -> torch.Tensor:
+    """Whole numbers below `count`, evenly: (len(positions), *shape), of one byte."""
+    rows = [generator(seed, purpose, position).integers(0, count, shape, dtype=np.uint8) for position in positions]
+    return torch.from_numpy(np.stack(rows))
 
 
 def flips(seed: int, position: int) -> bool:

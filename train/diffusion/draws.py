@@ -8,6 +8,7 @@ import torch
 from d_emo.train.data import stream
 from d_emo.train.data.batches import Batch
 from d_emo.train.diffusion.plan import Plan
+from d_emo.train.diffusion.token_dropping import draw_kept
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,16 @@ class Draws:
     def of(self, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """Uniform numbers "time", "label_dropout" and the objective's (B,), normal ones "noise" and "vae" (B, C, H, W).
 
-        The latter is of the autoencoder's posteriors, where an image has more than one latent: for RAE's it would take
-        as long as the noise.
+        With --drop-tokens also "kept" (B, h / 2, w / 2), which of each 2 x 2 tokens is, in steps that drop.
+
+        The normal "vae" is of the autoencoder's posteriors, where an image has more than one latent: for RAE's it would
+        take as long as the noise.
         """
         seed = self.plan.config.run.seed
         wanted = (*stream.UNIFORM, *self.plan.objective.draws)
         uniform = {purpose: stream.uniform(seed, purpose, positions) for purpose in wanted}
-        return uniform | ({} if self.on_device else self.normal(positions))
+        kept = draw_kept(self.plan.config, self.plan.initial, self.plan.latent_shape[-1], positions)
+        return uniform | kept | ({} if self.on_device else self.normal(positions))
 
     @property
     def on_device(self) -> bool:

@@ -72,9 +72,9 @@ class InitialWeights:
         stored["flow_path"] = path_of(stored)  # also where it was left to the prediction
         adaptable = (*ADAPTABLE, HEAD) if stored[HEAD] is None else ADAPTABLE
         wrong = [
-            f"{name} {stored[name]!r}, not {value!r}"
+            f"{name} {stored.get(name)!r}, not {value!r}"
             for name, value in task.items()
-            if name not in adaptable and stored[name] != value
+            if name not in adaptable and stored.get(name) != value
         ]
         if wrong:
             raise ValueError(
@@ -90,6 +90,8 @@ class InitialWeights:
         bottleneck = config.get("patch_bottleneck")
         options = [] if bottleneck is None else [f"--patch-bottleneck {bottleneck}"]
         options += [] if config.guide_block is None else [f"--guide-block {config.guide_block}"]
+        dense = config.get("dense_blocks")
+        options += [] if dense is None else [f"--dense-blocks {dense}"]
         flow = f"--objective {'sit' if config.end_block is None else 'flow-map'}"
         options += ["--objective dit"] if path is None else [flow, f"--flow-path {path}"]
         if path is not None:

@@ -35,6 +35,7 @@ OPTIONS = {
     "contrastive": 0.0,
     "dispersive": 0.0,
     "align": None,
+    "dense_blocks": None,
 }
 
 

@@ -35,6 +35,7 @@ from d_emo.train.diffusion.objectives import Objective, prediction_of
 from d_emo.train.diffusion.optimizer import WITHOUT_WARMUP, describe_optimizer, make_optimizer
 from d_emo.train.diffusion.teacher import Teacher
 from d_emo.train.diffusion.terms import Term, check_terms, depth_of_features, make_terms
+from d_emo.train.diffusion.token_dropping import fusion_config
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
 from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
 from d_emo.train.engine.followed import describe_snapshots
@@ -302,6 +303,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
         )
     objective = make_objective(config.optimization, (channels, side, side), config.flow_map)
     model_config = network_config(config, initial, objective, (channels, side), len(source.id2label))
+    model_config |= fusion_config(config, initial, side)
     layout = batch_layout(
         config.run.global_batch_size,
         config.run.micro_batch_size,

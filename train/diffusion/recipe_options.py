@@ -34,9 +34,24 @@ class RecipeOptions:
     align_block: int = option(4, "With --align: the number of blocks after which tokens are aligned.")
     align_weight: float = option(0.5, "With --align: its weight in the loss.")
 
+    dense_blocks: int | None = option(
+        None,
+        "Fuse the tokens after so many first blocks with those before so many last ones, which --drop-tokens needs "
+        "(arXiv 2510.21986). Default: none, or those of --init-from.",
+    )
+    drop_tokens: bool = option(
+        False, "Train the blocks between on one of each 2 x 2 tokens; go on with --init-from without it."
+    )
+    drop_pause: int = option(
+        8, "With --drop-tokens: the first step of so many has all tokens, for BatchNorm's statistics."
+    )
+
     def __post_init__(self):
-        positive(self, "guide_block", "guide_weight", "align_block", "align_weight", "dispersive_block")
+        positive(self, "guide_block", "guide_weight", "align_block", "align_weight", "dispersive_block", "dense_blocks")
         zero_or_more(self, "dispersive")
+        require(self.drop_pause >= 2, "drop_pause", self.drop_pause, "must be 2 or more")
+        if self.drop_pause != RecipeOptions.drop_pause:
+            goes_with(self, "drop_tokens", "drop_pause")
         if self.guide_weight != RecipeOptions.guide_weight:
             goes_with(self, "guide_block", "guide_weight")
         below_one(self, "contrastive")

@@ -189,7 +189,9 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     def network(
         noisy: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor, end: torch.Tensor | None = None
     ) -> torch.Tensor:
-        outputs.append(run.model(noisy, timestep, class_labels, features_after=depth, end_timestep=end))
+        outputs.append(
+            run.model(noisy, timestep, class_labels, features_after=depth, end_timestep=end, kept=drawn.get("kept"))
+        )
         return outputs[-1].sample
 
     def teacher(

@@ -1,0 +1,1 @@
+"""Recipes of the diffusion trainer side by side: what `recipe_table.py` does."""
