@@ -39,7 +39,7 @@ def fusion_config(config: TrainConfig, initial: InitialWeights | None, side: int
         )
         require(config.optimization.objective != "flow-map", "drop_tokens", True, "flow maps are trained on all tokens")
         require(side // patch % 2 == 0, "drop_tokens", True, f"{side // patch} x {side // patch} tokens are no 2 x 2")
-        dense, layers = wanted or stored, depth_of(config, initial)
+        dense, layers = int(wanted or stored or 0), depth_of(config, initial)
         for name, given in (("align_block", recipe.align), ("dispersive_block", recipe.dispersive)):
             block = getattr(recipe, name)
             rule = f"blocks {dense + 1} to {layers - dense} see a part of the tokens only; use 1 to {dense}"
