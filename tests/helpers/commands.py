@@ -262,6 +262,13 @@ COMMANDS = {
             quick=False,
         ),
         SweptCommand(
+            "token_dropping",
+            "d_emo.eval.benchmarks.token_dropping",
+            ("--batch", "1"),
+            "d_emo.eval.benchmarks.token_dropping.row",
+            quick=False,
+        ),
+        SweptCommand(
             "compare_checkouts",
             "d_emo.eval.benchmarks.compare_checkouts",
             (".", "--rounds", "1"),

@@ -90,6 +90,7 @@ KINDS = {
         "fid_images", "teacher_resolution", "validate_every", "batch_size", "shard_size", "num_heads", "image_size",
         "reference_images", "num_images", "steps", "guidance_channels", "feature_batch_size", "per_class", "batch",
         "latent", "image", "frames", "depth", "threads", "rounds", "count", "encoded", "sampling_table repeats",
+        "token_dropping repeats",
         "train_video_classifier short_side", "clips", "crops", "held_out",
         "max_images", "validation_window", "fid_cost samples", "fid_cost reference", "patch_bottleneck", "guide_block",
         "dense_blocks",
@@ -110,7 +111,7 @@ KINDS = {
         "throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames", "recipe_table num_images",
         "curve_images",
     ),
-    "four or more": ("probe_steps", "drop_pause"),
+    "four or more": ("probe_steps", "drop_pause", "token_dropping latent"),
     "two numbers": ("guidance_interval",),
     "zero, its default": ("logit_normal_mean",),
     "positive": (
