@@ -106,7 +106,7 @@ KINDS = {
     "length of an average": ("length", "ema"),
     "two or more": ("throughput repeats", "sweep_images", "num_photos", "make_camera_motion frames"),
     "two numbers": ("guidance_interval",),
-    "zero, its default": ("logit_normal_mean",),
+    "zero, its default": ("logit_normal_mean", "contrastive"),
     "positive": (
         "min_snr_gamma", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
         "train_video_classifier lr_decay_end",
@@ -124,7 +124,7 @@ KINDS = {
     "one or more": ("lr_decay_end", "guidance_scale", "sample_guidance_scale", "internal_guidance"),
     "share below one": (
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
-        "label_smoothing", "lr_decay_start", "contrastive",
+        "label_smoothing", "lr_decay_start",
     ),
     "share": (
         "train_video_classifier lr_decay_start", "rand_augment_probability",
