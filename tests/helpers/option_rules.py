@@ -113,7 +113,7 @@ KINDS = {
     ),
     "four or more": ("probe_steps", "drop_pause", "token_dropping latent"),
     "two numbers": ("guidance_interval",),
-    "zero, its default": ("logit_normal_mean",),
+    "zero, its default": ("logit_normal_mean", "contrastive"),
     "positive": (
         "min_snr_gamma", "learning_rate", "max_grad_norm", "teacher_tau", "decay_epochs", "epochs",
         "train_video_classifier lr_decay_end", "minutes",
@@ -131,7 +131,7 @@ KINDS = {
     "one or more": ("lr_decay_end", "guidance_scale", "sample_guidance_scale", "internal_guidance"),
     "share below one": (
         "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay", "validation_share", "random_erasing",
-        "label_smoothing", "lr_decay_start", "contrastive",
+        "label_smoothing", "lr_decay_start",
     ),
     "share": (
         "train_video_classifier lr_decay_start", "rand_augment_probability",

@@ -6,8 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers.models import randomize, tiny_model
-from helpers.paths import ROOT
-from helpers.training import TINY, train_to_the_end
+from helpers.paths import ROOT, TESTS
+from helpers.processes import Trainer
+from helpers.training import TINY, losses, train_to_the_end
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
@@ -140,6 +141,22 @@ def test_the_projector_is_in_the_state_and_in_nothing_that_is_saved_for_use(tmp_
     assert state.keys() - model.state_dict().keys() == {"aligner.weight", "aligner.bias"}
     for snapshot in (tmp_path / "run/snapshots").iterdir():
         assert not any("aligner" in name for name in load_file(snapshot))
+
+
+class ShardedTrainer(Trainer):
+    """The trainer under FSDP2."""
+
+    script = TESTS / "helpers" / "fsdp_on_cpu.py"
+
+
+@pytest.mark.slow
+def test_a_sharded_projector_trains_as_a_whole_one(tmp_path, capsys):
+    run = (*TINY, "--align", "digits-classifier", "--align-block", "2", "--micro-batch-size", "4")
+    for processes in (1, 2):
+        options = (*run, "--max-train-steps", "3", "--output-dir", tmp_path / str(processes))
+        train_to_the_end(capsys, tmp_path / "log", *options, processes=processes, kind=ShardedTrainer)
+    one, two = ([float(line.split(",")[1]) for line in losses(tmp_path / name)[1:]] for name in ("1", "2"))
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 def test_the_plan_names_the_teacher_and_counts_what_it_holds():
