@@ -12,9 +12,10 @@ from d_emo.eval.fid.protocol import SD_LATENTS
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import load_source
 from d_emo.train.diffusion import figures, trainer
-from d_emo.train.diffusion.config import parse_config
+from d_emo.train.diffusion.config import TrainConfig, parse_config
 from d_emo.train.diffusion.on_track import CLASSES, LATENTS, published_loss, read_published
 from d_emo.train.diffusion.plan import make_plan
+from d_emo.train.engine import start
 
 PAPER = ("--model", "D-EMOv2-S-2", "--global-batch-size", "256", "--micro-batch-size", "1")
 
@@ -91,7 +92,8 @@ def test_log_line_and_picture_show_the_published_loss(tmp_path, capsys):
     assert run.published is None
     randomize(run.model)
     run.published = read_published("D-EMOv2-S-2")
-    trainer.train(run)
+    with start.claimed(run.plan, accelerator, TrainConfig().flat()) as claim:
+        trainer.train(run, claim)
     printed = capsys.readouterr().out
     losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "run" / "train_log.csv").open())]
     assert f"({losses[0] / run.published.mean(0, 2):.3f} of the published)" in printed
