@@ -67,7 +67,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     drawing = parser.add_argument_group("how samples are drawn (each overrides the preset)")
     drawing.add_argument("--preset", help="See below. Default: dit-400k or sit-sde, as fits the model.")
     drawing.add_argument("--num-images", type=whole_from(1), help="Images to draw, or to take of --samples.")
-    drawing.add_argument("--sampler", choices=("ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "own", "fast"))
+    drawing.add_argument(
+        "--sampler", choices=("ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "flow-map", "own", "fast")
+    )
     drawing.add_argument("--steps", type=whole_from(1), help="Sampler steps.")
     drawing.add_argument(
         "--time-shift", type=shift, help="Of a flow's steps; 1 is none, auto is RAE's rule. Default: the model's own."

@@ -20,7 +20,7 @@ from d_emo.common.commands import command
 from d_emo.common.numbers import finite_from, seed, whole_from
 
 # Those of `d_emo.pipelines.samplers`, which imports PyTorch; the model's own is the default.
-SAMPLERS = ("own", "ddpm", "ddim", "euler", "heun", "sde", "sde-heun")
+SAMPLERS = ("own", "ddpm", "ddim", "euler", "heun", "sde", "sde-heun", "flow-map")
 # Those of `d_emo.pipelines.guidance`.
 GUIDERS = ("cfg", "zero-star", "apg", "apg-mix", "tcfg")
 FORMATS = ("png", "jpg", "webp")

@@ -246,7 +246,7 @@ OTHERS = {
     "FID tools": (evaluate_fid.main, """--input1 --input2 --isc --fid --kid --prc --gpu --device --dims --save-stats
         --feature-extractor --num-fid-samples --cfg-scale --num-sampling-steps --ckpt --data-path --global-seed
         --per-proc-batch-size --num_samples --use_ddim --timestep_respacing --model_path --images --ref --num --network
-        --solver --class --guidance --ema"""),
+        --solver --class --guidance"""),
     "timm's validate": (evaluate_classifier.main, """--checkpoint --workers -j -b --pretrained --class-map --device
         --val-dir --data-path --num-gpu --tta --channels-last"""),
 }  # fmt: skip
