@@ -129,10 +129,13 @@ def _index(wanted: Any, name: Any, options: Mapping[str, Any]) -> dict[str, Any]
         raise ValueError(f"{name} is a file; pass the folder that {wanted.__name__}.save_pretrained wrote.")
     if folder.is_dir():
         if not (folder / INDEX).is_file():
-            raise ValueError(
-                f"{name}: there is no pipeline in it (no {INDEX}), but {held_in(folder)}; pass a folder that "
-                f"{wanted.__name__}.save_pretrained or a trainer wrote."
+            newest = max(folder.glob(f"checkpoint-*/{INDEX}"), default=None)
+            remedy = (
+                f"pass a folder that {wanted.__name__}.save_pretrained or a trainer wrote"
+                if newest is None
+                else f"a run that has not ended is drawn from by its newest checkpoint, {newest.parent.name} there"
             )
+            raise ValueError(f"{name}: there is no pipeline in it (no {INDEX}), but {held_in(folder)}; {remedy}.")
         return read_object(folder / INDEX)
     try:
         return dict(wanted.load_config(name, **{key: options[key] for key in PLACE if key in options}))

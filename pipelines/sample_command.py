@@ -346,7 +346,7 @@ def write_picture(drawer: Drawer, options: argparse.Namespace, kind: str) -> Non
     ends = [min(start + columns, start - start % options.num_images + options.num_images) for start in starts]
     grid = beside_grid([images[start:end] for start, end in zip(starts, ends, strict=True)], captions)
     save_image(grid, output, kind, {KEYWORD: json.dumps(plan.settings)})
-    say(f"{len(images):,} images in {output}")
+    say(f"{len(images):,} image{'s' * (len(images) > 1)} in {output}")
 
 
 def write_folder(drawer: Drawer, options: argparse.Namespace) -> None:

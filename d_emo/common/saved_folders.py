@@ -40,10 +40,11 @@ def may_be_on_hub(name: object, ours: Iterable[str] = ()) -> bool:
     """Whether a name of no folder is worth asking the Hub for, which takes long where there is no network.
 
     Args:
-        name: OWNER/NAME if it is.
+        name: OWNER/NAME if it is; in a folder that is there it is a mistyped one, such as runs/mien.
         ours: names of networks, which are nobody's.
     """
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None and str(name).split("/")[0] not in ours
+    owner = str(name).split("/")[0]
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None and owner not in ours and not Path(owner).is_dir()
 
 
 def refuse_nobodys(place: str) -> None:

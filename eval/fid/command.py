@@ -259,7 +259,7 @@ def score_one(
     """Draw what settings say into a folder, score it, print the scores."""
     main = evaluator.accelerator.is_main_process
     if main:
-        print(f"{name}, preset {preset}: {describe_settings(settings)}", flush=True)
+        print(f"{name}, preset {preset}: {describe_settings(settings)}; to {target}", flush=True)
     pipeline.to(evaluator.accelerator.device)
     pipeline.set_progress_bar_config(disable=True)
     scores = evaluator.score_pipeline(pipeline, settings, preset, target)
