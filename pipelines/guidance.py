@@ -301,7 +301,7 @@ def _differences(guide: Any, pipeline: Any) -> list[str]:
         if weak[name] != own[name]
     ]
     if any(config.get("end_block") is not None for config in (own, weak)):
-        found.append("would have to jump as far, and one of the two is a flow map")
+        found.append("and the model would have to jump alike, and flow maps cannot be guided by another model")
     if path_of(own) != path_of(weak):
         found.append(f"is of the path {path_of(weak)}, not {path_of(own)}")
     if not found and _names(guide.label_resolver) != _names(pipeline.label_resolver):

@@ -17,9 +17,10 @@ from d_emo import create_model
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.numbers import whole_from
+from d_emo.train.diffusion.recipe_options import RecipeOptions
 
 # Steps of which one has all tokens, as --drop-pause is by default.
-PAUSE = 8
+PAUSE = RecipeOptions.drop_pause
 COLUMNS = ("model", "training", "with the layer", "dropping", "speed", "sampling", "with the layer")
 
 

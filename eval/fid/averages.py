@@ -31,6 +31,7 @@ def apply_average(pipeline: DEMOPipeline, model: str, settings: SamplingSettings
 
 
 def _snapshots_of(model: Path) -> tuple[list[Snapshot], int | None]:
-    if not model.name.startswith(CHECKPOINT):
+    step = model.name.removeprefix(CHECKPOINT)
+    if step == model.name or not step.isdecimal():
         return list_snapshots(model), None
-    return list_snapshots(model.absolute().parent), int(model.name.removeprefix(CHECKPOINT))
+    return list_snapshots(model.absolute().parent), int(step)

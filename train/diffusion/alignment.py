@@ -58,8 +58,8 @@ def add_projector(model: ClassConditionalTransformer2DModel, wanted: int) -> Non
 
 
 def _project(model: nn.Module, inputs: Any, output: Any) -> Any:
-    if not isinstance(output, ClassConditionalOutput) or output.features is None:
-        return None
+    if not isinstance(output, ClassConditionalOutput) or output.features is None or not hasattr(model, PROJECTOR):
+        return None  # averages have the hook, but no projector
     return AlignedOutput(**output, projected=model.get_submodule(PROJECTOR)(output.features))
 
 

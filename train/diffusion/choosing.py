@@ -7,6 +7,7 @@ from pathlib import Path
 
 from d_emo.common.files import check_replaceable, check_writable, written_folder
 from d_emo.common.options import blamed
+from d_emo.common.output import say
 from d_emo.common.snapshots import Chosen, choose, list_snapshots, put_into
 from d_emo.pipelines import open_pipeline
 from d_emo.train.engine.cards import usage
@@ -40,9 +41,9 @@ def choose_averages(options: argparse.Namespace) -> None:
             pipeline.save_pretrained(partial)
             card = card_of(base, one, target)
             (partial / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
-        print(f"{target}: {describe(one)}")
+        say(f"{target}: {describe(one)}")
         if one.combination.error > LARGE_ERROR:
-            print("  note: a profile that far off is another average; a lower --snapshot-every has more to make it of.")
+            say("  note: a profile that far off is another average; a lower --snapshot-every has more to make it of.")
 
 
 def pipeline_of(run: Path) -> Path:

@@ -277,6 +277,18 @@ class TrainConfig(OptionTable):
     def __post_init__(self):
         self._check_adapters()
         self.recipe.check_objective(self.optimization.objective, self.optimization.prediction)
+        require(
+            not self.recipe.contrastive or self.optimization.min_snr_gamma is None,
+            "contrastive",
+            self.recipe.contrastive,
+            "where --min-snr-gamma gives the error little weight nothing would hold it; leave one of them out",
+        )
+        require(
+            self.flow_map.flow_map_guidance == 1 or self.optimization.class_dropout_prob > 0,
+            "flow_map_guidance",
+            self.flow_map.flow_map_guidance,
+            "it steers from samples without their class, which --class-dropout-prob 0 has none of",
+        )
         if self.optimization.objective == "flow-map":
             return
         for name, default in asdict(FlowMapOptions()).items():

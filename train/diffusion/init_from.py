@@ -70,6 +70,11 @@ class InitialWeights:
         """
         stored = {name: value for name, value in self.transformer.config.items() if name[0] != "_"}
         stored["flow_path"] = path_of(stored)  # also where it was left to the prediction
+        if stored[HEAD] is not None and task.get("end_block") is not None:
+            raise ValueError(
+                f"--init-from {self.name} has a second output head ({HEAD} {stored[HEAD]}), which flow maps have not; "
+                "start from a flow without one."
+            )
         adaptable = (*ADAPTABLE, HEAD) if stored[HEAD] is None else ADAPTABLE
         wrong = [
             f"{name} {stored.get(name)!r}, not {value!r}"

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from d_emo.eval.fid.report import load_entries
 from d_emo.eval.fid.scoring import summary
 from d_emo.models.variants import FAMILIES, MODELS
+from d_emo.train.diffusion.config import WSD
 from d_emo.train.diffusion.plan import Plan
 from d_emo.train.engine import cards
 from d_emo.train.engine.cards import Circumstances
@@ -19,6 +20,8 @@ SHOWN = (
     "optimizer",
     "learning_rate",
     "lr_scheduler",
+    "lr_cooldown",
+    "lr_cooldown_share",
     "weight_decay",
     "no_weight_decay",
     "class_dropout_prob",
@@ -77,6 +80,10 @@ def model_card(plan: Plan, circumstances: Circumstances) -> str:
         "contrastive": options.recipe.contrastive or None,
         **({} if options.recipe.dispersive else {"dispersive": None, "dispersive_block": None}),
         **({"align_block": None, "align_weight": None} if options.recipe.align is None else {}),
+        **{name: plan.model_config.get(name) for name in ("guide_block", "dense_blocks")},
+        **({"guide_weight": None} if plan.model_config.get("guide_block") is None else {}),
+        **({} if options.recipe.drop_tokens else {"drop_tokens": None, "drop_pause": None}),
+        **({} if options.optimization.lr_scheduler == WSD else {"lr_cooldown": None, "lr_cooldown_share": None}),
     }
     call = [label] * bool(label) + ["internal_guidance=1.4"] * (plan.model_config.get("guide_block") is not None)
     works = (*WORKS[next(family for family in FAMILIES if model.startswith(family))], *OBJECTIVES[objective])

@@ -21,6 +21,7 @@ CLASSES = 1000
 # What the published runs used; other values make other losses.
 OPTIONS = {
     "objective": "dit",
+    "optimizer": "adamw",
     "min_snr_gamma": None,
     "class_dropout_prob": 0.1,
     "global_batch_size": 256,

@@ -240,6 +240,7 @@ class Plan:
         def time() -> str:
             encoding = 0 if encoded is None else macs_of_encoding(self.vae, encoded[1:], self.launch.device)
             encoding += 0 if self.teacher is None else self.teacher.macs(self.launch.device)
+            encoding += 2 * macs if self.model_config["end_block"] is not None else 0  # answers to a flow map's jumps
             return time_of_training(macs, images, self.launch, encoding)
 
         return told(time)

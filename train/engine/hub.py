@@ -9,7 +9,7 @@ from d_emo.train.engine.run import UnfinishedError
 
 # What a visitor wants of a run's folder; checkpoints and logs stay.
 SHARED = ("*.json", "*.md", "*.png", "scheduler/*", "transformer/*", "vae/*", "lora/*", "samples/*", "fid/*.png")
-PRIVATE = ("checkpoint-*", "run.json")
+PRIVATE = ("checkpoint-*", "average-*", "run.json")
 
 
 def claim_repository(name: str, private: bool | None) -> str:

@@ -32,6 +32,7 @@ FREE_OPTIONS = frozenset({
 NETWORK_OPTIONS = frozenset({
     "model", "model_config", "resolution", "color", "vae", "vae_digest", "latent_space", "lora_rank", "lora_alpha",
     "unconditional", "patch_bottleneck", "objective", "prediction", "flow_path", "num_classes", "optimizer",
+    "guide_block", "dense_blocks", "end_block",
     "system", "head", "trainer",
 })  # fmt: skip
 # What the plan derives, by the option that it comes from.

@@ -217,6 +217,10 @@ def test_a_flow_can_be_made_of_a_map_again(base, capsys):
         (["--objective", "flow-map", "--flow-map-share", "0"], "--flow-map-share 0.0: must be above 0 and below 1"),
         (["--objective", "flow-map", "--flow-map-split", "1"], "--flow-map-split 1.0: must be above 0 and below 1"),
         (["--objective", "flow-map", "--flow-map-guidance", "0.5"], "--flow-map-guidance 0.5: must be 1 (none) or"),
+        (
+            ["--objective", "flow-map", "--flow-map-guidance", "2", "--class-dropout-prob", "0"],
+            "--flow-map-guidance 2.0: it steers from samples without their class",
+        ),
         (["--objective", "flow-map", "--prediction", "data"], "--prediction data: flow maps predict velocities"),
         (["--objective", "flow-map", "--flow-path", "vp"], "--flow-path vp: flow maps are for linear and gvp"),
     ],

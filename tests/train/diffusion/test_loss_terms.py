@@ -197,6 +197,10 @@ def test_two_processes_train_as_one_does(tmp_path, capsys, kind):
             ["--contrastive", "0.05", "--unconditional", "true", "--train-data-dir", "x", "--vae", "none"],
             "classes apart, and the data has none",
         ),
+        (
+            ["--contrastive", "0.05", "--min-snr-gamma", "5"],
+            "--contrastive 0.05: where --min-snr-gamma gives the error",
+        ),
         (["--min-snr-gamma", "5", "--objective", "flow-map"], "--min-snr-gamma 5.0: .* a jump has two times"),
         (
             ["--min-snr-gamma", "5", "--prediction", "noise", "--loss-weighting", "velocity"],
