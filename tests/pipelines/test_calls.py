@@ -252,7 +252,7 @@ def test_nested_labels_are_named_in_a_short_line(label):
         ("num_images_per_prompt", "takes no num_images_per_prompt; here it is num_images_per_label"),
         ("prompt", "here it is class_labels"),
         ("seed", r"here it is generator \(torch.Generator"),
-        ("guidance", "here it is guidance_scale or"),
+        ("guidance", "here it is guide or guidance_scale"),
         ("num_inference_step", "here it is num_inference_steps"),
         ("strength", "its arguments are class_labels, num_inference_steps"),
     ],

@@ -25,7 +25,7 @@ MORE_STATE = ["--optimizer", "muon", "--snapshot-every", "4", "--lr-scheduler", 
 
 @pytest.mark.parametrize(
     ("processes", "more"),
-    [(1, []), (1, MORE_STATE), *(pytest.param(2, more, marks=pytest.mark.slow) for more in ([], MORE_STATE))],
+    [(1, []), *(pytest.param(*rest, marks=pytest.mark.slow) for rest in ((1, MORE_STATE), (2, []), (2, MORE_STATE)))],
     ids=["one", "one, more state", "two", "two, more state"],
 )
 def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, capsys, processes, more):
