@@ -69,6 +69,7 @@ class Failing(Subject):
         super().run()
 
 
+@pytest.mark.slow
 def test_what_fails_is_a_line_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(side_by_side, "Subject", Failing)
     models = ["--models", "D-EMOv2-N-8", "DiT-N-8@checkpointed", "DiT-N-8"]

@@ -120,6 +120,7 @@ def test_engine_and_data_reach_neither_wing(part):
             assert not {target for target in reachable(graph, module) if target.startswith(WINGS)}, module
 
 
+@pytest.mark.slow
 def test_training_a_classifier_loads_neither_the_fid_evaluator_nor_the_other_wing_in_a_fresh_process():
     graph = import_graph()
     command = "d_emo.train.train_classifier"

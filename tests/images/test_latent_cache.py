@@ -150,6 +150,7 @@ encode_latents.main({arguments!r})
 """
 
 
+@pytest.mark.slow
 def test_kill_nine_and_a_second_run_give_the_same_latents(pictures, vae_folder, tmp_path):
     whole = encode(pictures, vae_folder, tmp_path / "whole")
     arguments = encode_arguments(pictures, vae_folder, tmp_path / "killed")

@@ -336,7 +336,10 @@ def test_cumulative_batch_norm_average():
     torch.testing.assert_close(norm.running_var, other.running_var)
 
 
-@pytest.mark.parametrize(("training", "compiler"), [(True, "inductor"), (True, "aot_eager"), (False, "aot_eager")])
+@pytest.mark.parametrize(
+    ("training", "compiler"),
+    [pytest.param(True, "inductor", marks=pytest.mark.slow), (True, "aot_eager"), (False, "aot_eager")],
+)
 def test_a_block_compiles_into_one_graph(training, compiler):
     model = tiny_model().train(training)
     inputs = (torch.randn(2, 4, 16, 16), torch.tensor([3.0, 500.0]), torch.tensor([1, 2]))

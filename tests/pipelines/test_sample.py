@@ -188,7 +188,7 @@ def test_nothing_that_is_there_is_replaced_unasked(draw, tmp_path):
     (tmp_path / "folder" / "samples.json").write_text('{"files": ["../mine.png"]}')
     assert "holds something else" in draw("flow", *one, "folder", "--overwrite")
     assert (tmp_path / "mine.png").read_text() == (tmp_path / "folder" / "thesis.txt").read_text() == "mine"
-    assert draw("flow", *one, "mine.png", "--overwrite") == "1 images in mine.png"
+    assert draw("flow", *one, "mine.png", "--overwrite") == "1 image in mine.png"
 
 
 def test_a_packaged_name_comes_before_a_folder_which_is_said(draw, models, tmp_path, monkeypatch, capsys):

@@ -216,6 +216,7 @@ def test_training_scores_itself_on_the_way(capsys, tmp_path):
     assert card.count("Frechet distance (pixels)") == 1  # step 4 is scored after it is saved
 
 
+@pytest.mark.slow
 def test_runs_are_compared_side_by_side(capsys, tmp_path):
     common = ("--max-train-steps", 2, "--global-batch-size", 4, "--fid-every", 2, "--fid-images", 8, "--fid-features",
               "pixels", "--sample-every", 0, "--report-to", "none", "--log-every", 1, "--learning-rate", "1e-2",

@@ -207,10 +207,8 @@ evaluate_fid.main({arguments!r})
 """
 
 
-@pytest.mark.parametrize(
-    ("limit", "file"),
-    [pytest.param(8000, "features-00000000.npz", marks=pytest.mark.slow), (5000, "samples-00000000.npz")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "file"), [(8000, "features-00000000.npz"), (5000, "samples-00000000.npz")])
 def test_a_disk_that_takes_no_more_ends_with_one_line_and_what_is_kept(tmp_path, accelerator, limit, file, few):
     model, arguments = tmp_path / "model", ["--samples", str(few)]
     if file.startswith("samples"):

@@ -158,6 +158,7 @@ def test_a_mistyped_folder_is_said_with_the_run_that_may_be_meant(finished, caps
     shutil.rmtree(near)
 
 
+@pytest.mark.slow
 def test_two_trainers_of_one_folder_the_second_is_refused_and_the_first_unharmed(tmp_path, capsys):
     run = tmp_path / "run"
     arguments = [*TINY, "--max-train-steps", "1000000", "--checkpoint-every", "50", "--keep-checkpoints", "1",

@@ -71,6 +71,7 @@ def test_a_sharded_checkpoint_continues_on_any_number_of_processes(sharded_run, 
         torch.testing.assert_close(again[name], value, atol=1e-6 if processes == 2 else 5e-4, rtol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_continues_without_sharding(sharded_run, tmp_path, capsys):
     moved = tmp_path / "moved"
     shutil.copytree(sharded_run, moved, ignore=shutil.ignore_patterns("checkpoint-0000008"))

@@ -94,6 +94,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(capsys, tmp_path, d
     same_runs(whole, parts, "checkpoint-0000004")
 
 
+@pytest.mark.slow
 def test_scores_that_a_killed_run_owes_are_made_up_for(capsys, tmp_path, data):
     """It ended after the checkpoint of a step and before its scores: in the middle of a run, and at its end."""
     arguments = [*base(data), "--validate-every", "1", "--checkpoint-every", "1", "--output-dir", tmp_path]
