@@ -83,6 +83,7 @@ def test_fewer_images_are_counted_and_not_compared(tmp_path, capsys):
     assert last == "| RetinaNet 1M | 2 | 157,687,848,160 | 158 | 142 | not compared |"
 
 
+@pytest.mark.slow
 def test_the_means_over_the_projects_27_images_are_near_the_published(shared):
     path = shared / "data" / "dense" / "coco" / "val" / "panoptic.json"
     if not path.is_file():

@@ -156,6 +156,7 @@ sampling.sample_images(tiny_pipeline(), SamplingSettings(num_images=40, steps=10
 """
 
 
+@pytest.mark.slow
 def test_kill_nine_loses_nothing_that_was_drawn(tmp_path, accelerator, monkeypatch):
     shards = tmp_path / "killed" / "samples"
     code = SAMPLING_SCRIPT.format(folder=str(tmp_path / "killed"))

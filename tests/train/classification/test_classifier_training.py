@@ -46,6 +46,7 @@ def test_digits_are_learned_and_the_saved_folder_answers_as_it_was_validated(cap
     assert PIL.Image.open(tmp_path / "curves.png").size[0] > 500
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(capsys, tmp_path):
     """With every kind of randomness on: policy, erasing, mixup, stochastic depth; and validation in between."""
     more = ["--mixup", "0.8", "--cutmix", "1", "--random-erasing", "0.5", "--checkpoint-every", "3", "--output-dir"]

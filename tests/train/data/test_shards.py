@@ -260,6 +260,7 @@ def losses(run):
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_training_on_a_stream_resumes_exactly(tmp_path, capsys, names_file, processes):
     options = stream_options(tmp_path, names_file)
     common = [*SMALL, "--dataset", options.dataset, "--streaming", True, "--stream-buffer", 8, "--class-names",

@@ -232,6 +232,7 @@ def test_bad_input_ends_in_one_line(tmp_path, capsys, arguments, message):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_another_runs_folder_is_not_touched(tmp_path, capsys):
     arguments = [*TINY, "--output-dir", tmp_path, "--max-train-steps"]
     assert run_here(capsys, *arguments, "1")[0] == 0
@@ -251,6 +252,7 @@ def test_another_runs_folder_is_not_touched(tmp_path, capsys):
 
 @pytest.mark.skipif(bool(build.obstacle()), reason=f"no C++ kernels here: {build.obstacle()}")
 @pytest.mark.parametrize("steps", [15, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_kernels_leave_the_losses_of_digits_steps_as_they_were_to_1e_4(tmp_path, capsys, steps):
     arguments = ["--config", ROOT / "train" / "configs" / "digits.yaml", "--max-train-steps", steps]
     arguments += ["--log-every", "1", "--sample-every", "0", "--report-to", "none", "--output-dir"]
@@ -267,6 +269,7 @@ def test_kernels_leave_the_losses_of_digits_steps_as_they_were_to_1e_4(tmp_path,
     assert traces[0] != traces[1]  # the two did not run the same code
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_own_options_whatever_the_defaults_are(tmp_path, capsys):
     run = tmp_path / "run"
     first = ("--max-train-steps", "1", "--ema-warmup", "false", "--seed", "5", "--output-dir", run)
