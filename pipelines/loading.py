@@ -11,6 +11,20 @@ from d_emo.common.saved_folders import LOADING_ERRORS, may_be_on_hub
 from .pipeline_demo import DEMOPipeline
 
 
+def open_weaker(name: str | None, dtype: torch.dtype | None = None) -> DEMOPipeline | None:
+    """The weaker pipeline that --guide names, on the CPU; None where it names none.
+
+    Raises:
+        ValueError: see `open_pipeline`.
+    """
+    if name is None:
+        return None
+    try:
+        return open_pipeline(name, dtype)
+    except ValueError as error:
+        raise ValueError(f"--guide {error}") from error
+
+
 def open_pipeline(name: str, dtype: torch.dtype | None = None) -> DEMOPipeline:
     """The pipeline of a packaged name, a folder or a Hub id.
 

@@ -148,7 +148,7 @@ class DEMOPipeline(FolderMixin, LoraMixin, DecodingMixin, DecoderSwitches, Diffu
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the call in progress asks the model twice a step."""
+        """Whether the call in progress asks the model twice a step, where no weaker one is asked in its place."""
         return checks.takes_guidance(self.transformer.config) and self._guidance_scale > 1.0
 
     @property

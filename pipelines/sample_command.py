@@ -29,7 +29,7 @@ from d_emo.schedulers import FlowMatchODESolverScheduler
 
 from .checks import MAX_IMAGES, default_steps, takes_guidance
 from .guidance import make_guidance
-from .loading import open_pipeline
+from .loading import open_pipeline, open_weaker
 from .pipeline_demo import DEMOPipeline
 from .samplers import image_generator, make_scheduler, own_shift
 
@@ -161,12 +161,7 @@ def open_guide(pipeline: DEMOPipeline, options: argparse.Namespace) -> DEMOPipel
     Raises:
         ValueError: it does not load, or the guidance of the options does not fit the model.
     """
-    guide = None
-    if options.guide is not None:
-        try:
-            guide = open_pipeline(options.guide, _dtype(options))
-        except ValueError as error:
-            raise ValueError(f"--guide {error}") from error
+    guide = open_weaker(options.guide, _dtype(options))
     make_guidance(
         pipeline, options.guidance_scale, guider=options.guider, guide=guide,
         internal_guidance=options.internal_guidance,

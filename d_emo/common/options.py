@@ -86,14 +86,25 @@ def at_most_one_of(options: Any, *names: str) -> None:
 
 
 def goes_with(options: Any, other: str, *names: str) -> None:
-    """Refuse options that mean nothing without another one.
+    """Refuse options that mean nothing without another one; what is off or left at its default is not given.
 
     Raises:
         ValueError: one is given without it.
     """
+    if not getattr(options, other):
+        given = [name for name in names if getattr(options, name)]
+        require_defaults(options, f"it goes with {flag(other)}", *given)
+
+
+def require_defaults(options: Any, rule: str, *names: str) -> None:
+    """Refuse options that are not left at their defaults.
+
+    Raises:
+        ValueError: one is not; the message ends with the rule.
+    """
     for name in names:
         value = getattr(options, name)
-        require(not value or bool(getattr(options, other)), name, value, f"it goes with {flag(other)}")
+        require(value == getattr(type(options), name), name, value, rule)
 
 
 def json_table(options: Any, name: str, such: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
 from d_emo.images.autoencoders import latent_space, open_vae
 from d_emo.pipelines import DEMOPipeline, open_pipeline
 from d_emo.pipelines.guidance import make_guidance
+from d_emo.pipelines.loading import open_weaker
 from d_emo.pipelines.samplers import image_generator
 
 SHARD_SIZE = 128
@@ -111,12 +112,7 @@ def open_guide(pipeline: DEMOPipeline, settings: SamplingSettings) -> DEMOPipeli
     Raises:
         ValueError: it does not load, or the guidance of the settings does not fit the pipeline.
     """
-    guide = None
-    if settings.guide is not None:
-        try:
-            guide = open_pipeline(settings.guide, _type(settings.dtype))
-        except ValueError as error:
-            raise ValueError(f"--guide {error}") from error
+    guide = open_weaker(settings.guide, _type(settings.dtype))
     with sampled_by(pipeline, settings):
         make_guidance(pipeline, **guidance_of(settings), guide=guide)
     return guide

@@ -57,6 +57,34 @@ def train_to_the_end(
     return output
 
 
+def train_in_parts(capsys: pytest.CaptureFixture, folder: Path, *arguments: object, processes: int = 1) -> Path:
+    """Four steps in one go, and stopped after two and gone on with, which must have the same bits; the former's folder.
+
+    Args:
+        capsys: of the test.
+        folder: gets `whole` and `parts`.
+        arguments: of the trainer, lengths, checkpoints and output aside.
+        processes: to train on.
+    """
+    run = (*arguments, "--checkpoint-every", "2", "--output-dir")
+    whole, parts = folder / "whole", folder / "parts"
+    train_to_the_end(capsys, folder / "log", *run, whole, "--max-train-steps", "4", processes=processes)
+    for more in (("--max-train-steps", "2"), ("--max-train-steps", "4", "--resume-from", "latest")):
+        train_to_the_end(capsys, folder / "log", *run, parts, *more, processes=processes)
+    assert losses(parts) == losses(whole)
+    assert_same_bits(parts / "checkpoint-0000004", whole / "checkpoint-0000004")
+    return whole
+
+
+def assert_two_processes_train_as_one(capsys: pytest.CaptureFixture, folder: Path, *arguments: object) -> None:
+    """Losses of a run of two micro batches, on one process and one on each of two, agree to 1e-6."""
+    run = (*arguments, "--micro-batch-size", "4", "--output-dir")
+    for processes in (1, 2):
+        train_to_the_end(capsys, folder / "log", *run, folder / str(processes), processes=processes)
+    one, two = ([float(line.split(",")[1]) for line in losses(folder / name)[1:]] for name in ("1", "2"))
+    assert two == pytest.approx(one, rel=1e-6)
+
+
 def losses(folder: Path) -> list[str]:
     """The log without its columns of speed and time."""
     return [line.rsplit(",", 2)[0] for line in (folder / "train_log.csv").read_text().splitlines()]

@@ -13,6 +13,7 @@ from d_emo.common.options import (
     parse_options,
     positive,
     require,
+    require_defaults,
     zero_or_more,
 )
 from d_emo.common.ranges import RELATIVE_LENGTH
@@ -146,15 +147,8 @@ class OptimizationOptions(StepOptions):
             rule = f"is a weighting, and so is --loss-weighting {self.loss_weighting}; leave one out"
             require(self.min_snr_gamma is None, "min_snr_gamma", self.min_snr_gamma, rule)
         if self.objective == "dit":
-            flow = {
-                "flow_path": "linear",
-                "prediction": "velocity",
-                "loss_weighting": "none",
-                "time_sampling": "uniform",
-                "time_shift": 1.0,
-            }
-            for name, default in flow.items():
-                require(getattr(self, name) == default, name, getattr(self, name), "belongs to --objective sit")
+            flow = ("flow_path", "prediction", "loss_weighting", "time_sampling", "time_shift")
+            require_defaults(self, "belongs to --objective sit", *flow)
         require(
             self.prediction != "data" or self.flow_path == "linear",
             "flow_path",
@@ -172,9 +166,7 @@ class OptimizationOptions(StepOptions):
         )
         positive(self, "min_snr_gamma")
         if self.time_sampling != "logit-normal":
-            for name, default in {"logit_normal_mean": 0.0, "logit_normal_std": 1.0}.items():
-                given = getattr(self, name)
-                require(given == default, name, given, "belongs to --time-sampling logit-normal")
+            require_defaults(self, "belongs to --time-sampling logit-normal", "logit_normal_mean", "logit_normal_std")
         positive(self, "logit_normal_std", "learning_rate")
         below_one(self, "class_dropout_prob", "adam_beta1", "adam_beta2", "ema_decay")
         zero_or_more(self, "weight_decay", "lr_warmup_steps")
@@ -182,8 +174,7 @@ class OptimizationOptions(StepOptions):
             0 < self.lr_cooldown_share <= 1, "lr_cooldown_share", self.lr_cooldown_share, "must be above 0, at most 1"
         )
         if self.lr_scheduler != WSD:
-            for name, default in {"lr_cooldown_share": 0.2, "lr_cooldown": "1-sqrt"}.items():
-                require(getattr(self, name) == default, name, getattr(self, name), f"belongs to --lr-scheduler {WSD}")
+            require_defaults(self, f"belongs to --lr-scheduler {WSD}", "lr_cooldown_share", "lr_cooldown")
         require(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             "max_grad_norm",
@@ -204,7 +195,9 @@ class DiffusionRunOptions(RunOptions):
     sample_steps: int = option(50, "Sampler steps of a grid.")
     sample_guidance_scale: float = option(1.5, "Guidance scale of a grid; 1.0 is off.")
     samples_per_class: int = option(8, "Images a class in a grid, for at most ten classes.")
-    fid_every: int = option(0, "Steps between two quick FIDs (50 sampler steps, no guidance); 0 for none.")
+    fid_every: int = option(
+        0, "Steps between two quick FIDs (50 sampler steps, 4 of a flow map, no guidance); 0 for none."
+    )
     fid_images: int = option(5000, "Samples of such a FID.")
     fid_reference: str | None = option(None, "Its reference, as of evaluate_fid. Default: the training images.")
     fid_features: str = option("inception", "Its features, as of evaluate_fid; 'pixels' needs no weights.")
@@ -289,11 +282,8 @@ class TrainConfig(OptionTable):
             self.flow_map.flow_map_guidance,
             "it steers from samples without their class, which --class-dropout-prob 0 has none of",
         )
-        if self.optimization.objective == "flow-map":
-            return
-        for name, default in asdict(FlowMapOptions()).items():
-            given = getattr(self.flow_map, name)
-            require(given == default, name, given, "belongs to --objective flow-map")
+        if self.optimization.objective != "flow-map":
+            require_defaults(self.flow_map, "belongs to --objective flow-map", *asdict(self.flow_map))
 
     def _check_adapters(self) -> None:
         """Refuse what adapters do not go with."""

@@ -56,6 +56,13 @@ def depth_of(config: TrainConfig, initial: InitialWeights | None) -> int:
     return int(initial.transformer.config.num_layers)
 
 
+def patch_of(config: TrainConfig, initial: InitialWeights | None) -> int:
+    """The side of the network's patches."""
+    if initial is None:
+        return model_spec(config.model.model)[2]
+    return int(initial.transformer.config.patch_size)
+
+
 def _flow_map_config(config: TrainConfig, initial: InitialWeights | None, num_classes: int) -> dict[str, Any]:
     """What the network's configuration says of a flow map, also that it is none.
 

@@ -50,20 +50,22 @@ class RecipeOptions:
         positive(self, "guide_block", "guide_weight", "align_block", "align_weight", "dispersive_block", "dense_blocks")
         zero_or_more(self, "dispersive")
         require(self.drop_pause >= 2, "drop_pause", self.drop_pause, "must be 2 or more")
-        if self.drop_pause != RecipeOptions.drop_pause:
-            goes_with(self, "drop_tokens", "drop_pause")
-        if self.guide_weight != RecipeOptions.guide_weight:
-            goes_with(self, "guide_block", "guide_weight")
+        goes_with(self, "drop_tokens", "drop_pause")
+        goes_with(self, "guide_block", "guide_weight")
         below_one(self, "contrastive")
-        for name in ("align_block", "align_weight", "dispersive_block"):
-            if getattr(self, name) != getattr(RecipeOptions, name):
-                goes_with(self, name.split("_")[0], name)
+        goes_with(self, "align", "align_block", "align_weight")
+        goes_with(self, "dispersive", "dispersive_block")
         require(
             not self.dispersive or self.align is None or self.dispersive_block == self.align_block,
             "dispersive_block",
             self.dispersive_block,
             f"with --align both look after one block; name that of --align-block, {self.align_block}",
         )
+
+    def blocks_looked_after(self) -> dict[str, int]:
+        """Of terms that are on, the options that name the block after which they look at tokens."""
+        found = {"align_block": self.align is not None, "dispersive_block": self.dispersive > 0}
+        return {name: getattr(self, name) for name, on in found.items() if on}
 
     def check_objective(self, objective: str, prediction: str) -> None:
         """Refuse what has no meaning for an objective and what its network predicts.

@@ -143,9 +143,8 @@ def check_terms(options: RecipeOptions, source: ImageSource, micro_batch: int, d
         weight = getattr(options, name)
         rule = "it compares the samples of a micro batch, which has 1; use --micro-batch-size 2 or more"
         require(not weight or micro_batch > 1, name, weight, rule)
-    for name, given in (("align_block", options.align), ("dispersive_block", options.dispersive)):
-        block = getattr(options, name)
-        require(not given or block <= depth, name, block, f"the network has {depth} blocks")
+    for name, block in options.blocks_looked_after().items():
+        require(block <= depth, name, block, f"the network has {depth} blocks")
     require(
         options.align is None or source.latents is None,
         "align",

@@ -12,7 +12,7 @@ from d_emo.models.variants import model_spec
 from d_emo.train.data import stream
 from d_emo.train.diffusion.config import TrainConfig
 from d_emo.train.diffusion.init_from import InitialWeights
-from d_emo.train.diffusion.network_config import depth_of
+from d_emo.train.diffusion.network_config import depth_of, patch_of
 
 
 def fusion_config(config: TrainConfig, initial: InitialWeights | None, side: int) -> dict[str, Any]:
@@ -22,11 +22,9 @@ def fusion_config(config: TrainConfig, initial: InitialWeights | None, side: int
         ValueError: tokens are to be dropped of a network without a fusion, or of an odd grid.
     """
     recipe = config.recipe
-    kind, _, patch = model_spec(config.model.model)
+    kind = type(initial.transformer) if initial else model_spec(config.model.model)[0]
     stored = initial.transformer.config.get("dense_blocks") if initial else None
-    if initial:
-        kind, patch = type(initial.transformer), initial.transformer.config.patch_size
-    wanted = recipe.dense_blocks
+    patch, wanted = patch_of(config, initial), recipe.dense_blocks
     require(
         wanted is None or "dense_blocks" in inspect.signature(kind).parameters,
         "dense_blocks",
@@ -40,10 +38,9 @@ def fusion_config(config: TrainConfig, initial: InitialWeights | None, side: int
         require(config.optimization.objective != "flow-map", "drop_tokens", True, "flow maps are trained on all tokens")
         require(side // patch % 2 == 0, "drop_tokens", True, f"{side // patch} x {side // patch} tokens are no 2 x 2")
         dense, layers = int(wanted or stored or 0), depth_of(config, initial)
-        for name, given in (("align_block", recipe.align), ("dispersive_block", recipe.dispersive)):
-            block = getattr(recipe, name)
+        for name, block in recipe.blocks_looked_after().items():
             rule = f"blocks {dense + 1} to {layers - dense} see a part of the tokens only; use 1 to {dense}"
-            require(not given or not dense < block <= layers - dense, name, block, rule)
+            require(not dense < block <= layers - dense, name, block, rule)
     return {} if wanted is None else {"dense_blocks": wanted}
 
 
@@ -61,6 +58,5 @@ def draw_kept(
     recipe, step = config.recipe, positions[0] // config.run.global_batch_size
     if not recipe.drop_tokens or step % recipe.drop_pause == 0:
         return {}
-    patch = initial.transformer.config.patch_size if initial else model_spec(config.model.model)[2]
-    grid = (side // patch // 2, side // patch // 2)
-    return {"kept": stream.choices(config.run.seed, "kept", positions, grid, GROUP)}
+    half = side // patch_of(config, initial) // 2
+    return {"kept": stream.choices(config.run.seed, "kept", positions, (half, half), GROUP)}

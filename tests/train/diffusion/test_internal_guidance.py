@@ -10,7 +10,7 @@ from accelerate.utils import convert_to_fp32
 from helpers.models import tiny_model
 from helpers.paths import ROOT
 from helpers.pipelines import tiny_pipeline
-from helpers.training import TINY, assert_same_bits, losses, train_to_the_end
+from helpers.training import TINY, assert_two_processes_train_as_one, train_in_parts
 
 from d_emo import DEMOPipeline
 from d_emo.models.transformer_base import ClassConditionalOutput
@@ -94,13 +94,7 @@ def test_a_guide_that_equals_the_prediction_costs_its_weight_more():
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_with_a_second_head_resumes_bit_for_bit_and_its_card_says_so(tmp_path, capsys, processes):
-    run = (*TINY, "--guide-block", "2", "--checkpoint-every", "2", "--output-dir")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_to_the_end(capsys, tmp_path / "log", *run, whole, "--max-train-steps", "4", processes=processes)
-    for more in (("--max-train-steps", "2"), ("--max-train-steps", "4", "--resume-from", "latest")):
-        train_to_the_end(capsys, tmp_path / "log", *run, parts, *more, processes=processes)
-    assert losses(parts) == losses(whole)
-    assert_same_bits(parts / "checkpoint-0000004", whole / "checkpoint-0000004")
+    whole = train_in_parts(capsys, tmp_path, *TINY, "--guide-block", "2", processes=processes)
     card = (whole / "README.md").read_text()
     assert "| guide_block | 2 |" in card and "| guide_weight | 0.5 |" in card
     assert 'pipe("zero", internal_guidance=1.4)' in card
@@ -111,11 +105,7 @@ def test_a_run_with_a_second_head_resumes_bit_for_bit_and_its_card_says_so(tmp_p
 
 @pytest.mark.slow
 def test_two_processes_train_a_second_head_as_one_does(tmp_path, capsys):
-    run = (*TINY, "--guide-block", "2", "--micro-batch-size", "4", "--max-train-steps", "3", "--output-dir")
-    for processes in (1, 2):
-        train_to_the_end(capsys, tmp_path / "log", *run, tmp_path / str(processes), processes=processes)
-    one, two = ([float(line.split(",")[1]) for line in losses(tmp_path / name)[1:]] for name in ("1", "2"))
-    assert two == pytest.approx(one, rel=1e-6)
+    assert_two_processes_train_as_one(capsys, tmp_path, *TINY, "--guide-block", "2", "--max-train-steps", "3")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from helpers.models import randomize, tiny_model
 from helpers.paths import ROOT
-from helpers.training import TINY, assert_same_bits, losses, train_to_the_end
+from helpers.training import TINY, assert_two_processes_train_as_one, train_in_parts
 
 from d_emo.models.transformer_base import ClassConditionalOutput
 from d_emo.train.data.sources import load_source
@@ -166,13 +166,7 @@ def test_min_snr_makes_every_flows_loss_that_of_the_data_by_min_snr(path, predic
     "kind", [*list(RUNS)[:1], *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(RUNS)[1:])]
 )
 def test_a_run_resumes_bit_for_bit_and_its_card_says_what_it_was(tmp_path, capsys, kind, processes):
-    run = (*TINY, *RUNS[kind], "--checkpoint-every", "2", "--output-dir")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_to_the_end(capsys, tmp_path / "log", *run, whole, "--max-train-steps", "4", processes=processes)
-    for more in (("--max-train-steps", "2"), ("--max-train-steps", "4", "--resume-from", "latest")):
-        train_to_the_end(capsys, tmp_path / "log", *run, parts, *more, processes=processes)
-    assert losses(parts) == losses(whole)
-    assert_same_bits(parts / "checkpoint-0000004", whole / "checkpoint-0000004")
+    whole = train_in_parts(capsys, tmp_path, *TINY, *RUNS[kind], processes=processes)
     name, value = RUNS[kind][-2].removeprefix("--").replace("-", "_"), RUNS[kind][-1]
     assert f"| {name} | {value} |" in (whole / "README.md").read_text()
     assert str(json.loads((whole / "run.json").read_text())[name]) == value
@@ -181,11 +175,7 @@ def test_a_run_resumes_bit_for_bit_and_its_card_says_what_it_was(tmp_path, capsy
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_two_processes_train_as_one_does(tmp_path, capsys, kind):
-    run = (*TINY, *RUNS[kind], "--micro-batch-size", "4", "--max-train-steps", "3", "--output-dir")
-    for processes in (1, 2):
-        train_to_the_end(capsys, tmp_path / "log", *run, tmp_path / str(processes), processes=processes)
-    one, two = ([float(line.split(",")[1]) for line in losses(tmp_path / name)[1:]] for name in ("1", "2"))
-    assert two == pytest.approx(one, rel=1e-6)
+    assert_two_processes_train_as_one(capsys, tmp_path, *TINY, *RUNS[kind], "--max-train-steps", "3")
 
 
 @pytest.mark.parametrize(

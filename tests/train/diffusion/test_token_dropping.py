@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from helpers.paths import ROOT
 from helpers.pipelines import tiny_pipeline
-from helpers.training import TINY, assert_same_bits, losses, run_here, train_to_the_end
+from helpers.training import TINY, assert_two_processes_train_as_one, run_here, train_in_parts, train_to_the_end
 
 from d_emo import DEMOPipeline
 from d_emo.train.data.sources import load_source
@@ -37,13 +37,8 @@ def test_kept_tokens_are_functions_of_seed_and_position():
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_resumes_bit_for_bit_and_goes_on_without_dropping(tmp_path, capsys, processes):
-    run = (*TINY, *DROPPING, "--checkpoint-every", "2", "--output-dir")
-    whole, parts, tuned = tmp_path / "whole", tmp_path / "parts", tmp_path / "tuned"
-    train_to_the_end(capsys, tmp_path / "log", *run, whole, "--max-train-steps", "4", processes=processes)
-    for more in (("--max-train-steps", "2"), ("--max-train-steps", "4", "--resume-from", "latest")):
-        train_to_the_end(capsys, tmp_path / "log", *run, parts, *more, processes=processes)
-    assert losses(parts) == losses(whole)
-    assert_same_bits(parts / "checkpoint-0000004", whole / "checkpoint-0000004")
+    tuned = tmp_path / "tuned"
+    whole = train_in_parts(capsys, tmp_path, *TINY, *DROPPING, processes=processes)
     card = (whole / "README.md").read_text()
     assert "| drop_tokens | True |" in card and "| dense_blocks | 1 |" in card
     train_to_the_end(
@@ -56,11 +51,7 @@ def test_a_run_resumes_bit_for_bit_and_goes_on_without_dropping(tmp_path, capsys
 
 @pytest.mark.slow
 def test_two_processes_drop_as_one_does(tmp_path, capsys):
-    run = (*TINY, *DROPPING, "--micro-batch-size", "4", "--max-train-steps", "4", "--output-dir")
-    for processes in (1, 2):
-        train_to_the_end(capsys, tmp_path / "log", *run, tmp_path / str(processes), processes=processes)
-    one, two = ([float(line.split(",")[1]) for line in losses(tmp_path / name)[1:]] for name in ("1", "2"))
-    assert two == pytest.approx(one, rel=1e-6)
+    assert_two_processes_train_as_one(capsys, tmp_path, *TINY, *DROPPING, "--max-train-steps", "4")
 
 
 @pytest.mark.parametrize(
