@@ -24,6 +24,7 @@ def small_product(monkeypatch):
     monkeypatch.setattr(side_by_side, "PRODUCT_ON_CPU", (64, 64))
 
 
+@pytest.mark.slow
 def test_it_measures_models_in_turns_and_writes_table_json_and_plot(tmp_path, capsys):
     models = ["D-EMOv2-N-8@reference+checkpointed", "diffusers:DiT-N-8", "DiT-N-8"]
     arguments = ["--models", *models, "--batch", "2", "--latent", "16", "--depth", "1", "--repeats", "3"]

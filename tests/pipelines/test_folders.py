@@ -159,7 +159,7 @@ def zoo(tmp_path_factory):
         ("demo", "but a DEMOTransformer2DModel"),
         ("their dit", "but a DiTTransformer2DModel"),
         ("empty", "but nothing that a library saved"),
-        ("run", r"but folders of pipelines \(checkpoint-10\)"),
+        ("run", r"but folders of pipelines \(checkpoint-10\); .* newest checkpoint, checkpoint-10 there"),
         ("broken", "model_index.json is damaged .*; restore it"),
         ("list", "model_index.json is damaged .a list instead of a table"),
         ("nameless", "of a 3, which has no transformer"),
@@ -171,6 +171,17 @@ def test_no_pipeline_is_refused_by_name(zoo, name, message):
         with pytest.raises(ValueError, match=message) as refusal:
             load(zoo / name)
         assert "\n" not in str(refusal.value) and str(refusal.value).count(str(zoo / name)) <= 2
+
+
+def test_a_mistyped_name_in_a_folder_that_is_there_is_not_asked_of_the_hub(tmp_path, monkeypatch, offline):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match=r"^runs/mien: neither a pipeline folder, nor a packaged model"):
+        open_pipeline("runs/mien")
+    with pytest.raises(
+        ValueError, match=r"^nobody/mien: neither a pipeline folder .there is no such folder. nor reach"
+    ):
+        open_pipeline("nobody/mien")
 
 
 @pytest.mark.parametrize("kind", [DEMOTransformer2DModel, DiTBaselineTransformer2DModel])

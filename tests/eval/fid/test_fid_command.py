@@ -192,6 +192,7 @@ def test_the_script_says_what_it_can_do():
         assert preset in printed
 
 
+@pytest.mark.slow
 def test_training_scores_itself_on_the_way(capsys, tmp_path):
     arguments = (
         "--config", ROOT / "train/configs/digits.yaml", "--model", "D-EMOv2-N-8", "--output-dir", tmp_path / "run",
