@@ -1,5 +1,6 @@
 """Which version of this package and of the libraries below it runs."""
 
+import contextlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -11,10 +12,13 @@ def own_version() -> str:
 
 def versions(*names: str) -> str:
     """This package's version and those of installed libraries, for people."""
-    found = [f"d_emo {own_version()}"]
+    return ", ".join([f"d_emo {own_version()}", *(" ".join(found) for found in installed_versions(*names).items())])
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """The versions of those libraries that are installed; this package need not be, its own is `own_version`."""
+    found = {}
     for name in names:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -11,7 +11,6 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from d_emo.common.messages import first_line
 from d_emo.common.output import Progress, say
 from d_emo.common.ranges import Maybe, Whole
 from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifest, write_manifest
+from d_emo.common.versions import installed_versions, own_version
 from d_emo.eval.fid import archives
 from d_emo.eval.fid.image_sets import ImageSet, from_shards
 from d_emo.eval.fid.protocol import SamplingSettings, make_sampler
@@ -42,7 +42,7 @@ SHARD_NAME = "samples-{:08d}.npz"
 SAMPLES_FOLDER = "samples"
 # Key of the class labels' stream, so that it shares nothing with other uses of a seed.
 LABEL_STREAM = 0xD_E30
-LIBRARIES = ("d-emo", "torch", "diffusers", "accelerate", "transformers", "numpy")
+LIBRARIES = ("torch", "diffusers", "accelerate", "transformers", "numpy")
 
 
 class ManifestError(ValueError):
@@ -158,7 +158,7 @@ def make_manifest(
         "scheduler_config": _plain(scheduler.config),
         "num_classes": pipeline.transformer.config.num_classes,
         "shard_size": SHARD_SIZE,
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version(), "d-emo": own_version(), **installed_versions(*LIBRARIES)},
     }
 
 

@@ -1,8 +1,6 @@
 """From features to scores with their conditions: what was computed, what was left out, what it compares with."""
 
 from dataclasses import dataclass, field
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from accelerate import Accelerator
 
 from d_emo.common import checks
 from d_emo.common.files import read_json
+from d_emo.common.versions import installed_versions
 from d_emo.eval.fid import metrics
 from d_emo.eval.fid.by_class import table_lines
 from d_emo.eval.fid.confidence import LEAST_SAMPLES, frechet_interval
@@ -217,11 +216,7 @@ def describe_conditions(
             "precision_recall_neighbours": metrics.NEIGHBOURS,
             "kid_subsets": metrics.KID_SUBSETS,
         },
-        "versions": {
-            name: metadata.version(name)
-            for name in ("torch", "torch-fidelity", "numpy")
-            if find_spec(name.replace("-", "_"))
-        },
+        "versions": installed_versions("torch", "torch-fidelity", "numpy"),
     }
 
 

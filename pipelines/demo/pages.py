@@ -224,11 +224,11 @@ def classifying_page(classifier: Any, source: Source, waiting: int) -> gr.Blocks
         )
         with gr.Row():
             with gr.Column(min_width=280):
-                picture = gr.Image(
+                picture: Any = gr.Image(
                     sources=["upload", "clipboard"], label="Picture", height=PICTURE_HEIGHT, elem_id="picture"
                 )
                 # Gradio would open the file, and say in its own words what is wrong with it.
-                picture.preprocess = lambda dropped: dropped and dropped.path  # type: ignore[method-assign]
+                picture.preprocess = lambda dropped: dropped and dropped.path
             with gr.Column(min_width=280):
                 status = gr.HTML(_said("Drop a picture in."), elem_id="status", elem_classes=["status"])
                 answer = gr.Label(label=f"The {TOP} likeliest classes", num_top_classes=TOP, elem_id="answer")

@@ -23,6 +23,7 @@ from .grids import SIZES, launch
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 VALUE_BLOCK = 64  # value channels that are worked on at a time
+WARPS = 4  # of a program
 WANTED_PROGRAMS = 512  # forward: some for every core of a GPU
 
 
@@ -212,6 +213,7 @@ def _options(qkv: torch.Tensor, windows: Windows) -> dict[str, Any]:
         # The type that matrix products take. Triton's interpreter has none in bfloat16.
         "DOT": tl.float32 if interpreted else _TYPES[qkv.dtype],
         "PRECISION": "ieee",  # not TF32's three digits
+        "num_warps": WARPS,
     }
 
 

@@ -7,23 +7,22 @@ from d_emo.eval.benchmarks.families import Case
 from d_emo.eval.benchmarks.gpu.results import Results
 from d_emo.eval.benchmarks.side_by_side import free_memory, measure
 
-# job, compile, batch, sizes; "three" measures plain PyTorch in the block, too.
+# job, compile, batch, sizes, what beside DiT ("three": plain PyTorch in the block, too), the latents' side.
 CASES = (
-    ("train", "blocks", 64, "XL-2", "three"),
-    ("train", "blocks", 256, "S-2", "two"),
-    ("train", "none", 64, "XL-2", "two"),
-    ("train", "none", 256, "S-2", "three"),
-    ("forward", "blocks", 256, "XL-2", "two"),
-    ("train", "blocks", 256, "B-2", "two"),
-    ("train", "none", 32, "B-2", "three"),
-    ("train", "none", 32, "XL-2", "three"),
-    ("forward", "none", 32, "XL-2", "two"),
-    ("forward", "blocks", 32, "S-2", "two"),
-    ("train", "none", 32, "S-2", "two"),
-    ("train", "none", 256, "XL-2", "checkpointed"),
-    ("forward", "blocks", 256, "B-2", "two"),
+    ("train", "blocks", 64, "XL-2", "two", 32),
+    ("train", "blocks", 256, "S-2", "two", 32),
+    ("train", "blocks", 256, "B-2", "two", 32),
+    ("train", "none", 64, "XL-2", "two", 32),
+    ("train", "none", 256, "S-2", "three", 32),
+    ("forward", "blocks", 256, "XL-2", "two", 32),
+    ("forward", "blocks", 32, "XL-2", "two", 64),
+    ("train", "blocks", 128, "XL-2", "two", 32),
+    ("forward", "blocks", 256, "B-2", "two", 32),
+    ("train", "none", 32, "XL-2", "two", 32),
+    ("train", "none", 32, "S-2", "two", 32),
+    ("train", "none", 256, "XL-2", "checkpointed", 32),
 )
-TINY = (("forward", "none", 2, "N-8", "three"), ("train", "none", 2, "N-8", "two"))
+TINY = (("forward", "none", 2, "N-8", "three", 16), ("train", "none", 2, "N-8", "two", 16))
 # A case is not begun with less than this.
 LEAST = 15.0
 
@@ -38,12 +37,12 @@ def models_of(size: str, which: str) -> list[str]:
 
 def run(results: Results) -> None:
     """Lines `speed`, one a model and case, and `bench`, one a case."""
-    for job, compiled, batch, size, which in TINY if results.tiny else CASES:
+    for job, compiled, batch, size, which, side in TINY if results.tiny else CASES:
         models = models_of(size, which)
-        name = f"{job} b{batch} {compiled} {' '.join(models)}"
+        name = f"{job} b{batch} {side}x{side} {compiled} {' '.join(models)}"
         depth = 1 if results.tiny else None
         dtype = "float32" if results.tiny else "bfloat16"
-        case = Case(job, dtype, compiled, batch, 16 if results.tiny else 32, depth)
+        case = Case(job, dtype, compiled, batch, side, depth)
         results.attempt("bench", name, functools.partial(measured, results, models, case), LEAST)
         free_memory(results.device)
 

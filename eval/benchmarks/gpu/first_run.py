@@ -2,9 +2,9 @@
 
     python -m d_emo.eval.benchmarks.gpu.first_run --output-dir "$OUT" --data cifar10-train.parquet
 
-Facts; every kernel at every size and type, and a network in every way that it is run; the operators alone; models
-beside DiT; profiles; the trainer itself. Every part has its own limit, and what it found is in results.jsonl at once;
-summary.md, at the end, is what `report` prints. `--tiny` rehearses it on a CPU.
+Facts; every kernel at every size and type, and a network in every way that it is run; settings of the kernels'
+launches; the operators alone; models beside DiT; profiles; the trainer itself. Every part has its own limit, and what
+it found is in results.jsonl at once; summary.md, at the end, is what `report` prints. `--tiny` rehearses it on a CPU.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from d_emo.eval.benchmarks.gpu.parts import Parts, check_places, module, write_r
 HERE = "d_emo.eval.benchmarks.gpu"
 TRAINING_LOG = "short_training.csv"
 # Seconds of each part. The trainer needs some to start, and some to save after it was asked to end.
-LIMITS = {"facts": 60, "right": 130, "operators": 50, "models": 210, "profiles": 45, "trainer": 55}
+LIMITS = {"facts": 60, "right": 130, "launches": 80, "operators": 50, "models": 210, "profiles": 45, "trainer": 55}
 SAVING = 10
 
 
@@ -59,14 +59,17 @@ def main(arguments: list[str]) -> None:
 
     if not parts.run("facts", LIMITS["facts"], part("facts", LIMITS["facts"])):
         raise CommandError(f"the facts failed, so would the rest; {options.output_dir}/log.txt says why.")
+    count = 1 if options.tiny else options.processes
     if "right" in options.parts:
-        count = 1 if options.tiny else options.processes
         shards = [
             part(name, LIMITS["right"], "--shard", i, "--shards", count)
             for i in range(count)
             for name in ("kernels", "networks")
         ]
         parts.run("what is right", LIMITS["right"], *shards, *kernel_tests(options.tiny))
+    if "launches" in options.parts:
+        shards = [part("launches", LIMITS["launches"], "--shard", i, "--shards", count) for i in range(count)]
+        parts.run("launches", LIMITS["launches"], *shards)
     for name in ("operators", "models", "profiles"):
         if name in options.parts:
             # Some seconds less than the process has, so that it ends with a line and not in the middle of one.

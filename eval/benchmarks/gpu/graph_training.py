@@ -31,6 +31,7 @@ from d_emo.eval.benchmarks.gpu.weights import (
     write_groups,
     write_network_state,
 )
+from d_emo.eval.benchmarks.subjects import compile_blocks
 from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import OptimizationOptions
 from d_emo.train.diffusion.figures import draw_samples
@@ -56,6 +57,7 @@ class Recipe:
         average_decay: of the averaged weights.
         cooldown: whether the learning rate falls to 0 at the end.
         seed: of the weights, and of all draws of the training, which are the same for every network.
+        compile: whether blocks are compiled.
     """
 
     model: str
@@ -66,6 +68,7 @@ class Recipe:
     average_decay: float = 0.9995
     cooldown: bool = False
     seed: int = 0
+    compile: bool = False
 
 
 class GraphTraining:
@@ -111,6 +114,8 @@ class GraphTraining:
         folder.mkdir(parents=True, exist_ok=True)
         self._begin_losses(resume)
         self.run: Callable[[], Any] = self._step
+        if recipe.compile:
+            compile_blocks(self.model)  # not the average, which draws few samples
         if self.cuda:
             self._capture()
         torch.manual_seed(seed)  # after all that draws once a network: every network sees the same batches and noise

@@ -1,4 +1,5 @@
-"""One part of `first_run`, in a process of its own: facts, kernels, networks, operators, models or profiles."""
+"""One part of `first_run`, in a process of its own: facts, kernels, networks, launches, operators, models or
+profiles."""
 
 import argparse
 import importlib
@@ -15,6 +16,7 @@ PARTS = {
     "facts": "facts",
     "kernels": "kernel_checks",
     "networks": "network_checks",
+    "launches": "launches",
     "operators": "operators",
     "models": "beside_dit",
     "profiles": "profiles",

@@ -12,8 +12,8 @@ from d_emo.eval.benchmarks.side_by_side import free_memory
 from d_emo.eval.benchmarks.subjects import Subject
 
 CASES = (
-    *(("D-EMOv2-XL-2", "blocks", 64), ("DiT-XL-2", "blocks", 64), ("D-EMOv2-XL-2", "none", 64)),
-    *(("DiT-XL-2", "none", 64), ("D-EMOv2-S-2", "blocks", 256), ("DiT-S-2", "blocks", 256)),
+    *(("D-EMOv2-XL-2", "blocks", 64), ("DiT-XL-2", "blocks", 64)),
+    *(("D-EMOv2-S-2", "blocks", 256), ("DiT-S-2", "blocks", 256)),
 )
 TINY = (("D-EMOv2-N-8", "none", 2),)
 LONGEST = 30

@@ -1,20 +1,22 @@
-"""Two networks trained in turns for equal time, with equal draws, then scored: losses and Frechet distances.
+"""Networks trained in turns for equal time, with equal draws, then scored: losses and Frechet distances.
 
     python -m d_emo.eval.benchmarks.gpu.quality --data cifar10-train.parquet --output-dir "$OUT" --seconds 580
     python -m d_emo.eval.benchmarks.gpu.quality ... --features runs/classifier        # an EMOv2 classifier's folder
 
-Both train in one process and take turns, so that a slow minute slows both. Each then draws 10,000 images of its
-averaged weights, and `evaluate_fid` scores them against the pictures that it was trained on. A folder a model in the
-output: loss.csv, samples.png, scores.json; results.jsonl has a line for each. `--tiny` rehearses it on a CPU.
+All train in one process and take turns, so that a slow minute slows all: every model at every learning rate, so that
+none is handicapped by one. Each then draws 10,000 images of its averaged weights, and `evaluate_fid` scores them
+against the pictures that it was trained on. A folder for each in the output: loss.csv, samples.png, scores.json;
+results.jsonl has a line for each. `--tiny` rehearses it on a CPU.
 """
 
 import argparse
+import itertools
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import CommandError, command
@@ -24,6 +26,9 @@ from d_emo.common.output import say
 from d_emo.eval.benchmarks.gpu.parts import Parts, check_places, module, write_result
 from d_emo.eval.benchmarks.gpu.train import SAVING, TINY_BATCH, TINY_NETWORK, TINY_PICTURES, TINY_STEPS
 
+if TYPE_CHECKING:
+    from d_emo.eval.benchmarks.gpu.graph_training import Recipe
+
 SCORES = "scores.json"
 
 
@@ -32,90 +37,115 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = CommandParser("quality", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="Parquet file of pictures with labels.")
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--models", nargs=2, default=["D-EMOv2-Ti-2", "DiT-Ti-2"])
+    parser.add_argument("--models", nargs="+", default=["D-EMOv2-Ti-2", "DiT-Ti-2"])
     parser.add_argument("--features", default="pixels", help="Of evaluate_fid: pixels, or a classifier's folder.")
     parser.add_argument("--seconds", type=finite_from(1), default=580.0, help="For all of it.")
-    parser.add_argument("--scoring-seconds", type=finite_from(1), default=110.0, help="Of them, to score one model.")
-    parser.add_argument("--turns", type=whole_from(1), default=6, help="Of each model.")
+    parser.add_argument("--scoring-seconds", type=finite_from(1), default=120.0, help="Of them, to score all, at once.")
+    parser.add_argument("--turns", type=whole_from(1), default=6, help="Of each.")
     parser.add_argument("--num-images", type=whole_from(2), default=10_000, help="To draw and score, of each.")
     parser.add_argument("--steps", type=whole_from(1), default=50, help="Of the sampler.")
     parser.add_argument("--guidance-scale", type=finite_from(0), default=1.0, help="1 is none.")
-    parser.add_argument("--learning-rate", type=finite_from(0), default=5e-4)
+    parser.add_argument(
+        "--learning-rate", type=finite_from(0), nargs="+", default=[5e-4], help="Every model is trained at each."
+    )
+    parser.add_argument("--compile", action="store_true", help="Compile the blocks.")
     parser.add_argument("--cooldown", action="store_true", help="Let the learning rates fall to 0 at the end.")
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)
     check_places(parser, options)
-    if options.models[0] == options.models[1]:
-        parser.error(f"--models {' '.join(options.models)}: name two.")
+    for name in ("models", "learning_rate"):
+        given = getattr(options, name)
+        if len(set(given)) != len(given):
+            parser.error(f"--{name.replace('_', '-')} {' '.join(map(str, given))}: name each once.")
     return options
 
 
 @command("quality", extra="eval")
 def main(arguments: list[str]) -> None:
-    """Train both, score both."""
+    """Train all, score all."""
     began = time.monotonic()
     options = parse(arguments)
     parts = Parts(options.output_dir, options.seconds)
     with tempfile.TemporaryDirectory() as place:
-        train_in_turns(options, began, Path(place))
-        well = [score(options, parts, Path(place), model) for model in options.models]
+        names = train_in_turns(options, began, Path(place))
+        commands = [scoring(options, Path(place), name) for name in names]
+        parts.run("scores", options.scoring_seconds, *commands)
+        well = [keep_scores(options, Path(place), name) for name in names]
     if not all(well):
-        raise CommandError(f"a model was not scored; {options.output_dir}/log.txt says why.")
+        raise CommandError(f"not all were scored; {options.output_dir}/log.txt says why.")
 
 
-def train_in_turns(options: argparse.Namespace, began: float, place: Path) -> None:
-    """Train both networks and save their pipelines in `place`."""
+def recipes(options: argparse.Namespace) -> "dict[str, Recipe]":
+    """By name: every model at every rate, whose number is in the name where there are several."""
+    from d_emo.eval.benchmarks.gpu.graph_training import Recipe
+
+    shared: dict[str, Any] = {"cooldown": options.cooldown, "compile": options.compile}
+    shared |= {"seed": options.seed, "average_decay": 0.999}
+    shared |= {"overrides": TINY_NETWORK, "batch": TINY_BATCH} if options.tiny else {}
+    rates = options.learning_rate
+    return {
+        model if len(rates) == 1 else f"{model}-{rate:g}": Recipe(model=model, learning_rate=rate, **shared)
+        for model, rate in itertools.product(options.models, rates)
+    }
+
+
+def train_in_turns(options: argparse.Namespace, began: float, place: Path) -> list[str]:
+    """Train the networks and save their pipelines in `place`; their names."""
     from d_emo.common.processes import default_device, keep_freed_memory
-    from d_emo.eval.benchmarks.gpu.graph_training import GraphTraining, Recipe
+    from d_emo.eval.benchmarks.gpu.graph_training import GraphTraining
     from d_emo.eval.benchmarks.gpu.pictures import load_pictures
 
     keep_freed_memory()
     tiny = options.tiny
     pictures = load_pictures(options.data, default_device(), TINY_PICTURES if tiny else None)
-    shared: dict[str, Any] = {"learning_rate": options.learning_rate, "cooldown": options.cooldown}
-    shared |= {"seed": options.seed, "average_decay": 0.999}
-    shared |= {"overrides": TINY_NETWORK, "batch": TINY_BATCH} if tiny else {}
-    trainings = [
-        GraphTraining(Recipe(model=model, **shared), pictures, options.output_dir / model) for model in options.models
-    ]
-    left = options.seconds - (time.monotonic() - began) - SAVING - len(trainings) * options.scoring_seconds
+    trainings = {
+        name: GraphTraining(recipe, pictures, options.output_dir / name) for name, recipe in recipes(options).items()
+    }
+    left = options.seconds - (time.monotonic() - began) - SAVING - options.scoring_seconds
     if left <= 0:
         raise ValueError(f"--seconds {options.seconds:g} leaves nothing to train; give more, or less to scoring.")
     turn = left / len(trainings) / options.turns
     for number in range(options.turns):
-        for training in trainings:
+        for training in trainings.values():
             part = number / options.turns, (number + 1) / options.turns
             training.train(turn, TINY_STEPS if tiny else None, *part)
-    for training in trainings:
+    for name, training in trainings.items():
         if training.failed:
-            raise CommandError(f"{training.recipe.model}: {training.failed}.")
+            say(f"{name}: {training.failed}")
+            write_result(options.output_dir, kind="trained", name=name, ok=False, error=training.failed)
+            continue
         training.draw(*((2, 2) if tiny else (10, options.steps)))
-        training.pipeline().save_pretrained(place / training.recipe.model)
-        say(f"{training.recipe.model}: {training.step:,} steps in {training.state['seconds']:.0f} s")
+        training.pipeline().save_pretrained(place / name)
+        say(f"{name}: {training.step:,} steps in {training.state['seconds']:.0f} s")
         values = {"steps": training.step, "seconds": training.state["seconds"]}
-        write_result(options.output_dir, kind="trained", name=training.recipe.model, **values)
+        write_result(options.output_dir, kind="trained", name=name, **values)
+    return list(trainings)
 
 
-def score(options: argparse.Namespace, parts: Parts, place: Path, model: str) -> bool:
-    """Score a saved pipeline by the evaluator's command; whether that went well."""
+def scoring(options: argparse.Namespace, place: Path, name: str) -> list[str]:
+    """The words of the evaluator's command that scores a saved pipeline."""
     images, batch = (20, 10) if options.tiny else (options.num_images, 1000)
-    words = module(
-        *("d_emo.eval.evaluate_fid", "--model", place / model, "--reference", options.data),
+    return module(
+        *("d_emo.eval.evaluate_fid", "--model", place / name, "--reference", options.data),
         *("--features", options.features, "--metrics", "fid", "--num-images", images, "--batch-size", batch),
         *("--sampler", "euler", "--steps", 2 if options.tiny else options.steps, "--labels", "balanced"),
         *("--guidance-scale", options.guidance_scale, "--dtype", "float32" if options.tiny else "bfloat16"),
-        *("--output-dir", place / "scores" / model, "--cache-dir", place / "features"),
-        *(["--reference-images", TINY_PICTURES] if options.tiny else ["--num-workers", 12]),
+        *("--output-dir", place / "scores" / name, "--cache-dir", place / "features" / name),
+        *(["--reference-images", TINY_PICTURES] if options.tiny else ["--num-workers", 4]),
     )
-    found = place / "scores" / model / SCORES
-    if not parts.run(f"scores of {model}", options.scoring_seconds, words) or not found.is_file():
-        write_result(options.output_dir, kind="quality", name=model, ok=False)
+
+
+def keep_scores(options: argparse.Namespace, place: Path, name: str) -> bool:
+    """Write what was found; whether there is anything."""
+    found = place / "scores" / name / SCORES
+    if not found.is_file():
+        write_result(options.output_dir, kind="quality", name=name, ok=False)
         return False
-    shutil.copyfile(found, options.output_dir / model / SCORES)
+    shutil.copyfile(found, options.output_dir / name / SCORES)
     values = read_json(found, "score again")["scores"]
-    write_result(options.output_dir, kind="quality", name=model, ok=True, scores=values)
-    say(f"{model}: {values}")
+    write_result(options.output_dir, kind="quality", name=name, ok=True, scores=values)
+    say(f"{name}: {values}")
     return True
 
 

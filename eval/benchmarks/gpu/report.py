@@ -22,7 +22,7 @@ from d_emo.eval.benchmarks.side_by_side import known, peak_flops
 
 Line = dict[str, Any]
 OURS, PLAIN, THEIRS = "D-EMOv2", "D-EMOv2, plain PyTorch", "DiT"
-CHECKS = ("attention", "local", "network", "bench", "profile", "training", "quality")
+CHECKS = ("attention", "local", "network", "launch", "bench", "profile", "training", "quality")
 # What kernels are, by their names; the first that fits.
 KINDS = (
     ("optimizer", r"multi_tensor_apply|fused_adam"),
@@ -117,6 +117,18 @@ def operators_table(lines: Sequence[Line]) -> str:
     return table(["operator", "forward, ms", "backward, ms", "each tensor once, ms"], rows)
 
 
+def launches_table(lines: Sequence[Line]) -> str:
+    """Settings of the kernels' launches: milliseconds of all kernels forward and backward, and of each."""
+    rows = []
+    for line in of_kind(lines, "launch"):
+        if "kernels" in line:
+            each = ", ".join(
+                f"{name.strip('_').removesuffix('_kernel')} {ms:.3f}" for name, ms in line["kernels"].items()
+            )
+            rows.append([line["name"], f"{line['all_ms']:.3f}", each])
+    return table(["setting", "ms", "of them"], sorted(rows))
+
+
 def kind_of_kernel(name: str) -> str:
     """What a kernel is for, by its name."""
     return next((kind for kind, pattern in KINDS if re.search(pattern, name)), "others")
@@ -155,7 +167,7 @@ def read_losses(folder: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def losses_table(folder: Path) -> str:
-    """Losses at the steps that all curves have, the minutes that each took for them, and images a second."""
+    """Losses at the steps that all curves have, and the minutes that each took for them."""
     curves = read_losses(folder)
     if len(curves) < 2:
         return ""
@@ -166,9 +178,9 @@ def losses_table(folder: Path) -> str:
         row = [f"{step:,.0f}"]
         for rows in curves.values():
             line = next(line for line in rows if line["step"] == step)
-            row += [f"{line['loss']:.4f}", f"{line['seconds'] / 60:.2f}", f"{line['images_per_second']:,.0f}"]
+            row += [f"{line['loss']:.4f}", f"{line['seconds'] / 60:.2f}"]
         cells.append(row)
-    titles = [f"{name}: {what}" for name in curves for what in ("loss", "minutes", "images/s")]
+    titles = [f"{name}: {what}" for name in curves for what in ("loss", "minutes")]
     return table(["step", *titles], cells)
 
 
@@ -178,13 +190,15 @@ def plot_losses(folder: Path, path: Path) -> None:
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 2)
-    for name, rows in read_losses(folder).items():
+    curves = read_losses(folder)
+    for name, rows in curves.items():
         losses = [row["loss"] for row in rows]
         few = {"marker": "o", "linestyle": "none"} if len(rows) < 20 else {"linewidth": 1}
         axes[0].plot([row["step"] for row in rows], losses, **few, markersize=4, label=name)
         axes[1].plot([row["seconds"] / 60 for row in rows], losses, **few, markersize=4, label=name)
+    lowest = min(row["loss"] for rows in curves.values() for row in rows)
     for axis, label in zip(axes, ("step", "minutes of training"), strict=True):
-        axis.set(xlabel=label, ylabel="training loss", yscale="log", ylim=(0.17, 0.4))
+        axis.set(xlabel=label, ylabel="training loss", yscale="log", ylim=(0.97 * lowest, max(0.4, 1.1 * lowest)))
         axis.yaxis.set_major_formatter("{x:.2f}")
         axis.yaxis.set_minor_formatter("{x:.2f}")
         axis.grid(alpha=0.3, which="both")
@@ -226,7 +240,12 @@ def report(folder: Path) -> str:
         raise ValueError(f"{folder}: there is no {RESULTS}; name a folder that a run on a GPU filled.")
     lines = read_results(path)
     parts = [describe_machine(lines), checks(lines)]
-    for kind, tabulate in (("speed", speed_table), ("micro", operators_table), ("profile", profile_table)):
+    for kind, tabulate in (
+        ("speed", speed_table),
+        ("micro", operators_table),
+        ("launch", launches_table),
+        ("profile", profile_table),
+    ):
         if of_kind(lines, kind) and (kind != "profile" or any("top" in line for line in of_kind(lines, kind))):
             parts.append(tabulate(lines))
     parts += [f"{line['kind']}: {line}" for kind in ("training", "quality") for line in of_kind(lines, kind)]

@@ -40,6 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--lr-warmup-steps", type=whole_from(1), default=500)
     parser.add_argument("--ema-decay", type=AVERAGE_DECAY, default=0.9995)
     parser.add_argument("--cooldown", action="store_true", help="Let the learning rate fall to 0 at the end.")
+    parser.add_argument("--compile", action="store_true", help="Compile the blocks.")
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--weights-mb", type=finite_from(0), default=38.0, help="Of weights and moments that are left; 0: none."
@@ -75,6 +76,7 @@ def main(arguments: list[str]) -> None:
         average_decay=options.ema_decay,
         cooldown=options.cooldown,
         seed=options.seed,
+        compile=options.compile,
     )
     try:
         training = GraphTraining(recipe, pictures, options.output_dir, options.resume)

@@ -1,6 +1,7 @@
 """Sampling at scale: image i is image i, whatever the batch, the processes or the kills."""
 
 import json
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from helpers.pipelines import tiny_pipeline
 from helpers.processes import kill_when
 from safetensors.torch import save_file
 
+import d_emo
 from d_emo import (
     DEMOPipeline,
     FlowMatchEulerMaruyamaScheduler,
@@ -198,6 +200,17 @@ def test_the_manifest_says_everything_that_moves_the_number(tmp_path, accelerato
     assert len(manifest["transformer"]) == 64 and manifest["decoder"] is None
     assert {"torch", "diffusers", "d-emo"} <= set(manifest["versions"])
     assert isinstance(pipeline.scheduler, DDPMScheduler)  # the pipeline keeps its own
+
+
+def test_a_source_tree_on_the_path_draws_without_being_installed(tmp_path, accelerator, monkeypatch):
+    def version(name):
+        if name == "d-emo":
+            raise metadata.PackageNotFoundError(name)
+        return metadata.version(name)
+
+    monkeypatch.setattr("d_emo.common.versions.version", version)
+    draw(tiny_pipeline(), tmp_path, accelerator, num_images=2)
+    assert json.loads((tmp_path / "manifest.json").read_text())["versions"]["d-emo"] == d_emo.__version__
 
 
 def test_incomplete_samples_are_not_scored(tmp_path, accelerator, small_shards):

@@ -4,6 +4,7 @@ import itertools
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from d_emo.eval.benchmarks.gpu import (
     facts,
     first_run,
     kernel_checks,
+    launches,
     operators,
     pair,
     part,
@@ -204,6 +206,22 @@ def test_facts_operators_models_and_profiles_are_rehearsed(results, monkeypatch)
     assert "aten::" in (results.folder / "profile-D-EMOv2-N-8-none.txt").read_text()
 
 
+def test_a_setting_holds_while_it_is_tried_and_no_longer(results):
+    module, seen = SimpleNamespace(__name__="kernels", WARPS=4), []
+    found = launches.measured(results, module, {"WARPS": 8}, lambda: lambda: seen.append(module.WARPS))
+    assert found == {} and seen == [8] and module.WARPS == 4  # on a CPU nothing is measured
+    assert launches.told({"TILE": 8, "TILE_WARPS": 4}) == "TILE 8, TILE_WARPS 4"
+
+
+def test_the_settings_name_what_the_kernels_have_and_begin_with_it():
+    pytest.importorskip("triton")
+    from d_emo.kernels.triton import attention, local
+
+    for module, tried in ((attention, launches.ATTENTION), (local, launches.WALKS)):
+        assert tried[0] == {name: getattr(module, name) for name in tried[0]}
+    assert all(hasattr(local, name) for setting in launches.TILES for name in setting)
+
+
 def test_models_that_no_time_is_left_for_are_named(tmp_path):
     results = Results(tmp_path, tiny=True, seconds=0)
     beside_dit.run(results)
@@ -232,7 +250,7 @@ def test_a_part_that_has_hardly_time_is_told_so(tmp_path, monkeypatch):
         (train, ["--output-dir", "x", "--data", "none.parquet"], "--data none.parquet: there is no such file"),
         (train, ["--output-dir", "x", "--data", __file__, "--ema-decay", "1"], "1 is not a number from 0 and below 1"),
         (pair, ["--output-dir", "x", "--data", __file__, "--seconds", "110"], "--seconds 110 leaves nothing to train"),
-        (quality, ["--output-dir", "x", "--data", __file__, "--models", "a", "a"], "--models a a: name two"),
+        (quality, ["--output-dir", "x", "--data", __file__, "--models", "a", "a"], "--models a a: name each once"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(command, arguments, message, capsys):
@@ -248,7 +266,7 @@ def test_the_whole_first_run_is_rehearsed(tmp_path, picture_table):
     found = read_results(tmp_path / RESULTS)
     wrong = [line for line in found if not line.get("ok", True)]
     assert not wrong
-    assert {"facts", "attention", "local", "network", "micro", "speed", "profile", "training"} <= {
+    assert {"facts", "attention", "local", "network", "launch", "micro", "speed", "profile", "training"} <= {
         line["kind"] for line in found
     }
     assert (tmp_path / first_run.TRAINING_LOG).is_file() and "| case |" in (tmp_path / "summary.md").read_text()

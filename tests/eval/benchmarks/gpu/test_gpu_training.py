@@ -204,6 +204,28 @@ def test_a_pair_is_rehearsed(tmp_path, picture_table):
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) <= 8
 
 
+def test_quality_trains_every_model_at_every_rate():
+    words = ["--data", __file__, "--output-dir", "x", "--cooldown", "--compile"]
+    one, two = (quality.recipes(quality.parse([*words, *more])) for more in ((), ("--learning-rate", "1e-3", "2e-3")))
+    assert [*one] == ["D-EMOv2-Ti-2", "DiT-Ti-2"]
+    assert {name: (recipe.model, recipe.learning_rate) for name, recipe in two.items()} == {
+        "D-EMOv2-Ti-2-0.001": ("D-EMOv2-Ti-2", 1e-3),
+        "D-EMOv2-Ti-2-0.002": ("D-EMOv2-Ti-2", 2e-3),
+        "DiT-Ti-2-0.001": ("DiT-Ti-2", 1e-3),
+        "DiT-Ti-2-0.002": ("DiT-Ti-2", 2e-3),
+    }
+    assert all(recipe.cooldown and recipe.compile for recipe in two.values())
+
+
+def test_compiled_blocks_train_as_the_others(pictures, tmp_path):
+    fast = dataclasses.replace(RECIPE, learning_rate=0.05, warmup=1)
+    for name in (False, True):
+        GraphTraining(dataclasses.replace(fast, compile=name), pictures, tmp_path / str(name)).train(300, steps=4)
+    plain, compiled = (losses(tmp_path / name) for name in ("False", "True"))
+    assert [loss for _, loss in compiled] == pytest.approx([loss for _, loss in plain], abs=1e-4)
+    assert plain[0] != plain[1]
+
+
 @pytest.mark.slow
 def test_quality_is_rehearsed(tmp_path, picture_table):
     words = ["--tiny", "--data", str(picture_table), "--output-dir", str(tmp_path), "--turns", "2"]
