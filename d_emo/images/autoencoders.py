@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -68,9 +68,10 @@ class LatentSpace:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     measured_on: str = ""
+    ranges: ClassVar[Table] = RANGES
 
     def __post_init__(self):
-        for name, value in take("", vars(self), RANGES).items():
+        for name, value in take("", vars(self), self.ranges).items():
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         if not isinstance(self.measured_on, str):
             raise ValueError(f"measured_on={shown(self.measured_on)} is not the name of a data set.")
@@ -244,14 +245,14 @@ def _sides(vae: Any, taken: str, given: str) -> tuple[int, int]:
     return int(vae.config[taken]), int(vae.config[given] or vae.decoder_image_size)
 
 
-def space_of(stored: Mapping[str, Any]) -> LatentSpace:
-    """A description as `dataclasses.asdict` and JSON keep it.
+def space_of(stored: Mapping[str, Any], kind: type[LatentSpace] = LatentSpace) -> LatentSpace:
+    """A description of a kind of latents, as `dataclasses.asdict` and JSON keep it.
 
     Raises:
         ValueError: it is none.
     """
     try:
-        return LatentSpace(**stored)
+        return kind(**stored)
     except TypeError as error:
         reason = first_line(error).rpartition("() ")[2] if isinstance(stored, Mapping) else "it is no table"
         raise ValueError(

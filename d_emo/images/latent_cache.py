@@ -28,6 +28,7 @@ from d_emo.common.files import file_digest, remove, write_json, written_whole
 from d_emo.common.messages import describe_os_error, first_line
 from d_emo.common.output import Progress
 from d_emo.common.shards import SLOW_CHECK_BYTES
+from d_emo.images.autoencoders import LatentSpace
 from d_emo.images.latent_manifest import (
     AGAIN,
     LABELS,
@@ -179,6 +180,10 @@ def _replaced_images(path: Path, manifest: CacheManifest) -> dict[int, int]:
 class LatentCache:
     """Reads a complete folder of latents by index.
 
+    Args:
+        folder: of latents.
+        kind: of latents.
+
     Attributes:
         manifest: what it holds.
         statistics: of its latents, where they were measured.
@@ -189,9 +194,9 @@ class LatentCache:
             from `read`, in folders of more than `FULL_CHECK_BYTES`.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, kind: type[LatentSpace] = LatentSpace):
         self.folder = folder = checks.path_named(folder, "folder")
-        self.manifest = read_cache_manifest(folder)
+        self.manifest = read_cache_manifest(folder, kind)
         self.statistics = statistics_of(folder, self.manifest)
         self.labels = _read_labels(folder, self.manifest)
         self.files = shard_folder(folder, self.manifest)

@@ -145,7 +145,7 @@ def begun_manifest(folder: Path, manifest: CacheManifest) -> CacheManifest | Non
     refuse_other_content(folder)
     if not (folder / MANIFEST).is_file():
         return None
-    begun = read_cache_manifest(folder)
+    begun = read_cache_manifest(folder, type(manifest.latent_space))
     free = ("vae", "source", "labels_digest", "latent_space")
     changed = differences(asdict(begun), asdict(manifest), free) + begun.other_latents(manifest.latent_space)
     if changed:
@@ -166,8 +166,8 @@ def refuse_other_content(folder: Path) -> None:
         raise LatentCacheError(f"{folder} is not empty and holds no latents; choose another folder.")
 
 
-def read_cache_manifest(folder: Path) -> CacheManifest:
-    """What a folder holds.
+def read_cache_manifest(folder: Path, kind: type[LatentSpace] = LatentSpace) -> CacheManifest:
+    """What a folder of a kind of latents holds.
 
     Raises:
         LatentCacheError: there is no manifest, or it is damaged.
@@ -186,7 +186,7 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
     written = {"decode_version": 1, **content}  # older folders do not say it
     try:
         shape = tuple(written["shape"])
-        manifest = CacheManifest(**{**_with_space(written), "shape": shape})
+        manifest = CacheManifest(**{**_with_space(written, kind), "shape": shape})
     except (ValueError, TypeError, KeyError) as error:
         raise LatentCacheError(f"{folder / MANIFEST} is damaged ({first_line(error)}); {ELSEWHERE}.") from error
     if manifest.decode_version != DECODE_VERSION:
@@ -222,11 +222,11 @@ def reason_of(message: str) -> str:
     return message.removesuffix(f"{AGAIN}.").rstrip("; ")
 
 
-def _with_space(written: Mapping[str, Any]) -> dict[str, Any]:
+def _with_space(written: Mapping[str, Any], kind: type[LatentSpace]) -> dict[str, Any]:
     """A manifest's fields with the description of its latents, also where it has the factors of before instead."""
     fields = {name: value for name, value in written.items() if name not in FACTORS}
     if "latent_space" in fields:
-        return {**fields, "latent_space": space_of(fields["latent_space"])}
+        return {**fields, "latent_space": space_of(fields["latent_space"], kind)}
     checked = take("", written, {**FACTORS, "shape": NUMBERS["shape"], "resolution": NUMBERS["resolution"]})
     channels, height, _ = checked["shape"]
     space = LatentSpace(

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from d_emo.images.decode import UnreadableImageError, to_tensor
+from d_emo.images.features import StoredTeacher
 from d_emo.images.source import ImageSource, LabelledSource
 from d_emo.train.data import stream
 
@@ -40,6 +41,7 @@ class Batch:
         bad_images: messages of the images that could not be read and were replaced.
         place: where a stream was after this batch.
         draws: random numbers of its samples by purpose, where they were drawn beforehand.
+        features: (B, h, w, T), what a vision model said of the images, where that is kept with their latents.
     """
 
     images: Any
@@ -48,10 +50,12 @@ class Batch:
     bad_images: list[str]
     place: StreamPlace | None = None
     draws: dict[str, torch.Tensor] = field(default_factory=dict)
+    features: torch.Tensor | None = None
 
     def pin_memory(self) -> "Batch":
         """The batch in memory that a GPU copies from by itself; PyTorch's loaders ask for it by this name."""
-        return replace(self, images=_pinned(self.images), labels=_pinned(self.labels), draws=_pinned(self.draws))
+        found = {name: _pinned(getattr(self, name)) for name in ("images", "labels", "draws", "features")}
+        return replace(self, **found)
 
 
 def _pinned(value: Any) -> Any:
@@ -164,31 +168,42 @@ class TrainingImages(TrainingSamples):
 
 
 class TrainingLatents(Dataset):
-    """Reads `(position, index)` pairs: posteriors of encoded images, mirrored where the position says so."""
+    """Reads `(position, index)` pairs: posteriors of encoded images, mirrored where the position says so.
 
-    def __init__(self, source: ImageSource, flip: bool, seed: int):
+    With a teacher its features of the image are the second half of a sample's data.
+    """
+
+    def __init__(self, source: ImageSource, flip: bool, seed: int, teacher: StoredTeacher | None = None):
         assert source.latents is not None
         self.latents = source.latents
         self.labels = source.labels
         self.flip = flip
         self.seed = seed
+        self.teacher = teacher
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, index = key
-        data = self.latents.read(index, self.flip and stream.flips(self.seed, position))
+        flipped = self.flip and stream.flips(self.seed, position)
+        data: Any = self.latents.read(index, flipped)
+        if self.teacher is not None:
+            data = data, self.teacher.read(index, flipped)
         return data, int(self.labels[index]), position, []
 
 
 def collate(samples: Sequence[Sample], place: StreamPlace | None = None) -> Batch:
     """Stack samples into a `Batch`."""
     images, labels, positions, bad_images = zip(*samples, strict=True)
+    features = None
+    if isinstance(images[0], tuple):
+        images, features = zip(*images, strict=True)
     return Batch(
         images=torch.stack(images),
         labels=torch.stack(labels) if isinstance(labels[0], torch.Tensor) else torch.tensor(labels),
         positions=list(positions),
         bad_images=[message for messages in bad_images for message in messages],
         place=place,
+        features=None if features is None else torch.stack(features),
     )

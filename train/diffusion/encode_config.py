@@ -29,6 +29,11 @@ class EncodeOptions:
         "Measure mean and deviation a channel of all latents, for autoencoders without their own; training normalises "
         "by them. On a finished folder nothing is encoded anew.",
     )
+    align: str | None = option(
+        None,
+        "Keep this vision model's features of every image, too, for the trainer's --align: a folder or Hub id of "
+        "transformers, a packaged model, or timm:NAME. On a finished folder only these are added.",
+    )
     dry_run: bool = option(False, "Print what would be encoded, its size and memory, and stop.")
 
     def __post_init__(self):

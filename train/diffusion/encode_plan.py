@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,27 @@ def held_by_encoding(vae: Any, images: tuple[int, ...], device: torch.device) ->
         return held_at_most(lambda: vae.encode(torch.empty(images, dtype=vae.dtype)))
 
 
-def check_room(manifest: CacheManifest, folder: Path) -> None:
-    """Refuse to begin what the disk does not take.
+def describe_features(manifest: CacheManifest) -> str:
+    """What a vision model's features take, for people."""
+    size = readable_size(manifest.count * manifest.image_bytes)
+    channels, rows, columns = manifest.shape
+    return f"of {manifest.vae}, {channels:,} of {rows} x {columns} places, {size} in {manifest.dtype}"
+
+
+def check_room(manifests: Mapping[Path, CacheManifest], folder: Path) -> None:
+    """Refuse to begin what the disk of `folder` does not take.
+
+    Args:
+        manifests: by folders, all of them in `folder`.
+        folder: --output-dir.
 
     Raises:
         ValueError: it has too little room for what is not there yet.
     """
-    needed, free = room(manifest, folder)
+    found = [room(manifest, place) for place, manifest in manifests.items()]
+    needed, free = sum(needed for needed, _ in found), found[0][1]
     if needed > free:
-        half = ", or halve it with --dtype float16" if manifest.dtype == "float32" else ""
+        half = ", or halve it with --dtype float16" if manifests[folder].dtype == "float32" else ""
         raise ValueError(
             f"--output-dir {folder}: the latents that are not there yet take {readable_size(needed)}, "
             f"{readable_size(free)} are free; make room, or choose another disk{half}."

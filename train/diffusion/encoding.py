@@ -3,10 +3,9 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +20,18 @@ from d_emo.common.processes import agreed, keep_freed_memory, leave_interrupts, 
 from d_emo.images import latent_cache, latent_manifest
 from d_emo.images.autoencoders import doubtful_scale, latent_space
 from d_emo.images.decode import UnreadableImageError
+from d_emo.images.features import FEATURES, features_manifest
 from d_emo.images.latents import encode_posterior
 from d_emo.train.data.batches import Pixels, TrainingImages
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import check_output, load_source
 from d_emo.train.diffusion.config import AUTO_VAE
 from d_emo.train.diffusion.encode_config import EncodeConfig, EncodeOptions
-from d_emo.train.diffusion.encode_plan import check_room, describe_encoding
+from d_emo.train.diffusion.encode_plan import check_room, describe_encoding, describe_features
 from d_emo.train.diffusion.latent_spaces import resolution_of, side_of
 from d_emo.train.diffusion.measuring import discard_statistics, measure
 from d_emo.train.diffusion.plan import COLORS, load_vae
+from d_emo.train.diffusion.teacher import Teacher
 
 
 class _Images(Dataset):
@@ -89,12 +90,18 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         latent_space=space,
         shard_size=options.shard_size,
     )
-    agreed(accelerator, lambda: latent_manifest.begun_manifest(folder, manifest))
+    outputs = [Output(folder, manifest, lambda view: encode_posterior(vae, view), f"--vae {named}: its latents")]
+    if options.align is not None:
+        outputs.append(features_output(options.align, manifest, folder, accelerator))
+    for output in outputs:
+        agreed(accelerator, functools.partial(latent_manifest.begun_manifest, output.folder, output.manifest))
     if accelerator.is_main_process:
         say(describe_encoding(manifest, folder, vae, (options.batch_size, source.channels), accelerator))
+        for output in outputs[1:]:
+            say(f"  {'features':<10} {describe_features(output.manifest)}")
         if not options.statistics and (doubt := doubtful_scale(vae)):
             say(f"  note       {doubt}.")
-    agreed(accelerator, lambda: check_room(manifest, folder))
+    agreed(accelerator, lambda: check_room({output.folder: output.manifest for output in outputs}, folder))
     images = _Images(TrainingImages(source, Pixels(source.channels, resolution, flip=False, seed=0)), data.on_bad_image)
     workers = loader_processes(data.num_workers, source.num_workers)
     if accelerator.device.type == "cpu":
@@ -104,45 +111,82 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
             stack.enter_context(output_folder(folder))
         if options.dry_run:
             return
+        vae.to(accelerator.device)
+        for output in outputs:
+            if accelerator.is_main_process:
+                latent_manifest.claim_latents(output.folder, output.manifest, source.labels)
+            accelerator.wait_for_everyone()
+            discard_damaged(output, accelerator)
+            discarded = output.folder == folder and discard_statistics(folder, manifest, accelerator)
+            accelerator.wait_for_everyone()
+            write_missing(output, images, accelerator, options.batch_size, workers)
+            accelerator.wait_for_everyone()
+            if output.folder == folder and (options.statistics or discarded):
+                measure(folder, manifest, accelerator)
         if accelerator.is_main_process:
-            latent_manifest.claim_latents(folder, manifest, source.labels)
-        accelerator.wait_for_everyone()
-        discard_damaged(folder, accelerator)
-        discarded = discard_statistics(folder, manifest, accelerator)
-        accelerator.wait_for_everyone()
-        write_missing(manifest, folder, images, vae.to(accelerator.device), accelerator, options.batch_size, workers)
-        accelerator.wait_for_everyone()
-        if options.statistics or discarded:
-            measure(folder, manifest, accelerator)
-        if accelerator.is_main_process:
-            latent_cache.LatentCache(folder)  # complete, and every file as it was written
+            for output in outputs:  # complete, and every file as it was written
+                latent_cache.LatentCache(output.folder, type(output.manifest.latent_space))
             say(f"{manifest.count:,} images in {folder}; train with --latents {folder}")
 
 
-def discard_damaged(folder: Path, accelerator: Accelerator) -> None:
-    """Delete files that are not as they were written, each process its share, so that they are encoded again."""
-    manifest = latent_manifest.read_cache_manifest(folder)
+@dataclass(frozen=True)
+class Output:
+    """Something that is made of every image and kept.
+
+    Attributes:
+        folder: that it is written into.
+        manifest: of that folder.
+        encode: images (B, channels, side, side) in [-1, 1] -> (B, M, C, h, w).
+        told: what it is, for the message that it is not finite.
+        done: what was done with images, for people.
+    """
+
+    folder: Path
+    manifest: latent_manifest.CacheManifest
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    told: str
+    done: str = "encoded"
+
+
+def features_output(
+    name: str, latents: latent_manifest.CacheManifest, folder: Path, accelerator: Accelerator
+) -> Output:
+    """A vision model's features. Of networks in stages those that suit tokens of 2 x 2 latent pixels.
+
+    Raises:
+        ValueError: it does not load, or its features are no grid.
+    """
+    side = max(1, latents.shape[-1] // 2)
+    teacher = Teacher(name, (side, side)).to(accelerator.device)
+    try:
+        manifest = features_manifest(latents, name, teacher.digest, teacher.side, teacher.shape)
+    except ValueError as error:
+        raise ValueError(f"--align {name}: {error}.") from error
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        return teacher.features(images).float().permute(0, 3, 1, 2)[:, None]
+
+    return Output(folder / FEATURES, manifest, encode, f"--align {name}: its features", "looked at")
+
+
+def discard_damaged(output: Output, accelerator: Accelerator) -> None:
+    """Delete files that are not as they were written, each process its share, so that they are made again."""
+    folder = output.folder
+    manifest = latent_manifest.read_cache_manifest(folder, type(output.manifest.latent_space))
     check = functools.partial(latent_cache.check_latents, folder, manifest)
     files = latent_manifest.shard_folder(folder, manifest)
     for reason in files.discard_damaged(check, accelerator.process_index, accelerator.num_processes):
         say(f"encoded again: {latent_manifest.reason_of(reason)}")
 
 
-def write_missing(
-    manifest: latent_manifest.CacheManifest,
-    folder: Path,
-    images: _Images,
-    vae: Any,
-    accelerator: Accelerator,
-    batch_size: int,
-    num_workers: int,
-) -> None:
-    """Encode the files that are not there.
+def write_missing(output: Output, images: _Images, accelerator: Accelerator, batch_size: int, num_workers: int) -> None:
+    """Make the files that are not there.
 
     Raises:
-        ValueError: the VAE makes NaN or infinite latents of an image.
+        ValueError: what is made of an image is NaN or infinite.
     """
-    files = latent_manifest.shard_folder(folder, manifest)
+    manifest = output.manifest
+    files = latent_manifest.shard_folder(output.folder, manifest)
     missing = files.missing()
     accelerator.wait_for_everyone()  # everyone has seen what is missing before anyone adds to it
     mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -155,7 +199,7 @@ def write_missing(
         collate_fn=list,
         worker_init_fn=leave_interrupts,
     )
-    rows = _encoded_rows(loader, vae, manifest, accelerator.device)
+    rows = _encoded_rows(loader, output, accelerator.device)
     started, done = time.perf_counter(), manifest.count - sum(map(len, missing))
     with Progress(manifest.count, "image", "encoding", done=done, shown=accelerator.is_main_process) as progress:
         for shard in mine:
@@ -164,8 +208,8 @@ def write_missing(
                 posteriors[row], used = next(rows)
                 if not np.isfinite(posteriors[row]).all():
                     raise ValueError(
-                        f"--vae {manifest.vae}: its latents of image {used} are NaN or infinite; use a VAE whose "
-                        "weights are whole and whose range suffices."
+                        f"{output.told} of image {used} are NaN or infinite; use a model whose weights are whole and "
+                        "whose range suffices."
                     )
                 if used != index:
                     replaced[index] = used
@@ -173,20 +217,18 @@ def write_missing(
             latent_cache.write_latents(files.path(shard), posteriors, replaced)
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))
-        say(f"encoded {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
+        say(f"{output.done} {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
 
 
-def _encoded_rows(
-    loader: DataLoader, vae: Any, manifest: latent_manifest.CacheManifest, device: torch.device
-) -> Iterator[tuple[np.ndarray, int]]:
+def _encoded_rows(loader: DataLoader, output: Output, device: torch.device) -> Iterator[tuple[np.ndarray, int]]:
     """(flips, M, C, h, w) of each image in turn, and the index of the image that it is of."""
     for samples in loader:
         for _, _, messages in samples:
             for message in messages:
                 say(f"skipped: {message}")
         pixels = torch.stack([sample[0] for sample in samples]).to(device)  # (B, channels, side, side)
-        views = [pixels, pixels.flip(-1)][: manifest.flips]
-        posteriors = torch.stack([encode_posterior(vae, view) for view in views], dim=1)
-        limit = float(np.finfo(manifest.dtype).max)
-        rows = posteriors.clamp(-limit, limit).cpu().numpy().astype(manifest.dtype)
+        views = [pixels, pixels.flip(-1)][: output.manifest.flips]
+        posteriors = torch.stack([output.encode(view) for view in views], dim=1)
+        limit = float(np.finfo(output.manifest.dtype).max)
+        rows = posteriors.clamp(-limit, limit).cpu().numpy().astype(output.manifest.dtype)
         yield from zip(rows, (sample[1] for sample in samples), strict=True)

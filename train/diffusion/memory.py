@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from d_emo.common.messages import readable_size
+from d_emo.images.features import StoredTeacher
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.train.diffusion.encode_plan import held_by_encoding
 from d_emo.train.diffusion.teacher import Teacher
@@ -42,7 +43,7 @@ class DiffusionStep:
     micro_batch: int
     vae: Any
     images: tuple[int, int, int, int] | None
-    teacher: Teacher | None = None
+    teacher: Teacher | StoredTeacher | None = None
     features_after: int | None = None
 
     def memory(self, checkpointing: bool) -> TrainingMemory:
@@ -61,9 +62,9 @@ class DiffusionStep:
             encoder=0 if self.vae is None else size_of(self.vae.state_dict()),
             encoding=max(
                 0 if self.images is None else held_by_encoding(self.vae, self.images, self.launch.device),
-                0 if self.teacher is None else self.teacher.held(self.micro_batch, self.launch.device),
+                self.teacher.held(self.micro_batch, self.launch.device) if isinstance(self.teacher, Teacher) else 0,
             ),
-            teacher=0 if self.teacher is None else size_of(self.teacher.network.state_dict()),
+            teacher=size_of(self.teacher.network.state_dict()) if isinstance(self.teacher, Teacher) else 0,
         )
 
     def describe(self, checkpointing: bool) -> str:

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from d_emo.common.digests import weights_digest
 from d_emo.eval.fid.references import check_reference
 from d_emo.images.autoencoders import LatentSpace, doubtful_scale, open_vae
+from d_emo.images.features import StoredTeacher
+from d_emo.images.latent_cache import LatentCache
 from d_emo.images.source import ImageSource
 from d_emo.kernels import backend_report
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
@@ -107,14 +109,21 @@ class Plan:
         )
 
     @functools.cached_property
-    def teacher(self) -> Teacher | None:
-        """What the network is aligned with, on the processor."""
+    def teacher(self) -> Teacher | StoredTeacher | None:
+        """What the network is aligned with, on the processor, or its features beside the latents."""
         name, (_, height, width) = self.config.recipe.align, self.latent_shape
         if name is None:
             return None
+        if isinstance(self.source.latents, LatentCache):
+            return StoredTeacher(name, self.source.latents)
         with torch.device("meta"):
             patch = self.build_model().config.patch_size
         return Teacher(name, (height // patch, width // patch))
+
+    @property
+    def stored_teacher(self) -> StoredTeacher | None:
+        """Whose features are read with the latents."""
+        return self.teacher if isinstance(self.teacher, StoredTeacher) else None
 
     @property
     def model_name(self) -> str:
@@ -186,7 +195,7 @@ class Plan:
         }
         return "\n".join(f"  {name:<10} {value}" for name, value in lines.items())
 
-    def _alignment(self, teacher: Teacher) -> str:
+    def _alignment(self, teacher: Teacher | StoredTeacher) -> str:
         """What the plan says of alignment."""
         options = self.config.recipe
         return f"with {teacher.describe()}, after block {options.align_block}, weight {options.align_weight:g}"
@@ -239,7 +248,7 @@ class Plan:
 
         def time() -> str:
             encoding = 0 if encoded is None else macs_of_encoding(self.vae, encoded[1:], self.launch.device)
-            encoding += 0 if self.teacher is None else self.teacher.macs(self.launch.device)
+            encoding += self.teacher.macs(self.launch.device) if isinstance(self.teacher, Teacher) else 0
             encoding += 2 * macs if self.model_config["end_block"] is not None else 0  # answers to a flow map's jumps
             return time_of_training(macs, images, self.launch, encoding)
 

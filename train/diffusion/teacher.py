@@ -48,15 +48,16 @@ class Teacher:
             with torch.no_grad():
                 output = self._answer(torch.zeros(1, 3, self.side, self.side))
                 self._stage = _stage_of(output, grid)
-                self.shape = tuple(self._grid(output).shape[1:])
+                rows, columns, channels = self._grid(output).shape[1:]
         except LOADING_ERRORS as error:
             raise ValueError(f"--align {name} does not load ({first_line(error)}).") from error
-        if self.shape[0] * self.shape[1] < 2:
+        self.shape = rows, columns, channels
+        if rows * columns < 2:
             raise ValueError(
                 f"--align {name}: it says one thing of a whole image of {self.side} pixels, and alignment is about "
                 "where things are; choose a model with finer features."
             )
-        self.digest = weights_digest(self.network)
+        self.digest = str(weights_digest(self.network))
 
     def describe(self) -> str:
         """For people."""

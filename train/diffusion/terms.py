@@ -145,12 +145,6 @@ def check_terms(options: RecipeOptions, source: ImageSource, micro_batch: int, d
         require(not weight or micro_batch > 1, name, weight, rule)
     for name, block in options.blocks_looked_after().items():
         require(block <= depth, name, block, f"the network has {depth} blocks")
-    require(
-        options.align is None or source.latents is None,
-        "align",
-        options.align,
-        "it looks at images, of which encoded latents hold none; train on the images, with --vae",
-    )
 
 
 def make_terms(options: RecipeOptions, objective: Objective, guide_block: int | None, null_label: int) -> list[Term]:

@@ -26,6 +26,7 @@ from d_emo.train.diffusion.optimizer import make_lr_schedule, make_optimizer
 from d_emo.train.diffusion.plan import Plan, make_pipeline, make_plan, output_dir
 from d_emo.train.diffusion.run import Run
 from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
+from d_emo.train.diffusion.teacher import Teacher
 from d_emo.train.diffusion.terms import Drawn, depth_of_features
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
 from d_emo.train.engine.followed import load_followed, write_followed
@@ -73,7 +74,7 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         model.enable_gradient_checkpointing()
     if plan.vae is not None:
         plan.vae.to(accelerator.device)
-    if plan.teacher is not None:
+    if isinstance(plan.teacher, Teacher):
         plan.teacher.to(accelerator.device)
     optimizer = make_optimizer(model, config.optimization)
     compile_model = (lambda: model.compile_repeated_blocks(fullgraph=True)) if config.model.compile else None
@@ -158,7 +159,9 @@ def train(run: Run, claim: start.Claim) -> int:
 def make_loader(run: Run) -> Iterable[Batch]:
     """The rest of the run's batches."""
     plan, seed = run.plan, run.plan.config.run.seed
-    latents = None if plan.source.latents is None else TrainingLatents(plan.source, plan.flip, seed)
+    latents = (
+        None if plan.source.latents is None else TrainingLatents(plan.source, plan.flip, seed, plan.stored_teacher)
+    )
     batches = loader.make_loader(run, Pixels(plan.source.channels, plan.resolution, plan.flip, seed), latents)
     return prefetched(iter(batches), run.draws.ready)
 
@@ -167,8 +170,8 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     """Mean loss of a micro batch; every random number is a function of (seed, position)."""
     plan, device = run.plan, run.accelerator.device
     data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
-    wanted = None
-    if plan.teacher is not None:
+    wanted = None if batch.features is None else batch.features.to(device, non_blocking=True)  # (B, h', w', T)
+    if isinstance(plan.teacher, Teacher):
         with run.accelerator.autocast():
             wanted = plan.teacher.features(data)  # before the network's pass holds its activations
     drawn = batch.draws or run.draws.of(batch.positions)
