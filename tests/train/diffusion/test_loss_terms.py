@@ -11,9 +11,11 @@ from helpers.paths import ROOT
 from helpers.training import TINY, assert_two_processes_train_as_one, train_in_parts
 
 from d_emo.models.transformer_base import ClassConditionalOutput
+from d_emo.schedulers.flow_paths import path_point
 from d_emo.train.data.sources import load_source
 from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import parse_config
+from d_emo.train.diffusion.objectives import min_snr_weight
 from d_emo.train.diffusion.plan import make_plan
 from d_emo.train.diffusion.terms import ContrastiveTerm, DispersiveTerm, Drawn
 
@@ -159,6 +161,24 @@ def test_min_snr_makes_every_flows_loss_that_of_the_data_by_min_snr(path, predic
     snr = (alpha(s) / sigma(s)) ** 2
     expected = snr.clamp(max=5) * error.square().flatten(1).mean(1)
     torch.testing.assert_close(found.double(), expected, rtol=2e-4, atol=1e-6)  # float32 near the ends of a path
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp", "vp"])
+def test_min_snr_weights_are_the_formula_in_double_precision(path):
+    """What an error of the data is of each prediction, squared, times its weight: min(SNR, 5)."""
+    s = torch.linspace(0.01, 0.99, 50, dtype=torch.float64, requires_grad=True)
+    alpha = {"linear": 1 - s, "gvp": (math.pi / 2 * s).cos(), "vp": (-0.25 * s**2 * 19.9 - 0.05 * s).exp()}[path]
+    sigma = s if path == "linear" else (1 - alpha**2).sqrt()
+    rates = [torch.autograd.grad(value.sum(), s, retain_graph=True)[0] for value in (alpha, sigma)]
+    alpha, sigma = alpha.detach(), sigma.detach()
+    errors = {"epsilon": alpha / sigma, "flow_prediction": rates[0] - rates[1] * alpha / sigma}
+    if path == "linear":
+        errors["sample"] = 1 / sigma.clamp(min=0.05)
+    wanted = (alpha / sigma).square().clamp(max=5)
+    point = path_point(path, s.detach())
+    for kind, error in errors.items():
+        found = min_snr_weight(kind, point, 5.0) * error.square()
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
