@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -36,13 +37,37 @@ def generator(seed: int, purpose: Purpose, position: int) -> np.random.Generator
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
+class _Own(threading.local):
+    """A thread's generator, and its state as it is set."""
+
+    def __init__(self) -> None:
+        self.bits = np.random.Philox(key=0)
+        self.generator = np.random.Generator(self.bits)
+        self.state = self.bits.state
+
+
+_own = _Own()
+
+
+def _at(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
+    """What `generator` gives, until this thread's next call: one generator, put there in place of a new one.
+
+    Making hundreds of them a batch holds Python's lock for milliseconds, in which nothing is launched on a GPU.
+    """
+    inner = _own.state["state"]
+    inner["key"][:] = seed, PURPOSES[purpose]
+    inner["counter"][:] = 0, 0, 0, position
+    _own.bits.state = _own.state
+    return _own.generator
+
+
 def normal(seed: int, purpose: Purpose, positions: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
     """Standard-normal float32 tensor of (len(positions), *shape)."""
     rows = np.empty((len(positions), math.prod(shape)), dtype=np.float32)
 
     def fill(first: int) -> None:
         for row in range(first, min(first + TOGETHER, len(rows))):
-            generator(seed, purpose, positions[row]).standard_normal(dtype=np.float32, out=rows[row])
+            _at(seed, purpose, positions[row]).standard_normal(dtype=np.float32, out=rows[row])
 
     # NumPy lets other threads run while it fills a row.
     list(_threads().map(fill, range(0, len(rows), TOGETHER)))
@@ -75,19 +100,19 @@ if hasattr(os, "register_at_fork"):
 
 def uniform(seed: int, purpose: Purpose, positions: Sequence[int]) -> torch.Tensor:
     """Uniform float32 tensor of (len(positions),) in [0, 1)."""
-    draws = [generator(seed, purpose, p).random(dtype=np.float32) for p in positions]
+    draws = [_at(seed, purpose, p).random(dtype=np.float32) for p in positions]
     return torch.tensor(draws, dtype=torch.float32)
 
 
 def choices(seed: int, purpose: Purpose, positions: Sequence[int], shape: Sequence[int], count: int) -> torch.Tensor:
     """Whole numbers below `count`, evenly: (len(positions), *shape), of one byte."""
-    rows = [generator(seed, purpose, position).integers(0, count, shape, dtype=np.uint8) for position in positions]
+    rows = [_at(seed, purpose, position).integers(0, count, shape, dtype=np.uint8) for position in positions]
     return torch.from_numpy(np.stack(rows))
 
 
 def flips(seed: int, position: int) -> bool:
     """Whether the image at a position is mirrored."""
-    return bool(generator(seed, "flip", position).random() < 0.5)
+    return bool(_at(seed, "flip", position).random() < 0.5)
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):

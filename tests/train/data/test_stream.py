@@ -1,6 +1,7 @@
 """Order and randomness as functions of the position."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -51,6 +52,20 @@ def test_draws_depend_on_position_purpose_and_seed_only(normal):
     assert not torch.equal(draws[0], draws[1])
     assert not torch.equal(draws, normal(1, "noise", [5, 6], (3, 4)))
     assert not torch.equal(draws, normal(0, "vae", [5, 6], (3, 4)))
+
+
+@pytest.mark.parametrize("purpose", list(stream.PURPOSES))
+def test_a_generator_that_is_put_somewhere_is_a_new_one_there(purpose):
+    kinds = (
+        lambda random: random.standard_normal(5, dtype=np.float32),
+        lambda random: random.random(3, dtype=np.float32),
+        lambda random: random.integers(0, 4, (3, 3), dtype=np.uint8),  # leaves half a number over
+        lambda random: random.random(2),
+    )
+    for seed, position in itertools.product((0, 3, 2**63 + 5), (0, 1, 255, 2**40 + 3, 2**63 + 1)):
+        for draw in kinds:
+            put, made = stream._at(seed, purpose, position), stream.generator(seed, purpose, position)
+            np.testing.assert_array_equal(draw(put), draw(made))
 
 
 def test_threads_draw_what_one_generator_a_position_draws():
