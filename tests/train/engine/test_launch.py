@@ -1,6 +1,9 @@
 """The launch configurations that ship: Accelerate reads them, and they say what they claim."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
@@ -8,6 +11,8 @@ from helpers.paths import ROOT
 from helpers.training import TINY, run_here
 
 from d_emo.common.processes import LaunchError, start_processes
+from d_emo.train.engine import start
+from d_emo.train.engine.options import RunOptions
 
 CONFIGS = ROOT / "train" / "configs" / "accelerate"
 
@@ -47,3 +52,25 @@ def test_what_is_not_supported_is_refused_with_what_is(monkeypatch, tmp_path, ca
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(LaunchError, match="FSDP version 1 is not supported; set fsdp_version: 2"):
         start_processes()
+
+
+@pytest.mark.parametrize(
+    ("device", "mixed_precision", "matmul", "told"),
+    [
+        ("cpu", "no", "highest", ""),
+        ("cuda", "no", "high", "float32, products in TF32; --mixed-precision bf16 is"),
+        ("cuda", "bf16", "high", "products in bfloat16 (autocast)"),
+    ],
+)
+def test_a_gpu_computes_in_what_the_plan_says(monkeypatch, tmp_path, device, mixed_precision, matmul, told):
+    made = SimpleNamespace(device=torch.device(device), mixed_precision=mixed_precision)
+    monkeypatch.setattr(start, "start_processes", lambda *_, **__: made)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    before = torch.get_float32_matmul_precision()
+    try:
+        start.make_accelerator(RunOptions(), None, tmp_path)
+        assert torch.get_float32_matmul_precision() == matmul
+    finally:
+        torch.set_float32_matmul_precision(before)
+    said = start.describe_precision(device, mixed_precision)
+    assert said.startswith(told) and bool(said) == bool(told)
