@@ -157,6 +157,13 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return bool(accelerator.is_fsdp2)
 
 
+def use_tf32(accelerator: Accelerator) -> None:
+    """On a GPU, have float32's products in TF32, as the scripts of DiT and SiT have."""
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+
+
 def keep_freed_memory() -> None:
     """Keep freed memory for the next allocation, on Linux with glibc; elsewhere nothing happens.
 

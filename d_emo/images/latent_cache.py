@@ -27,10 +27,11 @@ from d_emo.common import checks
 from d_emo.common.files import file_digest, remove, write_json, written_whole
 from d_emo.common.messages import describe_os_error, first_line
 from d_emo.common.output import Progress
-from d_emo.common.shards import SLOW_CHECK_BYTES
+from d_emo.common.shards import SLOW_CHECK_BYTES, ShardFolder, read_manifest
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.images.latent_manifest import (
     AGAIN,
+    FILES,
     LABELS,
     CacheManifest,
     LatentCacheError,
@@ -177,6 +178,18 @@ def _replaced_images(path: Path, manifest: CacheManifest) -> dict[int, int]:
     return {int(index): int(used) for index, used in found.items()}
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a folder of any kind of latents has all its files, whatever is in them; one that is not there has."""
+    try:
+        content = read_manifest(folder, "")
+    except (ValueError, OSError):
+        return False
+    if content is None:
+        return not folder.exists()
+    files = ShardFolder(folder, FILES, int(content["count"]), int(content["shard_size"]))
+    return not files.missing()
+
+
 class LatentCache:
     """Reads a complete folder of latents by index.
 
@@ -188,6 +201,7 @@ class LatentCache:
         manifest: what it holds.
         statistics: of its latents, where they were measured.
         labels: (count,) int64 class ids.
+        replaced: unreadable images, and those that stand for them.
 
     Raises:
         LatentCacheError: a file is missing, cut short or not as it was written; the message counts and names. Also
@@ -209,9 +223,11 @@ class LatentCache:
         self._paths = [self.files.path(shard) for shard in self.files.ranges]
         self._starts = [_check_layout(self.files.path(shard), self.manifest, shard) for shard in self.files.ranges]
         self._open: collections.OrderedDict[int, io.FileIO] = collections.OrderedDict()
+        self.replaced: dict[int, int] = {}
         for path in self._paths:
-            for index, used in _replaced_images(path, self.manifest).items():
-                self.labels[index] = self.labels[used]
+            self.replaced |= _replaced_images(path, self.manifest)
+        for index, used in self.replaced.items():
+            self.labels[index] = self.labels[used]
         self._unchecked = set(range(len(self._paths))) if self.checksums else set()
         size = self.manifest.count * self.manifest.image_bytes
         if size <= FULL_CHECK_BYTES:
@@ -237,6 +253,10 @@ class LatentCache:
         Raises:
             LatentCacheError: there is no such image or view, or its file is damaged.
         """
+        return self.stored(index, flipped).float()
+
+    def stored(self, index: int, flipped: bool) -> torch.Tensor:
+        """See `read`; in the type on the disk."""
         manifest = self.manifest
         if not 0 <= index < manifest.count:
             raise LatentCacheError(f"{self.folder} holds images 0 to {manifest.count - 1}; there is no image {index}.")
@@ -249,7 +269,7 @@ class LatentCache:
         values = np.frombuffer(content, dtype=manifest.dtype).reshape(manifest.latent_space.parts, *manifest.shape)
         if not self.checksums and not np.isfinite(values).all():
             raise LatentCacheError(f"{self._paths[shard]}: the latents of image {index} are NaN or infinite; {AGAIN}.")
-        return torch.from_numpy(values).float()
+        return torch.from_numpy(values)
 
     def _bytes(self, shard: int, start: int, length: int) -> bytearray:
         """Bytes of a file. Files are read, not mapped: a disk's error is then an error here, not the system's end."""

@@ -20,7 +20,9 @@ from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifes
 from d_emo.images.autoencoders import LatentSpace, space_of
 from d_emo.images.decode import DECODE_VERSION
 
-LABELS = "labels.npy"
+LABELS, FILES = "labels.npy", "latents-{:09d}.npy"
+# A folder in one of latents, and the name of what it holds in the place of an autoencoder's.
+FEATURES = "features"
 DTYPES = ("float32", "float16")
 # What a manifest's numbers may be.
 NUMBERS: Table = {
@@ -111,7 +113,7 @@ def latent_bytes(space: LatentSpace, shape: tuple[int, ...], flips: int, dtype: 
 
 def shard_folder(folder: Path, manifest: CacheManifest) -> ShardFolder:
     """The files of a folder of latents."""
-    return ShardFolder(folder, "latents-{:09d}.npy", manifest.count, manifest.shard_size)
+    return ShardFolder(folder, FILES, manifest.count, manifest.shard_size)
 
 
 def claim_latents(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> None:
@@ -182,6 +184,9 @@ def read_cache_manifest(folder: Path, kind: type[LatentSpace] = LatentSpace) -> 
         raise LatentCacheError(
             f"{folder}: there are no latents (no {MANIFEST}); write some with train/encode_latents.py."
         )
+    space = content.get("latent_space")
+    if kind is LatentSpace and isinstance(space, dict) and space.get("autoencoder") == FEATURES:
+        raise LatentCacheError(f"{folder} holds a vision model's features, no latents; name {folder.parent}.")
     digest = content.pop(MANIFEST_DIGEST, None)
     written = {"decode_version": 1, **content}  # older folders do not say it
     try:

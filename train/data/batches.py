@@ -7,16 +7,18 @@ are read from front to back.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
 from d_emo.images.decode import UnreadableImageError, to_tensor
-from d_emo.images.features import StoredTeacher
 from d_emo.images.source import ImageSource, LabelledSource
 from d_emo.train.data import stream
+
+if TYPE_CHECKING:
+    from d_emo.images.features import StoredTeacher
 
 Found = TypeVar("Found")
 
@@ -41,7 +43,7 @@ class Batch:
         bad_images: messages of the images that could not be read and were replaced.
         place: where a stream was after this batch.
         draws: random numbers of its samples by purpose, where they were drawn beforehand.
-        features: (B, h, w, T), what a vision model said of the images, where that is kept with their latents.
+        features: (B, T, h, w), what a vision model said of the images, where that is kept with their latents.
     """
 
     images: Any
@@ -173,7 +175,7 @@ class TrainingLatents(Dataset):
     With a teacher its features of the image are the second half of a sample's data.
     """
 
-    def __init__(self, source: ImageSource, flip: bool, seed: int, teacher: StoredTeacher | None = None):
+    def __init__(self, source: ImageSource, flip: bool, seed: int, teacher: "StoredTeacher | None" = None):
         assert source.latents is not None
         self.latents = source.latents
         self.labels = source.labels

@@ -32,9 +32,13 @@ Purpose = Literal[
 
 def generator(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
     """A counter-based generator for one purpose and position (Philox, doi:10.1145/2063384.2063405)."""
-    key = np.array([seed, PURPOSES[purpose]], dtype=np.uint64)
-    counter = np.array([0, 0, 0, position], dtype=np.uint64)
+    key, counter = (np.array(words, dtype=np.uint64) for words in _start(seed, purpose, position))
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _start(seed: int, purpose: Purpose, position: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Key and counter of Philox where a stream begins."""
+    return (seed, PURPOSES[purpose]), (0, 0, 0, position)
 
 
 class _Own(threading.local):
@@ -55,8 +59,7 @@ def _at(seed: int, purpose: Purpose, position: int) -> np.random.Generator:
     Making hundreds of them a batch holds Python's lock for milliseconds, in which nothing is launched on a GPU.
     """
     inner = _own.state["state"]
-    inner["key"][:] = seed, PURPOSES[purpose]
-    inner["counter"][:] = 0, 0, 0, position
+    inner["key"][:], inner["counter"][:] = _start(seed, purpose, position)
     _own.bits.state = _own.state
     return _own.generator
 

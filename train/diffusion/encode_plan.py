@@ -13,6 +13,7 @@ from d_emo.common.messages import readable_size
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.images.latent_manifest import CacheManifest, latent_bytes, shard_folder
 from d_emo.models.flops import macs_of
+from d_emo.train.diffusion.teacher import Teacher
 from d_emo.train.engine.fit import time_on_cpu
 from d_emo.train.engine.memory import told
 from d_emo.train.engine.rehearsal import held_at_most, shapes_only, size_of
@@ -96,11 +97,28 @@ def held_by_encoding(vae: Any, images: tuple[int, ...], device: torch.device) ->
         return held_at_most(lambda: vae.encode(torch.empty(images, dtype=vae.dtype)))
 
 
-def describe_features(manifest: CacheManifest) -> str:
-    """What a vision model's features take, for people."""
-    size = readable_size(manifest.count * manifest.image_bytes)
+def describe_features(manifest: CacheManifest, folder: Path, teacher: Teacher, accelerator: Accelerator) -> str:
+    """What a vision model's features take, for people.
+
+    Args:
+        manifest: of the features.
+        folder: that they are written into.
+        teacher: the model.
+        accelerator: of the processes.
+    """
+    needed, _ = room(manifest, folder)
+    whole = manifest.count * manifest.image_bytes
+    left = f"; {readable_size(whole - needed)} of it there already" if needed < whole else ""
     channels, rows, columns = manifest.shape
-    return f"of {manifest.vae}, {channels:,} of {rows} x {columns} places, {size} in {manifest.dtype}"
+    views = needed // manifest.image_bytes * manifest.flips
+
+    def work() -> str:
+        macs = teacher.macs(accelerator.device)
+        time = time_on_cpu(macs * views / accelerator.num_processes, accelerator.device) if views else ""
+        return f"{macs / 1e9:.3f} GMACs a view, {views:,} to look at{f', {time}' if time else ''}"
+
+    size = f"{readable_size(whole)} in {manifest.dtype}{left}"
+    return f"of {teacher.name}, {channels:,} of {rows} x {columns} places, {size}; {told(work)}"
 
 
 def check_room(manifests: Mapping[Path, CacheManifest], folder: Path) -> None:
@@ -116,10 +134,13 @@ def check_room(manifests: Mapping[Path, CacheManifest], folder: Path) -> None:
     found = [room(manifest, place) for place, manifest in manifests.items()]
     needed, free = sum(needed for needed, _ in found), found[0][1]
     if needed > free:
-        half = ", or halve it with --dtype float16" if manifests[folder].dtype == "float32" else ""
+        own = found[list(manifests).index(folder)][0]
+        parts = f" (features {readable_size(needed - own)} of it)" if needed > own else ""
+        what = "latents" if parts else "it"
+        half = f", or halve {what} with --dtype float16" if manifests[folder].dtype == "float32" and own else ""
         raise ValueError(
-            f"--output-dir {folder}: the latents that are not there yet take {readable_size(needed)}, "
-            f"{readable_size(free)} are free; make room, or choose another disk{half}."
+            f"--output-dir {folder}: the latents that are not there yet take {readable_size(needed)}"
+            f"{parts}, {readable_size(free)} are free; make room, or choose another disk{half}."
         )
 
 

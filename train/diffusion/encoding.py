@@ -16,11 +16,18 @@ from d_emo.common.digests import weights_digest
 from d_emo.common.files import check_writable
 from d_emo.common.locks import output_folder
 from d_emo.common.output import Progress, say
-from d_emo.common.processes import agreed, keep_freed_memory, leave_interrupts, loader_processes, start_processes
+from d_emo.common.processes import (
+    agreed,
+    keep_freed_memory,
+    leave_interrupts,
+    loader_processes,
+    start_processes,
+    use_tf32,
+)
 from d_emo.images import latent_cache, latent_manifest
 from d_emo.images.autoencoders import doubtful_scale, latent_space
 from d_emo.images.decode import UnreadableImageError
-from d_emo.images.features import FEATURES, features_manifest
+from d_emo.images.features import features_manifest
 from d_emo.images.latents import encode_posterior
 from d_emo.train.data.batches import Pixels, TrainingImages
 from d_emo.train.data.options import DataOptions
@@ -90,15 +97,18 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         latent_space=space,
         shard_size=options.shard_size,
     )
-    outputs = [Output(folder, manifest, lambda view: encode_posterior(vae, view), f"--vae {named}: its latents")]
-    if options.align is not None:
-        outputs.append(features_output(options.align, manifest, folder, accelerator))
+    latents = Output(folder, manifest, lambda view: encode_posterior(vae, view), f"--vae {named}: its latents")
+    teacher = None if options.align is None else open_teacher(options.align, manifest).to(accelerator.device)
+    features = None if teacher is None else features_output(teacher, manifest, folder)
+    outputs = [latents] if features is None else [latents, features]
     for output in outputs:
-        agreed(accelerator, functools.partial(latent_manifest.begun_manifest, output.folder, output.manifest))
+        agreed(accelerator, functools.partial(begun, output))
     if accelerator.is_main_process:
         say(describe_encoding(manifest, folder, vae, (options.batch_size, source.channels), accelerator))
-        for output in outputs[1:]:
-            say(f"  {'features':<10} {describe_features(output.manifest)}")
+        if teacher is not None and features is not None:
+            say(f"  {'features':<10} {describe_features(features.manifest, features.folder, teacher, accelerator)}")
+        elif not latent_cache.is_complete(folder / latent_manifest.FEATURES):
+            say(f"  note       {folder / latent_manifest.FEATURES} is not complete; --align goes on with it.")
         if not options.statistics and (doubt := doubtful_scale(vae)):
             say(f"  note       {doubt}.")
     agreed(accelerator, lambda: check_room({output.folder: output.manifest for output in outputs}, folder))
@@ -106,6 +116,7 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
     workers = loader_processes(data.num_workers, source.num_workers)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    use_tf32(accelerator)
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(output_folder(folder))
@@ -117,16 +128,17 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
                 latent_manifest.claim_latents(output.folder, output.manifest, source.labels)
             accelerator.wait_for_everyone()
             discard_damaged(output, accelerator)
-            discarded = output.folder == folder and discard_statistics(folder, manifest, accelerator)
+            discarded = output is latents and discard_statistics(folder, manifest, accelerator)
             accelerator.wait_for_everyone()
             write_missing(output, images, accelerator, options.batch_size, workers)
             accelerator.wait_for_everyone()
-            if output.folder == folder and (options.statistics or discarded):
+            if output is latents and (options.statistics or discarded):
                 measure(folder, manifest, accelerator)
         if accelerator.is_main_process:
             for output in outputs:  # complete, and every file as it was written
                 latent_cache.LatentCache(output.folder, type(output.manifest.latent_space))
-            say(f"{manifest.count:,} images in {folder}; train with --latents {folder}")
+            align = "" if options.align is None else f" --align {options.align}"
+            say(f"{manifest.count:,} images in {folder}; train with --latents {folder}{align}")
 
 
 @dataclass(frozen=True)
@@ -137,36 +149,63 @@ class Output:
         folder: that it is written into.
         manifest: of that folder.
         encode: images (B, channels, side, side) in [-1, 1] -> (B, M, C, h, w).
-        told: what it is, for the message that it is not finite.
-        done: what was done with images, for people.
+        name: what it is and of which option, for messages.
+        encoded: what was done with images, for people.
     """
 
     folder: Path
     manifest: latent_manifest.CacheManifest
     encode: Callable[[torch.Tensor], torch.Tensor]
-    told: str
-    done: str = "encoded"
+    name: str
+    encoded: str = "encoded"
 
 
-def features_output(
-    name: str, latents: latent_manifest.CacheManifest, folder: Path, accelerator: Accelerator
-) -> Output:
-    """A vision model's features. Of networks in stages those that suit tokens of 2 x 2 latent pixels.
+def features_output(teacher: Teacher, latents: latent_manifest.CacheManifest, folder: Path) -> Output:
+    """What a vision model says of the images of latents.
+
+    Args:
+        teacher: the model, where it is computed.
+        latents: of the same images.
+        folder: theirs.
 
     Raises:
-        ValueError: it does not load, or its features are no grid.
+        ValueError: its features are no square grid.
+    """
+    try:
+        manifest = features_manifest(latents, teacher.name, teacher.digest, teacher.shape)
+    except ValueError as error:
+        raise ValueError(f"--align {teacher.name}: {error}.") from error
+
+    def look(images: torch.Tensor) -> torch.Tensor:
+        return teacher.features(images).permute(0, 3, 1, 2)[:, None]
+
+    return Output(
+        folder / latent_manifest.FEATURES, manifest, look, f"--align {teacher.name}: its features", "looked at"
+    )
+
+
+def open_teacher(name: str, latents: latent_manifest.CacheManifest) -> Teacher:
+    """A vision model. Of a network in stages the stage is taken that suits tokens of 2 x 2 latent pixels.
+
+    Raises:
+        ValueError: it does not load.
     """
     side = max(1, latents.shape[-1] // 2)
-    teacher = Teacher(name, (side, side)).to(accelerator.device)
+    return Teacher(name, (side, side))
+
+
+def begun(output: Output) -> None:
+    """Check what is in an output's folder already.
+
+    Raises:
+        LatentCacheError: something else.
+    """
     try:
-        manifest = features_manifest(latents, name, teacher.digest, teacher.side, teacher.shape)
-    except ValueError as error:
-        raise ValueError(f"--align {name}: {error}.") from error
-
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        return teacher.features(images).float().permute(0, 3, 1, 2)[:, None]
-
-    return Output(folder / FEATURES, manifest, encode, f"--align {name}: its features", "looked at")
+        latent_manifest.begun_manifest(output.folder, output.manifest)
+    except latent_manifest.LatentCacheError as error:
+        if output.folder.name != latent_manifest.FEATURES:
+            raise
+        raise latent_manifest.LatentCacheError(f"{error} Or remove {output.folder}: features are made anew.") from error
 
 
 def discard_damaged(output: Output, accelerator: Accelerator) -> None:
@@ -208,7 +247,7 @@ def write_missing(output: Output, images: _Images, accelerator: Accelerator, bat
                 posteriors[row], used = next(rows)
                 if not np.isfinite(posteriors[row]).all():
                     raise ValueError(
-                        f"{output.told} of image {used} are NaN or infinite; use a model whose weights are whole and "
+                        f"{output.name} of image {used} are NaN or infinite; use a model whose weights are whole and "
                         "whose range suffices."
                     )
                 if used != index:
@@ -217,7 +256,7 @@ def write_missing(output: Output, images: _Images, accelerator: Accelerator, bat
             latent_cache.write_latents(files.path(shard), posteriors, replaced)
     if missing and accelerator.is_main_process:
         count = sum(map(len, missing))
-        say(f"{output.done} {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
+        say(f"{output.encoded} {count:,} images, about {count / (time.perf_counter() - started):.1f} images/s")
 
 
 def _encoded_rows(loader: DataLoader, output: Output, device: torch.device) -> Iterator[tuple[np.ndarray, int]]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from d_emo.common.messages import readable_size
-from d_emo.images.features import StoredTeacher
 from d_emo.models import ClassConditionalTransformer2DModel
 from d_emo.train.diffusion.encode_plan import held_by_encoding
 from d_emo.train.diffusion.teacher import Teacher
@@ -30,7 +29,8 @@ class DiffusionStep:
         micro_batch: images.
         vae: the autoencoder; None for pixels.
         images: shape of what it encodes at once, (B, channels, H, W); None if latents were encoded beforehand.
-        teacher: that the network is aligned with.
+        teacher: that looks at every image.
+        aligned: (h, w, T) of the features that the network is aligned with, a teacher's or stored ones.
         features_after: the number of blocks after which it answers with features.
     """
 
@@ -43,7 +43,8 @@ class DiffusionStep:
     micro_batch: int
     vae: Any
     images: tuple[int, int, int, int] | None
-    teacher: Teacher | StoredTeacher | None = None
+    teacher: Teacher | None = None
+    aligned: tuple[int, int, int] | None = None
     features_after: int | None = None
 
     def memory(self, checkpointing: bool) -> TrainingMemory:
@@ -62,9 +63,9 @@ class DiffusionStep:
             encoder=0 if self.vae is None else size_of(self.vae.state_dict()),
             encoding=max(
                 0 if self.images is None else held_by_encoding(self.vae, self.images, self.launch.device),
-                self.teacher.held(self.micro_batch, self.launch.device) if isinstance(self.teacher, Teacher) else 0,
+                0 if self.teacher is None else self.teacher.held(self.micro_batch, self.launch.device),
             ),
-            teacher=size_of(self.teacher.network.state_dict()) if isinstance(self.teacher, Teacher) else 0,
+            teacher=0 if self.teacher is None else size_of(self.teacher.network.state_dict()),
         )
 
     def describe(self, checkpointing: bool) -> str:
@@ -80,4 +81,4 @@ class DiffusionStep:
         output = self.model(noisy, torch.empty(self.micro_batch), labels, features_after=self.features_after)
         predictions = [output.sample] if output.guide is None else [output.sample, output.guide]
         result = functools.reduce(torch.add, predictions)  # each has its loss
-        return result if self.teacher is None else result + output.projected.mean()
+        return result if self.aligned is None else result + output.projected.mean()

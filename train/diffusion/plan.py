@@ -121,6 +121,11 @@ class Plan:
         return Teacher(name, (height // patch, width // patch))
 
     @property
+    def live_teacher(self) -> Teacher | None:
+        """What looks at every image of a step."""
+        return self.teacher if isinstance(self.teacher, Teacher) else None
+
+    @property
     def stored_teacher(self) -> StoredTeacher | None:
         """Whose features are read with the latents."""
         return self.teacher if isinstance(self.teacher, StoredTeacher) else None
@@ -248,7 +253,7 @@ class Plan:
 
         def time() -> str:
             encoding = 0 if encoded is None else macs_of_encoding(self.vae, encoded[1:], self.launch.device)
-            encoding += self.teacher.macs(self.launch.device) if isinstance(self.teacher, Teacher) else 0
+            encoding += 0 if self.live_teacher is None else self.live_teacher.macs(self.launch.device)
             encoding += 2 * macs if self.model_config["end_block"] is not None else 0  # answers to a flow map's jumps
             return time_of_training(macs, images, self.launch, encoding)
 
@@ -283,7 +288,8 @@ class Plan:
             micro_batch=self.layout.micro_batch_size,
             vae=self.vae,
             images=self._encoded(),
-            teacher=self.teacher,
+            teacher=self.live_teacher,
+            aligned=None if self.teacher is None else self.teacher.shape,
             features_after=depth_of_features(self.terms),
         )
 

@@ -29,7 +29,8 @@ class RecipeOptions:
     align: str | None = option(
         None,
         "Align the network's tokens with this vision model's features of the clean image: a folder or Hub id of "
-        "transformers, a packaged model, or timm:NAME (arXiv 2410.06940, 2512.10794). Default: none.",
+        "transformers, a packaged model, or timm:NAME (arXiv 2410.06940, 2512.10794). With --latents its features "
+        "have to lie there, by --align of encode_latents. Default: none.",
     )
     align_block: int = option(4, "With --align: the number of blocks after which tokens are aligned.")
     align_weight: float = option(0.5, "With --align: its weight in the loss.")

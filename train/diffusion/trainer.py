@@ -26,7 +26,6 @@ from d_emo.train.diffusion.optimizer import make_lr_schedule, make_optimizer
 from d_emo.train.diffusion.plan import Plan, make_pipeline, make_plan, output_dir
 from d_emo.train.diffusion.run import Run
 from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
-from d_emo.train.diffusion.teacher import Teacher
 from d_emo.train.diffusion.terms import Drawn, depth_of_features
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
 from d_emo.train.engine.followed import load_followed, write_followed
@@ -74,8 +73,8 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
         model.enable_gradient_checkpointing()
     if plan.vae is not None:
         plan.vae.to(accelerator.device)
-    if isinstance(plan.teacher, Teacher):
-        plan.teacher.to(accelerator.device)
+    if plan.live_teacher is not None:
+        plan.live_teacher.to(accelerator.device)
     optimizer = make_optimizer(model, config.optimization)
     compile_model = (lambda: model.compile_repeated_blocks(fullgraph=True)) if config.model.compile else None
     schedule = make_lr_schedule(optimizer, config.optimization, plan.warmup_steps, plan.max_train_steps)
@@ -170,10 +169,10 @@ def batch_loss(run: Run, batch: Batch) -> torch.Tensor:
     """Mean loss of a micro batch; every random number is a function of (seed, position)."""
     plan, device = run.plan, run.accelerator.device
     data = batch.images.to(device, non_blocking=True)  # (B, channels, side, side)
-    wanted = None if batch.features is None else batch.features.to(device, non_blocking=True)  # (B, h', w', T)
-    if isinstance(plan.teacher, Teacher):
+    wanted = None if batch.features is None else batch.features.to(device, non_blocking=True).permute(0, 2, 3, 1)
+    if plan.live_teacher is not None:
         with run.accelerator.autocast():
-            wanted = plan.teacher.features(data)  # before the network's pass holds its activations
+            wanted = plan.live_teacher.features(data)  # before the network's pass holds its activations
     drawn = batch.draws or run.draws.of(batch.positions)
     if run.draws.on_device:
         drawn = drawn | run.draws.normal(batch.positions)

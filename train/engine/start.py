@@ -15,7 +15,7 @@ from d_emo.common.files import write_json
 from d_emo.common.locks import output_folder
 from d_emo.common.messages import first_line
 from d_emo.common.output import say
-from d_emo.common.processes import LaunchError, agreed, keep_freed_memory, start_processes
+from d_emo.common.processes import LaunchError, agreed, keep_freed_memory, start_processes, use_tf32
 from d_emo.train.data import stream_loader
 from d_emo.train.data.options import DATA_SOURCES
 from d_emo.train.engine import checkpoints, fit, resume
@@ -50,9 +50,7 @@ def make_accelerator(options: RunOptions, mixed_precision: str | None, folder: P
         raise ValueError(f"mixed precision {accelerator.mixed_precision} is not supported; use --mixed-precision bf16.")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    if accelerator.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, as in the scripts of DiT and SiT
-        torch.backends.cudnn.allow_tf32 = True
+    use_tf32(accelerator)
     return accelerator
 
 
@@ -62,7 +60,7 @@ def describe_precision(device: str, mixed_precision: str) -> str:
         return ""
     if mixed_precision == "bf16":
         return "products in bfloat16 (autocast), weights, sums and optimizer in float32"
-    return "float32, products in TF32; --mixed-precision bf16 is some times as fast and takes less memory"
+    return "float32, products in TF32; --mixed-precision bf16 is faster and takes less memory"
 
 
 def announce(plan: RunPlan, accelerator: Accelerator, hint: str = "") -> None:

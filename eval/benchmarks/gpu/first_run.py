@@ -27,6 +27,8 @@ TRAINING_LOG = "short_training.csv"
 # Seconds of each part. The trainer needs some to start, and some to save after it was asked to end.
 LIMITS = {"facts": 60, "right": 130, "launches": 80, "operators": 50, "models": 210, "profiles": 45, "trainer": 55}
 SAVING = 10
+# Settings of launches are tried when a kernel or a card is new.
+PARTS = [name for name in LIMITS if name != "launches"]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -38,9 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=whole_from(1), default=8, help="That share the checks: most is compilation."
     )
-    parser.add_argument(
-        "--parts", nargs="+", choices=LIMITS, default=list(LIMITS), help="Facts come first in any case."
-    )
+    parser.add_argument("--parts", nargs="+", choices=LIMITS, default=PARTS, help="Facts come first in any case.")
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)
     check_places(parser, options)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from d_emo.eval.benchmarks.gpu.graph_training import Recipe
 
 SCORES = "scores.json"
+# Seconds that drawing and saving take a network.
+DRAWING = 6.0
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -68,8 +70,9 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     parts = Parts(options.output_dir, options.seconds)
     with tempfile.TemporaryDirectory() as place:
-        names = train_in_turns(options, began, Path(place))
-        commands = [scoring(options, Path(place), name) for name in names]
+        saved = train_in_turns(options, began, Path(place))
+        names = list(recipes(options))
+        commands = [scoring(options, Path(place), name) for name in saved]
         parts.run("scores", options.scoring_seconds, *commands)
         well = [keep_scores(options, Path(place), name) for name in names]
     if not all(well):
@@ -91,7 +94,7 @@ def recipes(options: argparse.Namespace) -> "dict[str, Recipe]":
 
 
 def train_in_turns(options: argparse.Namespace, began: float, place: Path) -> list[str]:
-    """Train the networks and save their pipelines in `place`; their names."""
+    """Train the networks and save their pipelines in `place`; the names of those whose training did not fail."""
     from d_emo.common.processes import default_device, keep_freed_memory
     from d_emo.eval.benchmarks.gpu.graph_training import GraphTraining
     from d_emo.eval.benchmarks.gpu.pictures import load_pictures
@@ -102,7 +105,8 @@ def train_in_turns(options: argparse.Namespace, began: float, place: Path) -> li
     trainings = {
         name: GraphTraining(recipe, pictures, options.output_dir / name) for name, recipe in recipes(options).items()
     }
-    left = options.seconds - (time.monotonic() - began) - SAVING - options.scoring_seconds
+    around = max(SAVING, DRAWING * len(trainings))
+    left = options.seconds - (time.monotonic() - began) - around - options.scoring_seconds
     if left <= 0:
         raise ValueError(f"--seconds {options.seconds:g} leaves nothing to train; give more, or less to scoring.")
     turn = left / len(trainings) / options.turns
@@ -120,7 +124,7 @@ def train_in_turns(options: argparse.Namespace, began: float, place: Path) -> li
         say(f"{name}: {training.step:,} steps in {training.state['seconds']:.0f} s")
         values = {"steps": training.step, "seconds": training.state["seconds"]}
         write_result(options.output_dir, kind="trained", name=name, **values)
-    return list(trainings)
+    return [name for name, training in trainings.items() if not training.failed]
 
 
 def scoring(options: argparse.Namespace, place: Path, name: str) -> list[str]:

@@ -22,7 +22,7 @@ from d_emo.eval.benchmarks.side_by_side import known, peak_flops
 
 Line = dict[str, Any]
 OURS, PLAIN, THEIRS = "D-EMOv2", "D-EMOv2, plain PyTorch", "DiT"
-CHECKS = ("attention", "local", "network", "launch", "bench", "profile", "training", "quality")
+CHECKS = ("attention", "local", "network", "launch", "bench", "profile", "training", "trained", "quality")
 # What kernels are, by their names; the first that fits.
 KINDS = (
     ("optimizer", r"multi_tensor_apply|fused_adam"),

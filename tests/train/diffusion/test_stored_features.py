@@ -11,8 +11,9 @@ from helpers.made import write_pictures
 from helpers.training import TINY, losses, run_here, train_to_the_end
 
 from d_emo.images.decode import to_tensor
-from d_emo.images.features import FEATURES, StoredTeacher, features_manifest
+from d_emo.images.features import StoredTeacher, _same_model, features_manifest
 from d_emo.images.latent_cache import LatentCache
+from d_emo.images.latent_manifest import FEATURES, LatentCacheError
 from d_emo.images.open_source import open_source
 from d_emo.train import encode_latents
 from d_emo.train.diffusion.teacher import Teacher
@@ -22,7 +23,7 @@ TEACHER, SIDE = "digits-classifier", 16
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Pictures, an autoencoder, latents with features in files of three images."""
+    """Pictures, an autoencoder, latents in files of three images, features in files of four, which are as large."""
     root = tmp_path_factory.mktemp("made")
     write_pictures(root / "pictures", side=SIDE, count=4)
     torch.manual_seed(0)
@@ -54,7 +55,7 @@ def test_they_are_the_models_of_both_views(made):
         for flipped in (False, True):
             expected = teacher.features((view.flip(-1) if flipped else view)[None])[0]
             # Half precision: 2^-11 of a value, and as much of the largest for what is near zero.
-            found = stored.read(index, flipped)
+            found = stored.read(index, flipped).float().permute(1, 2, 0)
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
@@ -89,14 +90,44 @@ def test_a_finished_folder_gets_them_and_keeps_its_latents(made, tmp_path, capsy
 
 
 def test_a_damaged_file_is_refused_in_training_and_made_again(made, latents, tmp_path, capsys):
-    whole = (latents / FEATURES / "latents-000000003.npy").read_bytes()
-    DAMAGES["flipped bit"](latents / FEATURES / "latents-000000003.npy")
+    whole = (latents / FEATURES / "latents-000000004.npy").read_bytes()
+    DAMAGES["flipped bit"](latents / FEATURES / "latents-000000004.npy")
     run = ("--latents", latents, "--align", TEACHER, "--output-dir", tmp_path / "run")
     code, printed = run_here(capsys, *TINY, "--model", "D-EMOv2-N-2", *run)
-    assert code != 0 and "latents-000000003.npy is damaged" in printed and "Traceback" not in printed
+    assert code != 0 and "latents-000000004.npy is damaged" in printed and "Traceback" not in printed
+    assert f"These are features: add --align {TEACHER}" in printed
     encode_latents.main(words(made, latents, "--align", TEACHER))
     assert capsys.readouterr().out.count("encoded again: ") == 1
-    assert (latents / FEATURES / "latents-000000003.npy").read_bytes() == whole
+    assert (latents / FEATURES / "latents-000000004.npy").read_bytes() == whole
+
+
+def test_what_was_interrupted_before_the_last_of_them_is_said_and_gone_on_with(made, latents, tmp_path, capsys):
+    (latents / FEATURES / "latents-000000000.npy").unlink()
+    run = ("--latents", latents, "--align", TEACHER, "--output-dir", tmp_path / "run")
+    code, printed = run_here(capsys, *TINY, "--model", "D-EMOv2-N-2", *run)
+    assert code != 0 and "are not encoded yet" in printed and f"add --align {TEACHER}" in printed
+    encode_latents.main(words(made, latents))
+    assert "features is not complete; --align goes on with it" in capsys.readouterr().out
+    encode_latents.main(words(made, latents, "--align", TEACHER, "--statistics", "true"))
+    printed = capsys.readouterr().out
+    assert f"train with --latents {latents} --align {TEACHER}" in printed and "of it there already" in printed
+    assert (latents / "statistics.json").is_file() and not (latents / FEATURES / "statistics.json").exists()
+    for path in (made / "latents" / FEATURES).iterdir():
+        assert (latents / FEATURES / path.name).read_bytes() == path.read_bytes()
+
+
+def test_one_view_is_enough_without_mirroring(made, tmp_path, capsys):
+    encode_latents.main(words(made, tmp_path / "latents", "--align", TEACHER, "--random-flip", "false"))
+    run = ("--latents", tmp_path / "latents", "--align", TEACHER, "--align-block", 2, "--num-workers", 1)
+    log = tmp_path / "log"
+    train_to_the_end(capsys, log, *TINY, "--model", "D-EMOv2-N-2", *run, "--vae", made / "vae", "--max-train-steps", 2,
+                     "--output-dir", tmp_path / "run")  # fmt: skip
+    with pytest.raises(ValueError, match="holds features of other images"):
+        (tmp_path / "mixed").mkdir()
+        shutil.copytree(made / "latents", tmp_path / "mixed", dirs_exist_ok=True)
+        shutil.rmtree(tmp_path / "mixed" / FEATURES)
+        shutil.copytree(tmp_path / "latents" / FEATURES, tmp_path / "mixed" / FEATURES)
+        StoredTeacher(TEACHER, LatentCache(tmp_path / "mixed"))
 
 
 def test_features_that_do_not_fit_are_refused_in_one_line(made, latents, tmp_path, capsys):
@@ -108,15 +139,19 @@ def test_features_that_do_not_fit_are_refused_in_one_line(made, latents, tmp_pat
         return printed
 
     assert f"holds features of {TEACHER}; name that" in refusal("--align", "facebook/dinov2-base")
+    folder = other_teacher(tmp_path)
+    assert _same_model(str(folder), f"{folder}/.") and not _same_model(str(folder), TEACHER)
     cache = LatentCache(latents)
     manifest = cache.manifest.__class__(**{**vars(cache.manifest), "fingerprint": "other"})
     cache.manifest = manifest
     with pytest.raises(ValueError, match="holds features of other images; remove it"):
         StoredTeacher(TEACHER, cache)
-    with pytest.raises(ValueError, match="features of 3 x 3 places are no grid of patches of 16 pixels"):
-        features_manifest(manifest, "x", "y", SIDE, (3, 3, 8))
-    with pytest.raises(SystemExit, match="holds other latents: "):
-        encode_latents.main(words(made, latents, "--align", other_teacher(tmp_path)))
+    with pytest.raises(ValueError, match="its features lie in 3 x 4 places"):
+        features_manifest(manifest, "x", "y", (3, 4, 8))
+    with pytest.raises(SystemExit, match=r"holds other latents: .*vae_digest.* Or remove .*features: "):
+        encode_latents.main(words(made, latents, "--align", folder))
+    with pytest.raises(LatentCacheError, match=r"features holds a vision model's features, no latents; name .*latents"):
+        LatentCache(latents / FEATURES)
     shutil.rmtree(latents / FEATURES)
     printed = refusal("--align", TEACHER)
     assert "there are no features in" in printed and f"--align {TEACHER} adds them" in printed
