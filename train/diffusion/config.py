@@ -192,7 +192,7 @@ class DiffusionRunOptions(RunOptions):
     )
     num_epochs: float | None = option(None, "Passes over the images, in place of --max-train-steps.", "max_train_steps")
     sample_every: int = option(10_000, "Steps between two sample grids; 0 for none.")
-    sample_steps: int = option(50, "Sampler steps of a grid.")
+    sample_steps: int | None = option(None, "Sampler steps of a grid. Default: 50, of a flow map 4.")
     sample_guidance_scale: float = option(1.5, "Guidance scale of a grid; 1.0 is off.")
     samples_per_class: int = option(8, "Images a class in a grid, for at most ten classes.")
     fid_every: int = option(

@@ -47,6 +47,8 @@ from d_emo.train.engine.memory import Launch, told
 AUTO_VAE_RESOLUTION = 128
 # Of the paper's training runs.
 PAPER_STEPS = 400_000
+# Sampler steps of a grid, at most.
+GRID_STEPS = 50
 # --color by the channels of pictures.
 COLORS = {1: "grey", 3: "rgb"}
 
@@ -462,6 +464,11 @@ def load_vae(name: str) -> Any:
         raise ValueError(f"--vae {error} Or train on pixels with --vae none.") from error
 
 
+def grid_steps(options: DiffusionRunOptions, pipeline: DEMOPipeline) -> int:
+    """Sampler steps of a grid: those that were asked for, else 50, or those that a sampler of few steps is made for."""
+    return options.sample_steps or min(GRID_STEPS, pipeline.config.default_num_inference_steps)
+
+
 def make_pipeline(model: Any, plan: Plan) -> DEMOPipeline:
     """A model (the averaged one) with what it takes to sample from it and to save it."""
     scheduler = plan.objective.make_scheduler()
@@ -474,6 +481,6 @@ def make_pipeline(model: Any, plan: Plan) -> DEMOPipeline:
         latent_space=None if plan.space is None else asdict(plan.space),
     )
     if plan.config.run.sample_every:
-        pipeline.check_steps(plan.config.run.sample_steps)
+        pipeline.check_steps(grid_steps(plan.config.run, pipeline))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -6,6 +6,7 @@ from d_emo.eval.fid.scoring import summary
 from d_emo.pipelines import DEMOPipeline, NonFiniteSampleError
 from d_emo.train.diffusion import figures
 from d_emo.train.diffusion.in_loop_fid import InLoopFID
+from d_emo.train.diffusion.plan import grid_steps
 from d_emo.train.diffusion.run import Run
 from d_emo.train.engine.log import LOG_FILE
 from d_emo.train.engine.trackers import track_image
@@ -24,7 +25,8 @@ def show_samples(run: Run) -> None:
 
 def _draw_grid(run: Run, pipeline: DEMOPipeline) -> None:
     accelerator, options = run.accelerator, run.plan.config.run
-    count, steps, scale = options.samples_per_class, options.sample_steps, options.sample_guidance_scale
+    count, scale = options.samples_per_class, options.sample_guidance_scale
+    steps = grid_steps(options, pipeline)
     with accelerator.autocast():
         rows, captions = figures.draw_samples(pipeline, count, steps, scale, options.seed)
     grid = caption_grid(rows, captions)

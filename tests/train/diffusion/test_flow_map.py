@@ -1,6 +1,7 @@
 """Flow maps: their identities on a flow that is known, what targets are made of, runs of the trainer."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from helpers.processes import Trainer
 from helpers.training import TINY, assert_same_bits, losses, run_here, train_to_the_end
 
 from d_emo import DEMOPipeline
-from d_emo.train.diffusion.config import OptimizationOptions, parse_config
+from d_emo.train.diffusion.config import DiffusionRunOptions, OptimizationOptions, parse_config
 from d_emo.train.diffusion.flow_map import FlowMapObjective
 from d_emo.train.diffusion.flow_map_options import FlowMapOptions
 from d_emo.train.diffusion.objectives import Jumps
+from d_emo.train.diffusion.plan import grid_steps
 
 SHAPE = (64, 2, 4, 4)
 NULL = 3
@@ -142,6 +144,12 @@ def test_gradients_reach_the_network_and_never_what_makes_the_targets():
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
                 assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(("asked", "made_for", "drawn"), [(None, 250, 50), (None, 50, 50), (None, 4, 4), (7, 4, 7)])
+def test_grids_take_fifty_steps_or_those_that_a_sampler_is_made_for(asked, made_for, drawn):
+    pipeline = SimpleNamespace(config=SimpleNamespace(default_num_inference_steps=made_for))
+    assert grid_steps(DiffusionRunOptions(sample_steps=asked), pipeline) == drawn
 
 
 FLOW_MAP = [*TINY, "--objective", "flow-map", "--flow-map-guidance", "1.5", "--sample-steps", "2"]
