@@ -108,5 +108,9 @@ def plot(study: Study, path: Path) -> None:
         axis.set(xlabel="minutes of training", ylabel=label, yscale="log")
         axis.grid(alpha=0.3, which="both")
         axis.legend()
+    # Losses of other terms may go below 0, where a logarithm ends; the first recipe's say what is to be seen.
+    lowest = min(loss for _, loss in curves[0][2])
+    if lowest > 0:
+        axes[0].set_ylim(bottom=lowest / 2)
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=110)

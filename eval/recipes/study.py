@@ -169,7 +169,7 @@ class Study:
         before = ("--init-from", str(folder / f"phase-{number}")) if number else ()
         way: tuple[str, ...] = ("--fid-every", "0")
         if curve:
-            every = max(1, round(steps / max(1, round(phase.share * self.terms.curve_points))))
+            every = max(1, steps // max(1, round(phase.share * self.terms.curve_points)))
             way = (
                 "--fid-every", str(every), "--fid-images", str(self.terms.curve_images),
                 "--fid-features", self.terms.features, "--fid-reference", self.terms.reference,

@@ -116,11 +116,17 @@ class Plan:
         name, (_, height, width) = self.config.recipe.align, self.latent_shape
         if name is None:
             return None
-        if isinstance(self.source.latents, LatentCache):
-            return StoredTeacher(name, self.source.latents)
         with torch.device("meta"):
             patch = self.build_model().config.patch_size
-        return Teacher(name, (height // patch, width // patch))
+        grid = height // patch, width // patch
+        if grid == (1, 1):
+            raise ValueError(
+                f"--align {name}: {self.model_name} has one token for all of an image, and alignment is about where "
+                "things are; choose a model of smaller patches, or larger images."
+            )
+        if isinstance(self.source.latents, LatentCache):
+            return StoredTeacher(name, self.source.latents)
+        return Teacher(name, grid)
 
     @property
     def live_teacher(self) -> Teacher | None:

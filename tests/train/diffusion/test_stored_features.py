@@ -152,6 +152,7 @@ def test_features_that_do_not_fit_are_refused_in_one_line(made, latents, tmp_pat
         encode_latents.main(words(made, latents, "--align", folder))
     with pytest.raises(LatentCacheError, match=r"features holds a vision model's features, no latents; name .*latents"):
         LatentCache(latents / FEATURES)
+    assert "has one token for all of an image" in refusal("--align", TEACHER, "--model", "D-EMOv2-N-8")
     shutil.rmtree(latents / FEATURES)
     printed = refusal("--align", TEACHER)
     assert "there are no features in" in printed and f"--align {TEACHER} adds them" in printed
