@@ -97,6 +97,7 @@ def plot(study: Study, path: Path) -> None:
             curves.append(
                 (f"C{number % 10}", recipe.name if seed == min(runs_of(study, recipe)) else None, losses, distances)
             )
+    title = title.replace(study.terms.features, Path(study.terms.features).name)
     scored = any(distances for *_, distances in curves)
     figure = Figure(figsize=(11 if scored else 6, 4), layout="constrained")
     axes = figure.subplots(1, 2 if scored else 1, squeeze=False)[0]
