@@ -15,7 +15,13 @@ import torch
 from d_emo.common.ranges import Table
 from d_emo.images.autoencoders import RANGES, LatentSpace
 from d_emo.images.latent_cache import LatentCache
-from d_emo.images.latent_manifest import FEATURES, CacheManifest, LatentCacheError
+from d_emo.images.latent_manifest import (
+    FEATURES,
+    CacheManifest,
+    LatentCacheError,
+    read_cache_manifest,
+    shard_folder,
+)
 
 DTYPE = "float16"
 
@@ -53,6 +59,17 @@ def features_manifest(latents: CacheManifest, name: str, digest: str, shape: tup
         latent_space=space,
     )
     return replace(found, shard_size=max(1, latents.shard_size * latents.image_bytes // found.image_bytes))
+
+
+def are_unfinished(latents: Path) -> bool:
+    """Whether a folder of latents has features that were begun and are not all there."""
+    folder = latents / FEATURES
+    if not folder.exists():
+        return False
+    try:
+        return bool(shard_folder(folder, read_cache_manifest(folder, FeatureSpace)).missing())
+    except LatentCacheError:
+        return True
 
 
 class StoredTeacher:

@@ -27,11 +27,10 @@ from d_emo.common import checks
 from d_emo.common.files import file_digest, remove, write_json, written_whole
 from d_emo.common.messages import describe_os_error, first_line
 from d_emo.common.output import Progress
-from d_emo.common.shards import SLOW_CHECK_BYTES, ShardFolder, read_manifest
+from d_emo.common.shards import SLOW_CHECK_BYTES
 from d_emo.images.autoencoders import LatentSpace
 from d_emo.images.latent_manifest import (
     AGAIN,
-    FILES,
     LABELS,
     CacheManifest,
     LatentCacheError,
@@ -176,18 +175,6 @@ def _replaced_images(path: Path, manifest: CacheManifest) -> dict[int, int]:
     if not all(re.fullmatch(r"[0-9]{1,18}", str(place)) and int(place) < manifest.count for place in places):
         raise LatentCacheError(f"{beside} is damaged (it is no table of images); {AGAIN}.")
     return {int(index): int(used) for index, used in found.items()}
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a folder of any kind of latents has all its files, whatever is in them; one that is not there has."""
-    try:
-        content = read_manifest(folder, "")
-    except (ValueError, OSError):
-        return False
-    if content is None:
-        return not folder.exists()
-    files = ShardFolder(folder, FILES, int(content["count"]), int(content["shard_size"]))
-    return not files.missing()
 
 
 class LatentCache:

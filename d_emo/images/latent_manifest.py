@@ -20,7 +20,7 @@ from d_emo.common.shards import MANIFEST, ShardFolder, differences, read_manifes
 from d_emo.images.autoencoders import LatentSpace, space_of
 from d_emo.images.decode import DECODE_VERSION
 
-LABELS, FILES = "labels.npy", "latents-{:09d}.npy"
+LABELS = "labels.npy"
 # A folder in one of latents, and the name of what it holds in the place of an autoencoder's.
 FEATURES = "features"
 DTYPES = ("float32", "float16")
@@ -113,7 +113,7 @@ def latent_bytes(space: LatentSpace, shape: tuple[int, ...], flips: int, dtype: 
 
 def shard_folder(folder: Path, manifest: CacheManifest) -> ShardFolder:
     """The files of a folder of latents."""
-    return ShardFolder(folder, FILES, manifest.count, manifest.shard_size)
+    return ShardFolder(folder, "latents-{:09d}.npy", manifest.count, manifest.shard_size)
 
 
 def claim_latents(folder: Path, manifest: CacheManifest, labels: np.ndarray) -> None:

@@ -32,16 +32,13 @@ def describe_encoding(
         accelerator: of the processes.
     """
     space, side = manifest.latent_space, manifest.resolution
-    needed, free = room(manifest, folder)
-    whole = manifest.count * manifest.image_bytes
-    left = f"; {readable_size(whole - needed)} of it there already" if needed < whole else ""
-    views = needed // manifest.image_bytes * manifest.flips
+    (views, there), (_, free) = _still_to_do(manifest, folder), room(manifest, folder)
     lines = {
         "data": f"{manifest.source}: {manifest.count:,} images, {len(manifest.id2label) or 'no'} classes, {side} x "
         f"{side}{' in grey' * (space.image_channels == 1)}, "
         f"{'and their mirror images' if manifest.flips == 2 else 'not mirrored'}",
         "latents": f"of {manifest.vae}, {' x '.join(map(str, manifest.shape))}, {space.describe()}",
-        "disk": f"{describe_cache(space, manifest.count, manifest.flips, manifest.shape, manifest.dtype)}{left}; "
+        "disk": f"{describe_cache(space, manifest.count, manifest.flips, manifest.shape, manifest.dtype)}{there}; "
         f"{readable_size(free)} free",
         "work": told(lambda: describe_work(vae, (*batch, side, side), views, accelerator)),
         "output": str(folder),
@@ -70,11 +67,21 @@ def describe_work(vae: Any, images: tuple[int, ...], views: int, accelerator: Ac
     """
     device = accelerator.device
     macs, held = macs_of_encoding(vae, images[1:], device), held_by_encoding(vae, images, device)
-    time = time_on_cpu(macs * views / accelerator.num_processes, device) if views else ""
-    return (
-        f"{macs / 1e9:.3f} GMACs a view, {views:,} to encode{f', {time}' if time else ''}; about "
-        f"{readable_size(size_of(vae.state_dict()) + held)} of tensors a process"
-    )
+    work = _work(macs, views, "to encode", accelerator)
+    return f"{work}; about {readable_size(size_of(vae.state_dict()) + held)} of tensors a process"
+
+
+def _still_to_do(manifest: CacheManifest, folder: Path) -> tuple[int, str]:
+    """Views that are not in a folder yet, and how much is, for people."""
+    needed, whole = room(manifest, folder)[0], manifest.count * manifest.image_bytes
+    there = f"; {readable_size(whole - needed)} of it there already" if needed < whole else ""
+    return needed // manifest.image_bytes * manifest.flips, there
+
+
+def _work(macs: int, views: int, what: str, accelerator: Accelerator) -> str:
+    """Multiply-adds of a view, how many there are, and on a CPU the time of all, for people."""
+    time = time_on_cpu(macs * views / accelerator.num_processes, accelerator.device) if views else ""
+    return f"{macs / 1e9:.3f} GMACs a view, {views:,} {what}{f', {time}' if time else ''}"
 
 
 def macs_of_encoding(vae: Any, image: tuple[int, ...], device: torch.device) -> int:
@@ -106,19 +113,11 @@ def describe_features(manifest: CacheManifest, folder: Path, teacher: Teacher, a
         teacher: the model.
         accelerator: of the processes.
     """
-    needed, _ = room(manifest, folder)
-    whole = manifest.count * manifest.image_bytes
-    left = f"; {readable_size(whole - needed)} of it there already" if needed < whole else ""
+    views, there = _still_to_do(manifest, folder)
     channels, rows, columns = manifest.shape
-    views = needed // manifest.image_bytes * manifest.flips
-
-    def work() -> str:
-        macs = teacher.macs(accelerator.device)
-        time = time_on_cpu(macs * views / accelerator.num_processes, accelerator.device) if views else ""
-        return f"{macs / 1e9:.3f} GMACs a view, {views:,} to look at{f', {time}' if time else ''}"
-
-    size = f"{readable_size(whole)} in {manifest.dtype}{left}"
-    return f"of {teacher.name}, {channels:,} of {rows} x {columns} places, {size}; {told(work)}"
+    size = f"{readable_size(manifest.count * manifest.image_bytes)} in {manifest.dtype}{there}"
+    work = told(lambda: _work(teacher.macs(accelerator.device), views, "to look at", accelerator))
+    return f"of {teacher.name}, {channels:,} of {rows} x {columns} places, {size}; {work}"
 
 
 def check_room(manifests: Mapping[Path, CacheManifest], folder: Path) -> None:
@@ -131,10 +130,9 @@ def check_room(manifests: Mapping[Path, CacheManifest], folder: Path) -> None:
     Raises:
         ValueError: it has too little room for what is not there yet.
     """
-    found = [room(manifest, place) for place, manifest in manifests.items()]
-    needed, free = sum(needed for needed, _ in found), found[0][1]
+    needed = sum(room(manifest, place)[0] for place, manifest in manifests.items())
+    own, free = room(manifests[folder], folder)
     if needed > free:
-        own = found[list(manifests).index(folder)][0]
         parts = f" (features {readable_size(needed - own)} of it)" if needed > own else ""
         what = "latents" if parts else "it"
         half = f", or halve {what} with --dtype float16" if manifests[folder].dtype == "float32" and own else ""

@@ -27,7 +27,7 @@ from d_emo.common.processes import (
 from d_emo.images import latent_cache, latent_manifest
 from d_emo.images.autoencoders import doubtful_scale, latent_space
 from d_emo.images.decode import UnreadableImageError
-from d_emo.images.features import features_manifest
+from d_emo.images.features import are_unfinished, features_manifest
 from d_emo.images.latents import encode_posterior
 from d_emo.train.data.batches import Pixels, TrainingImages
 from d_emo.train.data.options import DataOptions
@@ -107,7 +107,7 @@ def encode(data: DataOptions, options: EncodeOptions, accelerator: Accelerator) 
         say(describe_encoding(manifest, folder, vae, (options.batch_size, source.channels), accelerator))
         if teacher is not None and features is not None:
             say(f"  {'features':<10} {describe_features(features.manifest, features.folder, teacher, accelerator)}")
-        elif not latent_cache.is_complete(folder / latent_manifest.FEATURES):
+        elif are_unfinished(folder):
             say(f"  note       {folder / latent_manifest.FEATURES} is not complete; --align goes on with it.")
         if not options.statistics and (doubt := doubtful_scale(vae)):
             say(f"  note       {doubt}.")

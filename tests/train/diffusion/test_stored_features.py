@@ -11,7 +11,7 @@ from helpers.made import write_pictures
 from helpers.training import TINY, losses, run_here, train_to_the_end
 
 from d_emo.images.decode import to_tensor
-from d_emo.images.features import StoredTeacher, _same_model, features_manifest
+from d_emo.images.features import StoredTeacher, _same_model, are_unfinished, features_manifest
 from d_emo.images.latent_cache import LatentCache
 from d_emo.images.latent_manifest import FEATURES, LatentCacheError
 from d_emo.images.open_source import open_source
@@ -108,6 +108,12 @@ def test_what_was_interrupted_before_the_last_of_them_is_said_and_gone_on_with(m
     assert code != 0 and "are not encoded yet" in printed and f"add --align {TEACHER}" in printed
     encode_latents.main(words(made, latents))
     assert "features is not complete; --align goes on with it" in capsys.readouterr().out
+    manifest = (latents / FEATURES / "manifest.json").read_bytes()
+    for damaged in (b"{}", b"[]", b"junk"):
+        (latents / FEATURES / "manifest.json").write_bytes(damaged)
+        assert are_unfinished(latents)
+    (latents / FEATURES / "manifest.json").write_bytes(manifest)
+    assert not are_unfinished(made / "latents") and not are_unfinished(tmp_path / "none")
     encode_latents.main(words(made, latents, "--align", TEACHER, "--statistics", "true"))
     printed = capsys.readouterr().out
     assert f"train with --latents {latents} --align {TEACHER}" in printed and "of it there already" in printed
