@@ -1,6 +1,7 @@
 """Fixtures and hooks of all tests. What tests share else is in helpers/."""
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,26 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: workers])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // workers)))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+# What a test draws without a generator of its own, at import or in a fixture, is the same in every run and every order.
+
+
+def pytest_collectstart() -> None:
+    _seed()
+
+
+def pytest_runtest_setup() -> None:
+    _seed()
 
 
 @pytest.fixture

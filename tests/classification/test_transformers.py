@@ -200,6 +200,7 @@ def test_checkpointed_gradients_are_the_plain_ones():
     models[1].load_state_dict(models[0].state_dict())
     models[1].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     for model in models:
+        torch.manual_seed(0)  # of the blocks that stochastic depth leaves out
         model(pixels(), labels=torch.tensor([0, 3])).loss.backward()
     for (key, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4, msg=key)
