@@ -65,6 +65,7 @@ OPERATORS = (
 _table: dict[str, Backend] = {}
 _warned: set[str] = set()
 _choice: str | None = None  # None until somebody sets one
+_planned_device: str | None = None
 
 
 def register(device: str, backend: Backend) -> None:
@@ -154,6 +155,25 @@ def use_backend(name: str | None) -> Iterator[None]:
         _choice = previous
 
 
+@contextlib.contextmanager
+def planned_on(device: str) -> Iterator[None]:
+    """Treat tensors without content, on the processor, as if on a device whose machine is not this one.
+
+    Within it operators are those of that device's backend, which is taken to be there and right.
+    """
+    global _planned_device
+    _planned_device = device
+    try:
+        yield
+    finally:
+        _planned_device = None
+
+
+def is_planned() -> bool:
+    """Whether this is within `planned_on`: checks of the machine would be of the wrong one."""
+    return _planned_device is not None
+
+
 def takes(name: str, tensor: torch.Tensor, size: Sequence[int] = ()) -> bool:
     """Whether a backend runs an operator on this tensor; `size` is as `Backend.size_obstacle` takes it.
 
@@ -172,7 +192,7 @@ def takes(name: str, tensor: torch.Tensor, size: Sequence[int] = ()) -> bool:
         return False
     if 0 in tensor.shape:  # no samples: nothing to be fast at
         return False
-    device = tensor.device.type
+    device = _planned_device or tensor.device.type
     obstacle = _obstacle(device, tensor.dtype)
     if not obstacle and tensor.numel() > tensor.shape[0] * LARGEST:  # places in an image are 32-bit numbers, too
         obstacle = f"an image has more than {LARGEST:,} values"
@@ -208,7 +228,7 @@ def _obstacle(device: str, dtype: torch.dtype) -> str:
         return f"the device {device!r} has none"
     if dtype not in _table[device].dtypes:
         return f"{dtype} on the device {device!r} is not supported"
-    return _table[device].obstacle(dtype)
+    return "" if is_planned() else _table[device].obstacle(dtype)
 
 
 @torch.compiler.assume_constant_result
@@ -225,7 +245,7 @@ def _size_obstacle(device: str, name: str, dtype: torch.dtype, channels: int, ma
 
 def keeps_convolution(tensor: torch.Tensor) -> bool:
     """Whether the backend of a tensor's device keeps the local branch's convolution."""
-    backend = _table.get(tensor.device.type)
+    backend = _table.get(_planned_device or tensor.device.type)
     return backend is not None and backend.keeps_convolution
 
 

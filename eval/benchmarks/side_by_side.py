@@ -15,6 +15,7 @@ import torch
 
 from d_emo.common.commands import CommandError
 from d_emo.common.files import check_writable, write_json, written_whole
+from d_emo.common.gpus import peak_flops
 from d_emo.common.messages import kind_and_line
 from d_emo.common.output import Progress, say
 from d_emo.common.processes import default_device, device_name, keep_freed_memory
@@ -72,19 +73,6 @@ class Result:
         """The share of the card's peak that the job's products reach (MFU); None where the peak is not known."""
         peak = peak_flops(device_name(device)) if self.case.dtype == "bfloat16" else None
         return self.flops / self.median / peak if peak and not self.error else None
-
-
-# FLOP/s of dense products in bfloat16: half of what NVIDIA's data sheets of the H100 (SXM), the H200 (SXM) and the A100
-# give for sparse ones (1,979, 1,979 and 624 TFLOPS). The slower cards of the same names say so in theirs.
-PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
-SLOWER_CARDS = ("PCIe", "NVL", "H100L")
-
-
-def peak_flops(card: str) -> float | None:
-    """The peak of a card in bfloat16, by its name; None where it is not known."""
-    if any(mark in card for mark in SLOWER_CARDS) and "A100" not in card:
-        return None
-    return next((peak for name, peak in PEAKS.items() if name in card), None)
 
 
 # Rows and columns, and what is summed over, of the matrix product that models are compared with.

@@ -137,16 +137,6 @@ def test_every_case_is_compiled_for_its_own_size(monkeypatch):
 
 
 def test_share_of_a_cards_peak(monkeypatch):
-    for name, expected in (
-        ("NVIDIA H100 80GB HBM3", 989.4e12),
-        ("NVIDIA H200", 989.4e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA A100 80GB PCIe", 312e12),
-        ("NVIDIA H100 PCIe", None),
-        ("NVIDIA H100 NVL", None),
-        ("NVIDIA GeForce RTX 4090", None),
-    ):
-        assert side_by_side.peak_flops(name) == expected, name
     monkeypatch.setattr(side_by_side, "device_name", lambda _: "NVIDIA A100-SXM4-40GB")
     case = Case("train", "bfloat16", "none", 1, 32, None)
     result = side_by_side.Result("DiT-S-2", case, flops=156 * 10**12, parameters=1, seconds=[1.0, 1.0])

@@ -183,6 +183,7 @@ KINDS = {
         "num_epochs",  # beside --max-train-steps
         "hub_model_id",  # without --push-to-hub
         "hub_private",
+        "on",  # without --dry-run
         "validation_split",  # without --dataset
         "loss_weighting",  # of the objective's default
         "lr_cooldown_share",  # without --lr-scheduler wsd

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
+from d_emo.common.gpus import Fleet, parse_fleet
 from d_emo.common.numbers import finite
 from d_emo.common.options import (
     OptionTable,
@@ -217,6 +218,9 @@ class DiffusionRunOptions(RunOptions):
     hub_model_id: str | None = option(
         None, "Repository to upload to. Default: the output folder's name, in your account."
     )
+    on: str | None = option(
+        None, "With --dry-run: plan for these GPUs, which need not be here, such as 64xH100: memory, speed, hours."
+    )
     hub_private: bool | None = option(None, "Make a new repository private (true/false). Default: your account's.")
 
     def __post_init__(self):
@@ -229,6 +233,8 @@ class DiffusionRunOptions(RunOptions):
             )
         if not self.push_to_hub and (self.hub_model_id or self.hub_private is not None):
             raise ValueError("--hub-model-id and --hub-private need --push-to-hub.")
+        require(self.on is None or self.dry_run, "on", self.on, "it is for plans; add --dry-run true")
+        self.fleet()
         require(self.snapshot_every >= 0, "snapshot_every", self.snapshot_every, "must be 0 (no snapshots) or more")
         self.lengths()
         require(self.fid_every >= 0, "fid_every", self.fid_every, "must be 0 (no FIDs) or more")
@@ -239,6 +245,17 @@ class DiffusionRunOptions(RunOptions):
             self.sample_guidance_scale,
             "must be 1 (off) or more",
         )
+
+    def fleet(self) -> Fleet | None:
+        """--on, read.
+
+        Raises:
+            ValueError: it names no GPUs of which something is known.
+        """
+        try:
+            return None if self.on is None else parse_fleet(self.on)
+        except ValueError as error:
+            raise ValueError(f"--on {error}") from None
 
     def lengths(self) -> list[float]:
         """--snapshot-lengths, read.

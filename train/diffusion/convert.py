@@ -20,7 +20,7 @@ from d_emo.schedulers.flow_paths import path_of
 from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import AUTO_VAE, OptimizationOptions
 from d_emo.train.diffusion.objectives import PREDICTIONS
-from d_emo.train.diffusion.plan import load_vae
+from d_emo.train.diffusion.resolving import load_vae
 
 IMAGENET_CLASSES = 1000
 # The side of latents of the published models of Diffusers, whose tensors do not tell it.

@@ -37,7 +37,7 @@ from d_emo.train.diffusion.encode_config import EncodeConfig, EncodeOptions
 from d_emo.train.diffusion.encode_plan import check_room, describe_encoding, describe_features
 from d_emo.train.diffusion.latent_spaces import resolution_of, side_of
 from d_emo.train.diffusion.measuring import discard_statistics, measure
-from d_emo.train.diffusion.plan import COLORS, load_vae
+from d_emo.train.diffusion.resolving import COLORS, load_vae
 from d_emo.train.diffusion.teacher import Teacher
 
 

@@ -1,7 +1,8 @@
 """What a step of the diffusion trainer holds in memory, with and without gradient checkpointing."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from d_emo.train.diffusion.encode_plan import held_by_encoding
 from d_emo.train.diffusion.teacher import Teacher
 from d_emo.train.engine.memory import Launch, TrainingMemory, training_memory
 from d_emo.train.engine.rehearsal import size_of
+from d_emo.train.engine.roofline import Work, count_work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +55,8 @@ class DiffusionStep:
         Raises:
             RuntimeError: see `training_memory`.
         """
-        (self.model.enable_gradient_checkpointing if checkpointing else self.model.disable_gradient_checkpointing)()
-        memory = training_memory(self.model, self.launch, self.make_optimizer, self._forward)
-        self.model.disable_gradient_checkpointing()
+        with self._checkpointed(checkpointing):
+            memory = training_memory(self.model, self.launch, self.make_optimizer, self._forward)
         return replace(
             memory,
             average=memory.average * (1 + self.followed)
@@ -68,12 +69,32 @@ class DiffusionStep:
             teacher=0 if self.teacher is None else size_of(self.teacher.network.state_dict()),
         )
 
+    def of(self, micro_batch: int) -> "DiffusionStep":
+        """The same with another number of images."""
+        images = None if self.images is None else (micro_batch, *self.images[1:])
+        return replace(self, micro_batch=micro_batch, images=images)
+
+    def work(self, checkpointing: bool) -> Work:
+        """What its operators do, but for the optimizer's.
+
+        Raises:
+            RuntimeError: see `training_memory`.
+        """
+        with self._checkpointed(checkpointing), self.launch.rehearsed(self.model):
+            return count_work(lambda: self.launch.passes(self._forward))
+
     def describe(self, checkpointing: bool) -> str:
         """For people; without gradient checkpointing also what it would change."""
         said = f"micro batch {self.micro_batch}"
         if not checkpointing:
             said += f"; {readable_size(self.memory(True).activations)} with --gradient-checkpointing true"
         return self.memory(checkpointing).describe(self.optimizer, said)
+
+    @contextlib.contextmanager
+    def _checkpointed(self, checkpointing: bool) -> Iterator[None]:
+        (self.model.enable_gradient_checkpointing if checkpointing else self.model.disable_gradient_checkpointing)()
+        yield
+        self.model.disable_gradient_checkpointing()
 
     def _forward(self) -> torch.Tensor:
         noisy = torch.empty(self.micro_batch, self.model.config.in_channels, *self.model.sample_shape)

@@ -1,7 +1,7 @@
 """From options to everything a run needs: data, batch layout, model, averaged copy, optimizer, pipeline."""
 
 import functools
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +9,18 @@ import torch
 from accelerate import Accelerator
 
 from d_emo.common.digests import weights_digest
-from d_emo.eval.fid.references import check_reference
-from d_emo.images.autoencoders import LatentSpace, doubtful_scale, open_vae
+from d_emo.images.autoencoders import LatentSpace, doubtful_scale
 from d_emo.images.features import StoredTeacher
 from d_emo.images.latent_cache import LatentCache
 from d_emo.images.source import ImageSource
-from d_emo.kernels import backend_report
 from d_emo.models import ClassConditionalTransformer2DModel, create_model
 from d_emo.models.flops import count_macs, count_parameters
 from d_emo.pipelines import DEMOPipeline, default_steps
 from d_emo.train.diffusion.alignment import add_projector
 from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import (
-    AUTO_VAE,
     WSD,
     DiffusionRunOptions,
-    ModelOptions,
     TrainConfig,
 )
 from d_emo.train.diffusion.encode_plan import describe_cache, macs_of_encoding
@@ -34,23 +30,29 @@ from d_emo.train.diffusion.lora import add_lora, set_mode
 from d_emo.train.diffusion.memory import DiffusionStep
 from d_emo.train.diffusion.network_config import depth_of, network_config
 from d_emo.train.diffusion.objectives import Objective, prediction_of
+from d_emo.train.diffusion.on_gpus import GpuPlan, bytes_read
 from d_emo.train.diffusion.optimizer import WITHOUT_WARMUP, describe_optimizer, make_optimizer
+from d_emo.train.diffusion.resolving import (
+    COLORS,
+    check_fid,
+    choose_vae,
+    in_color,
+    initial_weights,
+    max_train_steps,
+    model_name,
+    output_dir,
+    vae_name,
+)
 from d_emo.train.diffusion.teacher import Teacher
 from d_emo.train.diffusion.terms import Term, check_terms, depth_of_features, make_terms
 from d_emo.train.diffusion.token_dropping import fusion_config
 from d_emo.train.engine.batch_layout import BatchLayout, batch_layout
-from d_emo.train.engine.fit import fitting_warmup, steps_of_epochs, time_of_training
+from d_emo.train.engine.fit import fitting_warmup, time_of_training
 from d_emo.train.engine.followed import describe_snapshots
 from d_emo.train.engine.memory import Launch, told
 
-# From this side on, --vae auto trains on latents.
-AUTO_VAE_RESOLUTION = 128
-# Of the paper's training runs.
-PAPER_STEPS = 400_000
 # Sampler steps of a grid, at most.
 GRID_STEPS = 50
-# --color by the channels of pictures.
-COLORS = {1: "grey", 3: "rgb"}
 
 
 @dataclass(frozen=True)
@@ -199,10 +201,9 @@ class Plan:
             f"{options.optimization.learning_rate:g} ({options.optimization.lr_scheduler}{self._warmup()}"
             f"{self._cooldown()}), averaging {options.optimization.ema_decay}",
             "batch": layout.describe(),
-            "length": ", ".join(filter(None, (f"{self.max_train_steps:,} steps", epochs, self._time(macs, seen)))),
-            "memory": told(lambda: self.step(model, trained).describe(options.model.gradient_checkpointing)),
+            **self._cost(self.step(model, trained), macs, seen, epochs),
             **({"snapshots": self._snapshots(model)} if self.config.followed else {}),
-            "kernels": backend_report(self.launch.device),
+            "kernels": self.launch.kernels(),
             "output": str(self.output_dir),
             **({"note": f"{doubt}."} if doubt else {}),
         }
@@ -255,17 +256,44 @@ class Plan:
         taken = self.vae is not None and not self.scale and (self.initial is None or self.initial.space is None)
         return doubtful_scale(self.vae) if taken else ""
 
-    def _time(self, macs: int, images: int) -> str:
-        """Roughly how long so many images take on a CPU, encoding them included; empty on other devices."""
+    def _cost(self, step: DiffusionStep, macs: int, seen: int, epochs: str) -> dict[str, str]:
+        """What the run takes of time and memory, by topic.
+
+        Args:
+            step: its step.
+            macs: multiply-adds of the network's forward pass of an image.
+            seen: images of the whole run.
+            epochs: the same, for people.
+        """
+        if self.launch.fleet is not None:
+            return self._on_gpus(step, macs, epochs).lines()
+        checkpointing = self.config.model.gradient_checkpointing
+        time = told(lambda: time_of_training(macs, seen, self.launch, self._macs_before(macs)))
+        return {
+            "length": ", ".join(filter(None, (f"{self.max_train_steps:,} steps", epochs, time))),
+            "memory": told(lambda: step.describe(checkpointing)),
+        }
+
+    def _on_gpus(self, step: DiffusionStep, macs: int, epochs: str) -> GpuPlan:
+        """The run on the GPUs that --on names."""
+        return GpuPlan(
+            config=self.config,
+            step=step,
+            layout=self.layout,
+            size="" if self.initial or self.config.model.patch_bottleneck else self.config.model.model,
+            steps=self.max_train_steps,
+            epochs=epochs,
+            image_bytes=bytes_read(self.source.latents),
+            resolution=self.resolution,
+            macs_before=lambda: self._macs_before(macs),
+        )
+
+    def _macs_before(self, macs: int) -> int:
+        """Multiply-adds of what is done with an image before its training step, without gradients."""
         encoded = self._encoded()
-
-        def time() -> str:
-            encoding = 0 if encoded is None else macs_of_encoding(self.vae, encoded[1:], self.launch.device)
-            encoding += 0 if self.live_teacher is None else self.live_teacher.macs(self.launch.device)
-            encoding += 2 * macs if self.model_config["end_block"] is not None else 0  # answers to a flow map's jumps
-            return time_of_training(macs, images, self.launch, encoding)
-
-        return told(time)
+        before = 0 if encoded is None else macs_of_encoding(self.vae, encoded[1:], self.launch.device)
+        before += 0 if self.live_teacher is None else self.live_teacher.macs(self.launch.device)
+        return before + (2 * macs if self.model_config["end_block"] is not None else 0)  # answers to a flow map's jumps
 
     def _encoded(self) -> tuple[int, int, int, int] | None:
         """Shape of the images that are encoded in a step; None where none are."""
@@ -308,7 +336,7 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     Raises:
         ValueError: they do not; the message names the option and the remedy.
     """
-    launch = Launch.of(accelerator)
+    launch = Launch.of(accelerator, config.run.fleet())
     if config.model.lora_rank is not None and launch.sharded:
         raise ValueError(f"--lora-rank {config.model.lora_rank}: adapters are small; launch without FSDP.")
     check_fid(config.run, source)
@@ -331,8 +359,8 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     layout = batch_layout(
         config.run.global_batch_size,
         config.run.micro_batch_size,
-        accelerator.num_processes,
-        accelerator.device.type == "cpu",
+        launch.processes,
+        launch.runs_on.type == "cpu",
     )
     check_terms(config.recipe, source, layout.micro_batch_size, depth_of(config, initial))
     steps = max_train_steps(config.run, source, layout)
@@ -356,118 +384,6 @@ def make_plan(config: TrainConfig, source: ImageSource, accelerator: Accelerator
     )
     _ = plan.teacher  # refuses what does not load
     return plan
-
-
-def check_fid(options: DiffusionRunOptions, source: ImageSource) -> None:
-    """Refuse FIDs on the way that have nothing to compare with.
-
-    Raises:
-        ValueError: the training data holds no images and no reference is named, or there is none of that name.
-    """
-    if not options.fid_every:
-        return
-    if options.fid_reference is not None:
-        check_reference(options.fid_reference, "--fid-reference")
-    elif source.latents is not None or source.stream is not None:
-        raise ValueError(
-            "--fid-every: latents and streams hold no images to compare with; name some with --fid-reference."
-        )
-
-
-def initial_weights(config: TrainConfig) -> InitialWeights | None:
-    """What --init-from names. A resumed run needs of it no more than the network, which its checkpoints hold, too.
-
-    Raises:
-        ValueError: it does not load.
-    """
-    if config.model.init_from is None:
-        return None
-    try:
-        return InitialWeights(config.model.init_from)
-    except ValueError as error:
-        if config.run.resume_from is None:
-            raise
-        raise ValueError(
-            f"{error} To resume without it, name the checkpoint in its place: --init-from RUN/checkpoint-STEP "
-            "--allow-change init_from."
-        ) from error
-
-
-def in_color(source: ImageSource, color: str, initial: InitialWeights | None) -> ImageSource:
-    """The source in grey or colour: as asked, else as the model of `initial` sees pixels, else as it is by default."""
-    channels = {"grey": 1, "rgb": 3}.get(color)
-    if channels is None and initial is not None:
-        channels = initial.transformer.config.in_channels
-    return source if channels not in (1, 3) or source.latents is not None else replace(source, channels=channels)
-
-
-def max_train_steps(options: DiffusionRunOptions, source: ImageSource, layout: BatchLayout) -> int:
-    """Optimizer steps: as named, as the epochs make, or the paper's.
-
-    Raises:
-        ValueError: epochs of a source that does not tell its size.
-    """
-    if options.num_epochs is None:
-        return options.max_train_steps or PAPER_STEPS
-    if not source.size:
-        raise ValueError(
-            f"--num-epochs {options.num_epochs:g}: {source.name} does not tell how many images an epoch has; use "
-            "--max-train-steps."
-        )
-    return steps_of_epochs(options.num_epochs, source.size, layout.global_batch_size)
-
-
-def model_name(config: TrainConfig) -> str:
-    """--model, or what --init-from is called."""
-    return Path(config.model.init_from).name if config.model.init_from else config.model.model
-
-
-def output_dir(config: TrainConfig, source: ImageSource) -> Path:
-    """Where the run is written."""
-    return config.run.folder(model_name(config), source.name)
-
-
-def vae_name(options: ModelOptions, source: ImageSource, resolution: int, initial: InitialWeights | None) -> str:
-    """What --vae stands for: a folder, a Hub id or "none".
-
-    "auto" is what the pipeline of --init-from has, else what made the latents, else a default.
-    """
-    if options.vae != "auto":
-        return options.vae
-    if initial is not None:
-        return "none" if initial.space is None else initial.name
-    if source.latents is not None:
-        return str(source.latents.manifest.vae)
-    return AUTO_VAE if resolution >= AUTO_VAE_RESOLUTION else "none"
-
-
-def choose_vae(options: ModelOptions, source: ImageSource, initial: InitialWeights | None) -> tuple[Any, int]:
-    """The autoencoder, None for pixels, and the side of images in pixels, as far as it does not decide that itself.
-
-    With --vae auto both follow the weights to start from; latents that were encoded beforehand keep their size.
-
-    Raises:
-        ValueError: it does not load.
-    """
-    if options.vae == "auto" and initial is not None:
-        default = initial.resolution if source.latents is None else source.resolution
-        return initial.autoencoder(), options.resolution or default
-    resolution = options.resolution or source.resolution
-    return load_vae(vae_name(options, source, resolution, initial)), resolution
-
-
-def load_vae(name: str) -> Any:
-    """The autoencoder of a name that `vae_name` gave, frozen; None for pixels.
-
-    Raises:
-        ValueError: it is neither a local folder nor reachable.
-    """
-    if name == "none":
-        return None
-    try:
-        return open_vae(name).requires_grad_(False)
-    except ValueError as error:
-        raise ValueError(f"--vae {error} Or train on pixels with --vae none.") from error
 
 
 def grid_steps(options: DiffusionRunOptions, pipeline: DEMOPipeline) -> int:

@@ -23,14 +23,14 @@ from d_emo.train.diffusion.in_loop_fid import make_in_loop_fid
 from d_emo.train.diffusion.objectives import Jumps
 from d_emo.train.diffusion.on_track import published_loss
 from d_emo.train.diffusion.optimizer import make_lr_schedule, make_optimizer
-from d_emo.train.diffusion.plan import Plan, make_pipeline, make_plan, output_dir
+from d_emo.train.diffusion.plan import Plan, make_pipeline, make_plan
+from d_emo.train.diffusion.resolving import output_dir
 from d_emo.train.diffusion.run import Run
 from d_emo.train.diffusion.show import plot_losses, score_fid, show_samples
 from d_emo.train.diffusion.terms import Drawn, depth_of_features
 from d_emo.train.engine import checkpoints, hub, loader, loop, saving, start
 from d_emo.train.engine.followed import load_followed, write_followed
 from d_emo.train.engine.prefetch import prefetched
-from d_emo.train.engine.rehearsal import shapes_only
 
 
 def run(config: TrainConfig) -> None:
@@ -54,7 +54,7 @@ def rehearse(plan: Plan, accelerator: Accelerator) -> None:
     options = plan.config.run
     with torch.device("meta"):
         plain, model = plan.build_model(), plan.build_trained()
-    with shapes_only(accelerator.device, model):
+    with plan.launch.rehearsed(model):
         optimizer = make_optimizer(model, plan.config.optimization)
         make_lr_schedule(optimizer, plan.config.optimization, plan.warmup_steps, plan.max_train_steps)
     make_pipeline(plain, plan)

@@ -1,14 +1,17 @@
 """What a training step holds in a process's memory, by parts, before anything of that size is made."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 
+from d_emo.common.gpus import Fleet
 from d_emo.common.messages import first_line, readable_size
 from d_emo.common.processes import is_sharded
-from d_emo.train.engine.rehearsal import held_at_most, shapes_only, size_of
+from d_emo.kernels.dispatch import backend_report, planned_on
+from d_emo.train.engine.rehearsal import cuda_autocast, held_at_most, shapes_only, size_of
 
 
 @dataclass(frozen=True)
@@ -20,18 +23,52 @@ class Launch:
         processes: of the run.
         sharded: whether they share one copy of the model.
         autocast: whether products are in bfloat16; weights are float32 either way.
+        fleet: GPUs that are not here, for which a run is planned; its tensors without content lie on the processor.
     """
 
     device: torch.device
     processes: int = 1
     sharded: bool = False
     autocast: bool = False
+    fleet: Fleet | None = None
 
     @classmethod
-    def of(cls, accelerator: Accelerator) -> "Launch":
-        """That of a run."""
+    def of(cls, accelerator: Accelerator, fleet: Fleet | None = None) -> "Launch":
+        """That of a run, or of one on GPUs that need not be here."""
         autocast = accelerator.mixed_precision == "bf16"
+        if fleet is not None:
+            return cls(torch.device("cpu"), fleet.count, is_sharded(accelerator), autocast, fleet)
         return cls(accelerator.device, accelerator.num_processes, is_sharded(accelerator), autocast)
+
+    @property
+    def runs_on(self) -> torch.device:
+        """The device that the run will be on."""
+        return self.device if self.fleet is None else torch.device("cuda")
+
+    def kernels(self) -> str:
+        """One line: which kernels the run uses, and why."""
+        with planned_on("cuda") if self.fleet else contextlib.nullcontext():
+            return backend_report(self.runs_on)
+
+    @contextlib.contextmanager
+    def rehearsed(self, *modules: torch.nn.Module) -> Iterator[None]:
+        """Within it, tensors and the modules' own have no content, and operators are those of the run.
+
+        Raises:
+            RuntimeError: see `shapes_only`.
+        """
+        with shapes_only(self.device, *modules):
+            if self.fleet is None:
+                yield
+                return
+            with planned_on("cuda"), cuda_autocast():
+                yield
+
+    def passes(self, forward: Callable[[], torch.Tensor]) -> None:
+        """The forward pass and, from its result on, the backward pass, in the precision of the run."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            result = forward()
+        result.float().square().mean().backward()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +145,11 @@ def training_memory(
     Raises:
         RuntimeError: the model's forward pass or the optimizer's step depends on values.
     """
-    with shapes_only(launch.device, model):
+    with launch.rehearsed(model):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)  # as of a micro batch before, or as soon as this one's end
         state = [] if make_optimizer is None else _state_of(make_optimizer(model))
-
-        def passes() -> None:
-            with torch.autocast(launch.device.type, torch.bfloat16, enabled=launch.autocast):
-                result = forward()
-            result.float().square().mean().backward()
-
         weights, gradients = size_of([*model.parameters(), *model.buffers()]), size_of(trained)
         share = launch.processes if launch.sharded else 1
         buckets = launch.processes > 1 and not launch.sharded
@@ -127,7 +158,7 @@ def training_memory(
             gradients=gradients * (2 if buckets else 1) // share,
             optimizer=size_of(state) // share,
             average=weights // share,
-            activations=held_at_most(passes),
+            activations=held_at_most(lambda: launch.passes(forward)),
         )
 
 

@@ -9,6 +9,7 @@ from d_emo.images.source import ImageStream
 from d_emo.train.data.batches import SampleSource
 from d_emo.train.data.options import LoaderOptions
 from d_emo.train.engine.batch_layout import BatchLayout
+from d_emo.train.engine.memory import Launch
 from d_emo.train.engine.options import RunOptions
 
 
@@ -93,6 +94,10 @@ class RunPlan(Protocol):
     @property
     def layout(self) -> BatchLayout:
         """How a global batch is shared."""
+
+    @property
+    def launch(self) -> Launch:
+        """What it is computed on."""
 
     @property
     def output_dir(self) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -32,10 +33,10 @@ class HeldBytes(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             self._see(tensor, made=False)
         result = function(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             self._see(tensor, made=True)
         return result
 
@@ -52,7 +53,8 @@ class HeldBytes(TorchDispatchMode):
         self.now -= self._sizes.pop(key)
 
 
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
+def tensors_in(values: Any) -> Iterator[torch.Tensor]:
+    """The tensors in tables and lists."""
     return (value for value in tree_iter(values) if isinstance(value, torch.Tensor))
 
 
@@ -94,4 +96,31 @@ def held_at_most(work: Callable[[], object]) -> int:
 
 def size_of(tensors: Any) -> int:
     """Bytes of tensors, and of tensors in tables and lists."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(tensors))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(tensors))
+
+
+# Of the functions that CUDA's autocast does in float32, those that networks here call.
+_IN_FLOAT32 = ("layer_norm", "group_norm", "softmax")
+
+
+@contextlib.contextmanager
+def cuda_autocast() -> Iterator[None]:
+    """Within it, the processor's autocast does norms and softmax in float32, as CUDA's does.
+
+    No mode of PyTorch's: checkpointed blocks, computed again in the backward pass, would not see it.
+    """
+    own = {name: getattr(F, name) for name in _IN_FLOAT32}
+
+    def in_float32(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(values: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return function(values.float() if torch.is_autocast_enabled("cpu") else values, *args, **kwargs)
+
+        return run
+
+    try:
+        for name, function in own.items():
+            setattr(F, name, in_float32(function))
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(F, name, function)

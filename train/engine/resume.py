@@ -17,7 +17,7 @@ from d_emo.train.engine.options import RUN_FILE
 # Options that may differ between a run and its continuation: they do not change what is computed. (The data may move; a
 # fingerprint of it is compared.)
 FREE_OPTIONS = frozenset({
-    "output_dir", "resume_from", "allow_change", "dry_run", "max_train_steps", "num_epochs", "log_every",
+    "output_dir", "resume_from", "allow_change", "dry_run", "on", "max_train_steps", "num_epochs", "log_every",
     "checkpoint_every", "snapshot_every", "sample_every", "sample_steps", "sample_guidance_scale",
     "samples_per_class", "fid_every", "fid_images", "fid_reference", "fid_features", "fid_inception_weights",
     "report_to", "push_to_hub", "hub_model_id", "hub_private", "keep_checkpoints", "keep_every", "num_workers",

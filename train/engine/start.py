@@ -73,7 +73,7 @@ def announce(plan: RunPlan, accelerator: Accelerator, hint: str = "") -> None:
     if hint and not any(getattr(plan.config.data, name) for name in DATA_SOURCES):
         print(f"No data was named: training on scikit-learn's handwritten digits ({hint} for yours).")
     print(plan.describe())
-    if precision := describe_precision(accelerator.device.type, accelerator.mixed_precision):
+    if precision := describe_precision(plan.launch.runs_on.type, accelerator.mixed_precision):
         print(f"  {'precision':<10} {precision}")
     for note in fit.notes(plan):
         print(f"  note       {note}.")

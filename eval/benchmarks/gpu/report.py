@@ -16,9 +16,10 @@ from typing import Any
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.files import check_writable, written_whole
+from d_emo.common.gpus import peak_flops
 from d_emo.eval.benchmarks.gpu.parts import RESULTS
 from d_emo.eval.benchmarks.gpu.results import read_results
-from d_emo.eval.benchmarks.side_by_side import known, peak_flops
+from d_emo.eval.benchmarks.side_by_side import known
 
 Line = dict[str, Any]
 OURS, PLAIN, THEIRS = "D-EMOv2", "D-EMOv2, plain PyTorch", "DiT"

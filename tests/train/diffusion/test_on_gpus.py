@@ -1,0 +1,84 @@
+"""Plans for GPUs that are not here, from the command line."""
+
+import re
+
+import pytest
+from helpers.autoencoders import tiny_autoencoder
+from helpers.data import photo
+from helpers.training import run_here
+
+from d_emo.models import create_model
+from d_emo.models.flops import count_parameters
+
+DIGITS = ["--dry-run", "true", "--micro-batch-size", "4", "--global-batch-size", "512"]
+
+
+def lines(capsys, *arguments):
+    """What a plan says, by topic."""
+    code, printed = run_here(capsys, *DIGITS, *arguments)
+    assert code == 0, printed
+    return {line.split()[0]: line[13:] for line in printed.splitlines() if line.startswith("  ")}
+
+
+def test_a_plan_says_what_a_run_takes_there(capsys, tmp_path):
+    said = lines(capsys, "--on", "64xH100", "--mixed-precision", "bf16", "--compile", "true", "--output-dir",
+                 str(tmp_path / "out"), "--max-train-steps", "5000")  # fmt: skip
+    assert said["gpus"].startswith("64 x H100 in 8 machines")
+    assert said["batch"].startswith("512 = 64 process(es) x 2 accumulated x 4")
+    assert said["kernels"].startswith("Triton") and "bfloat16" in said["precision"]
+    assert re.match(
+        r"0% of a GPU's 79 GiB; up to [\d,]+ images at once; up to [\d,]+ images at once with --grad", said["fits"]
+    )
+    assert "with FSDP2 0% of" in said["fits"] and "BatchNorm sees 4 images at once" in said["fits"]
+    rate, each, computing, waiting, exchange = (float(value.replace(",", "")) for value in re.match(
+        r"([\d,]+) images/s, ([\d,]+) a GPU; of a step ([\d.]+) ms are computing, by a roofline of its operators, and "
+        r"([\d.]+) ms waiting for gradients, which take ([\d.]+) ms at 50 GB/s a GPU between machines", said["speed"]
+    ).groups())  # fmt: skip
+    assert rate == pytest.approx(512 / (computing + waiting) * 1e3, rel=0.02) and each == pytest.approx(
+        rate / 64, rel=0.02
+    )
+    # N-4's gradients in float32, twice 63 of 64 parts, at 50 GB/s
+    values = count_parameters(create_model("D-EMOv2-N-4", in_channels=1, sample_size=16, num_classes=10))
+    assert exchange == pytest.approx(1e3 * 2 * 63 / 64 * 4 * values / 50e9, rel=0.05)
+    assert "5,000 steps" in said["length"] and said["length"].endswith(" min")
+    assert f"{rate / 8:,.0f}"[:2] in said["reading"] and "core" in said["reading"]
+    assert said["checkpoint"].split("; ")[1].startswith("1 kept") or "kept" in said["checkpoint"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_measured_step_is_taken_where_the_run_is_one_of_them(capsys, tmp_path):
+    """S-2 at batch 256 on latents of 4 x 32 x 32, with what encoding takes besides."""
+    for label in ("one", "two"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        photo().save(tmp_path / "pictures" / label / "0.png")
+    vae = tiny_autoencoder(latent_channels=4)
+    vae.save_pretrained(tmp_path / "vae")
+    side = 32 * 2 ** (len(vae.config.block_out_channels) - 1)
+    ways = ["--train-data-dir", tmp_path / "pictures", "--vae", tmp_path / "vae", "--resolution", side,
+            "--model", "D-EMOv2-S-2", "--on", "H100", "--mixed-precision", "bf16", "--compile", "true"]  # fmt: skip
+    said = lines(capsys, *ways, "--micro-batch-size", "256", "--global-batch-size", "256")
+    assert "4 x 32 x 32" in said["space"]
+    computing = float(re.search(r"of a step ([\d.]+) ms are computing, measured on one GPU$", said["speed"])[1])
+    assert 58.59 < computing < 60
+    assert "waiting" not in said["speed"] and "FSDP2" not in said["fits"]
+    assert "by a roofline" in lines(capsys, *ways, "--micro-batch-size", "128")["speed"]
+
+
+def test_what_does_not_fit_is_named_with_what_would(capsys):
+    said = lines(capsys, "--on", "RTX4090", "--model", "D-EMOv2-S-2", "--micro-batch-size", "4096",
+                 "--global-batch-size", "4096")  # fmt: skip
+    assert said["fits"].startswith("DOES NOT FIT: ") and re.search(r"up to [1-9]\d* images at once;", said["fits"])
+    assert said["precision"].startswith("float32, products in TF32; --mixed-precision bf16 is faster")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--on", "64xH100"], "--on 64xH100: it is for plans; add --dry-run true"),
+        (["--on", "64xB200", "--dry-run", "true"], "--on '64xB200' names no GPUs; write a number, x and one of H100,"),
+        (["--on", "3xH100", "--dry-run", "true"], "--global-batch-size 64 cannot be shared by 3 processes"),
+    ],
+)
+def test_what_cannot_be_planned_ends_with_one_line(capsys, arguments, message):
+    code, said = run_here(capsys, *arguments)
+    assert code and message in said and "\n" not in said

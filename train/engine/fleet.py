@@ -1,0 +1,115 @@
+"""What a run takes of GPUs that are not here: exchange of gradients, time of a step, what fits."""
+
+import csv
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from d_emo.common.gpus import Fleet
+from d_emo.common.messages import readable_size
+from d_emo.train.engine.memory import TrainingMemory
+
+# Of a GPU's memory, what tensors cannot have: context, workspaces, buffers of NCCL, an allocator's gaps. A guess.
+RESERVED = 0.08
+# Of a step's operators, the backward pass, under which gradients are exchanged.
+BACKWARD_SHARE = 2 / 3
+# Bytes of a gradient, and of a weight that FSDP2 gathers.
+VALUE_BYTES = 4
+# Training steps that were measured, on one GPU each.
+MEASURED = Path(__file__).with_name("measured_steps.csv")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of an optimizer step.
+
+    Attributes:
+        computing: of a GPU.
+        exchange: that gradients, and with FSDP2 weights, take on their way between GPUs.
+        hidden: of that, at most so much passes while the GPU computes.
+    """
+
+    computing: float
+    exchange: float
+    hidden: float
+
+    @property
+    def waiting(self) -> float:
+        """Seconds that the GPU waits for the others."""
+        return max(0.0, self.exchange - self.hidden)
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.computing + self.waiting
+
+
+def step_time(fleet: Fleet, computing: float, trained: int, accumulation: int, sharded: bool) -> StepTime:
+    """A step with the exchange of its gradients by rings, which move (N - 1) / N of all values for a sum and a copy.
+
+    DDP sums and copies the gradients of the last micro batch, during its backward pass. FSDP2 gathers the weights for
+    each pass of each micro batch and sums the gradients into shares, while other blocks are computed.
+
+    Args:
+        fleet: the GPUs.
+        computing: seconds of a GPU's own work.
+        trained: values that are trained.
+        accumulation: micro batches of a step.
+        sharded: FSDP2 in place of DDP.
+    """
+    once = VALUE_BYTES * trained * (fleet.count - 1) / fleet.count / fleet.share_of_network
+    if sharded:
+        return StepTime(computing, 3 * once * accumulation, computing)
+    return StepTime(computing, 2 * once, BACKWARD_SHARE * computing / accumulation)
+
+
+def largest_micro_batch(memory_of: Callable[[int], TrainingMemory], micro_batch: int, room: float) -> int:
+    """How many images at once fit into so many bytes: what grows with them grows evenly.
+
+    Args:
+        memory_of: counts a step of so many images.
+        micro_batch: near which to count.
+        room: bytes.
+    """
+    more = memory_of(2 * micro_batch)
+    fewer = memory_of(micro_batch)
+    growth = (more.total - fewer.total) / micro_batch
+    return max(0, math.floor(micro_batch + (room - fewer.total) / growth)) if growth > 0 else micro_batch
+
+
+def compiled(memory: TrainingMemory, share: float) -> TrainingMemory:
+    """What is held where blocks are compiled, which compute again what is cheap."""
+    return replace(memory, activations=round(memory.activations * share))
+
+
+def verdict(memory: TrainingMemory, fleet: Fleet) -> str:
+    """Whether a step fits a GPU, for people."""
+    share = f"{memory.total / fleet.gpu.memory:.0%} of a GPU's {readable_size(round(fleet.gpu.memory))}"
+    return share if memory.total <= room(fleet) else f"DOES NOT FIT: {share}, of which about {RESERVED:.0%} is not free"
+
+
+def room(fleet: Fleet) -> float:
+    """Bytes that tensors can have of a GPU."""
+    return fleet.gpu.memory * (1 - RESERVED)
+
+
+@functools.cache
+def _measured() -> dict[tuple[str, ...], float]:
+    with MEASURED.open(encoding="utf-8", newline="") as file:
+        return {tuple(row)[:-1]: float(row[-1]) for row in list(csv.reader(file))[1:]}
+
+
+def measured_seconds(gpu: str, model: str, batch: int, side: int, compiled: bool, checkpointed: bool) -> float | None:
+    """Seconds of a training step with AdamW in bfloat16 that was measured; None where none was.
+
+    Args:
+        gpu: of `d_emo.common.gpus`.
+        model: a size's name.
+        batch: images.
+        side: of the latents, of four channels.
+        compiled: whether blocks were.
+        checkpointed: whether activations were computed again.
+    """
+    return _measured().get((gpu, model, str(batch), str(side), str(int(compiled)), str(int(checkpointed))))
