@@ -41,6 +41,8 @@ from d_emo.common.numbers import whole_from
 JOBS = ("forward", "train", "sample")
 # Those of `d_emo.eval.benchmarks.subjects`, which imports PyTorch.
 DTYPES = ("float32", "bfloat16")
+# Not at all, or one of `d_emo.models.compiling.WAYS`.
+COMPILED = ("none", "blocks", "whole", "graphs")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -49,7 +51,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["D-EMOv2-S-2", "DiT-S-2"], help="The last is the baseline.")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=["forward", "train"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--compile", nargs="+", choices=("none", "blocks"), default=["none"])
+    parser.add_argument("--compile", nargs="+", choices=COMPILED, default=["none"])
     parser.add_argument("--batch", nargs="+", type=whole_from(1), default=[8])
     parser.add_argument("--latent", nargs="+", type=whole_from(1), default=[32], help="Side of the latent.")
     parser.add_argument("--image", nargs="+", type=whole_from(1), default=[224], help="Side of an image or frame.")

@@ -40,7 +40,7 @@ class Case:
     def label(self) -> str:
         """The conditions, for people."""
         depth = f", depth {self.depth}" if self.depth else ""
-        compiled = ", compiled" if self.compile != "none" else ""
+        compiled = {"none": "", "blocks": ", compiled"}.get(self.compile, f", compiled ({self.compile})")
         frames = f"{self.frames} frames of " if self.frames else ""
         return f"{self.job} {self.dtype}, batch {self.batch}, {frames}{self.size}x{self.size}{depth}{compiled}"
 

@@ -3,13 +3,13 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from d_emo import DEMOPipeline
 from d_emo.eval.benchmarks.families import Case, family_of, squared
 from d_emo.kernels import use_backend
+from d_emo.models.compiling import compile_network
 from d_emo.models.flops import count_macs_on, count_parameters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -38,8 +38,8 @@ class Subject:
             getattr(self.model, family.checkpointing)()
         self.model.to(device)
         self._job: Callable[[], None] = getattr(self, f"_prepare_{'onnx' if 'onnx' in variants else case.job}")()
-        if case.compile == "blocks":
-            compile_blocks(self.model)
+        if case.compile != "none":
+            compile_network(self.model, case.compile)
 
     def run(self) -> None:
         """The job, once."""
@@ -145,14 +145,6 @@ def randomize(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.02)
-
-
-def compile_blocks(model: Any) -> None:
-    """Compile the repeated block, or the whole of a model that names none."""
-    if getattr(model, "_repeated_blocks", None):
-        model.compile_repeated_blocks(fullgraph=True)
-    else:
-        model.compile()
 
 
 def synchronize(device: torch.device) -> None:

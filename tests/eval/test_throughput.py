@@ -128,7 +128,7 @@ def test_every_case_is_compiled_for_its_own_size(monkeypatch):
         dynamic.append(any(isinstance(given, torch.SymInt) for given in inputs))
         return graph.forward
 
-    monkeypatch.setattr(subjects, "compile_blocks", lambda model: model.compile_repeated_blocks(backend=backend))
+    monkeypatch.setattr(subjects, "compile_network", lambda model, way: model.compile_repeated_blocks(backend=backend))
     for batch in (2, 3):
         case = Case("forward", "float32", "blocks", batch, 16, 1)
         results, _ = side_by_side.measure(["DiT-N-8"], case, 2, torch.device("cpu"))

@@ -184,6 +184,7 @@ KINDS = {
         "hub_model_id",  # without --push-to-hub
         "hub_private",
         "on",  # without --dry-run
+        "compile_mode",  # without --compile
         "validation_split",  # without --dataset
         "loss_weighting",  # of the objective's default
         "lr_cooldown_share",  # without --lr-scheduler wsd

@@ -77,6 +77,7 @@ def sizes() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_table_of_sizes_is_what_its_command_prints(sizes):
     assert sizes in (ROOT / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
 

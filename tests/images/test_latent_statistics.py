@@ -163,6 +163,7 @@ def test_a_finished_folder_is_measured_and_not_encoded_again(folder, pictures, v
     assert "measured on 12 images and their mirror images: mean " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_measures_the_same_bits(folder, pictures, vae, tmp_path, processes):
     expected = (folder / STATISTICS).read_bytes()

@@ -58,6 +58,7 @@ def test_macs_round_to_the_flops_that_are_quoted_of_the_paper(name, gmacs):
         assert round(count_macs(create_model(name)) / 1e9) == gmacs
 
 
+@pytest.mark.slow
 def test_the_documents_table_is_what_its_command_prints(capsys):
     model_table.main(["--pattern", "LightningDiT-*-1", "JiT-*-16"])
     assert capsys.readouterr().out.strip() in (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")

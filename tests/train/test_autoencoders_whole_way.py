@@ -188,6 +188,7 @@ def test_grids_and_scores_on_the_way(capsys, name, pictures, vaes, tmp_path):
     assert list((tmp_path / "run" / "fid").glob("step-0000005/scores.json"))
 
 
+@pytest.mark.slow
 def test_an_autoencoder_that_makes_one_size_only_decides_the_resolution(capsys, pictures, vaes, tmp_path):
     """Without --resolution: where a folder's default is 256."""
     words = ("--train-data-dir", pictures, "--vae", vaes / "AutoencoderRAE")

@@ -293,6 +293,7 @@ def test_checkpointing_is_switched_by_transformers():
     torch.testing.assert_close([parameter.grad for parameter in model.parameters()], expected)
 
 
+@pytest.mark.slow
 def test_the_trainer_learns_a_motion_that_no_frame_tells(tmp_path):
     # A bright column moves to the left or to the right, from every place: single frames are alike.
     clips, labels = torch.zeros(64, 4, 3, 32, 32), torch.arange(64) % 2

@@ -10,6 +10,7 @@ from d_emo.common.options import (
     OptionTable,
     Recipe,
     below_one,
+    goes_with,
     option,
     parse_options,
     positive,
@@ -67,11 +68,17 @@ class ModelOptions:
         None, "Embed patches by way of so few channels, for large patches of pixels. Default: straight away."
     )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass to save memory.")
-    compile: bool = option(False, "torch.compile the repeated block.")
+    compile: bool = option(False, "torch.compile the network; the fast way on GPUs.")
+    compile_mode: Literal["blocks", "whole", "graphs"] = option(
+        "blocks",
+        "With --compile. blocks: the repeated block, in seconds. whole: the network as one graph. graphs: that, "
+        "launched as CUDA graphs on a GPU, for networks and batches so small that launches are the limit.",
+    )
     kernels: Literal["auto", "reference", "native"] | None = option(None, KERNELS_HELP)
 
     def __post_init__(self):
         positive(self, "resolution", "lora_rank", "lora_alpha", "patch_bottleneck")
+        goes_with(self, "compile", "compile_mode")
         require(
             self.lora_rank is None or self.init_from is not None,
             "lora_rank",

@@ -133,6 +133,7 @@ class GpuPlan:
             and self.step.launch.autocast
             and self.step.optimizer == "AdamW"
             and self.config.recipe == RecipeOptions()
+            and model.compile_mode == "blocks"
             and (self.step.model.config.in_channels, width) == (4, height)
         )
         if not as_measured:

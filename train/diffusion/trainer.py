@@ -1,5 +1,6 @@
 """From the diffusion trainer's options to a trained pipeline: set up, step, show, save."""
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from d_emo.common.snapshots import delete_after
 from d_emo.eval.fid.extractors import make_extractor
 from d_emo.images.latents import draw_latents, encode_images
 from d_emo.kernels import use_backend
+from d_emo.models.compiling import compile_network
 from d_emo.models.transformer_base import ClassConditionalOutput
 from d_emo.train.data.batches import Batch, Pixels, TrainingLatents
 from d_emo.train.data.sources import check_output, load_source
@@ -76,7 +78,9 @@ def make_run(plan: Plan, accelerator: Accelerator) -> Run:
     if plan.live_teacher is not None:
         plan.live_teacher.to(accelerator.device)
     optimizer = make_optimizer(model, config.optimization)
-    compile_model = (lambda: model.compile_repeated_blocks(fullgraph=True)) if config.model.compile else None
+    compile_model = (
+        functools.partial(compile_network, model, config.model.compile_mode) if config.model.compile else None
+    )
     schedule = make_lr_schedule(optimizer, config.optimization, plan.warmup_steps, plan.max_train_steps)
     parts = start.prepare(plan, accelerator, model, optimizer, schedule, compile_model, config.followed)
     plain: Any = parts.average.module

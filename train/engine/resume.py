@@ -24,7 +24,7 @@ FREE_OPTIONS = frozenset({
     "license", "on_bad_image", "dataset", "train_data_dir", "latents", "class_names", "data",
     "annotations", "mask_dir", "panoptic_json", "palette",
     "latent_statistics",
-    "gradient_checkpointing", "compile", "kernels", "cpu_threads",
+    "gradient_checkpointing", "compile", "compile_mode", "kernels", "cpu_threads",
     "epochs", "validate_every", "validation_split", "validation_dataset", "validation_dir", "validation_share",
     "validation_annotations", "validation_mask_dir", "validation_json", "validation_window", "validation_stride",
 })  # fmt: skip

@@ -20,6 +20,8 @@ CASES = (
     ("forward", "blocks", 256, "B-2", "two", 32),
     ("train", "none", 32, "XL-2", "two", 32),
     ("train", "none", 32, "S-2", "two", 32),
+    ("train", "graphs", 32, "S-2", "two", 32),
+    ("train", "graphs", 256, "S-2", "two", 32),
     ("train", "none", 256, "XL-2", "checkpointed", 32),
 )
 TINY = (("forward", "none", 2, "N-8", "three", 16), ("train", "none", 2, "N-8", "two", 16))

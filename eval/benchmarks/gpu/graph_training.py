@@ -31,7 +31,7 @@ from d_emo.eval.benchmarks.gpu.weights import (
     write_groups,
     write_network_state,
 )
-from d_emo.eval.benchmarks.subjects import compile_blocks
+from d_emo.models.compiling import compile_network
 from d_emo.train.diffusion.choose_objective import make_objective
 from d_emo.train.diffusion.config import OptimizationOptions
 from d_emo.train.diffusion.figures import draw_samples
@@ -115,7 +115,7 @@ class GraphTraining:
         self._begin_losses(resume)
         self.run: Callable[[], Any] = self._step
         if recipe.compile:
-            compile_blocks(self.model)  # not the average, which draws few samples
+            compile_network(self.model, "blocks")  # not the average, which draws few samples
         if self.cuda:
             self._capture()
         torch.manual_seed(seed)  # after all that draws once a network: every network sees the same batches and noise

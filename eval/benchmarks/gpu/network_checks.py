@@ -9,8 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 from d_emo import create_model
 from d_emo.eval.benchmarks.gpu.graphs import captured
 from d_emo.eval.benchmarks.gpu.results import Results, relative_error
-from d_emo.eval.benchmarks.subjects import compile_blocks, randomize
+from d_emo.eval.benchmarks.subjects import randomize
 from d_emo.kernels import use_backend
+from d_emo.models.compiling import compile_network
 
 # Of the output and of BatchNorm's statistics; gradients add up the rounding of all blocks.
 FLOAT32_LIMIT, BFLOAT16_LIMIT = 1e-4, 3e-2
@@ -64,7 +65,7 @@ class NetworkChecks:
     def compiled(self) -> Any:
         """With compiled blocks."""
         model = self.network()
-        compile_blocks(model)
+        compile_network(model, "blocks")
         return model
 
     def step(self, model: Any, bfloat16: bool) -> Step:

@@ -134,6 +134,7 @@ def test_a_timm_network_is_trained_and_saved_for_transformers(capsys, tmp_path):
     assert AutoImageProcessor.from_pretrained(tmp_path).crop_size["height"] == 32
 
 
+@pytest.mark.slow
 def test_a_teacher_changes_what_is_learned_and_is_named_in_the_card(capsys, tmp_path, trained):
     teacher, first = tmp_path / "teacher", {}
     decided = AutoModelForImageClassification.from_pretrained(trained)

@@ -43,6 +43,7 @@ def assert_same_end(first, second, step):
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), name
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_undisturbed_one_and_its_folder_answers_as_validated(capsys, tmp_path, boxes):
     """With every kind of randomness on: zoom out, crops, colours, stochastic depth."""
     more = [*TINY, "--train-data-dir", boxes, "--validation-dir", boxes, "--max-train-steps", "4", "--ema-decay", "0.5",

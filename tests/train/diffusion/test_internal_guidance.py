@@ -92,7 +92,8 @@ def test_a_guide_that_equals_the_prediction_costs_its_weight_more():
     torch.testing.assert_close(term, 0.7 * own)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_with_a_second_head_resumes_bit_for_bit_and_its_card_says_so(tmp_path, capsys, processes):
     whole = train_in_parts(capsys, tmp_path, *TINY, "--guide-block", "2", processes=processes)
     card = (whole / "README.md").read_text()

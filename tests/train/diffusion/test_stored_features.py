@@ -59,6 +59,7 @@ def test_they_are_the_models_of_both_views(made):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_training_on_them_is_training_with_the_model(made, tmp_path, capsys):
     aligned = ("--align", TEACHER, "--align-block", 2)
     pictures = ("--train-data-dir", made / "pictures", "--resolution", SIDE, "--random-flip", "true")

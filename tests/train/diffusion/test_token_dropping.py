@@ -35,7 +35,8 @@ def test_kept_tokens_are_functions_of_seed_and_position():
     assert ["kept" in draws.of(range(64 * step, 64 * step + 2)) for step in range(6)] == [False, True, True] * 2
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_resumes_bit_for_bit_and_goes_on_without_dropping(tmp_path, capsys, processes):
     tuned = tmp_path / "tuned"
     whole = train_in_parts(capsys, tmp_path, *TINY, *DROPPING, processes=processes)

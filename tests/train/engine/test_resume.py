@@ -370,7 +370,9 @@ def test_a_launcher_that_ended_while_its_trainer_started_is_noticed(monkeypatch)
         processes._end_with_launcher()
 
 
-@pytest.mark.parametrize("adapters", [[], ["--lora-rank", "2"]], ids=["all weights", "LoRA"])
+@pytest.mark.parametrize(
+    "adapters", [[], pytest.param(["--lora-rank", "2"], marks=pytest.mark.slow)], ids=["all weights", "LoRA"]
+)
 def test_a_run_goes_on_though_what_it_began_with_is_gone(finished, tmp_path, capsys, adapters):
     shutil.copytree(finished / "checkpoint-0000004", tmp_path / "base")
     arguments = [*TINY, *adapters, "--checkpoint-every", "2", "--max-train-steps", "4", "--output-dir"]

@@ -30,8 +30,12 @@ def small(tmp_path_factory):
     return folder
 
 
-def test_plans_are_what_was_measured(small):
-    steps = planned.measured_steps(small)
+@pytest.fixture(scope="module")
+def steps(small):
+    return planned.measured_steps(small)
+
+
+def test_plans_are_what_was_measured(steps):
     assert len(steps) == 6 and close(steps) == []
 
 
@@ -54,12 +58,16 @@ def test_all_plans_are_what_was_measured_and_the_shares_are_those_that_fit(tmp_p
     assert all(table in document for table in planned.report(steps).split("\n\n"))
 
 
-def test_the_command_prints_both_and_refuses_what_it_does_not_know(small, tmp_path, capsys):
+def test_the_command_prints_both_and_keeps_the_steps(monkeypatch, steps, small, tmp_path, capsys):
+    monkeypatch.setattr(planned, "measured_steps", lambda folder: steps if folder == small else None)
     planned.main([str(small), "--steps", str(tmp_path / "steps.csv")])
     printed = capsys.readouterr().out
     assert "| D-EMOv2-S-2 | batch 256, 32 x 32, compiled | 58.6 |" in printed and "| kernels | " in printed
     written = (tmp_path / "steps.csv").read_text(encoding="utf-8").splitlines()
     assert set(written) <= set(fleet.MEASURED.read_text(encoding="utf-8").splitlines()) and len(written) == 7
+
+
+def test_a_card_that_plans_do_not_know_is_named(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"kind": "facts", "gpu": "NVIDIA T4"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"plans know nothing of NVIDIA T4"):
         planned.measured_steps(tmp_path)

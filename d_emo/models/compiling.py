@@ -1,0 +1,23 @@
+"""`torch.compile` for a network whose time goes into launches or small operators."""
+
+from typing import Any
+
+# By what is compiled: the options of `torch.nn.Module.compile`.
+_WHOLE: dict[str, dict[str, Any]] = {"whole": {}, "graphs": {"mode": "reduce-overhead"}}
+WAYS = ("blocks", *_WHOLE)
+
+
+def compile_network(model: Any, way: str) -> None:
+    """Compile a network in place, at its next call.
+
+    Args:
+        model: one of Diffusers' or of this package's.
+        way: of `WAYS`. "blocks": the repeated block, once for all of them, in seconds; everything where a network names
+            none. "whole": everything as one graph, which takes the longer to compile the more blocks there are.
+            "graphs": that, launched as CUDA graphs on a GPU, for networks and batches so small that launches are the
+            limit; its results are overwritten by the next call.
+    """
+    if way == "blocks" and getattr(model, "_repeated_blocks", None):
+        model.compile_repeated_blocks(fullgraph=True)
+    else:
+        model.compile(**_WHOLE.get(way, {}))
