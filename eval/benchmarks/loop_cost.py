@@ -2,6 +2,7 @@
 
     python eval/benchmarks/loop_cost.py
     python eval/benchmarks/loop_cost.py --noise-on device --batch 256
+    python eval/benchmarks/loop_cost.py --side 8      # a sixteenth of the arithmetic, a GPU's where there is one
 
 Random latents (4 x 32 x 32) lie in a folder as `encode_latents.py` writes them and are read, drawn for, moved,
 stepped on and averaged as in a run. `main thread` is the time that the thread which feeds the device spends on a batch
@@ -22,9 +23,11 @@ from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.numbers import whole_from
 from d_emo.eval.benchmarks.loader_speed import SD_VAE, random_latents
+from d_emo.models.transformer_base import ClassConditionalOutput
 
-# Of images whose latents are 4 x 32 x 32.
-RESOLUTION = 256
+# Pixels of an image's side for one of its latents'.
+FACTOR = 8
+SIDES = (8, 16, 32, 64)
 
 
 class Nothing(torch.nn.Module):
@@ -34,9 +37,9 @@ class Nothing(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
 
-    def forward(self, noisy: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+    def forward(self, noisy: torch.Tensor, *_: Any, **__: Any) -> ClassConditionalOutput:
         """As a diffusion transformer is called."""
-        return (noisy * self.weight,)
+        return ClassConditionalOutput(sample=noisy * self.weight)
 
 
 def make_run(latents: Path, batch: int, noise_on: str, steps: int) -> Any:
@@ -103,6 +106,7 @@ def main(arguments: list[str]) -> None:
     """Read the options, measure, print."""
     parser = CommandParser("loop_cost", __doc__)
     parser.add_argument("--batch", type=whole_from(1), default=256, help="Latents a step.")
+    parser.add_argument("--side", type=int, choices=SIDES, default=32, help="Of the latents.")
     parser.add_argument("--steps", type=whole_from(1), default=60, help="Steps, of which a fifth is not counted.")
     parser.add_argument("--noise-on", nargs="+", choices=("cpu", "device"), default=["cpu", "device"])
     options = parser.parse_args(arguments)
@@ -112,7 +116,7 @@ def main(arguments: list[str]) -> None:
         narrow = {**SD_VAE, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 8}  # never run
         vae = AutoencoderKL(**narrow, latent_channels=4)
         vae.save_pretrained(Path(folder) / "vae")
-        random_latents(Path(folder) / "latents", 4 * options.batch, RESOLUTION, vae)
+        random_latents(Path(folder) / "latents", 4 * options.batch, FACTOR * options.side, vae)
         print("| noise on | main thread, ms a batch | images/s |\n|---|---|---|", flush=True)
         for noise_on in options.noise_on:
             run = make_run(Path(folder) / "latents", options.batch, noise_on, options.steps)

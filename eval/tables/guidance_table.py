@@ -18,7 +18,7 @@ import numpy as np
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.files import write_json
+from d_emo.common.files import check_writable, make_folder, write_json
 from d_emo.common.numbers import whole_from
 from d_emo.eval.digits_report import drawn, load_digits_pipeline, real_digits
 from d_emo.eval.fid.metrics import frechet_distance, moments_of
@@ -65,7 +65,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--per-class", type=whole_from(1), default=20, help="Samples a class.")
     parser.add_argument("--evaluations", type=whole_from(1), default=40, help="Of networks, an image.")
     parser.add_argument("--seed", type=whole_from(0), default=0, help="Seed of the first sample.")
+    parser.add_argument("--output-dir", help="Default: evaluation in the model's folder.")
     options = parser.parse_args(arguments)
+    folder = Path(options.output_dir or Path(options.model) / "evaluation")
+    check_writable(folder, "--output-dir", folder=True)
     pipeline = load_digits_pipeline(options.model)
     guide = None if options.guide is None else load_digits_pipeline(options.guide)
     for one in (pipeline, *([] if guide is None else [guide])):
@@ -89,7 +92,8 @@ def main(arguments: list[str]) -> None:
         }
         rows.append(row)
         print(f"| {' | '.join(str(row[name]) for name in COLUMNS)} |", flush=True)
-    write_json(Path(options.model) / "evaluation" / "guidance.json", {"rows": rows, **vars(options)})
+    make_folder(folder)
+    write_json(folder / "guidance.json", {"rows": rows, **vars(options)})
 
 
 def read(samples: np.ndarray, side: int) -> np.ndarray:
