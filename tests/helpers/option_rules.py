@@ -150,7 +150,8 @@ KINDS = {
     "choice": (
         "color", "kernels", "on_bad_image", "mixed_precision", "objective", "crop", "crop_interpolation", "lr_decay",
         "dtype", "flow_path", "prediction", "weights", "metrics", "sampler", "labels", "formats", "jobs", "dtypes",
-        "throughput compile", "throughput models", "noise_on", "loop_cost side", "clock", "layout", "time_sampling", "stride",
+        "throughput compile", "throughput models", "noise_on", "loop_cost side",
+        "clock", "layout", "time_sampling", "stride",
         "box_format", "order", "name", "head", "panoptic_classes", "lr_decay_unit", "system", "images_without_objects",
         "images_without_masks", "format", "shell", "guider", "train_dit optimizer", "lr_cooldown",
     ),
