@@ -36,6 +36,10 @@ def pytest_runtest_setup() -> None:
     _seed()
 
 
+def pytest_runtest_call() -> None:
+    _seed()
+
+
 @pytest.fixture
 def shared() -> Path:
     """The project's shared folder; tests that need it are skipped where it is missing."""

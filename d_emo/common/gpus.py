@@ -7,6 +7,8 @@ from d_emo.common.messages import shown
 
 # GPUs of a machine, where a plan does not know better.
 PER_MACHINE = 8
+# GPUs of a plan.
+MOST = 10**6
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,7 @@ class Gpu:
         bandwidth: of its memory, bytes a second.
         bfloat16, tf32: FLOP/s of dense products with sums in float32.
         link: bytes a second that it sends to another one of its machine.
-        network: bytes a second that it sends to another machine: not the card's, but what such machines are usually
-            built with.
+        network: bytes a second of a port to another machine; such machines are usually built with one port a card.
     """
 
     name: str
@@ -46,8 +47,6 @@ GPUS = {
         Gpu("RTX4090", 23.5 * _GIB, 1.008e12, 165.2e12, 82.6e12, 32e9, 1.5625e9),
     )
 }
-# In the full names of cards that are slower than the ones of the table.
-_SLOWER = ("PCIe", "NVL", "H100L")
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,17 @@ class Fleet:
         return -(-self.count // PER_MACHINE)
 
     @property
-    def share_of_network(self) -> float:
-        """Bytes a second that each GPU can send to the next one of a ring through all of them."""
-        return self.gpu.link if self.machines == 1 else self.gpu.network
+    def ring(self) -> float:
+        """Bytes a second that rings through all GPUs move from each to the next.
+
+        Rings leave a machine by all of its ports, one each, so that together they go as fast as the ports of the
+        machine with the fewest, if links are not slower. (Measured elsewhere with NVIDIA's nccl-tests: 96 GB/s on
+        machines with four ports of 25 GB/s, its issue 119.)
+        """
+        if self.machines == 1:
+            return self.gpu.link
+        fewest = self.count % PER_MACHINE or PER_MACHINE
+        return min(self.gpu.link, fewest * self.gpu.network)
 
     def describe(self) -> str:
         """For people."""
@@ -76,27 +83,34 @@ def parse_fleet(text: str) -> Fleet:
     """What "64xH100" names; "H100" is one.
 
     Raises:
-        ValueError: no count from 1 on, or a card that is not in the table.
+        ValueError: no count from 1 to a million, or a card that is not in the table.
     """
-    match = re.fullmatch(r"(?:(\d+)\s*[xX*]\s*)?(.*\S)\s*", text.strip())
-    count, name = (match[1], match[2]) if match else (None, "")
-    gpu = {_plain(known): gpu for known, gpu in GPUS.items()}.get(_plain(name))
-    if gpu is None or (count is not None and not 1 <= int(count) <= 10**6):
-        raise ValueError(f"{shown(text)} names no GPUs; write a number, x and one of {', '.join(GPUS)}: 64xH100.")
-    return Fleet(int(count or 1), gpu)
+    match = re.fullmatch(r"(?:(\d{1,7})\s*[xX*]\s*)?(.*\S)\s*", text.strip())
+    count, gpu = (int(match[1] or 1), find_gpu(match[2])) if match else (1, None)
+    if gpu is None or not 1 <= count <= MOST:
+        known = ", ".join(GPUS)
+        raise ValueError(f"{shown(text)} names no GPUs; write a number up to {MOST:,}, x and one of {known}: 64xH100.")
+    return Fleet(count, gpu)
 
 
-def _plain(name: str) -> str:
-    """A card's name without what people leave out: NVIDIA, GeForce, RTX, spaces, and 80GB, which is the usual A100."""
-    name = re.sub(r"[\s_-]|nvidia|geforce|rtx", "", name.casefold())
-    return re.sub(r"(sxm\d?)?80gb(hbm\d)?$", "", name) or name
+def find_gpu(name: str) -> Gpu | None:
+    """The card of a name, as people or drivers write it; None for others, slower forms of the table's among them."""
+    return _BY_PLAIN_NAME.get(_plain(name))
 
 
 def peak_flops(card: str) -> float | None:
-    """The peak of a card in bfloat16, by the full name that its driver gives; None where it is not in the table.
+    """The peak of a card in bfloat16, by the full name that its driver gives; None where it is not known.
 
-    An A100 has one peak in all its forms; H100s and H200s have lower ones than the table's in some.
+    An A100 has one peak in all its forms.
     """
-    if any(mark in card for mark in _SLOWER) and "A100" not in card:
-        return None
-    return next((gpu.bfloat16 for name, gpu in GPUS.items() if name in card), None)
+    gpu = GPUS["A100"] if re.search(r"\bA100\b", card) else find_gpu(card)
+    return None if gpu is None else gpu.bfloat16
+
+
+def _plain(name: str) -> str:
+    """A card's name without what people leave out: NVIDIA, GeForce, RTX, SXM, spaces, and 80GB, the usual A100's."""
+    joined = re.sub(r"[\s_-]|nvidia|geforce|rtx|sxm\d?", "", name.casefold())
+    return re.sub(r"80gb(hbm\d)?$", "", joined)
+
+
+_BY_PLAIN_NAME = {_plain(name): gpu for name, gpu in GPUS.items()}

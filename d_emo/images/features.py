@@ -104,6 +104,11 @@ class StoredTeacher:
         channels, rows, columns = found.shape
         self.shape, self.digest = (rows, columns, channels), found.vae_digest
 
+    @property
+    def manifest(self) -> CacheManifest:
+        """Of the features."""
+        return self._cache.manifest
+
     def read(self, index: int, flipped: bool) -> torch.Tensor:
         """The features (T, h, w) of an image or its mirror image, float16.
 

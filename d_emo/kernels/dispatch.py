@@ -162,11 +162,11 @@ def planned_on(device: str) -> Iterator[None]:
     Within it operators are those of that device's backend, which is taken to be there and right.
     """
     global _planned_device
-    _planned_device = device
+    previous, _planned_device = _planned_device, device
     try:
         yield
     finally:
-        _planned_device = None
+        _planned_device = previous
 
 
 def is_planned() -> bool:

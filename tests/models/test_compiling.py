@@ -38,6 +38,7 @@ def test_the_benchmark_takes_every_way():
 def test_a_whole_network_is_one_graph_and_answers_as_before(family, way):
     """Forward and gradients to 1e-5 of the largest, in training, with statistics that move."""
     answers = []
+    torch._dynamo.utils.counters.clear()
     for compiled in (False, True):
         model = tiny_model(family).train()
         if compiled:
@@ -50,3 +51,5 @@ def test_a_whole_network_is_one_graph_and_answers_as_before(family, way):
         answers.append([output.detach(), *gradients, *model.buffers()])
     for plain, other in zip(*answers, strict=True):
         torch.testing.assert_close(other, plain, atol=1e-5 * float(plain.abs().max() + 1e-9), rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]

@@ -80,6 +80,12 @@ class ModelOptions:
         positive(self, "resolution", "lora_rank", "lora_alpha", "patch_bottleneck")
         goes_with(self, "compile", "compile_mode")
         require(
+            self.compile_mode == "blocks" or not self.gradient_checkpointing,
+            "compile_mode",
+            self.compile_mode,
+            "--gradient-checkpointing computes block by block again; use --compile-mode blocks, or leave it out",
+        )
+        require(
             self.lora_rank is None or self.init_from is not None,
             "lora_rank",
             self.lora_rank,

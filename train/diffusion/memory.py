@@ -29,6 +29,7 @@ class DiffusionStep:
         make_optimizer: gives the optimizer of the model.
         launch: what is computed on.
         micro_batch: images.
+        accumulation: micro batches of a step.
         vae: the autoencoder; None for pixels.
         images: shape of what it encodes at once, (B, channels, H, W); None if latents were encoded beforehand.
         teacher: that looks at every image.
@@ -45,6 +46,7 @@ class DiffusionStep:
     micro_batch: int
     vae: Any
     images: tuple[int, int, int, int] | None
+    accumulation: int = 1
     teacher: Teacher | None = None
     aligned: tuple[int, int, int] | None = None
     features_after: int | None = None
@@ -57,8 +59,11 @@ class DiffusionStep:
         """
         with self._checkpointed(checkpointing):
             memory = training_memory(self.model, self.launch, self.make_optimizer, self._forward)
+        # FSDP2 shares gradients out when they are whole: until then each process has its own of all values.
+        kept = self.launch.processes if self.launch.sharded and self.accumulation > 1 else 1
         return replace(
             memory,
+            gradients=memory.gradients * kept,
             average=memory.average * (1 + self.followed)
             + (0 if self.plain is None else size_of(self.plain.state_dict())),
             encoder=0 if self.vae is None else size_of(self.vae.state_dict()),
@@ -75,13 +80,43 @@ class DiffusionStep:
         return replace(self, micro_batch=micro_batch, images=images)
 
     def work(self, checkpointing: bool) -> Work:
-        """What its operators do, but for the optimizer's.
+        """What the operators of forward and backward pass do.
 
         Raises:
             RuntimeError: see `training_memory`.
         """
         with self._checkpointed(checkpointing), self.launch.rehearsed(self.model):
             return count_work(lambda: self.launch.passes(self._forward))
+
+    def optimizing(self) -> Work:
+        """What the optimizer's operators do besides moving values, Muon's products."""
+        with self.launch.rehearsed(self.model):
+            for parameter in self.model.parameters():
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+            optimizer = self.make_optimizer(self.model)
+            return count_work(optimizer.step)
+
+    def before(self) -> list[tuple[Work, bool]]:
+        """What is done with a micro batch before its passes, without gradients, and whether in the run's autocast.
+
+        The autoencoder encodes it, a teacher looks at it, and for a flow map the average answers two times.
+
+        Raises:
+            RuntimeError: see `training_memory`.
+        """
+        found = []
+        with torch.no_grad():
+            if self.images is not None:
+                with self.launch.rehearsed(self.vae):
+                    images = torch.empty(self.images, dtype=self.vae.dtype)
+                    found.append((count_work(lambda: self.vae.encode(images)), False))
+            if self.teacher is not None:
+                with self.launch.rehearsed(self.teacher.network), self.launch.autocasting():
+                    found.append((self.teacher.work(self.micro_batch), True))
+            if self.model.config.end_block is not None:
+                with self.launch.rehearsed(self.model), self.launch.autocasting():
+                    found += [(count_work(self._forward), True)] * 2
+        return found
 
     def describe(self, checkpointing: bool) -> str:
         """For people; without gradient checkpointing also what it would change."""

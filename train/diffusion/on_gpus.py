@@ -2,12 +2,14 @@
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from d_emo.common.gpus import Fleet
 from d_emo.common.messages import readable_size
-from d_emo.images.latent_manifest import latent_bytes
+from d_emo.kernels.dispatch import chosen_backend
 from d_emo.models import DEMOTransformer2DModel
 from d_emo.train.diffusion.config import TrainConfig
 from d_emo.train.diffusion.memory import DiffusionStep
@@ -16,12 +18,14 @@ from d_emo.train.engine import fleet as engine
 from d_emo.train.engine.batch_layout import MIN_MICRO_BATCH, BatchLayout
 from d_emo.train.engine.memory import TrainingMemory, told
 from d_emo.train.engine.rehearsal import size_of
-from d_emo.train.engine.roofline import AVERAGE_BYTES, COMPILED, OPTIMIZER_BYTES, UNCOMPILED
+from d_emo.train.engine.roofline import AVERAGE_BYTES, COMPILED, OPTIMIZER_BYTES, UNCOMPILED, Shares
 
 # Of the activations that are kept without it, what compiled blocks keep: `d_emo.eval.benchmarks.gpu.planned` has them.
 KEPT_BY_COMPILED, KEPT_BY_COMPILED_DIT = 0.88, 0.72
-# Pictures of 256 x 256 that a core reads and decodes in a second ("Reading latents and pictures" in docs/speed.md).
-DECODED, DECODED_SIDE = 2000, 256
+# JPEGs of 256 x 256 that a core reads and decodes in a second ("Reading latents and pictures" in docs/speed.md).
+DECODED = 2000
+# Images below which no compiled step was measured.
+FEW = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +39,7 @@ class GpuPlan:
         size: the model's name, where it is one of the package's as it is; else "".
         steps: in all.
         epochs: the same, for people.
-        image_bytes: of an image's latents; None for pictures.
-        resolution: of pictures.
-        macs_before: counts the multiply-adds of what is done with an image before its step: by the autoencoder, a
-            teacher, a flow.
+        image_bytes: that are read of an image; None for pictures.
     """
 
     config: TrainConfig
@@ -48,8 +49,6 @@ class GpuPlan:
     steps: int
     epochs: str
     image_bytes: int | None
-    resolution: int
-    macs_before: Callable[[], int]
 
     @property
     def fleet(self) -> Fleet:
@@ -68,8 +67,9 @@ class GpuPlan:
         return sum(parameter.numel() for parameter in self.step.model.parameters() if parameter.requires_grad)
 
     def with_fsdp(self) -> "GpuPlan":
-        """The same with FSDP2."""
-        return replace(self, step=replace(self.step, launch=replace(self.step.launch, sharded=True)))
+        """The same with FSDP2, where every process holds a whole network to draw with, too."""
+        launch = replace(self.step.launch, sharded=True)
+        return replace(self, step=replace(self.step, launch=launch, plain=self.step.model))
 
     def lines(self) -> dict[str, str]:
         """What the plan says, by topic."""
@@ -90,18 +90,16 @@ class GpuPlan:
         return self.memory(self.checkpointing, micro).describe(self.step.optimizer, f"micro batch {micro}")
 
     def length(self) -> str:
-        """How long the run takes."""
-        return f"{self.steps:,} steps, {self.epochs}, {_time(self.steps * self.time.total)}"
+        """How long the run takes, at the rate of bare steps."""
+        return f"{self.steps:,} steps, {self.epochs}, {_time(self.steps * self.time.total)} of such steps"
 
     def memory(self, checkpointing: bool, micro_batch: int) -> TrainingMemory:
         """What a step of so many images holds on a GPU."""
         key = checkpointing, micro_batch
         if key not in self.counted:  # a large network takes seconds
             memory = self.step.of(micro_batch).memory(checkpointing)
-            ours = isinstance(self.step.model, DEMOTransformer2DModel)
-            kept = KEPT_BY_COMPILED if ours else KEPT_BY_COMPILED_DIT
             squeezed = self.config.model.compile and not checkpointing
-            self.counted[key] = engine.compiled(memory, kept) if squeezed else memory
+            self.counted[key] = engine.compiled(memory, kept_by_compiled(self.step.model)) if squeezed else memory
         return self.counted[key]
 
     @functools.cached_property
@@ -120,7 +118,8 @@ class GpuPlan:
         if self.fleet.count > 1 and self.config.model.lora_rank is None and not self.step.launch.sharded:
             sharded = self.with_fsdp().memory(self.checkpointing, micro)
             said.append(f"with FSDP2 {engine.verdict(sharded, self.fleet)}")
-        if micro < MIN_MICRO_BATCH:
+        normalised = any(isinstance(part, _BatchNorm) and part.training for part in self.step.model.modules())
+        if normalised and micro < MIN_MICRO_BATCH:
             said.append(f"BatchNorm sees {micro} image{'s' * (micro > 1)} at once, which is few")
         return "; ".join(said)
 
@@ -134,6 +133,7 @@ class GpuPlan:
             and self.step.optimizer == "AdamW"
             and self.config.recipe == RecipeOptions()
             and model.compile_mode == "blocks"
+            and (chosen_backend() != "reference" or not isinstance(self.step.model, DEMOTransformer2DModel))
             and (self.step.model.config.in_channels, width) == (4, height)
         )
         if not as_measured:
@@ -141,25 +141,41 @@ class GpuPlan:
         micro = self.layout.micro_batch_size
         return engine.measured_seconds(self.fleet.gpu.name, self.size, micro, height, model.compile, self.checkpointing)
 
+    @property
+    def shares(self) -> Shares:
+        """How near to the card's rates the network's operators come."""
+        return COMPILED if self.config.model.compile else UNCOMPILED
+
+    @functools.cached_property
+    def passes(self) -> float:
+        """Seconds of the forward and backward passes of a micro batch."""
+        gpu, launch = self.fleet.gpu, self.step.launch
+        if self.measured is not None:
+            return self.measured - self.shares.rest * OPTIMIZER_BYTES * self.trained / gpu.bandwidth
+        flops = gpu.bfloat16 if launch.autocast else gpu.tf32
+        return self.step.work(self.checkpointing).seconds(gpu, flops, self.shares)
+
     @functools.cached_property
     def computing(self) -> float:
         """Seconds that a GPU computes in an optimizer step."""
-        gpu, shares, launch = self.fleet.gpu, COMPILED if self.config.model.compile else UNCOMPILED, self.step.launch
+        gpu, launch = self.fleet.gpu, self.step.launch
+        before = sum(
+            work.seconds(gpu, gpu.bfloat16 if autocast and launch.autocast else gpu.tf32, UNCOMPILED)
+            for work, autocast in self.step.before()
+        )
         own = self.trained / (launch.processes if launch.sharded else 1)  # values that a GPU changes
-        averaging = shares.rest * AVERAGE_BYTES * (1 + self.step.followed) * own / gpu.bandwidth
-        before = shares.products * 2 * self.macs_before() * self.layout.micro_batch_size / gpu.tf32  # taken as float32
-        if self.measured is not None:
-            return self.layout.accumulation * (self.measured + before) + averaging
-        work = self.step.work(self.checkpointing)
-        once = work.seconds(gpu, gpu.bfloat16 if launch.autocast else gpu.tf32, shares)
-        optimizing = shares.rest * OPTIMIZER_BYTES * own / gpu.bandwidth
-        return self.layout.accumulation * (once + before) + optimizing + averaging
+        moved = OPTIMIZER_BYTES + AVERAGE_BYTES * (1 + self.step.followed)
+        products, _, _ = self.step.optimizing().least(gpu, gpu.bfloat16)
+        optimizing = self.shares.rest * moved * own / gpu.bandwidth + self.shares.products * products
+        return self.layout.accumulation * (self.passes + before) + optimizing
 
     @functools.cached_property
     def time(self) -> engine.StepTime:
         """Of an optimizer step."""
+        accumulation = self.layout.accumulation
+        passes = accumulation * self.passes
         sharded = self.step.launch.sharded
-        return engine.step_time(self.fleet, self.computing, self.trained, self.layout.accumulation, sharded)
+        return engine.step_time(self.fleet, self.computing, passes, self.trained, accumulation, sharded)
 
     @property
     def images_per_second(self) -> float:
@@ -176,28 +192,32 @@ class GpuPlan:
         )
         if fleet.count > 1:
             what = "weights and gradients" if self.step.launch.sharded else "gradients"
-            between = "between machines" if fleet.machines > 1 else "in the machine"
             said += (
                 f", and {_milliseconds(time.waiting)} waiting for {what}, which take "
-                f"{_milliseconds(time.exchange)} at {fleet.share_of_network / 1e9:.3g} GB/s a GPU {between}"
+                f"{_milliseconds(time.exchange)} at {fleet.ring / 1e9:.3g} GB/s from GPU to GPU"
             )
-        return said if self.config.model.compile else f"{said}; --compile true is faster on GPUs"
+        if not self.config.model.compile:
+            return f"{said}; --compile true is faster on GPUs"
+        few = self.measured is None and self.layout.micro_batch_size < FEW
+        return f"{said}; of so few images a GPU launches may be the limit, which are not counted" if few else said
 
     def reading(self) -> str:
         """What the loaders of a machine have to bring."""
         rate = self.images_per_second / self.fleet.machines
         if self.image_bytes is not None:
             return f"{rate:,.0f} images/s a machine, {readable_size(round(rate * self.image_bytes))}/s of latents"
-        cores = rate / DECODED * (self.resolution / DECODED_SIDE) ** 2
-        return f"{rate:,.0f} images/s a machine, decoded by about {math.ceil(cores):,} core{'s' * (cores > 1)}"
+        cores = math.ceil(rate / DECODED)
+        busy = f"about {cores:,} core{'s' * (cores > 1)}"
+        return f"{rate:,.0f} images/s a machine; decoding as many JPEGs of 256 x 256 takes {busy}"
 
     def checkpoints(self) -> str:
-        """What is written, and how often."""
-        run, memory = self.config.run, self.memory(self.checkpointing, self.layout.micro_batch_size)
-        share = self.step.launch.processes if self.step.launch.sharded else 1
-        size = size_of(self.step.model.state_dict()) + share * (memory.optimizer + memory.average)
-        count = -(-self.steps // run.checkpoint_every)
-        kept = min(count, run.keep_checkpoints or count)
+        """What is written, and how often: the pipeline, and the state of weights, optimizer and averages."""
+        run, step, memory = self.config.run, self.step, self.memory(self.checkpointing, self.layout.micro_batch_size)
+        state = size_of(step.model.state_dict())
+        published = state if step.plain is None else size_of(step.plain.state_dict())
+        moments = memory.optimizer * (step.launch.processes if step.launch.sharded else 1)
+        size = published + memory.encoder + state * (1 + step.followed) + moments
+        kept = checkpoints_kept(self.steps, run.checkpoint_every, run.keep_checkpoints, run.keep_every)
         every = _time(run.checkpoint_every * self.time.total)
         return (
             f"{readable_size(size)} every {run.checkpoint_every:,} steps, {every}; {kept} kept: "
@@ -205,14 +225,27 @@ class GpuPlan:
         )
 
 
-def bytes_read(source_latents: object) -> int | None:
-    """Bytes that are read of an image's latents, one view; None for pictures."""
-    manifest = getattr(source_latents, "manifest", None)
-    return None if manifest is None else latent_bytes(manifest.latent_space, manifest.shape, 1, manifest.dtype)
+def checkpoints_kept(steps: int, every: int, last: int | None, also_every: int | None) -> int:
+    """How many checkpoints a run leaves; see `checkpoints.prune_checkpoints`.
+
+    Args:
+        steps: of the run, whose last one is saved, too.
+        every: steps between two.
+        last: of the newest so many stay; None keeps all.
+        also_every: those at multiples of so many steps stay as well.
+    """
+    saved = [*range(every, steps, every), steps]
+    older = saved[: -last if last else len(saved)] if last else []
+    return len(saved) - sum(also_every is None or step % also_every != 0 for step in older)
+
+
+def kept_by_compiled(model: torch.nn.Module) -> float:
+    """The share of activations that a network's compiled blocks keep."""
+    return KEPT_BY_COMPILED if isinstance(model, DEMOTransformer2DModel) else KEPT_BY_COMPILED_DIT
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:,.3g} ms" if seconds < 10 else f"{seconds:,.0f} s"
+    return f"{1e3 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
 
 
 def _time(seconds: float) -> str:

@@ -30,7 +30,7 @@ from d_emo.train.diffusion.lora import add_lora, set_mode
 from d_emo.train.diffusion.memory import DiffusionStep
 from d_emo.train.diffusion.network_config import depth_of, network_config
 from d_emo.train.diffusion.objectives import Objective, prediction_of
-from d_emo.train.diffusion.on_gpus import GpuPlan, bytes_read
+from d_emo.train.diffusion.on_gpus import GpuPlan
 from d_emo.train.diffusion.optimizer import WITHOUT_WARMUP, describe_optimizer, make_optimizer
 from d_emo.train.diffusion.resolving import (
     COLORS,
@@ -266,7 +266,7 @@ class Plan:
             epochs: the same, for people.
         """
         if self.launch.fleet is not None:
-            return self._on_gpus(step, macs, epochs).lines()
+            return self._on_gpus(step, epochs).lines()
         checkpointing = self.config.model.gradient_checkpointing
         time = told(lambda: time_of_training(macs, seen, self.launch, self._macs_before(macs)))
         return {
@@ -274,7 +274,7 @@ class Plan:
             "memory": told(lambda: step.describe(checkpointing)),
         }
 
-    def _on_gpus(self, step: DiffusionStep, macs: int, epochs: str) -> GpuPlan:
+    def _on_gpus(self, step: DiffusionStep, epochs: str) -> GpuPlan:
         """The run on the GPUs that --on names."""
         return GpuPlan(
             config=self.config,
@@ -283,10 +283,18 @@ class Plan:
             size="" if self.initial or self.config.model.patch_bottleneck else self.config.model.model,
             steps=self.max_train_steps,
             epochs=epochs,
-            image_bytes=bytes_read(self.source.latents),
-            resolution=self.resolution,
-            macs_before=lambda: self._macs_before(macs),
+            image_bytes=self._bytes_read(),
         )
+
+    def _bytes_read(self) -> int | None:
+        """Bytes that are read of an image where latents are, one view with its features; None for pictures."""
+        if not isinstance(self.source.latents, LatentCache):
+            return None
+        read: list[LatentCache | StoredTeacher] = [
+            self.source.latents,
+            *([] if self.stored_teacher is None else [self.stored_teacher]),
+        ]
+        return sum(each.manifest.image_bytes // each.manifest.flips for each in read)
 
     def _macs_before(self, macs: int) -> int:
         """Multiply-adds of what is done with an image before its training step, without gradients."""
@@ -322,6 +330,7 @@ class Plan:
             make_optimizer=lambda module: make_optimizer(module, self.config.optimization),
             launch=self.launch,
             micro_batch=self.layout.micro_batch_size,
+            accumulation=self.layout.accumulation,
             vae=self.vae,
             images=self._encoded(),
             teacher=self.live_teacher,

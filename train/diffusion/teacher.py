@@ -15,6 +15,7 @@ from d_emo.common.packaged import model_place
 from d_emo.common.saved_folders import LOADING_ERRORS, refuse_nobodys
 from d_emo.models.flops import macs_of
 from d_emo.train.engine.rehearsal import held_at_most, shapes_only
+from d_emo.train.engine.roofline import Work, count_work
 
 TIMM = "timm:"
 
@@ -83,6 +84,10 @@ class Teacher:
         """Multiply-adds of an image."""
         with shapes_only(device, self.network):
             return macs_of(lambda: self._answer(torch.empty(1, 3, self.side, self.side)))
+
+    def work(self, images: int) -> Work:
+        """What its operators do with so many images; within a rehearsal of its network."""
+        return count_work(lambda: self._answer(torch.empty(images, 3, self.side, self.side)))
 
     def held(self, images: int, device: torch.device) -> int:
         """The most bytes that so many images take at once beside its weights."""

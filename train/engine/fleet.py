@@ -13,7 +13,7 @@ from d_emo.train.engine.memory import TrainingMemory
 
 # Of a GPU's memory, what tensors cannot have: context, workspaces, buffers of NCCL, an allocator's gaps. A guess.
 RESERVED = 0.08
-# Of a step's operators, the backward pass, under which gradients are exchanged.
+# Of a network's passes, the backward one, under which gradients are exchanged.
 BACKWARD_SHARE = 2 / 3
 # Bytes of a gradient, and of a weight that FSDP2 gathers.
 VALUE_BYTES = 4
@@ -46,23 +46,26 @@ class StepTime:
         return self.computing + self.waiting
 
 
-def step_time(fleet: Fleet, computing: float, trained: int, accumulation: int, sharded: bool) -> StepTime:
+def step_time(
+    fleet: Fleet, computing: float, passes: float, trained: int, accumulation: int, sharded: bool
+) -> StepTime:
     """A step with the exchange of its gradients by rings, which move (N - 1) / N of all values for a sum and a copy.
 
     DDP sums and copies the gradients of the last micro batch, during its backward pass. FSDP2 gathers the weights for
-    each pass of each micro batch and sums the gradients into shares, while other blocks are computed.
+    both passes of each micro batch and sums the gradients of the last one into shares, while other blocks are computed.
 
     Args:
         fleet: the GPUs.
-        computing: seconds of a GPU's own work.
+        computing: seconds of a GPU's own work in a step.
+        passes: of them, forward and backward passes.
         trained: values that are trained.
         accumulation: micro batches of a step.
         sharded: FSDP2 in place of DDP.
     """
-    once = VALUE_BYTES * trained * (fleet.count - 1) / fleet.count / fleet.share_of_network
+    once = VALUE_BYTES * trained * (fleet.count - 1) / fleet.count / fleet.ring
     if sharded:
-        return StepTime(computing, 3 * once * accumulation, computing)
-    return StepTime(computing, 2 * once, BACKWARD_SHARE * computing / accumulation)
+        return StepTime(computing, (2 * accumulation + 1) * once, passes)
+    return StepTime(computing, 2 * once, BACKWARD_SHARE * passes / accumulation)
 
 
 def largest_micro_batch(memory_of: Callable[[int], TrainingMemory], micro_batch: int, room: float) -> int:

@@ -64,9 +64,13 @@ class Launch:
             with planned_on("cuda"), cuda_autocast():
                 yield
 
+    def autocasting(self) -> torch.autocast:
+        """Within it, products are in the precision of the run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
     def passes(self, forward: Callable[[], torch.Tensor]) -> None:
         """The forward pass and, from its result on, the backward pass, in the precision of the run."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        with self.autocasting():
             result = forward()
         result.float().square().mean().backward()
 

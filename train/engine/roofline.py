@@ -29,7 +29,8 @@ class Shares:
         products: of PyTorch: matrices, convolutions, attention.
         kernels: of this package.
         rest: what is added, multiplied, normalised, copied; below 1 where a compiler joins several into one.
-        launch: seconds that the processor takes for one of PyTorch's operators; 0 where graphs are launched.
+        launch: seconds that the processor takes for one of PyTorch's operators; 0 where it was not measured, since a
+            compiler joins them.
         kernel_launch: the same for one of this package's.
     """
 
@@ -41,8 +42,8 @@ class Shares:
 
 
 # `python -m d_emo.eval.benchmarks.gpu.planned docs/data/h100` fits them.
-COMPILED = Shares(products=1.34, kernels=3.74, rest=0.83)
-UNCOMPILED = Shares(products=1.34, kernels=3.74, rest=1.9, launch=35e-6, kernel_launch=700e-6)
+COMPILED = Shares(products=1.37, kernels=3.73, rest=0.815)
+UNCOMPILED = Shares(products=1.37, kernels=3.73, rest=1.89, launch=36e-6, kernel_launch=700e-6)
 
 
 @dataclass

@@ -25,13 +25,13 @@ from d_emo import create_model
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
 from d_emo.common.files import check_writable, written_whole
-from d_emo.common.gpus import GPUS, Fleet, Gpu
+from d_emo.common.gpus import Fleet, Gpu, find_gpu
 from d_emo.eval.benchmarks.gpu.parts import RESULTS
 from d_emo.eval.benchmarks.gpu.report import of_kind, table
 from d_emo.eval.benchmarks.gpu.results import read_results
 from d_emo.train.diffusion.config import OptimizationOptions
 from d_emo.train.diffusion.memory import DiffusionStep
-from d_emo.train.diffusion.on_gpus import KEPT_BY_COMPILED, KEPT_BY_COMPILED_DIT
+from d_emo.train.diffusion.on_gpus import kept_by_compiled
 from d_emo.train.diffusion.optimizer import make_optimizer
 from d_emo.train.engine.memory import Launch
 from d_emo.train.engine.roofline import COMPILED, OPTIMIZER_BYTES, UNCOMPILED, Work
@@ -58,6 +58,7 @@ class Measured:
         work: of forward and backward pass.
         activations: bytes, counted.
         optimizing: seconds of the optimizer at the card's bandwidth.
+        kept: of the activations, the share that plans take compiled blocks to keep.
     """
 
     gpu: Gpu
@@ -71,6 +72,7 @@ class Measured:
     work: Work
     activations: int
     optimizing: float
+    kept: float
 
     @property
     def least(self) -> tuple[float, float, float]:
@@ -87,9 +89,7 @@ class Measured:
     @property
     def planned_bytes(self) -> float:
         """As a plan has it."""
-        ours = self.model.startswith("D-EMOv2")
-        kept = KEPT_BY_COMPILED if ours else KEPT_BY_COMPILED_DIT
-        return self.activations * (kept if self.compiled else 1)
+        return self.activations * (self.kept if self.compiled else 1)
 
 
 def measured_steps(folder: Path) -> list[Measured]:
@@ -100,7 +100,7 @@ def measured_steps(folder: Path) -> list[Measured]:
     """
     lines = read_results(folder / RESULTS)
     card = next((line["gpu"] for line in of_kind(lines, "facts")), "")
-    gpu = next((gpu for name, gpu in GPUS.items() if name in card), None)
+    gpu = find_gpu(card)
     if gpu is None:
         raise ValueError(f"{folder}: plans know nothing of {card or 'its card'}.")
     counted: dict[tuple[Any, ...], DiffusionStep] = {}
@@ -121,6 +121,7 @@ def measured_steps(folder: Path) -> list[Measured]:
                 work=step.work(checkpointed),
                 activations=step.memory(checkpointed).activations,
                 optimizing=OPTIMIZER_BYTES * values / gpu.bandwidth,
+                kept=kept_by_compiled(step.model),
             )
         )
     return found
@@ -146,21 +147,20 @@ def fitted(steps: Sequence[Measured]) -> dict[str, float]:
     """What fits the measurements best, in relative errors.
 
     Compiled steps give the shares of products, kernels and the rest. Uncompiled ones have the first two in common with
-    them; large ones give the share of the rest, small ones what launches take.
+    them; large ones give the share of the rest, small ones what launches take. Nothing where there are too few.
     """
-    plain = [step for step in steps if not step.compiled]
-    products, kernels, rest = _shares([step for step in steps if step.compiled])
-    large = [step for step in plain if step.batch >= LARGE]
+    compiled, plain = ([step for step in steps if step.compiled == way] for way in (True, False))
+    large, small = ([step for step in plain if (step.batch >= LARGE) == way] for way in (True, False))
+    kept = {ours: [step.held / step.activations for step in compiled if step.model.startswith("D-EMOv2") == ours]
+            for ours in (True, False)}  # fmt: skip
+    if len(compiled) < 3 or len(small) < 2 or not large or not all(kept.values()):
+        return {}
+    products, kernels, rest = _shares(compiled)
     uncompiled = statistics.mean(
-        [(step.seconds - products * step.least[0] - kernels * step.least[1]) / step.least[2] for step in large]
+        (step.seconds - products * step.least[0] - kernels * step.least[1]) / step.least[2] for step in large
     )
-    small = [step for step in plain if step.batch < LARGE]
     launches = np.array([[len(step.work.products) + len(step.work.rest), len(step.work.kernels)] for step in small])
     launch, kernel_launch = _least_squares(launches, [step.seconds - uncompiled * step.optimizing for step in small])
-    kept: dict[bool, list[float]] = {True: [], False: []}
-    for step in steps:
-        if step.compiled:
-            kept[step.model.startswith("D-EMOv2")].append(step.held / step.activations)
     return {
         "products": products,
         "kernels": kernels,
@@ -202,6 +202,8 @@ def report(steps: Sequence[Measured]) -> str:
     ]
     header = ["model", "step", "ms", "planned", "ratio", "GiB", "planned", "ratio"]
     found = [[name, f"{value:.3g}"] for name, value in fitted(steps).items()]
+    if not found:
+        return f"{table(header, rows)}\n\nToo few steps to fit the factors to: the run was cut off."
     return f"{table(header, rows)}\n\n{table(['of the measurements', ''], found)}"
 
 

@@ -187,7 +187,6 @@ def test_loading_no_adapters_is_never_silent(tmp_path, digits_base):
     base.transformer.load_lora_adapter(adapter, prefix=None)
 
 
-@pytest.mark.slow
 def test_lora_resumes_exactly(capsys, tmp_path, digits_base):
     options = (*LORA, "--init-from", digits_base, "--output-dir")
     assert run_here(capsys, *options, tmp_path / "straight", "--max-train-steps", 4)[0] == 0

@@ -22,10 +22,11 @@ SPACES = {
     "imagenet256-pixels": (None, 32, (3, 256, 256)),
     "imagenet512-dc": ("AutoencoderDC", 32, (32, 16, 16)),
 }
+QUICK = ("imagenet256-pixels", "imagenet512-dc")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "imagenet512-dc" else pytest.param(name, marks=pytest.mark.slow) for name in SPACES]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SPACES]
 )
 def test_a_configuration_makes_a_plan_that_says_what_the_run_takes(name, tmp_path, capsys):
     kind, side, _ = SPACES[name]
