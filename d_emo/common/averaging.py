@@ -86,8 +86,10 @@ class WeightAverage(AveragedModel):
                 torch._foreach_mul_(steps, finite * (1 - decay))
                 torch._foreach_add_(olds, steps)
             else:
-                for old, new in zip(olds, news, strict=True):
-                    old.copy_(torch.where(finite, old * decay + new * (1 - decay), old))
+                old, new = (torch.cat([tensor.flatten() for tensor in part]) for part in (olds, news))
+                moved = torch.where(finite, old * decay + new * (1 - decay), old)  # one launch for all of them
+                for tensor, piece in zip(olds, moved.split([tensor.numel() for tensor in olds]), strict=True):
+                    tensor.copy_(piece.view_as(tensor))
         self.n_averaged += 1
 
     def decay_at(self, step: int) -> float:
