@@ -66,8 +66,8 @@ def nearest(points: np.ndarray, others: np.ndarray, exclude_self: bool = False) 
     return indices.numpy(), values.numpy() / np.sqrt(points.shape[1])
 
 
-def load_digits_pipeline(name: str) -> "DEMOPipeline":
-    """The pipeline of a digits run, or the packaged one.
+def load_digits_pipeline(name: str, option: str = "--model") -> "DEMOPipeline":
+    """The pipeline of a digits run, or the packaged one, that an option names.
 
     Raises:
         ValueError: the folder is no pipeline, or not one of digits.
@@ -76,11 +76,11 @@ def load_digits_pipeline(name: str) -> "DEMOPipeline":
 
     folder = Path(model_place(name))
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"--model {name} is not a pipeline folder; train one with train/train_dit.py.")
+        raise ValueError(f"{option} {name} is not a pipeline folder; train one with train/train_dit.py.")
     pipeline = DEMOPipeline.from_pretrained(folder)
     config = pipeline.transformer.config
     if config.in_channels != 1 or config.num_classes != 10:
-        raise ValueError(f"--model {name} was not trained on the digits.")
+        raise ValueError(f"{option} {name} was not trained on the digits.")
     pipeline.set_progress_bar_config(disable=not has_terminal())
     return pipeline
 

@@ -52,7 +52,7 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
             "DeepSpeed is not supported: its engine would change the weights before a non-finite gradient is seen. "
             "FSDP2 shards as it does: accelerate launch --config_file train/configs/accelerate/fsdp2.yaml ..."
         )
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if asked_for_fsdp():
         options["fsdp_plugin"] = _fsdp_plugin()
     # Without `cpu`, Accelerate lets each process of a CPU launch work on its own, in silence.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
@@ -66,6 +66,11 @@ def start_processes(cpu_threads: int | None = None, **options: Any) -> Accelerat
         # `accelerate launch` sets one thread a process unless told otherwise, which wastes the other cores.
         torch.set_num_threads(cpu_threads or max(1, cores() // accelerator.num_processes))
     return accelerator
+
+
+def asked_for_fsdp() -> bool:
+    """Whether the launch configuration shards the model, which one process alone does not."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def _end_with_launcher() -> None:

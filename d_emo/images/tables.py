@@ -82,7 +82,9 @@ def find_columns(
 
 
 def source_name(name: str) -> str:
-    """What to call a data set."""
+    """What to call a data set: of the Hub by its id, a file or folder by its own name."""
+    if Path(name).is_dir():
+        return Path(name).resolve().name
     return Path(name).stem if Path(name).suffix in BUILDERS else name.replace("/", "--")
 
 

@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     folder = Path(options.output_dir or Path(options.model) / "evaluation")
     check_writable(folder, "--output-dir", folder=True)
     pipeline = load_digits_pipeline(options.model)
-    guide = None if options.guide is None else load_digits_pipeline(options.guide)
+    guide = None if options.guide is None else load_digits_pipeline(options.guide, "--guide")
     for one in (pipeline, *([] if guide is None else [guide])):
         one.set_progress_bar_config(disable=True)
     side = pipeline.transformer.config.sample_size

@@ -1,7 +1,6 @@
 """What a plan says of GPUs that are not here (`--dry-run --on 64xH100`): memory, speed, time, reading, checkpoints."""
 
 import functools
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +17,7 @@ from d_emo.train.engine import fleet as engine
 from d_emo.train.engine.batch_layout import MIN_MICRO_BATCH, BatchLayout
 from d_emo.train.engine.memory import TrainingMemory, told
 from d_emo.train.engine.rehearsal import size_of
-from d_emo.train.engine.roofline import AVERAGE_BYTES, COMPILED, OPTIMIZER_BYTES, UNCOMPILED, Shares
+from d_emo.train.engine.roofline import AVERAGE_BYTES, COMPILED, GRAPHS, OPTIMIZER_BYTES, UNCOMPILED, Shares
 
 # Of the activations that are kept without it, what compiled blocks keep: `d_emo.eval.benchmarks.gpu.planned` has them.
 KEPT_BY_COMPILED, KEPT_BY_COMPILED_DIT = 0.88, 0.72
@@ -144,7 +143,9 @@ class GpuPlan:
     @property
     def shares(self) -> Shares:
         """How near to the card's rates the network's operators come."""
-        return COMPILED if self.config.model.compile else UNCOMPILED
+        if not self.config.model.compile:
+            return UNCOMPILED
+        return GRAPHS if self.config.model.compile_mode == "graphs" else COMPILED
 
     @functools.cached_property
     def passes(self) -> float:
@@ -199,16 +200,14 @@ class GpuPlan:
         if not self.config.model.compile:
             return f"{said}; --compile true is faster on GPUs"
         few = self.measured is None and self.layout.micro_batch_size < FEW
-        return f"{said}; of so few images a GPU launches may be the limit, which are not counted" if few else said
+        return f"{said}; with so few images a GPU launches are the limit, which are guessed" if few else said
 
     def reading(self) -> str:
         """What the loaders of a machine have to bring."""
         rate = self.images_per_second / self.fleet.machines
         if self.image_bytes is not None:
             return f"{rate:,.0f} images/s a machine, {readable_size(round(rate * self.image_bytes))}/s of latents"
-        cores = math.ceil(rate / DECODED)
-        busy = f"about {cores:,} core{'s' * (cores > 1)}"
-        return f"{rate:,.0f} images/s a machine; decoding as many JPEGs of 256 x 256 takes {busy}"
+        return f"{rate:,.0f} images/s a machine (a core decodes about {DECODED:,} JPEGs of 256 x 256 a second)"
 
     def checkpoints(self) -> str:
         """What is written, and how often: the pipeline, and the state of weights, optimizer and averages."""
@@ -249,6 +248,8 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _time(seconds: float) -> str:
+    if seconds < 90:
+        return "under a second" if seconds < 1 else f"{seconds:.0f} s"
     if seconds < 90 * 60:
-        return f"{max(1, round(seconds / 60))} min"
+        return f"{round(seconds / 60)} min"
     return f"{seconds / 3600:,.1f} hours" if seconds < 100 * 3600 else f"{seconds / 86400:,.1f} days"

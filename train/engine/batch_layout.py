@@ -26,7 +26,7 @@ class BatchLayout:
 
 
 def batch_layout(global_batch_size: int, micro_batch_size: int | None, world_size: int, on_cpu: bool) -> BatchLayout:
-    """Split a global batch evenly.
+    """Split a global batch evenly; a micro batch is at most a process's share.
 
     Raises:
         ValueError: it cannot be split evenly; the message gives the nearest sizes that can.
@@ -39,10 +39,12 @@ def batch_layout(global_batch_size: int, micro_batch_size: int | None, world_siz
     share = global_batch_size // world_size
     if micro_batch_size is None:
         micro_batch_size = default_micro_batch(share, CPU_MICRO_BATCH if on_cpu else share)
+    micro_batch_size = min(micro_batch_size, share)
     if share % micro_batch_size:
+        fitting = max(size for size in range(1, micro_batch_size) if share % size == 0)
         raise ValueError(
             f"--micro-batch-size {micro_batch_size} does not divide the {share} images that each of {world_size} "
-            f"process(es) takes of --global-batch-size {global_batch_size}."
+            f"process(es) takes of --global-batch-size {global_batch_size}; use {fitting}."
         )
     return BatchLayout(global_batch_size, micro_batch_size, share // micro_batch_size, world_size)
 

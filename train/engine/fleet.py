@@ -17,6 +17,8 @@ RESERVED = 0.08
 BACKWARD_SHARE = 2 / 3
 # Bytes of a gradient, and of a weight that FSDP2 gathers.
 VALUE_BYTES = 4
+# Counts of memory at most, besides the first, to find the largest micro batch.
+COUNTS = 3
 # Training steps that were measured, on one GPU each.
 MEASURED = Path(__file__).with_name("measured_steps.csv")
 
@@ -69,17 +71,32 @@ def step_time(
 
 
 def largest_micro_batch(memory_of: Callable[[int], TrainingMemory], micro_batch: int, room: float) -> int:
-    """How many images at once fit into so many bytes: what grows with them grows evenly.
+    """How many images at once fit into so many bytes.
+
+    Small micro batches say little of large ones, so it is counted again where the last count expects it (the secant
+    method), until that stays or after `COUNTS` more.
 
     Args:
         memory_of: counts a step of so many images.
-        micro_batch: near which to count.
+        micro_batch: where to begin.
         room: bytes.
     """
-    more = memory_of(2 * micro_batch)
-    fewer = memory_of(micro_batch)
-    growth = (more.total - fewer.total) / micro_batch
-    return max(0, math.floor(micro_batch + (room - fewer.total) / growth)) if growth > 0 else micro_batch
+    memory = memory_of(micro_batch)
+    if memory.fixed >= room:
+        return 0
+    before, now = (0, memory.fixed), (micro_batch, memory.total)
+    for _ in range(COUNTS):
+        guess = _expected(before, now, room)
+        if guess in (0, now[0]):
+            break
+        before, now = now, (guess, memory_of(guess).total)
+    return _expected(before, now, room)
+
+
+def _expected(before: tuple[int, int], now: tuple[int, int], room: float) -> int:
+    """Where a line through two counts (images, bytes) meets the room, rounded down."""
+    growth = (now[1] - before[1]) / (now[0] - before[0]) if now[0] != before[0] else 0
+    return max(0, math.floor(now[0] + (room - now[1]) / growth)) if growth > 0 else now[0]
 
 
 def compiled(memory: TrainingMemory, share: float) -> TrainingMemory:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from d_emo.common.gpus import Fleet
 from d_emo.common.messages import first_line, readable_size
-from d_emo.common.processes import is_sharded
+from d_emo.common.processes import asked_for_fsdp, is_sharded
 from d_emo.kernels.dispatch import backend_report, planned_on
 from d_emo.train.engine.rehearsal import cuda_autocast, held_at_most, shapes_only, size_of
 
@@ -37,7 +37,7 @@ class Launch:
         """That of a run, or of one on GPUs that need not be here."""
         autocast = accelerator.mixed_precision == "bf16"
         if fleet is not None:
-            return cls(torch.device("cpu"), fleet.count, is_sharded(accelerator), autocast, fleet)
+            return cls(torch.device("cpu"), fleet.count, asked_for_fsdp() and fleet.count > 1, autocast, fleet)
         return cls(accelerator.device, accelerator.num_processes, is_sharded(accelerator), autocast)
 
     @property
@@ -101,10 +101,14 @@ class TrainingMemory:
     teacher: int = 0
 
     @property
+    def fixed(self) -> int:
+        """What is held however many images a micro batch has."""
+        return self.weights + self.gradients + self.optimizer + self.average + self.encoder + self.teacher
+
+    @property
     def total(self) -> int:
         """All that is held at once."""
-        fixed = self.weights + self.gradients + self.optimizer + self.average + self.encoder + self.teacher
-        return fixed + max(self.activations, self.encoding)
+        return self.fixed + max(self.activations, self.encoding)
 
     def describe(self, optimizer: str, activations: str) -> str:
         """For people.

@@ -27,8 +27,8 @@ class RunOptions:
     global_batch_size: int = option(256, "Images an optimizer step, over all processes.")
     micro_batch_size: int | None = option(
         None,
-        "Images a process computes at once; gradients are accumulated over the rest of its share. Default: its whole "
-        "share on a GPU, at most 32 on a CPU. BatchNorm sees one micro batch at a time.",
+        "Images a process computes at once, at most its share; gradients are accumulated over the rest of that. "
+        "Default: its whole share on a GPU, at most 32 on a CPU. BatchNorm sees one micro batch at a time.",
     )
     seed: int = option(0, "Seed of weights and of everything that is drawn.")
     log_every: int = option(100, "Steps between two log lines.")

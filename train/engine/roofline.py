@@ -6,7 +6,7 @@ that (`Shares`): measured on an H100, and taken to be the same on other cards.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,9 +29,9 @@ class Shares:
         products: of PyTorch: matrices, convolutions, attention.
         kernels: of this package.
         rest: what is added, multiplied, normalised, copied; below 1 where a compiler joins several into one.
-        launch: seconds that the processor takes for one of PyTorch's operators; 0 where it was not measured, since a
-            compiler joins them.
+        launch: seconds that the processor takes for one of PyTorch's operators.
         kernel_launch: the same for one of this package's.
+        joined: whether a compiler joins the rest to others, so that only products and kernels are launched.
     """
 
     products: float
@@ -39,10 +39,14 @@ class Shares:
     rest: float
     launch: float = 0.0
     kernel_launch: float = 0.0
+    joined: bool = False
 
 
-# `python -m d_emo.eval.benchmarks.gpu.planned docs/data/h100` fits them.
-COMPILED = Shares(products=1.37, kernels=3.73, rest=0.815)
+# `python -m d_emo.eval.benchmarks.gpu.planned docs/data/h100` fits them, but for the launches of compiled blocks: no
+# step was measured that they were the limit of, and a plain operator's is a guess.
+COMPILED = Shares(products=1.37, kernels=3.73, rest=0.815, launch=36e-6, kernel_launch=36e-6, joined=True)
+# All of it is launched at once.
+GRAPHS = replace(COMPILED, launch=0.0, kernel_launch=0.0)
 UNCOMPILED = Shares(products=1.37, kernels=3.73, rest=1.89, launch=36e-6, kernel_launch=700e-6)
 
 
@@ -75,7 +79,8 @@ class Work:
         """What they take; on small work, what their launches take."""
         products, kernels, rest = self.least(gpu, flops)
         on_card = shares.products * products + shares.kernels * kernels + shares.rest * rest
-        launches = (len(self.products) + len(self.rest)) * shares.launch + len(self.kernels) * shares.kernel_launch
+        launched = len(self.products) + (0 if shares.joined else len(self.rest))
+        launches = launched * shares.launch + len(self.kernels) * shares.kernel_launch
         return max(on_card, launches)
 
 

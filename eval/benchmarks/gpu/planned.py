@@ -24,7 +24,7 @@ import torch
 from d_emo import create_model
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import command
-from d_emo.common.files import check_writable, written_whole
+from d_emo.common.files import check_writable, make_folder, written_whole
 from d_emo.common.gpus import Fleet, Gpu, find_gpu
 from d_emo.eval.benchmarks.gpu.parts import RESULTS
 from d_emo.eval.benchmarks.gpu.report import of_kind, table
@@ -232,9 +232,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     """Read the options, then print."""
     options = parse(arguments)
-    steps = measured_steps(options.folder)
+    try:
+        steps = measured_steps(options.folder)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{options.folder / RESULTS} is damaged, or not what first_run writes: {error!r}.") from error
     print(report(steps))
     if options.steps:
+        make_folder(options.steps.parent)
         write_steps(steps, options.steps)
 
 

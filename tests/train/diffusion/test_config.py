@@ -89,6 +89,8 @@ def test_two_sources_are_refused():
         (256, None, 1, True, (32, 8)),
         (20, None, 1, True, (20, 1)),
         (66, None, 1, True, (22, 3)),
+        (64, 64, 2, False, (32, 1)),  # the digits' recipe on a machine of two GPUs
+        (64, 64, 64, False, (1, 1)),
     ],
 )
 def test_global_batch_is_split_evenly(total, micro, world, on_cpu, expected):
@@ -101,7 +103,7 @@ def test_global_batch_is_split_evenly(total, micro, world, on_cpu, expected):
     ("total", "micro", "world", "message"),
     [
         (100, None, 8, "--global-batch-size 100 cannot be shared by 8 processes; use 96"),
-        (64, 24, 2, "--micro-batch-size 24 does not divide the 32 images"),
+        (64, 24, 2, "--micro-batch-size 24 does not divide the 32 images that .*; use 16"),
     ],
 )
 def test_uneven_batches_are_refused(total, micro, world, message):

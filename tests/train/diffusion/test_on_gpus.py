@@ -42,10 +42,10 @@ def test_a_plan_says_what_a_run_takes_there(capsys, tmp_path):
     # N-4's gradients in float32, twice 63 of 64 parts
     values = count_parameters(create_model("D-EMOv2-N-4", in_channels=1, sample_size=16, num_classes=10))
     assert exchange == pytest.approx(1e3 * 2 * 63 / 64 * 4 * values / 400e9, rel=0.05)
-    assert "5,000 steps" in said["length"] and said["length"].endswith(" min of such steps")
-    reading = float(re.match(r"([\d,]+) images/s a machine; decoding", said["reading"])[1].replace(",", ""))
+    assert "5,000 steps" in said["length"] and re.search(r"\d (s|min) of such steps$", said["length"])
+    reading = float(re.match(r"([\d,]+) images/s a machine \(a core", said["reading"])[1].replace(",", ""))
     assert reading == pytest.approx(rate / 8, rel=0.02)
-    assert "launches may be the limit" in said["speed"]
+    assert "launches are the limit, which are guessed" in said["speed"]
     assert not (tmp_path / "out").exists()
 
 
@@ -66,6 +66,19 @@ def test_a_measured_step_is_taken_where_the_run_is_one_of_them(capsys, tmp_path)
     assert "waiting" not in said["speed"] and "FSDP2" not in said["fits"]
     reference = lines(capsys, *ways, "--micro-batch-size", "256", "--kernels", "reference")
     assert "by a roofline" in reference["speed"] and "plain PyTorch" in reference["kernels"]
+
+
+def test_a_launch_configuration_for_fsdp_is_planned_as_such(capsys, monkeypatch):
+    """As `accelerate launch --config_file train/configs/accelerate/fsdp2.yaml` says it to its processes."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    said = lines(capsys, "--on", "8xH100", "--mixed-precision", "bf16")
+    assert "waiting for weights and gradients" in said["speed"] and "FSDP2" not in said["fits"]
+
+
+def test_a_recipes_micro_batch_is_no_more_than_a_gpus_share(capsys):
+    code, said = run_here(capsys, "--dry-run", "true", "--on", "8xH100")
+    assert code == 0 and "64 = 8 process(es) x 1 accumulated x 8" in said
 
 
 @pytest.mark.parametrize("more", [[], ["--optimizer", "muon", "--snapshot-every", "1"]], ids=["plain", "more state"])

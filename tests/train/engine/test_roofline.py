@@ -1,5 +1,7 @@
 """What operators take on a GPU that is not here, against sums by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -60,6 +62,7 @@ def test_an_operator_takes_its_products_or_its_bytes_and_launches_are_a_floor():
     assert work.seconds(H100, 1e15, shares) == pytest.approx(2 * products + 4 * kernels + 0.5 * rest)
     slow = Shares(products=2.0, kernels=4.0, rest=0.5, launch=1.0, kernel_launch=10.0)
     assert work.seconds(H100, 1e15, slow) == 3 * 1.0 + 10.0
+    assert work.seconds(H100, 1e15, replace(slow, joined=True)) == 2 * 1.0 + 10.0
 
 
 def test_a_gpus_kernels_are_counted_without_a_gpu():
@@ -121,10 +124,14 @@ def test_the_largest_micro_batch_is_the_one_that_still_fits():
     def count(images):
         return memory(30 + 7 * images)
 
-    for room in (600, 601, 537 + 7 * 40):
-        largest = fleet.largest_micro_batch(count, 4, room)
-        assert count(largest).total <= room < count(largest + 1).total
-    assert fleet.largest_micro_batch(count, 4, 500) == 0
+    def bent(images):  # encoding, or what blocks keep, is more from some number of images on
+        return memory(max(40 + images, 12 * images))
+
+    for counted in (count, bent):
+        for room in (600, 601, 537 + 7 * 40, 90_000):
+            largest = fleet.largest_micro_batch(counted, 1, room)
+            assert counted(largest).total <= room < counted(largest + 1).total
+        assert fleet.largest_micro_batch(counted, 4, 500) == 0
 
 
 def test_what_does_not_fit_is_said_loudly():

@@ -68,6 +68,13 @@ def test_the_command_prints_both_and_keeps_the_steps(monkeypatch, steps, small, 
     assert set(written) <= set(fleet.MEASURED.read_text(encoding="utf-8").splitlines()) and len(written) == 7
 
 
+@pytest.mark.parametrize("line", ['{"a": 1}', "[1, 2]", "null", '{"kind": "facts"}'])
+def test_damaged_results_are_named(tmp_path, line):
+    (tmp_path / "results.jsonl").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"results\.jsonl is damaged, or not what first_run writes"):
+        planned.main([str(tmp_path)])
+
+
 def test_a_card_that_plans_do_not_know_is_named(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"kind": "facts", "gpu": "NVIDIA H100 PCIe"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"plans know nothing of NVIDIA H100 PCIe"):
