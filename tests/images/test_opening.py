@@ -12,6 +12,7 @@ from d_emo.images import shards
 from d_emo.images.autoencoders import open_vae
 from d_emo.images.folders import folder_source
 from d_emo.images.shards import tar_source
+from d_emo.images.tables import source_name
 from d_emo.train.data.options import DataOptions
 from d_emo.train.data.sources import load_source
 
@@ -161,3 +162,12 @@ def test_a_damaged_vae_is_named_and_nothing_is_fetched_in_its_place(tmp_path, of
     with pytest.raises(ValueError, match="its VAE does not load") as error:
         open_vae(str(tmp_path))
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_data_set_is_called_by_its_id_or_its_own_name(tmp_path, monkeypatch):
+    (tmp_path / "my pictures").mkdir()
+    assert source_name("someone/cats") == "someone--cats"
+    assert source_name("pictures/train.parquet") == "train"
+    assert source_name(str(tmp_path / "my pictures")) == "my pictures"
+    monkeypatch.chdir(tmp_path / "my pictures")
+    assert source_name(".") == "my pictures"
