@@ -82,6 +82,7 @@ def test_the_table_of_sizes_is_what_its_command_prints(sizes):
     assert sizes in (ROOT / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_readmes_counts_are_those_of_the_table_of_sizes(sizes):
     shown = re.findall(r"^\| ([\w-]+-2) \| ([\d,]+) \| ([\d.]+) \|", readme(), flags=re.MULTILINE)
     counted = re.findall(r"^\| ([\w-]+) \|[^|]+\| ([\d,]+) \| ([\d.]+) \|", sizes, flags=re.MULTILINE)

@@ -140,6 +140,7 @@ VIDEO_ORDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", ["d_emo_first", *(pytest.param(name, marks=pytest.mark.slow) for name in [*VIDEO_ORDERS][1:])]
 )

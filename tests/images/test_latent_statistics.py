@@ -203,6 +203,7 @@ encode_latents.main({arguments!r})
 """
 
 
+@pytest.mark.slow
 def test_kill_nine_while_measuring_and_a_second_run_give_the_same_bits(folder, pictures, vae, tmp_path):
     expected = (folder / STATISTICS).read_bytes()
     (folder / STATISTICS).unlink()
@@ -243,7 +244,7 @@ def test_places_without_statistics_are_named(place, tmp_path):
 PHOTOS = "imagenet-one-per-class-256.parquet"
 
 
-@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderDC"])
+@pytest.mark.parametrize("kind", ["AutoencoderKL", pytest.param("AutoencoderDC", marks=pytest.mark.slow)])
 def test_latents_of_photos_are_normalised_to_mean_zero_and_deviation_one(shared, tmp_path, kind):
     """Of ImageNet's photos, drawn, by an autoencoder without statistics: tolerance 1e-2 a channel."""
     without = {"scaling_factor": 1.0, **({"shift_factor": None} if kind == "AutoencoderKL" else {})}

@@ -49,7 +49,15 @@ def put(state: str, place: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS.values() if c.quick], ids=lambda command: command.name)
+# Trainers share what they do with places.
+QUICK = [
+    pytest.param(command, marks=[pytest.mark.slow] * (name.startswith("train_") and name != "train_dit"))
+    for name, command in COMMANDS.items()
+    if command.quick
+]
+
+
+@pytest.mark.parametrize("command", QUICK, ids=lambda command: command.name)
 def test_what_is_not_as_it_should_be_is_named_in_one_line(command, made, tmp_path, capsys):
     wrong, cases = [], 0
     for action in options_of(command):

@@ -108,6 +108,7 @@ def test_a_sweep_takes_averages(tmp_path, capsys):
         assert code != 0 and message in printed, printed
 
 
+@pytest.mark.slow
 def test_a_run_without_them_cannot_go_on_with_them(tmp_path, capsys):
     arguments = (*TINY, "--output-dir", tmp_path / "run")
     assert run_here(capsys, *arguments, "--max-train-steps", 1)[0] == 0

@@ -151,6 +151,7 @@ def test_blocks_that_are_not_there_and_adapters_beside_a_fresh_head_are_refused(
         plan_of("--init-from", trained / "plain", "--guide-block", 1, "--lora-rank", 2)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_the_head():
     plain, headed = (plan_of(*more).describe() for more in ((), ("--guide-block", 2)))
     counted = [int(re.search(r"([\d,]+) parameters", text)[1].replace(",", "")) for text in (plain, headed)]

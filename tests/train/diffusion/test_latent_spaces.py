@@ -252,7 +252,7 @@ def go_on(capsys, run, *words):
     return run_here(capsys, *arguments)
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["", "of an older version"])
+@pytest.mark.parametrize("old", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "of an older version"])
 def test_a_run_that_began_without_statistics_goes_on_without(capsys, made, begun, tmp_path, old):
     shutil.copy(made / "measured" / "statistics.json", tmp_path / "latents")
     if old:
@@ -268,6 +268,7 @@ def test_a_run_that_began_without_statistics_goes_on_without(capsys, made, begun
     assert DEMOPipeline.from_pretrained(begun).latent_space.measured_on == ""
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_statistics(capsys, made, begun, trained, tmp_path):
     code, printed = go_on(capsys, begun, "--latent-statistics", made / "measured")
     assert code != 0 and "latent_space" in printed and "measured on pictures" in printed

@@ -49,6 +49,7 @@ def test_a_plan_says_what_a_run_takes_there(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_measured_step_is_taken_where_the_run_is_one_of_them(capsys, tmp_path):
     """S-2 at batch 256 on latents of 4 x 32 x 32, with what encoding takes besides."""
     for label in ("one", "two"):
@@ -81,7 +82,11 @@ def test_a_recipes_micro_batch_is_no_more_than_a_gpus_share(capsys):
     assert code == 0 and "64 = 8 process(es) x 1 accumulated x 8" in said
 
 
-@pytest.mark.parametrize("more", [[], ["--optimizer", "muon", "--snapshot-every", "1"]], ids=["plain", "more state"])
+@pytest.mark.parametrize(
+    "more",
+    [[], pytest.param(["--optimizer", "muon", "--snapshot-every", "1"], marks=pytest.mark.slow)],
+    ids=["plain", "more state"],
+)
 def test_a_planned_checkpoint_is_as_large_as_a_real_one(capsys, tmp_path, more):
     """Within 5%: headers, cards and random numbers come on top of tensors."""
     ways = ["--model", "D-EMOv2-N-4", "--global-batch-size", "8", "--micro-batch-size", "8", "--max-train-steps", "1",
@@ -106,6 +111,7 @@ def test_checkpoints_are_counted_as_they_are_kept(tmp_path):
         assert checkpoints_kept(*case) == len(checkpoints.list_checkpoints(folder)), case
 
 
+@pytest.mark.slow
 def test_norms_that_do_not_learn_from_a_batch_are_not_worried_about(capsys):
     few = ["--on", "8xH100", "--micro-batch-size", "2", "--global-batch-size", "16"]
     assert "BatchNorm sees 2 images at once" in lines(capsys, *few, "--model", "D-EMOv2-N-8")["fits"]
@@ -123,6 +129,7 @@ def test_what_is_done_before_a_step_and_muons_products_are_counted(capsys):
     assert computing("--optimizer", "muon") >= plain
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named_with_what_would(capsys):
     said = lines(capsys, "--on", "RTX4090", "--model", "D-EMOv2-S-2", "--micro-batch-size", "4096",
                  "--global-batch-size", "4096")  # fmt: skip

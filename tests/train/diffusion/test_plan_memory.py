@@ -74,6 +74,7 @@ def test_a_plan_says_what_encoding_in_every_epoch_takes_and_what_encoding_once_w
     assert "autoencoder" in line(output, "memory") and "before them" not in output
 
 
+@pytest.mark.slow
 def test_the_length_of_a_run_counts_the_images_that_it_encodes(made, tmp_path, monkeypatch):
     pictures, vae = made
     encode_latents.main([str(word) for word in encode_arguments(made, tmp_path / "latents")])

@@ -24,6 +24,7 @@ def plan_of(*arguments):
     return make_plan(config, load_source(config.data), Accelerator(cpu=True))
 
 
+@pytest.mark.slow
 def test_an_automatic_shift_is_saved_with_what_it_came_to_and_compared(capsys, tmp_path):
     run = (*TINY, *DATA, "--max-train-steps", 1, "--output-dir", tmp_path / "run")
     code, printed = run_here(capsys, *run, "--time-shift", "auto")

@@ -123,6 +123,7 @@ def test_what_was_interrupted_before_the_last_of_them_is_said_and_gone_on_with(m
         assert (latents / FEATURES / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_one_view_is_enough_without_mirroring(made, tmp_path, capsys):
     encode_latents.main(words(made, tmp_path / "latents", "--align", TEACHER, "--random-flip", "false"))
     run = ("--latents", tmp_path / "latents", "--align", TEACHER, "--align-block", 2, "--num-workers", 1)
