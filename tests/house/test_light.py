@@ -77,6 +77,7 @@ def test_import_loads_none_of_the_libraries():
     assert printed.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_every_name_resolves_and_is_listed():
     assert set(d_emo._HOMES) == set(d_emo.__all__)
     code = (

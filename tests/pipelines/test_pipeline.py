@@ -356,6 +356,7 @@ def test_round_trip_of_the_dit_baseline(tmp_path):
     assert loaded.id2label == {}
 
 
+@pytest.mark.slow
 def test_hub_repository_loads_from_the_cache(tmp_path):
     snapshot = tmp_path / "models--someone--digits" / "snapshots" / "0123456789abcdef"
     tiny_pipeline().save_pretrained(snapshot)

@@ -21,7 +21,13 @@ from helpers.commands import (
 )
 from helpers.option_rules import KINDS, RULES, VALUES, kind_of
 
-commands = pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.name)
+# Trainers share most of their options.
+LATER = ("train_segmenter", "train_detector", "train_video_classifier")
+commands = pytest.mark.parametrize(
+    "command",
+    [pytest.param(command, marks=[pytest.mark.slow] * (name in LATER)) for name, command in COMMANDS.items()],
+    ids=lambda command: command.name,
+)
 # What takes minutes or has tests of its own.
 NOT_RUN = {"compile", "push_to_hub", "teacher", "dry_run"}
 

@@ -69,6 +69,7 @@ def test_a_measured_step_is_taken_where_the_run_is_one_of_them(capsys, tmp_path)
     assert "by a roofline" in reference["speed"] and "plain PyTorch" in reference["kernels"]
 
 
+@pytest.mark.slow
 def test_a_launch_configuration_for_fsdp_is_planned_as_such(capsys, monkeypatch):
     """As `accelerate launch --config_file train/configs/accelerate/fsdp2.yaml` says it to its processes."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -77,6 +78,7 @@ def test_a_launch_configuration_for_fsdp_is_planned_as_such(capsys, monkeypatch)
     assert "waiting for weights and gradients" in said["speed"] and "FSDP2" not in said["fits"]
 
 
+@pytest.mark.slow
 def test_a_recipes_micro_batch_is_no_more_than_a_gpus_share(capsys):
     code, said = run_here(capsys, "--dry-run", "true", "--on", "8xH100")
     assert code == 0 and "64 = 8 process(es) x 1 accumulated x 8" in said

@@ -36,6 +36,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_running_statistics_are_averaged_over_processes_and_micro_batches(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     code, output = run_script(tmp_path / "log", tmp_path / "script.py", tmp_path, processes=2)

@@ -217,6 +217,7 @@ def test_quality_trains_every_model_at_every_rate():
     assert all(recipe.cooldown and recipe.compile for recipe in two.values())
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_as_the_others(pictures, tmp_path):
     fast = dataclasses.replace(RECIPE, learning_rate=0.05, warmup=1)
     for name in (False, True):
