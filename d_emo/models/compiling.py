@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# By the way, the options of `torch.nn.Module.compile` for a whole network.
+# The ways, with the options of `torch.nn.Module.compile` where a network is compiled as a whole.
 _OPTIONS: dict[str, dict[str, Any]] = {"blocks": {}, "whole": {}, "graphs": {"mode": "reduce-overhead"}}
 WAYS = tuple(_OPTIONS)
 

@@ -1,4 +1,4 @@
-"""What a step of the diffusion trainer holds in memory, with and without gradient checkpointing."""
+"""What a step of the diffusion trainer holds in memory and computes, with and without gradient checkpointing."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ from d_emo.train.engine.roofline import Work, count_work
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionStep:
-    """A step as far as its memory depends on it; the objective's own tensors, of the latents' size, are left out.
+    """A step as far as its memory and work depend on it, but for the objective's own tensors, of the latents' size.
 
     Attributes:
         model: as it is trained, on any device; is put in its mode and loses its gradient checkpointing.
@@ -128,8 +128,10 @@ class DiffusionStep:
     @contextlib.contextmanager
     def _checkpointed(self, checkpointing: bool) -> Iterator[None]:
         (self.model.enable_gradient_checkpointing if checkpointing else self.model.disable_gradient_checkpointing)()
-        yield
-        self.model.disable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            self.model.disable_gradient_checkpointing()
 
     def _forward(self) -> torch.Tensor:
         noisy = torch.empty(self.micro_batch, self.model.config.in_channels, *self.model.sample_shape)
