@@ -39,7 +39,9 @@ def run(config: TrainConfig) -> None:
     """Set up, train, save."""
     source = load_source(config.data)
     check_output(config.data, output_dir(config, source))
-    accelerator = start.make_accelerator(config.run, config.optimization.mixed_precision, output_dir(config, source))
+    accelerator = start.make_accelerator(
+        config.run, config.optimization.mixed_precision, output_dir(config, source), on_gpus=config.run.on is not None
+    )
     with use_backend(config.model.kernels):
         plan = make_plan(config, source, accelerator)
         start.announce(plan, accelerator, "--dataset or --train-data-dir")

@@ -78,7 +78,9 @@ class StepOptions:
         "Let the decay grow as (1 + n) / (10 + n) with the step n, up to --ema-decay: the average then follows the "
         "last tenth of a run of any length. Without it, short runs average their initial weights.",
     )
-    mixed_precision: Literal["no", "bf16"] | None = option(None, "Autocast. Default: what accelerate is set up for.")
+    mixed_precision: Literal["no", "bf16"] | None = option(
+        None, "Autocast. Default: bf16 on a GPU that has it, elsewhere what accelerate is set up for."
+    )
 
 
 def stored_options(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How every trainer starts: processes and trackers, the run's folder, and what a checkpoint brings back."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, parse_flag_from_env
 
 from d_emo.common.files import write_json
 from d_emo.common.locks import output_folder
@@ -30,8 +31,19 @@ from d_emo.train.engine.state import load_state
 from d_emo.train.engine.trackers import LOG_FOLDER, chosen_trackers, open_trackers
 
 
-def make_accelerator(options: RunOptions, mixed_precision: str | None, folder: Path) -> Accelerator:
-    """The Accelerator of the run: precision, threads and trackers."""
+def make_accelerator(
+    options: RunOptions, mixed_precision: str | None, folder: Path, on_gpus: bool = False
+) -> Accelerator:
+    """The Accelerator of the run: precision, threads and trackers.
+
+    Args:
+        options: of the run.
+        mixed_precision: what was asked for.
+        folder: of the run.
+        on_gpus: whether this only plans a run on GPUs that need not be here.
+    """
+    if mixed_precision is None and (on_gpus or _bfloat16_is_default()):
+        mixed_precision = "bf16"
     trackers = chosen_trackers(options.report_to)
     try:
         accelerator = start_processes(
@@ -54,13 +66,26 @@ def make_accelerator(options: RunOptions, mixed_precision: str | None, folder: P
     return accelerator
 
 
+def _bfloat16_is_default() -> bool:
+    """Whether this is a GPU with products in bfloat16, and the launch says nothing else.
+
+    `accelerate launch` says "no" also where nobody chose anything.
+    """
+    of_launch = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if of_launch != "no" or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return False
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def describe_precision(device: str, mixed_precision: str) -> str:
     """What a GPU computes in, for people; empty on a CPU, where nothing is chosen."""
     if device != "cuda":
         return ""
     if mixed_precision == "bf16":
-        return "products in bfloat16 (autocast), weights, sums and optimizer in float32"
-    return "float32, products in TF32; --mixed-precision bf16 is faster and takes less memory"
+        return (
+            "products in bfloat16 (autocast), weights, sums and optimizer in float32; --mixed-precision no: all of it"
+        )
+    return "float32, products in TF32; --mixed-precision bf16 is faster and takes less memory, on GPUs that have it"
 
 
 def announce(plan: RunPlan, accelerator: Accelerator, hint: str = "") -> None:

@@ -58,6 +58,7 @@ class Recipe:
         cooldown: whether the learning rate falls to 0 at the end.
         seed: of the weights, and of all draws of the training, which are the same for every network.
         compile: whether blocks are compiled.
+        change: of the fresh network, in place, before anything else is done with it.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Recipe:
     cooldown: bool = False
     seed: int = 0
     compile: bool = False
+    change: Callable[[Any], None] | None = None
 
 
 class GraphTraining:
@@ -131,6 +133,8 @@ class GraphTraining:
                 **{"flow_path": objective.flow_path},
                 **self.recipe.overrides,
             )
+            if self.recipe.change:
+                self.recipe.change(model)
         return model.train()
 
     def _restore(self, groups: dict[str, dict[str, torch.Tensor]]) -> bool:
@@ -207,7 +211,7 @@ class GraphTraining:
         """Train for some time, or so many steps if they are over before.
 
         Args:
-            seconds, steps: how long.
+            seconds, steps: how long; the learning rate goes by what has the larger part behind it.
             done, until: which part of all the training that is, for the cool-down.
         """
         self._set_draws(self.draws)
@@ -215,7 +219,8 @@ class GraphTraining:
         shown = began
         window = WINDOW if self.cuda else WINDOW_ON_CPU
         while (passed := time.monotonic() - began) < seconds and self.step - first != steps and not self.failed:
-            self._set_rate(done + (until - done) * passed / seconds)
+            share = max(passed / seconds, (self.step - first) / steps if steps else 0.0)
+            self._set_rate(done + (until - done) * share)
             self.run()
             self.step += 1
             self.window += 1

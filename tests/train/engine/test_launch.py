@@ -74,3 +74,37 @@ def test_a_gpu_computes_in_what_the_plan_says(monkeypatch, tmp_path, device, mix
         torch.set_float32_matmul_precision(before)
     said = start.describe_precision(device, mixed_precision)
     assert said.startswith(told) and bool(said) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("asked", "launch", "has", "cpu", "given"),
+    [
+        (None, None, True, None, "bf16"),
+        (None, "no", True, None, "bf16"),  # as `accelerate launch` says where nobody chose
+        ("no", "no", True, None, "no"),
+        ("bf16", None, False, None, "bf16"),
+        (None, None, False, None, None),  # a GPU of before 2020: nothing is emulated
+        (None, "fp16", True, None, None),  # refused later, by its name
+        (None, "no", True, "true", None),
+    ],
+)
+def test_a_gpu_computes_in_bfloat16_unless_something_else_is_said(
+    monkeypatch, tmp_path, asked, launch, has, cpu, given
+):
+    seen = {}
+
+    def started(*_, mixed_precision, **__):
+        seen["given"] = mixed_precision
+        return SimpleNamespace(device=torch.device("cpu"), mixed_precision=mixed_precision or "no")
+
+    for name, value in (("ACCELERATE_MIXED_PRECISION", launch), ("ACCELERATE_USE_CPU", cpu)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(start, "start_processes", started)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has or including_emulation)
+    start.make_accelerator(RunOptions(), asked, tmp_path)
+    assert seen["given"] == given
+    start.make_accelerator(RunOptions(), asked, tmp_path, on_gpus=True)  # what is planned for are GPUs that have it
+    assert seen["given"] == asked or seen["given"] == "bf16"
