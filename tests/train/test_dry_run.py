@@ -1,23 +1,11 @@
 """--dry-run of every trainer: the plan, then what the run would begin with, in the same words, and no trace."""
 
 import pytest
-from helpers import classifiers, masks, object_files, training, video_training
-from helpers.masks import write_masks
-from helpers.object_files import write_instances
+from helpers.trainers import TRAINERS
 from helpers.training import run_here
-from helpers.videos import write_bars
 
 from d_emo.common.locks import FolderLock
-from d_emo.train import train_classifier, train_detector, train_dit, train_segmenter, train_video_classifier
 
-# By trainer: its module, options of a tiny run, who writes its data (the others have the digits).
-TRAINERS = {
-    "diffusion": (train_dit, training.TINY, None),
-    "classifier": (train_classifier, classifiers.TINY, None),
-    "segmenter": (train_segmenter, masks.TINY, write_masks),
-    "detector": (train_detector, object_files.TINY, write_instances),
-    "video": (train_video_classifier, video_training.TINY, write_bars),
-}
 # What only making the run finds out, by trainer.
 LATE = {
     "diffusion": [

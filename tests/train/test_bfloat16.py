@@ -1,0 +1,50 @@
+"""Autocast to bfloat16, which is what GPUs train in by default, in every trainer: runs here, on a CPU."""
+
+import csv
+
+import pytest
+from helpers.trainers import TRAINERS
+from helpers.training import run_here
+
+# Of losses in bfloat16, which has three digits, beside those in float32.
+TOLERANCE = 0.05
+
+
+# Networks and objectives whose arithmetic is their own, by trainer.
+CASES = [
+    ("diffusion", "--objective flow-map"),
+    ("video", ""),
+    ("detector", "--system retinanet"),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            ("diffusion", "--objective sit --align digits-classifier --align-block 2 --guide-block 1"),
+            ("classifier", ""),
+            ("segmenter", "--head deeplabv3"),
+            ("segmenter", "--head semantic_fpn"),
+            ("detector", "--system ssdlite --resolution 128"),  # of 64 pixels its last maps have one
+            ("detector", "--system mask_rcnn"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("trainer", "options"), CASES)
+def test_losses_are_those_of_float32_but_for_rounding(capsys, tmp_path, trainer, options):
+    module, tiny, write = TRAINERS[trainer]
+    data = [] if write is None else ["--train-data-dir", write(tmp_path / "data")]
+    if trainer in ("segmenter", "detector", "video"):
+        data += ["--validation-dir", data[1], "--validate-every", "2"]
+    found = []
+    for precision in ("no", "bf16"):
+        out = tmp_path / precision
+        code, output = run_here(
+            capsys, *tiny, *data, "--max-train-steps", "2", *options.split(), "--mixed-precision", precision,
+            "--output-dir", out, main=module.main,
+        )  # fmt: skip
+        assert code == 0, output
+        with (out / "train_log.csv").open() as file:
+            found.append([float(row["loss"]) for row in csv.DictReader(file)])
+    plain, rounded = found
+    assert rounded == pytest.approx(plain, rel=TOLERANCE)
+    assert rounded != plain
