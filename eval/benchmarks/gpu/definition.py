@@ -5,9 +5,10 @@
 
 Every model is trained at every learning rate and seed, D-EMOv2 also as every variant, one after the other for equal
 steps: the same pictures, noise and times in the same order, the rate falling to 0 over the last quarter. A folder for
-each in the output, with loss.csv. A finished run is not made again, so that a call which was ended goes on, and further
-variants can be added. At the end comes a table of all that the folder holds. On a GPU a step is one CUDA graph; on a
-CPU choose a narrow network. `--tiny` rehearses it.
+each in the output, with loss.csv. At the end of each comes the loss of its averaged network, with BatchNorm's running
+statistics, as samples are drawn, and after all of them a table of everything that the folder holds. A finished run is
+not made again: a call that was ended goes on, and further variants can be added. On a GPU a step is one CUDA graph; on
+a CPU choose a narrow network. `--tiny` rehearses it.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from d_emo.eval.benchmarks.gpu.train import TINY_BATCH, TINY_NETWORK, TINY_PICTU
 RUN, LOSSES = "run.json", "loss.csv"
 # Shares of the steps whose losses the table has: the mean over the tenth of all steps before each.
 MARKS = (0.1, 0.2, 0.4, 0.7, 1.0)
+# Pictures on which the averaged networks are compared at the end.
+COMPARED = 4096
 AS_DEFINED = "as defined"
 TINY_STEPS = 20
 
@@ -154,7 +157,9 @@ def train(options: argparse.Namespace, run: Run, pictures: Any) -> bool:
     training.train(float("inf"), wanted["steps"])
     if not training.failed:
         parameters = sum(parameter.numel() for parameter in training.trained.values())
-        write_json(training.folder / RUN, {**wanted, "seconds": training.state["seconds"], "parameters": parameters})
+        average = training.average_loss(-(-COMPARED // wanted["batch"]))
+        found = {"average": average, "seconds": training.state["seconds"], "parameters": parameters}
+        write_json(training.folder / RUN, wanted | found)
     return not training.failed
 
 
@@ -182,15 +187,16 @@ def table(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
         return
     steps = max(run["steps"] for run in runs)
     marks = [f"loss at {round(mark * steps):,}" for mark in MARKS]
-    yield "| model | variant | rate | seed | parameters | " + " | ".join(marks) + " | less than as defined | seconds |"
-    yield "|---" * (7 + len(MARKS)) + "|"
+    titles = ("model", "variant", "rate", "seed", "parameters", *marks, "less than as defined", "average", "seconds")
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
     plain = {(run["model"], run["rate"], run["seed"]): run for run in runs if run["variant"] == AS_DEFINED}
     for run in sorted(runs, key=lambda run: (run["model"], run["rate"], run["seed"], run["losses"][-1])):
         base = plain.get((run["model"], run["rate"], run["seed"]))
         gain = f"{base['losses'][-1] - run['losses'][-1]:+.4f}" if base and base is not run else ""
         told = " | ".join(f"{loss:.4f}" for loss in run["losses"])
         words = (run["model"], run["variant"], f"{run['rate']:g}", run["seed"], f"{run['parameters']:,}", told, gain)
-        yield f"| {' | '.join(map(str, words))} | {run['seconds']:.0f} |"
+        yield f"| {' | '.join(map(str, words))} | {run['average']:.4f} | {run['seconds']:.0f} |"
 
 
 if __name__ == "__main__":

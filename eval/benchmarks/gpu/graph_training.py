@@ -149,13 +149,10 @@ class GraphTraining:
             self.optimizer.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second.square()}
         return True
 
-    def _answer(self, *given: torch.Tensor) -> torch.Tensor:
-        return self.model(*given, return_dict=False)[0]
-
     # ---- a step ------------------------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        """A step that waits for nothing; a CUDA graph can hold it."""
+    def _loss(self, network: Any) -> torch.Tensor:
+        """A network's loss on pictures, noise and times that are drawn here."""
         batch, device = self.recipe.batch, self.device
         index = torch.randint(len(self.pictures.pixels), (batch,), device=device)
         data = self.pictures.pixels[index].float().div_(127.5).sub_(1.0)  # (B, C, H, W)
@@ -164,7 +161,13 @@ class GraphTraining:
         labels = torch.where(dropped, self.model.null_label, self.pictures.labels[index])  # (B,)
         noise, times = torch.randn_like(data), torch.rand(batch, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.cuda):
-            loss = self.objective.losses(self._answer, data, labels, noise, times)["loss"].mean()
+            return self.objective.losses(
+                lambda *given: network(*given, return_dict=False)[0], data, labels, noise, times
+            )["loss"].mean()
+
+    def _step(self) -> None:
+        """A step that waits for nothing; a CUDA graph can hold it."""
+        loss = self._loss(self.model)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), MAX_NORM)
         self.optimizer.step()
@@ -304,6 +307,16 @@ class GraphTraining:
         pipeline = DEMOPipeline(transformer=network, scheduler=scheduler, id2label=self.pictures.id2label)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    @torch.no_grad()
+    def average_loss(self, batches: int) -> float:
+        """The loss of the averaged network as it draws samples, with BatchNorm's running statistics.
+
+        Pictures, noise and times are the same for all networks, whatever the seed of their training.
+        """
+        torch.manual_seed(2**31)
+        network = self.average.module.eval()
+        return torch.stack([self._loss(network) for _ in range(batches)]).mean().item()
 
     def draw(self, per_class: int = 10, steps: int = 50, guidance: float = 1.5) -> None:
         """Draw samples of the average, a row a class, in bfloat16 on a GPU."""
