@@ -1,5 +1,6 @@
 """Fixtures and hooks of all tests. What tests share else is in helpers/."""
 
+import gc
 import os
 import random
 from pathlib import Path
@@ -10,26 +11,36 @@ pytest.register_assert_rewrite("helpers")
 
 # Workers of pytest-xdist share the cores out, before torch counts them: threads of several processes that wait for each
 # other on one core cost ten times their work. What tests start inherits its worker's core.
-if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
-    cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: workers])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // workers)))
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+WORKER, WORKERS = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKER and CORES:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(CORES) // WORKERS)))
 
 
 def _seed() -> None:
+    import numpy as np  # not in the process that only hands out tests
+    import torch
+
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # else `torch.manual_seed` keeps the whole stack each time, for later
+        torch.cuda.manual_seed_all(0)
 
 
 # What a test draws without a generator of its own, at import or in a fixture, is the same in every run and every order.
 
 
 def pytest_collectstart() -> None:
+    gc.disable()  # what is imported stays: looking through it again and again is a quarter of a collection's time
     _seed()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+    if WORKER and CORES:  # until now each took what core was free
+        os.sched_setaffinity(0, CORES[int(WORKER.removeprefix("gw")) % len(CORES) :: WORKERS])
 
 
 def pytest_runtest_setup() -> None:

@@ -29,7 +29,12 @@ def expected(row):
     ]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+# Of each system one size soon.
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=[pytest.mark.slow] * (row.size in ("1M", "2M", "20M"))) for row in ROWS],
+    ids=lambda row: row.name,
+)
 def test_parameters_and_multiply_adds_are_exact_and_become_the_published_figures(row):
     line, counted = expected(row), count(row)
     products, norms, resampling = (int(line[kind]) for kind in ("products", "norms", "resampling"))

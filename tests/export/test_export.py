@@ -1,5 +1,6 @@
 """Exported classifiers answer as the model does."""
 
+import functools
 import sys
 
 import pytest
@@ -26,12 +27,24 @@ def network(name="EMOv2-1M", **overrides):
 SMALLEST = {"depths": (1, 1, 2, 1), "widths": (8, 8, 16, 16)}
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function that gives the small network of a name, and its ONNX file for pictures of 64 x 64."""
+
+    @functools.cache
+    def export(name):
+        model, path = network(name), tmp_path_factory.mktemp("exported") / "model.onnx"
+        save_onnx(model, 64, path)
+        return model, path
+
+    return export
+
+
 @needs("export")
 @pytest.mark.parametrize("name", ["EMOv2-1M", pytest.param("EMOv1-1M", marks=pytest.mark.slow)])
-def test_onnx_equals_torch_for_any_batch(tmp_path, name):
-    model = network(name)
-    save_onnx(model, 64, tmp_path / "model.onnx")
-    run = OnnxModel(tmp_path / "model.onnx")
+def test_onnx_equals_torch_for_any_batch(exported, name):
+    model, path = exported(name)
+    run = OnnxModel(path)
     for batch in (1, 5):
         pixels = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
         with torch.no_grad():
@@ -40,7 +53,7 @@ def test_onnx_equals_torch_for_any_batch(tmp_path, name):
         torch.testing.assert_close(run(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["EMOv2-1M", "EMOv1-1M"])
+@pytest.mark.parametrize("name", ["EMOv2-1M", pytest.param("EMOv1-1M", marks=pytest.mark.slow)])
 def test_exported_programs_equal_torch_for_any_batch(tmp_path, name):
     model = network(name, **SMALLEST)
     save_program(model, 64, tmp_path / "model.pt2")
@@ -50,6 +63,7 @@ def test_exported_programs_equal_torch_for_any_batch(tmp_path, name):
         torch.testing.assert_close(run(pixels), model(pixels), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @needs("coreml")
 def test_core_ml_converts(tmp_path):
     save_coreml(network(), 64, tmp_path / "model.mlpackage")
@@ -103,18 +117,12 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
 # ---- what a model takes ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def half_file(tmp_path_factory):
-    """A float16 network for grey images of 48 x 96, and its ONNX file."""
-    model = network(in_channels=1, **SMALLEST).half()
-    path = tmp_path_factory.mktemp("half") / "model.onnx"
-    save_onnx(model, (48, 96), path)
-    return model, path
-
-
+@pytest.mark.slow
 @needs("export")
-def test_onnx_files_take_the_models_channels_sizes_and_type_of_numbers(half_file):
-    model, path = half_file
+def test_onnx_files_take_the_models_channels_sizes_and_type_of_numbers(tmp_path):
+    """A float16 network for grey images of 48 x 96."""
+    model, path = network(in_channels=1, **SMALLEST).half(), tmp_path / "model.onnx"
+    save_onnx(model, (48, 96), path)
     pixels = torch.randn(3, 1, 48, 96, generator=torch.Generator().manual_seed(0))
     answer = OnnxModel(path)(pixels)
     with torch.no_grad():
@@ -141,9 +149,11 @@ def test_what_onnx_lacks_becomes_float32_there_and_stays_in_programs(tmp_path, d
 @pytest.mark.parametrize(
     ("dtype", "channels"),
     [
-        (torch.bfloat16, 1),
-        (torch.float64, 3),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((torch.float16, 3), (torch.float32, 1))),
+        (torch.bfloat16, 3),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((torch.bfloat16, 1), (torch.float64, 3), (torch.float16, 3), (torch.float32, 1))
+        ),
     ],
 )
 def test_the_command_exports_saved_models_of_every_kind(capsys, tmp_path, dtype, channels):
@@ -195,17 +205,18 @@ def test_other_models_are_refused(model, message):
 
 
 @needs("export")
-def test_onnx_files_and_images_that_do_not_fit_are_refused(half_file, tmp_path):
+def test_onnx_files_and_images_that_do_not_fit_are_refused(exported, tmp_path):
     (tmp_path / "text.onnx").write_text("no graph")
-    run = OnnxModel(half_file[1], threads=1)
+    path = exported("EMOv2-1M")[1]
+    run = OnnxModel(path, threads=1)
     for call, message in (
         (lambda: OnnxModel(tmp_path / "absent.onnx"), "absent.onnx: there is no such file"),
         (lambda: OnnxModel(tmp_path / "text.onnx"), "text.onnx: not an ONNX file that runs here"),
-        (lambda: OnnxModel(half_file[1], threads=0), "threads=0 is not None or a whole number from 1 to 1024"),
-        (lambda: run(torch.zeros(2, 3, 48, 96)), r"the shape \(2, 3, 48, 96\), the file takes \(B, 1, 48, 96\)"),
-        (lambda: run(torch.zeros(0, 1, 48, 96)), "the file takes"),
-        (lambda: run(torch.zeros(1, 48, 96)), "the file takes"),
-        (lambda: run(torch.zeros(1, 1, 48, 96).numpy()), "pixels is a ndarray; pass a tensor"),
+        (lambda: OnnxModel(path, threads=0), "threads=0 is not None or a whole number from 1 to 1024"),
+        (lambda: run(torch.zeros(2, 1, 64, 64)), r"the shape \(2, 1, 64, 64\), the file takes \(B, 3, 64, 64\)"),
+        (lambda: run(torch.zeros(0, 3, 64, 64)), "the file takes"),
+        (lambda: run(torch.zeros(3, 64, 64)), "the file takes"),
+        (lambda: run(torch.zeros(1, 3, 64, 64).numpy()), "pixels is a ndarray; pass a tensor"),
         (lambda: run(None), "pixels is a NoneType; pass a tensor"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -17,7 +17,7 @@ WINDOWS = {
     "remote": ((1, 10, 15), Windows(21, 3, 5, 3, 0, 1), 7),
     "odd sizes": ((1, 14, 21), Windows(72, 1, 7, 7), 100),
     "wide values": ((1, 32, 32), Windows(16, 1, 8, 8), 200),
-    "values in several pieces": ((2, 8, 16), Windows(24, 2, 8, 8, 2, 2), 300),
+    "values in several pieces": ((1, 8, 16), Windows(24, 2, 8, 8, 2, 2), 300),
     "windows in one row": ((1, 8, 24), Windows(16, 1, 8, 8), 20),
 }
 

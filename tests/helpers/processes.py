@@ -5,6 +5,7 @@ What the commands import takes ten seconds a process. So `Script` forks its proc
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import runpy
@@ -22,8 +23,12 @@ from helpers.paths import ROOT, TESTS
 
 TRAIN_DIT = ROOT / "train" / "train_dit.py"
 IMPORTED = [
+    "helpers.uncollected",
     "diffusers",
     "transformers",
+    "sklearn.datasets",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
     "d_emo.train.encode_latents",
     "d_emo.train.classification.trainer",
     "d_emo.train.diffusion.trainer",
@@ -131,6 +136,8 @@ def _run(log: str, environment: dict[str, str], script: str, arguments: list[str
     """In the forked process: what `python SCRIPT ARGUMENTS > LOG 2>&1` does; `-c` and code in place of a script."""
     import torch
 
+    gc.freeze()  # what was imported stays, and pages that nobody writes to are not copied
+    gc.enable()
     multiprocessing.set_start_method(None, force=True)  # the platform's, for the processes that it starts in turn
     os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -166,7 +173,8 @@ class Script(Running):
                 environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
         self.forked: list[BaseProcess] = []
         own = dict(os.environ)
-        os.environ.update(offline_environment())  # for what the first process imports
+        path = os.pathsep.join([str(TESTS), *filter(None, [own.get("PYTHONPATH")])])
+        os.environ.update({**offline_environment(), "PYTHONPATH": path})  # for what the first process imports
         try:
             for environment in environments:
                 parts = (str(log), environment, str(script), [str(part) for part in arguments])

@@ -17,11 +17,16 @@ FOLDERS = {"d_emo": "d_emo", "pipelines": "d_emo/pipelines", "train": "d_emo/tra
 KEPT_NETWORK = ROOT / "eval" / "benchmarks" / "gpu" / "cifar10_ti2"
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 PACKAGED = ROOT / "d_emo" / "packaged"
-PYTHON_FILES = sorted(path for folder in [*FOLDERS, "tests"] for path in (ROOT / folder).rglob("*.py"))
 
 
 @needs("test-all", "build")
-@pytest.mark.parametrize("options", [["--wheel"], []], ids=["from the tree", "from the source distribution"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--wheel"], id="from the tree"),
+        pytest.param([], id="from the source distribution", marks=pytest.mark.slow),
+    ],
+)
 def test_wheel_holds_the_tree_and_nothing_else(tmp_path, options):
     source = tmp_path / "source"  # a copy, so that no build folder is left in the tree
     for name in FOLDERS:
@@ -45,11 +50,14 @@ def test_wheel_holds_the_tree_and_nothing_else(tmp_path, options):
     assert {name.split("/")[0] for name in packed} == {"d_emo"}
 
 
-@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_stay_short_and_say_what_they_hold(path):
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 500
-    assert ast.get_docstring(ast.parse(text))
+@pytest.mark.parametrize("folder", [*FOLDERS, "tests"])
+def test_files_stay_short_and_say_what_they_hold(folder):
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) < 500, path
+        assert ast.get_docstring(ast.parse(text)), path
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

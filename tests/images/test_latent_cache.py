@@ -67,8 +67,23 @@ def encode(*arguments):
     return LatentCache(arguments[2])
 
 
-def test_moments_of_both_views_are_the_vaes(pictures, vae_folder, tmp_path):
-    cache = encode(pictures, vae_folder, tmp_path / "latents")
+@pytest.fixture(scope="module")
+def encoded(pictures, vae_folder, tmp_path_factory):
+    """Folders of latents, of both views and of one, which nothing changes."""
+    root = tmp_path_factory.mktemp("encoded")
+    encode(pictures, vae_folder, root / "latents")
+    encode(pictures, vae_folder, root / "unmirrored", "--random-flip", "false")
+    return root
+
+
+@pytest.fixture
+def latents(encoded, tmp_path):
+    """Latents of both views, for a test to change."""
+    return shutil.copytree(encoded / "latents", tmp_path / "latents")
+
+
+def test_moments_of_both_views_are_the_vaes(pictures, vae_folder, encoded):
+    cache = LatentCache(encoded / "latents")
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     assert cache.manifest.shape == (4, 8, 8) and cache.manifest.id2label == {"0": "cat", "1": "dog"}
     np.testing.assert_array_equal(cache.labels, [0] * 5 + [1] * 6)
@@ -83,8 +98,8 @@ def test_moments_of_both_views_are_the_vaes(pictures, vae_folder, tmp_path):
     assert (cache.read(0, False) - cache.read(0, True)).abs().max() > 0.01
 
 
-def test_drawing_from_stored_moments_equals_encoding(pictures, vae_folder, tmp_path):
-    cache = encode(pictures, vae_folder, tmp_path / "latents")
+def test_drawing_from_stored_moments_equals_encoding(pictures, vae_folder, encoded):
+    cache = LatentCache(encoded / "latents")
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     pixels = (
         torch.from_numpy(np.asarray(PIL.Image.open(pictures / "cat" / "00.png"))).permute(2, 0, 1)[None] / 127.5 - 1
@@ -108,22 +123,21 @@ def train(capsys, folder, vae, *data):
     return [float(row.split(",")[1]) for row in rows]
 
 
-def test_training_on_latents_equals_encoding_on_the_fly(capsys, pictures, vae_folder, tmp_path):
-    encode(pictures, vae_folder, tmp_path / "latents")
+def test_training_on_latents_equals_encoding_on_the_fly(capsys, pictures, vae_folder, encoded, tmp_path):
     on_the_fly = train(
         capsys, tmp_path / "fly", vae_folder, "--train-data-dir", pictures, "--resolution", 16, "--random-flip", "true"
     )
-    cached = train(capsys, tmp_path / "cached", vae_folder, "--latents", tmp_path / "latents")
+    cached = train(capsys, tmp_path / "cached", vae_folder, "--latents", encoded / "latents")
     assert len(cached) == 4
     # Same images, mirror images, noise and draws; only the VAE's batches differ. Tolerance 1e-5.
     np.testing.assert_allclose(cached, on_the_fly, rtol=1e-5)
 
 
-def test_half_precision_is_close(pictures, vae_folder, tmp_path):
-    exact = encode(pictures, vae_folder, tmp_path / "exact")
+def test_half_precision_is_close(pictures, vae_folder, encoded, tmp_path):
+    exact = LatentCache(encoded / "latents")
     half = encode(pictures, vae_folder, tmp_path / "half", "--dtype", "float16")
     assert (tmp_path / "half" / "latents-000000000.npy").stat().st_size < 0.55 * (
-        (tmp_path / "exact" / "latents-000000000.npy").stat().st_size
+        (encoded / "latents" / "latents-000000000.npy").stat().st_size
     )
     torch.testing.assert_close(half.read(3, True), exact.read(3, True), atol=1e-3, rtol=1e-3)
 
@@ -165,9 +179,8 @@ def test_kill_nine_and_a_second_run_give_the_same_latents(pictures, vae_folder, 
         torch.testing.assert_close(resumed.read(index, False), whole.read(index, False), atol=1e-5, rtol=1e-5)
 
 
-def test_damaged_and_foreign_folders_are_refused(pictures, vae_folder, tmp_path):
-    folder = tmp_path / "latents"
-    encode(pictures, vae_folder, folder)
+def test_damaged_and_foreign_folders_are_refused(pictures, vae_folder, latents, tmp_path):
+    folder = latents
     path = folder / "latents-000000004.npy"
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
@@ -192,10 +205,9 @@ def test_damaged_and_foreign_folders_are_refused(pictures, vae_folder, tmp_path)
 
 @pytest.mark.parametrize("stored", [None, 1, 3])
 def test_latents_of_another_decode_rule_are_refused_with_the_command_that_renews_them(
-    capsys, pictures, vae_folder, tmp_path, stored
+    capsys, pictures, vae_folder, latents, tmp_path, stored
 ):
-    folder = tmp_path / "latents"
-    encode(pictures, vae_folder, folder)
+    folder = latents
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest.pop("decode_version") == DECODE_VERSION
     manifest |= {} if stored is None else {"decode_version": stored}
@@ -221,10 +233,8 @@ def test_latents_of_another_decode_rule_are_refused_with_the_command_that_renews
         (["--latents", "{latents}", "--train-data-dir", "x"], "--train-data-dir and --latents are both given"),
     ],
 )
-def test_latents_that_do_not_fit_the_run_are_refused(capsys, pictures, vae_folder, tmp_path, arguments, message):
-    encode(pictures, vae_folder, tmp_path / "latents")
-    encode(pictures, vae_folder, tmp_path / "unmirrored", "--random-flip", "false")
-    places = {"latents": tmp_path / "latents", "unmirrored": tmp_path / "unmirrored", "vae": vae_folder}
+def test_latents_that_do_not_fit_the_run_are_refused(capsys, vae_folder, encoded, tmp_path, arguments, message):
+    places = {"latents": encoded / "latents", "unmirrored": encoded / "unmirrored", "vae": vae_folder}
     code, printed = run_here(capsys, *(text.format(**places) for text in arguments), "--output-dir", tmp_path / "run")
     assert code != 0 and message in printed and not (tmp_path / "run").exists()
 
@@ -280,10 +290,9 @@ def test_a_second_run_makes_damaged_files_again_and_no_others(pictures, vae_fold
         assert (folder / "latents-000000004.npy").stat().st_mtime_ns == kept
 
 
-def test_training_on_damaged_latents_ends_with_one_line(capsys, pictures, vae_folder, tmp_path):
-    encode(pictures, vae_folder, tmp_path / "latents")
-    DAMAGES["flipped bit"](tmp_path / "latents" / "latents-000000004.npy")
-    code, printed = run_here(capsys, "--latents", tmp_path / "latents", "--output-dir", tmp_path / "run")
+def test_training_on_damaged_latents_ends_with_one_line(capsys, latents, tmp_path):
+    DAMAGES["flipped bit"](latents / "latents-000000004.npy")
+    code, printed = run_here(capsys, "--latents", latents, "--output-dir", tmp_path / "run")
     assert code != 0 and "latents-000000004.npy is damaged" in printed and "--latents" in printed
     assert "Traceback" not in printed and not (tmp_path / "run").exists()
 

@@ -61,14 +61,14 @@ def pipelines():
 
 
 def first_asked(pipeline, steps: int, **arguments):
-    """A call's 16 latents, and the input's deviation and timestep of the model's first prediction."""
+    """A call's 8 latents, and the input's deviation and timestep of the model's first prediction."""
     asked = []
     handle = pipeline.transformer.register_forward_pre_hook(
         lambda _, inputs: asked.append((inputs[0].std().item(), inputs[1].flatten()[0].item()))
     )
     try:
         generator = torch.Generator().manual_seed(0)
-        result = pipeline([0] * 16, steps, 1.0, generator=generator, output_type="latent", **arguments).images
+        result = pipeline([0] * 8, steps, 1.0, generator=generator, output_type="latent", **arguments).images
     finally:
         handle.remove()
     return result, *asked[0]
@@ -79,17 +79,17 @@ def test_a_call_repeats_itself_and_begins_with_noise_of_the_right_size(pipelines
     pipeline = pipelines[flow]
     pipeline.scheduler = make(name, spacing, flow)
     first, deviation, timestep = first_asked(pipeline, 10)
-    # Of 16 x 3 x 16 x 16 numbers; its own error is 0.006. What the model sees is as large whatever the scheduler.
+    # Of 8 x 3 x 16 x 16 numbers; its own error is 0.009. What the model sees is as large whatever the scheduler.
     assert deviation == pytest.approx(1.0, abs=0.03)
     assert timestep >= 890
     again = first_asked(pipeline, 10)[0]
     torch.testing.assert_close(again, first, atol=0, rtol=0)
     # And after another number of steps, whose noise has another scale.
-    first_asked(pipeline, 25)
+    first_asked(pipeline, 12)
     torch.testing.assert_close(first_asked(pipeline, 10)[0], first, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("steps", [1, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (2, 3)), 4])
 @pytest.mark.parametrize(("name", "spacing", "flow"), CASES)
 def test_few_steps_begin_at_noise_or_are_refused_with_a_remedy(pipelines, name, spacing, flow, steps):
     pipeline = pipelines[flow]

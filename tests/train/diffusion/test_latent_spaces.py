@@ -25,6 +25,7 @@ from d_emo.train.diffusion.config import parse_config
 from d_emo.train.diffusion.plan import make_plan
 from d_emo.train.engine.checkpoints import write_manifest
 
+pytestmark = pytest.mark.usefixtures("uncounted_plans")
 COMMON = ("--model", "D-EMOv2-N-8", "--global-batch-size", 4, "--checkpoint-every", 2, "--log-every", 1, "--report-to",
           "none", "--sample-every", 0, "--num-workers", 0, "--learning-rate", "1e-3", "--ema-decay", "0.5", "--kernels",
           "reference")  # fmt: skip

@@ -15,6 +15,7 @@ from d_emo.train.diffusion import plan
 from d_emo.train.diffusion.config import parse_config
 from d_emo.train.diffusion.plan import make_plan
 
+pytestmark = pytest.mark.usefixtures("uncounted_plans")
 DATA = ("--objective", "sit", "--prediction", "data")
 
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import PIL.Image
@@ -33,8 +32,12 @@ def test_kill_9_and_resume_equals_an_undisturbed_run_bit_for_bit(tmp_path, capsy
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = train_to_the_end(capsys, tmp_path / "log", *arguments, whole, processes=processes)
     assert f"8 = {processes} process(es) x 1 accumulated x {8 // processes}" in output
-    start = [sys.executable, TRAIN_DIT] if processes == 1 else torchrun(processes, TRAIN_DIT)
-    with Command(tmp_path / "log", [*start, *arguments, killed]) as trainer:
+    started = [*arguments, killed]
+    with (
+        Trainer(tmp_path / "log", *started)
+        if processes == 1
+        else Command(tmp_path / "log", torchrun(processes, TRAIN_DIT, *started))
+    ) as trainer:
         trainer.wait_until((killed / "checkpoint-0000010").exists)
         trainer.kill()
     assert not (killed / "checkpoint-0000020").exists()
@@ -90,7 +93,9 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, capsys):
     assert len(losses(folder)) == 5
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_and_sigterm_save_before_they_stop(tmp_path, capsys, number, code):
     run = tmp_path / "run"
     with Trainer(tmp_path / "log", *TINY, "--num-workers", "2", "--output-dir", run) as trainer:

@@ -17,6 +17,7 @@ from d_emo.train.engine import fit
 from d_emo.train.engine.averaging import WeightAverage
 from d_emo.train.engine.batch_layout import batch_layout
 
+pytestmark = pytest.mark.usefixtures("uncounted_plans")
 TINY = ("--model", "D-EMOv2-N-8", "--global-batch-size", "8", "--report-to", "none", "--num-workers", "0",
         "--objective", "dit", "--lr-scheduler", "constant", "--ema-decay", "0.9999",
         "--checkpoint-every", "50")  # fmt: skip

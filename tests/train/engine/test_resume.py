@@ -224,7 +224,10 @@ def test_a_lock_follows_no_link(tmp_path):
     assert (tmp_path / "target").read_text() == "precious"
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGHUP, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGINT))],
+)
 def test_a_signal_saves_and_stops(tmp_path, number):
     run = tmp_path / "run"
     with Trainer(tmp_path / "log", *TINY, "--output-dir", run) as trainer:
@@ -235,7 +238,9 @@ def test_a_signal_saves_and_stops(tmp_path, number):
     assert (checkpoint / "manifest.json").is_file()
 
 
-@pytest.mark.parametrize(("launched", "code"), [(True, 128 + signal.SIGTERM), (False, None)])
+@pytest.mark.parametrize(
+    ("launched", "code"), [(True, 128 + signal.SIGTERM), pytest.param(False, None, marks=pytest.mark.slow)]
+)
 def test_a_trainer_ends_in_order_with_its_launcher_and_outlives_anything_else(tmp_path, launched, code):
     """The launcher, here a process that pretends to be one, dies by kill -9."""
     run, pid, done = tmp_path / "run", tmp_path / "pid", tmp_path / "done"
