@@ -9,15 +9,17 @@ import pytest
 
 pytest.register_assert_rewrite("helpers")
 
-# Workers of pytest-xdist share the cores out, before torch counts them: threads of several processes that wait for each
-# other on one core cost ten times their work. What tests start inherits its worker's core.
+# Workers of pytest-xdist share the cores out: threads of several processes that wait for each other on one core cost
+# ten times their work, and more if they wait without sleeping. What tests start inherits its worker's core.
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 WORKER, WORKERS = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKER and CORES:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(CORES) // WORKERS)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _seed() -> None:
+    """What tests draw without a generator of their own, at import or in fixtures, is the same in every order."""
     import numpy as np  # not in the process that only hands out tests
     import torch
 
@@ -26,9 +28,6 @@ def _seed() -> None:
     torch.default_generator.manual_seed(0)
     if torch.cuda.is_initialized():  # else `torch.manual_seed` keeps the whole stack each time, for later
         torch.cuda.manual_seed_all(0)
-
-
-# What a test draws without a generator of its own, at import or in a fixture, is the same in every run and every order.
 
 
 def pytest_collectstart() -> None:

@@ -17,7 +17,7 @@ from d_emo.kernels.dispatch import chosen_backend
 from helpers.classifiers import TINY as TINY_CLASSIFIER
 from helpers.masks import TINY as TINY_SEGMENTER
 from helpers.object_files import TINY as TINY_DETECTOR
-from helpers.training import TINY, uncounted
+from helpers.training import TINY, uncounted_but_for_plans
 from helpers.video_training import TINY as TINY_VIDEO
 
 # Characters of a line that still helps.
@@ -329,7 +329,7 @@ def outcome(main: Callable[[list[str]], None], arguments: list[str], capsys: pyt
     AcceleratorState._reset_state(True)
     capsys.readouterr()
     try:
-        with uncounted(), use_backend(chosen_backend()):  # undoes --kernels
+        with uncounted_but_for_plans(arguments), use_backend(chosen_backend()):  # undoes --kernels
             main(arguments)
     except Reached:
         return Outcome("reached")

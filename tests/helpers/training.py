@@ -1,7 +1,7 @@
 """Runs of the trainers, in this process where one suffices, and what is compared of their folders."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -23,9 +23,9 @@ TINY = ["--model", "D-EMOv2-N-8", "--global-batch-size", "8", "--log-every", "1"
 
 @contextlib.contextmanager
 def uncounted() -> Iterator[None]:
-    """Within it, trainers do not count what a step will hold before they begin: that is half of a tiny run's time.
+    """Within it, trainers neither count what a step will hold nor time the machine: that is half of a tiny run's time.
 
-    Their plan says that it was not counted. Plans alone (`--dry-run`) and processes of their own (`Trainer`) count.
+    Their plan says that it was not counted. Processes of their own (`Trainer`) do.
     """
 
     def refuse(*_: object) -> None:
@@ -36,15 +36,19 @@ def uncounted() -> Iterator[None]:
         yield
 
 
+def uncounted_but_for_plans(arguments: Sequence[object]) -> contextlib.AbstractContextManager[None]:
+    """`uncounted`, unless a plan is all that is asked for."""
+    return contextlib.nullcontext() if "--dry-run" in arguments else uncounted()
+
+
 def run_here(
     capsys: pytest.CaptureFixture, *arguments: object, main: Callable[[list[str]], None] = train_dit.main
 ) -> tuple[object, str]:
     """Run a command's `main` in this process; what it exits with (0 for success) and all that it printed."""
     AcceleratorState._reset_state(True)
     code: object = 0
-    planned = "--dry-run" in arguments
     try:
-        with contextlib.nullcontext() if planned else uncounted(), use_backend(chosen_backend()):  # undoes --kernels
+        with uncounted_but_for_plans(arguments), use_backend(chosen_backend()):  # undoes --kernels
             main([str(argument) for argument in arguments])
     except SystemExit as stop:
         code = stop.code

@@ -22,7 +22,7 @@ CASES = [
             ("classifier", ""),
             ("segmenter", "--head deeplabv3"),
             ("segmenter", "--head semantic_fpn"),
-            ("detector", "--system ssdlite --resolution 128"),  # of 64 pixels its last maps have one
+            ("detector", "--system ssdlite --resolution 288"),
             ("detector", "--system mask_rcnn"),
         )
     ),
@@ -48,3 +48,14 @@ def test_losses_are_those_of_float32_but_for_rounding(capsys, tmp_path, trainer,
     plain, rounded = found
     assert rounded == pytest.approx(plain, rel=TOLERANCE)
     assert rounded != plain
+
+
+def test_ssdlite_is_refused_where_pytorchs_gradients_are_undefined(capsys, tmp_path):
+    module, tiny, write = TRAINERS["detector"]
+    data = ["--train-data-dir", write(tmp_path / "data"), "--max-train-steps", "1"]
+    for side, refused in (("256", True), ("257", False)):
+        words = [*tiny, "--resolution", side, *data, "--dry-run", "--output-dir", tmp_path / side]
+        code, output = run_here(capsys, *words, "--mixed-precision", "bf16", main=module.main)
+        assert bool(code) == refused, output
+        assert ("undefined gradients in bfloat16 on a CPU; leave it out" in output) == refused
+        assert run_here(capsys, *words, main=module.main)[0] == 0

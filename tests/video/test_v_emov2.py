@@ -211,3 +211,20 @@ def test_numbers_and_names_of_classes_that_disagree_are_refused():
     for config, name in ((VEMOv2Config, "V-EMOv2-1M"), (EMOv2Config, "EMOv2-1M")):
         with pytest.raises(ValueError, match="num_labels=3, and id2label has 2 names; leave num_labels out"):
             config.of(name, num_labels=3, id2label=["left", "right"])
+
+
+@pytest.mark.parametrize("grid", [(2, 1, 1), (2, 2, 2), (4, 4, 4), (4, 7, 7)])
+def test_weights_of_the_convolution_have_the_gradient_of_float32_but_for_rounding(grid):
+    """On a CPU PyTorch's own is undefined on small grids, of channels last in bfloat16."""
+    torch.manual_seed(0)
+    block = VEMOv2(**TINY).stages[3].blocks[-1].i2rmb
+    tokens, weights = torch.randn(2, *grid, 16), torch.randn(2, *grid, 16)
+    found = []
+    for rounded in (False, True):
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            answer = block(tokens)
+        (answer.float() * weights).sum().backward()
+        found.append(block.conv.weight.grad)
+    scale = found[0].abs().max()
+    torch.testing.assert_close(found[1] / scale, found[0] / scale, rtol=0, atol=0.1)

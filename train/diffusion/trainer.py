@@ -42,6 +42,7 @@ def run(config: TrainConfig) -> None:
     accelerator = start.make_accelerator(
         config.run, config.optimization.mixed_precision, output_dir(config, source), on_gpus=config.run.on is not None
     )
+    config = start.with_precision(config, accelerator)
     with use_backend(config.model.kernels):
         plan = make_plan(config, source, accelerator)
         start.announce(plan, accelerator, "--dataset or --train-data-dir")

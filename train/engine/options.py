@@ -79,7 +79,7 @@ class StepOptions:
         "last tenth of a run of any length. Without it, short runs average their initial weights.",
     )
     mixed_precision: Literal["no", "bf16"] | None = option(
-        None, "Autocast. Default: bf16 on a GPU that has it, elsewhere what accelerate is set up for."
+        None, "Autocast. Default: bf16 on a CUDA GPU that has it, elsewhere what accelerate is set up for."
     )
 
 

@@ -40,7 +40,7 @@ class OptimizationOptions(Protocol):
 
     @property
     def mixed_precision(self) -> str | None:
-        """Of autocast: "no", "bf16", or None for the launch configuration's."""
+        """Of autocast: "no", "bf16", or None for `make_accelerator`'s choice."""
 
     @property
     def max_grad_norm(self) -> float | None:

@@ -4,9 +4,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +29,8 @@ from d_emo.train.engine.plan import RunPlan, run_identity
 from d_emo.train.engine.run import AnyRun, Parts
 from d_emo.train.engine.state import load_state
 from d_emo.train.engine.trackers import LOG_FOLDER, chosen_trackers, open_trackers
+
+Config = TypeVar("Config", bound=Any)
 
 
 def make_accelerator(
@@ -57,7 +59,7 @@ def make_accelerator(
     except LaunchError:
         raise
     except (ValueError, ImportError) as error:
-        raise ValueError(f"--mixed-precision {mixed_precision}: {first_line(error)}") from error
+        raise ValueError(f"mixed precision {mixed_precision}: {first_line(error)}") from error
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"mixed precision {accelerator.mixed_precision} is not supported; use --mixed-precision bf16.")
     if accelerator.device.type == "cpu":
@@ -67,14 +69,22 @@ def make_accelerator(
 
 
 def _bfloat16_is_default() -> bool:
-    """Whether this is a GPU with products in bfloat16, and the launch says nothing else.
+    """Whether this process's GPU has products in bfloat16, and the launch says nothing else.
 
     `accelerate launch` says "no" also where nobody chose anything.
     """
     of_launch = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if of_launch != "no" or parse_flag_from_env("ACCELERATE_USE_CPU"):
+    if of_launch != "no" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available():
         return False
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.cuda.device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def with_precision(config: Config, accelerator: Accelerator) -> Config:
+    """Options that say so where bfloat16 was not asked for but chosen, as cards and a run's own options then do."""
+    if accelerator.mixed_precision != "bf16":
+        return config
+    return replace(config, optimization=replace(config.optimization, mixed_precision="bf16"))
 
 
 def describe_precision(device: str, mixed_precision: str) -> str:

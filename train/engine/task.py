@@ -140,6 +140,7 @@ def run_task(
     """
     check_output(config.data, folder)
     accelerator = start.make_accelerator(config.run, config.optimization.mixed_precision, folder)
+    config = start.with_precision(config, accelerator)
     with use_backend(config.model.kernels):
         plan = make_plan(config, *sources, accelerator)
         start.announce(plan, accelerator, hint)

@@ -18,15 +18,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from d_emo.common.command_line import CommandParser
 from d_emo.common.commands import CommandError, command
 from d_emo.common.files import read_json, write_json
+from d_emo.common.messages import kind_and_line, shown
 from d_emo.common.numbers import finite_from, seed, whole_from
 from d_emo.common.output import say
 from d_emo.eval.benchmarks.gpu.parts import check_places
 from d_emo.eval.benchmarks.gpu.train import TINY_BATCH, TINY_NETWORK, TINY_PICTURES
+
+if TYPE_CHECKING:
+    from d_emo.eval.benchmarks.gpu.pictures import Pictures
 
 RUN, LOSSES = "run.json", "loss.csv"
 # Shares of the steps whose losses the table has: the mean over the tenth of all steps before each.
@@ -69,6 +73,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)
     check_places(parser, options)
+    for name in ("models", "variants", "learning_rate", "seeds"):
+        given = getattr(options, name)
+        if len(set(given)) != len(given):
+            parser.error(f"--{name.replace('_', '-')} {' '.join(map(str, given))}: name each once.")
     return options
 
 
@@ -81,71 +89,67 @@ def main(arguments: list[str]) -> None:
     from d_emo.common.processes import default_device, keep_freed_memory
     from d_emo.eval.benchmarks.gpu.pictures import load_pictures
 
+    runs = list(planned(options))
     keep_freed_memory()
     if options.cpu_threads:
         torch.set_num_threads(options.cpu_threads)
-    todo = [run for run in planned(options) if not finished(options.output_dir / run.folder, terms(options, run))]
     pictures = load_pictures(options.data, default_device(), TINY_PICTURES if options.tiny else None)
-    failed = []
+    wanted = terms(options, pictures)
+    done = {run["folder"] for run in read_runs(options.output_dir, wanted)}
+    todo, failed = [run for run in runs if run.folder not in done], []
     for number, run in enumerate(todo):
         say(f"{run.folder}: {number + 1} of {len(todo)}")
-        failed += [] if train(options, run, pictures) else [run.folder]
-    print("\n".join(table(read_runs(options.output_dir))))
+        try:
+            train(options.output_dir, run, wanted, pictures)
+        except Exception as error:  # of a run, which is no reason to leave out the others
+            say(f"{run.folder}: {kind_and_line(error)}")
+            failed.append(run.folder)
+    print("\n".join(table(read_runs(options.output_dir, wanted))))
     if failed:
-        raise CommandError(f"no loss at the end of {', '.join(failed)}.")
+        raise CommandError(f"{', '.join(failed)} did not end well; what is said above tells why.")
 
 
 def planned(options: argparse.Namespace) -> Iterator[Run]:
     """All runs of the command line, the ones that others are held to first.
 
     Raises:
-        ValueError: a variant is unknown.
+        ValueError: a model or a variant is unknown.
     """
+    from d_emo import list_models
     from d_emo.eval.benchmarks.gpu.variants import VARIANTS
 
     variants = list(VARIANTS) if options.variants == ["all"] else options.variants
-    if unknown := [name for name in variants if name not in VARIANTS]:
-        raise ValueError(f"--variants {unknown[0]!r} is none of {', '.join(map(repr, VARIANTS))}, or all.")
+    for flag, given, known in (("models", options.models, list_models()), ("variants", variants, VARIANTS)):
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"--{flag} {unknown[0]!r} is none of {', '.join(map(repr, known))}.")
     for one, rate, model in itertools.product(options.seeds, options.learning_rate, options.models):
         for variant in variants if model.startswith("D-EMOv2") else [""]:
             yield Run(model, variant, rate, one)
 
 
-def terms(options: argparse.Namespace, run: Run) -> dict[str, Any]:
-    """All that a run is known by again."""
+def terms(options: argparse.Namespace, pictures: "Pictures") -> dict[str, Any]:
+    """What all runs of a folder have in common."""
     sizes = {"hidden_size": options.hidden_size, "num_layers": options.num_layers}
     overrides = TINY_NETWORK if options.tiny else {name: value for name, value in sizes.items() if value}
     steps, batch = (TINY_STEPS, TINY_BATCH) if options.tiny else (options.steps, options.batch)
-    return {**run._asdict(), "overrides": overrides, "steps": steps, "batch": batch}
+    data = f"{len(pictures.pixels)} pictures, sum {pictures.pixels.sum().item()}"
+    return {"overrides": overrides, "steps": steps, "batch": batch, "data": data, "on": pictures.pixels.device.type}
 
 
-def finished(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether a run is there.
+def train(folder: Path, run: Run, wanted: dict[str, Any], pictures: "Pictures") -> None:
+    """Train, and write what it was.
 
     Raises:
-        ValueError: it was made on other terms.
+        ValueError: the loss is not a number.
     """
-    if not (folder / RUN).is_file():
-        return False
-    found = read_json(folder / RUN, "delete it")
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{folder} was made with {name}={found.get(name)}, not {value}; choose another --output-dir."
-            )
-    return True
-
-
-def train(options: argparse.Namespace, run: Run, pictures: Any) -> bool:
-    """Train and write what it was; whether there is a loss at the end."""
     from d_emo.eval.benchmarks.gpu.graph_training import GraphTraining, Recipe
     from d_emo.eval.benchmarks.gpu.variants import VARIANTS
 
-    wanted, variant = terms(options, run), VARIANTS[run.variant or AS_DEFINED]
+    variant = VARIANTS[run.variant or AS_DEFINED]
     recipe = Recipe(
         model=run.model,
-        overrides={**wanted["overrides"], **(variant.overrides if run.variant else {})},
-        change=variant.change if run.variant else None,
+        overrides={**wanted["overrides"], **variant.overrides},
+        change=variant.change,
         learning_rate=run.rate,
         seed=run.seed,
         batch=wanted["batch"],
@@ -153,26 +157,33 @@ def train(options: argparse.Namespace, run: Run, pictures: Any) -> bool:
         average_decay=0.99,
         cooldown=True,
     )
-    training = GraphTraining(recipe, pictures, options.output_dir / run.folder)
+    training = GraphTraining(recipe, pictures, folder / run.folder)
     training.train(float("inf"), wanted["steps"])
-    if not training.failed:
-        parameters = sum(parameter.numel() for parameter in training.trained.values())
-        average = training.average_loss(-(-COMPARED // wanted["batch"]))
-        found = {"average": average, "seconds": training.state["seconds"], "parameters": parameters}
-        write_json(training.folder / RUN, wanted | found)
-    return not training.failed
+    if training.failed:
+        raise ValueError(training.failed)
+    parameters = sum(parameter.numel() for parameter in training.trained.values())
+    average = training.average_loss(-(-min(COMPARED, len(pictures.pixels)) // wanted["batch"]))
+    found = {"changed": variant.about if run.variant else "", "average": average, "parameters": parameters}
+    write_json(training.folder / RUN, {**wanted, **run._asdict(), **found})
 
 
-def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """What is in the folder: terms, and `losses`, the means that belong to `MARKS`."""
+def read_runs(folder: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is in the folder: terms, `folder`, and `losses`, the means that belong to `MARKS`.
+
+    Raises:
+        ValueError: it holds a run that was made on other terms.
+    """
     runs = []
     for path in sorted(folder.glob(f"*/{RUN}")):
         run = read_json(path, "delete it")
+        for name, value in wanted.items():
+            if run.get(name) != value:
+                found = f"{name}={shown(run.get(name))}, not {shown(value)}"
+                raise ValueError(f"{path.parent} was made with {found}; choose another --output-dir.")
         with (path.parent / LOSSES).open(encoding="utf-8") as file:
             lines = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-        runs.append(
-            {**run, "losses": [_mean_before(lines, round(mark * run["steps"]), run["steps"]) for mark in MARKS]}
-        )
+        losses = [_mean_before(lines, round(mark * run["steps"]), run["steps"]) for mark in MARKS]
+        runs.append({**run, "folder": path.parent.name, "losses": losses})
     return runs
 
 
@@ -185,18 +196,24 @@ def table(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Markdown: a row a run, variants beside what they are variants of."""
     if not runs:
         return
-    steps = max(run["steps"] for run in runs)
-    marks = [f"loss at {round(mark * steps):,}" for mark in MARKS]
-    titles = ("model", "variant", "rate", "seed", "parameters", *marks, "less than as defined", "average", "seconds")
+    marks = [f"loss at {round(mark * runs[0]['steps']):,}" for mark in MARKS]
+    titles = ("model", "variant", "changed", "rate", "seed", "parameters", *marks, "less than as defined", "average")
     yield f"| {' | '.join(titles)} |"
     yield "|---" * len(titles) + "|"
     plain = {(run["model"], run["rate"], run["seed"]): run for run in runs if run["variant"] == AS_DEFINED}
     for run in sorted(runs, key=lambda run: (run["model"], run["rate"], run["seed"], run["losses"][-1])):
         base = plain.get((run["model"], run["rate"], run["seed"]))
         gain = f"{base['losses'][-1] - run['losses'][-1]:+.4f}" if base and base is not run else ""
-        told = " | ".join(f"{loss:.4f}" for loss in run["losses"])
-        words = (run["model"], run["variant"], f"{run['rate']:g}", run["seed"], f"{run['parameters']:,}", told, gain)
-        yield f"| {' | '.join(map(str, words))} | {run['average']:.4f} | {run['seconds']:.0f} |"
+        words = (
+            run["model"],
+            run["variant"],
+            run["changed"],
+            f"{run['rate']:g}",
+            run["seed"],
+            f"{run['parameters']:,}",
+        )
+        told = (*words, *(f"{loss:.4f}" for loss in run["losses"]), gain, f"{run['average']:.4f}")
+        yield f"| {' | '.join(map(str, told))} |"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ OPTIONS, MAX_NORM = OptimizationOptions(objective="sit"), 1.0
 COOLDOWN = 0.25
 # Steps between two lines, which are the only waits for the GPU.
 WINDOW, WINDOW_ON_CPU = 50, 2
+# Of a training for a number of steps, however few.
+LEAST_LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Recipe:
 
     Attributes:
         model: its name.
-        overrides: of its configuration, for rehearsals.
+        overrides: of its configuration.
         batch: images a step.
         learning_rate: after `warmup` steps.
         average_decay: of the averaged weights.
@@ -221,6 +223,7 @@ class GraphTraining:
         began, first = time.monotonic(), self.step
         shown = began
         window = WINDOW if self.cuda else WINDOW_ON_CPU
+        window = min(window, max(1, steps // LEAST_LINES)) if steps else window
         while (passed := time.monotonic() - began) < seconds and self.step - first != steps and not self.failed:
             share = max(passed / seconds, (self.step - first) / steps if steps else 0.0)
             self._set_rate(done + (until - done) * share)
@@ -283,8 +286,11 @@ class GraphTraining:
         """Write the weights that fit into so many bytes, and the state; which groups were kept.
 
         Raises:
-            ValueError: the training failed: its weights are of no use.
+            ValueError: the training failed: its weights are of no use. Or the network was changed, of which state.json
+                says nothing.
         """
+        if self.recipe.change:
+            raise ValueError(f"{self.recipe.model}: it was changed and could not be made again; nothing is saved.")
         if self.failed:
             raise ValueError(f"{self.recipe.model}: {self.failed}; nothing is saved.")
         groups = {"ema": compact(self.average.module.state_dict()), "raw": compact(self.model.state_dict())}

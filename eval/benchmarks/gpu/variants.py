@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d_emo.eval.benchmarks.gpu.definition import AS_DEFINED
 from d_emo.kernels import local_branch
 from d_emo.kernels.reference import merge_windows, split_windows
 from d_emo.models import I2RMB
@@ -82,15 +83,18 @@ class RunningNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, E, H, W) -> (B, E, H, W)."""
-        mean, variance = self.norm.running_mean, self.norm.running_var
+        mean, variance, seen = self.norm.running_mean, self.norm.running_var, self.norm.num_batches_tracked
+        assert mean is not None
+        assert variance is not None
+        assert seen is not None
         if self.training:
             with torch.no_grad():
-                variance_now, mean_now = torch.var_mean(hidden_states, dim=(0, 2, 3))
+                variance_now, mean_now = torch.var_mean(hidden_states.float(), dim=(0, 2, 3))
                 # The first batch's statistics take the place of none.
-                share = torch.where(self.norm.num_batches_tracked == 0, 1.0, self.momentum)
+                share = torch.where(seen == 0, 1.0, self.momentum)
                 mean.lerp_(mean_now, share)
                 variance.lerp_(variance_now, share)
-                self.norm.num_batches_tracked.add_(1)
+                seen.add_(1)
         # A copy: the next step changes the statistics.
         mean, variance = mean.clone(), variance.clone()
         return F.batch_norm(hidden_states, mean, variance, self.norm.weight, self.norm.bias, eps=self.norm.eps)
@@ -181,9 +185,8 @@ def _gelu_later(network: Any) -> None:
         block.i2rmb = GeluLater(block.i2rmb)
 
 
-AS_DEFINED = "as defined"
 VARIANTS: dict[str, Variant] = {
-    AS_DEFINED: Variant(about="docs/explanation/published.md"),
+    AS_DEFINED: Variant(about=""),
     "qkv: PyTorch's": Variant(about="to_qkv's initial weights, not Xavier's", change=_of_blocks(_fresh_qkv)),
     "proj_out: PyTorch's": Variant(about="proj_out likewise", change=_of_blocks(_fresh_proj_out)),
     "both: PyTorch's": Variant(about="both, as in the published classifiers", change=_of_blocks(_fresh_both)),
@@ -204,5 +207,4 @@ VARIANTS: dict[str, Variant] = {
     "one window": Variant(about="a window over the whole grid", overrides={"window_size": 64}),
     "kernel 3": Variant(about="a depthwise convolution of 3 x 3", overrides={"kernel_size": 3}),
     "kernel 7": Variant(about="of 7 x 7", overrides={"kernel_size": 7}),
-    "8 blocks": Variant(about="as many parameters as 6 blocks of DiT have", overrides={"num_layers": 8}),
 }  # fmt: skip

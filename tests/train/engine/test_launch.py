@@ -1,5 +1,6 @@
 """The launch configurations that ship: Accelerate reads them, and they say what they claim."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.paths import ROOT
 from helpers.training import TINY, run_here
 
 from d_emo.common.processes import LaunchError, start_processes
+from d_emo.train.diffusion.config import TrainConfig
 from d_emo.train.engine import start
 from d_emo.train.engine.options import RunOptions
 
@@ -103,8 +105,18 @@ def test_a_gpu_computes_in_bfloat16_unless_something_else_is_said(
             monkeypatch.setenv(name, value)
     monkeypatch.setattr(start, "start_processes", started)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda number: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has or including_emulation)
     start.make_accelerator(RunOptions(), asked, tmp_path)
     assert seen["given"] == given
     start.make_accelerator(RunOptions(), asked, tmp_path, on_gpus=True)  # what is planned for are GPUs that have it
-    assert seen["given"] == asked or seen["given"] == "bf16"
+    assert seen["given"] == (asked or "bf16")
+
+
+def test_a_precision_that_was_chosen_is_among_the_options_as_if_it_had_been_named():
+    config = TrainConfig()
+    assert config.optimization.mixed_precision is None
+    chosen = start.with_precision(config, SimpleNamespace(mixed_precision="bf16"))
+    assert {**config.flat(), "mixed_precision": "bf16"} == chosen.flat()
+    assert start.with_precision(config, SimpleNamespace(mixed_precision="no")) is config

@@ -58,6 +58,33 @@ def test_networks_see_the_same_batches_and_noise_in_turns_or_alone(pictures, tmp
     assert losses(tmp_path / "ours") == losses(tmp_path / "alone") != losses(tmp_path / "theirs")
 
 
+def test_averages_are_compared_on_the_same_draws_and_training_goes_on_with_its_own(pictures, tmp_path, monkeypatch):
+    seen = []
+
+    def recorded(self, network, data, labels, noise, times):
+        seen.append((data.sum().item(), noise.sum().item(), times.tolist()))
+        return losses_of(self, network, data, labels, noise, times)
+
+    losses_of = FlowObjective.losses
+    monkeypatch.setattr(FlowObjective, "losses", recorded)
+    for seed in (0, 1):
+        training = GraphTraining(dataclasses.replace(RECIPE, seed=seed), pictures, tmp_path / str(seed))
+        training.train(60, steps=1)
+        training.average_loss(2)
+        training.train(60, steps=1)
+    assert seen[1:3] == seen[5:7] and seen[1] != seen[2] and seen[0] != seen[4]
+    alone = GraphTraining(RECIPE, pictures, tmp_path / "alone")
+    del seen[4:]
+    alone.train(60, steps=2)
+    assert seen[4:] == [seen[0], seen[3]]
+
+
+def test_a_changed_network_is_not_saved(pictures, tmp_path):
+    training = GraphTraining(dataclasses.replace(RECIPE, change=lambda network: None), pictures, tmp_path)
+    with pytest.raises(ValueError, match="it was changed and could not be made again"):
+        training.save()
+
+
 def test_the_average_follows_with_a_warm_up(pictures, tmp_path):
     training = GraphTraining(dataclasses.replace(RECIPE, warmup=1, learning_rate=0.05), pictures, tmp_path)
     name, parameter = next((name, p) for name, p in training.trained.items() if p.ndim > 1)
@@ -107,7 +134,7 @@ def test_a_run_goes_on_with_weights_moments_and_losses(trained, pictures, tmp_pa
         torch.testing.assert_close(own, was, rtol=1e-3, atol=1e-6)
     after.train(60, steps=2)
     after.save()
-    assert losses(tmp_path)[:2] == losses(folder) and losses(tmp_path)[-1][0] == 6
+    assert losses(tmp_path)[:4] == losses(folder) and losses(tmp_path)[-1][0] == 6
     state = read_network_state(tmp_path)
     assert (state["step"], state["images"], state["runs"]) == (6, 48, 2)
 
