@@ -37,7 +37,6 @@ RUN, LOSSES = "run.json", "loss.csv"
 MARKS = (0.1, 0.2, 0.4, 0.7, 1.0)
 # Pictures on which the averaged networks are compared at the end.
 COMPARED = 4096
-AS_DEFINED = "as defined"
 TINY_STEPS = 20
 
 
@@ -62,7 +61,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="Parquet file of pictures with labels.")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=["D-EMOv2-N-2", "DiT-N-2"])
-    parser.add_argument("--variants", nargs="+", default=[AS_DEFINED], help="Of D-EMOv2; `all`, or their names.")
+    parser.add_argument("--variants", nargs="+", default=["as defined"], help="Of D-EMOv2: their names, or `all`.")
     parser.add_argument("--learning-rate", type=finite_from(0), nargs="+", default=[2e-3])
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0])
     parser.add_argument("--steps", type=whole_from(10), default=600)
@@ -143,7 +142,7 @@ def train(folder: Path, run: Run, wanted: dict[str, Any], pictures: "Pictures") 
         ValueError: the loss is not a number.
     """
     from d_emo.eval.benchmarks.gpu.graph_training import GraphTraining, Recipe
-    from d_emo.eval.benchmarks.gpu.variants import VARIANTS
+    from d_emo.eval.benchmarks.gpu.variants import AS_DEFINED, VARIANTS
 
     variant = VARIANTS[run.variant or AS_DEFINED]
     recipe = Recipe(
@@ -194,6 +193,8 @@ def _mean_before(lines: Sequence[tuple[int, float]], mark: int, steps: int) -> f
 
 def table(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Markdown: a row a run, variants beside what they are variants of."""
+    from d_emo.eval.benchmarks.gpu.variants import AS_DEFINED
+
     if not runs:
         return
     marks = [f"loss at {round(mark * runs[0]['steps']):,}" for mark in MARKS]

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d_emo.eval.benchmarks.gpu.definition import AS_DEFINED
 from d_emo.kernels import local_branch
 from d_emo.kernels.reference import merge_windows, split_windows
 from d_emo.models import I2RMB
@@ -185,6 +184,7 @@ def _gelu_later(network: Any) -> None:
         block.i2rmb = GeluLater(block.i2rmb)
 
 
+AS_DEFINED = "as defined"
 VARIANTS: dict[str, Variant] = {
     AS_DEFINED: Variant(about=""),
     "qkv: PyTorch's": Variant(about="to_qkv's initial weights, not Xavier's", change=_of_blocks(_fresh_qkv)),
