@@ -37,7 +37,6 @@ def sharded_run(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.slow
 def test_sharded_losses_and_averages_are_those_of_ddp(sharded_run, tmp_path):
     with Trainer(tmp_path / "log", *OPTIONS, tmp_path / "run", "--max-train-steps", "8", processes=2) as trainer:
         assert trainer.finish() == 0, trainer.output
