@@ -63,7 +63,6 @@ def test_exported_programs_equal_torch_for_any_batch(tmp_path, name):
         torch.testing.assert_close(run(pixels), model(pixels), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 @needs("coreml")
 def test_core_ml_converts(tmp_path):
     save_coreml(network(), 64, tmp_path / "model.mlpackage")
@@ -117,7 +116,6 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
 # ---- what a model takes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @needs("export")
 def test_onnx_files_take_the_models_channels_sizes_and_type_of_numbers(tmp_path):
     """A float16 network for grey images of 48 x 96."""
