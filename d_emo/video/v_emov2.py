@@ -64,10 +64,12 @@ class VideoI2RMB(nn.Module):
         """(B, T, H, W, C) -> (B, T', H', W', O); the input is normalised, the output not yet added to it."""
         attended = self.attn(hidden_states)  # (B, T, H, W, E)
         pixels = attended.permute(0, 4, 1, 2, 3)  # (B, E, T, H, W)
-        if pixels.dtype == torch.bfloat16 and pixels.device.type == "cpu":
-            # In channels last PyTorch 2.14 leaves the weights' gradient undefined on grids as small as a last stage's.
-            pixels = pixels.contiguous()
-        local = self.conv(pixels)  # (B, E, T', H', W')
+        if pixels.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # In bfloat16 PyTorch 2.14 leaves this convolution's gradients undefined on small grids, such as 4 x 7 x 7.
+            with torch.autocast("cpu", enabled=False):
+                local = self.conv(pixels.float())  # (B, E, T', H', W')
+        else:
+            local = self.conv(pixels)  # (B, E, T', H', W')
         local = F.silu(self.conv_norm(local)).permute(0, 2, 3, 4, 1)  # (B, T', H', W', E)
         return self.proj_out(attended + local if self.local_skip else local)  # (B, T', H', W', O)
 

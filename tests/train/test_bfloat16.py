@@ -14,7 +14,6 @@ TOLERANCE = 0.05
 CASES = [
     ("diffusion", "--objective flow-map"),
     ("video", ""),
-    ("detector", "--system retinanet"),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
@@ -22,7 +21,6 @@ CASES = [
             ("classifier", ""),
             ("segmenter", "--head deeplabv3"),
             ("segmenter", "--head semantic_fpn"),
-            ("detector", "--system ssdlite --resolution 288"),
             ("detector", "--system mask_rcnn"),
         )
     ),
@@ -50,12 +48,12 @@ def test_losses_are_those_of_float32_but_for_rounding(capsys, tmp_path, trainer,
     assert rounded != plain
 
 
-def test_ssdlite_is_refused_where_pytorchs_gradients_are_undefined(capsys, tmp_path):
+@pytest.mark.parametrize(("system", "refused"), [("ssdlite", True), ("retinanet", True), ("mask_rcnn", False)])
+def test_detectors_are_refused_where_pytorchs_gradients_are_undefined(capsys, tmp_path, system, refused):
     module, tiny, write = TRAINERS["detector"]
-    data = ["--train-data-dir", write(tmp_path / "data"), "--max-train-steps", "1"]
-    for side, refused in (("256", True), ("257", False)):
-        words = [*tiny, "--resolution", side, *data, "--dry-run", "--output-dir", tmp_path / side]
-        code, output = run_here(capsys, *words, "--mixed-precision", "bf16", main=module.main)
-        assert bool(code) == refused, output
-        assert ("undefined gradients in bfloat16 on a CPU; leave it out" in output) == refused
-        assert run_here(capsys, *words, main=module.main)[0] == 0
+    words = [*tiny, "--system", system, "--train-data-dir", write(tmp_path / "data"), "--max-train-steps", "1"]
+    words += ["--dry-run", "--output-dir", tmp_path / "run"]
+    code, output = run_here(capsys, *words, "--mixed-precision", "bf16", main=module.main)
+    assert bool(code) == refused, output
+    assert ("undefined gradients there; use --mixed-precision no" in output) == refused
+    assert run_here(capsys, *words, main=module.main)[0] == 0

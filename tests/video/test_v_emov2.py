@@ -214,17 +214,23 @@ def test_numbers_and_names_of_classes_that_disagree_are_refused():
 
 
 @pytest.mark.parametrize("grid", [(2, 1, 1), (2, 2, 2), (4, 4, 4), (4, 7, 7)])
-def test_weights_of_the_convolution_have_the_gradient_of_float32_but_for_rounding(grid):
-    """On a CPU PyTorch's own is undefined on small grids, of channels last in bfloat16."""
+def test_the_convolution_has_the_gradients_of_float32_but_for_rounding(grid):
+    """On a CPU PyTorch's own are undefined in bfloat16 on small grids, for weights and for pixels."""
     torch.manual_seed(0)
     block = VEMOv2(**TINY).stages[3].blocks[-1].i2rmb
-    tokens, weights = torch.randn(2, *grid, 16), torch.randn(2, *grid, 16)
+    tokens, weights = torch.randn(2, *grid, 16, requires_grad=True), torch.randn(2, *grid, 16)
     found = []
     for rounded in (False, True):
-        block.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
-            answer = block(tokens)
-        (answer.float() * weights).sum().backward()
-        found.append(block.conv.weight.grad)
-    scale = found[0].abs().max()
-    torch.testing.assert_close(found[1] / scale, found[0] / scale, rtol=0, atol=0.1)
+        for _ in range(3):
+            block.zero_grad()
+            tokens.grad = None
+            junk = [torch.full((size,), torch.nan, dtype=torch.bfloat16) for size in (64, 500, 2000, 8000) * 8]
+            del junk
+            with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+                answer = block(tokens)
+            (answer.float() * weights).sum().backward()
+            found.append((block.conv.weight.grad, tokens.grad))
+    for gradients in found[3:]:
+        for ours, exact in zip(gradients, found[0], strict=True):
+            scale = exact.abs().max()
+            torch.testing.assert_close(ours / scale, exact / scale, rtol=0, atol=0.1)

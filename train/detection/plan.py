@@ -78,16 +78,17 @@ def make_detector_plan(
     bundle = build_detector(config.model, system, source.id2label)
     model: Any = bundle.model
     side = model.transform.fixed_size[0] if system == "ssdlite" else None
-    micro, on_cpu = length["layout"].micro_batch_size, accelerator.device.type == "cpu"
+    micro = length["layout"].micro_batch_size
     if side is not None and micro < 2 and side <= SINGLE_VALUE_SIDE:
         raise ValueError(
             f"--system ssdlite at {side} pixels ends in a map of one pixel, which BatchNorm cannot train on with one "
             "image at once; use a --micro-batch-size of 2 or more."
         )
-    if side is not None and side <= SINGLE_VALUE_SIDE // 2 and accelerator.mixed_precision == "bf16" and on_cpu:
+    if system != "mask_rcnn" and accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
         raise ValueError(
-            f"--mixed-precision bf16, --system ssdlite at {side} pixels: its last two maps are of one pixel, and "
-            "PyTorch's strided convolution of one pixel has undefined gradients in bfloat16 on a CPU; leave it out."
+            f"--system {system} in bfloat16 on a CPU: its last maps may be of one pixel, of which PyTorch's strided "
+            "convolutions have undefined gradients there; use --mixed-precision no (of a run that is gone on with also "
+            "--allow-change mixed_precision)."
         )
     return DetectorPlan(
         config=config,

@@ -24,7 +24,7 @@ from d_emo.train.engine.averaging import PowerAverage, WeightAverage
 from d_emo.train.engine.batch_norm import StepStatistics
 from d_emo.train.engine.finite import FiniteSteps
 from d_emo.train.engine.log import LOG_FILE, seconds_so_far, truncate_log
-from d_emo.train.engine.options import RUN_FILE, RunOptions, refuse_other_trainer
+from d_emo.train.engine.options import RUN_FILE, RunOptions, refuse_other_trainer, stored_options
 from d_emo.train.engine.plan import RunPlan, run_identity
 from d_emo.train.engine.run import AnyRun, Parts
 from d_emo.train.engine.state import load_state
@@ -44,8 +44,11 @@ def make_accelerator(
         folder: of the run.
         on_gpus: whether this only plans a run on GPUs that need not be here.
     """
-    if mixed_precision is None and (on_gpus or _bfloat16_is_default()):
-        mixed_precision = "bf16"
+    if mixed_precision is None:
+        stored = stored_options(folder) if options.resume_from else {}
+        # A run keeps its own; one that says nothing of it is of before there was a default.
+        default = "bf16" if not stored and (on_gpus or _bfloat16_is_default()) else None
+        mixed_precision = stored.get("mixed_precision", default)
     trackers = chosen_trackers(options.report_to)
     try:
         accelerator = start_processes(

@@ -14,6 +14,7 @@ a CPU choose a narrow network. `--tiny` rehearses it.
 import argparse
 import csv
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ RUN, LOSSES = "run.json", "loss.csv"
 MARKS = (0.1, 0.2, 0.4, 0.7, 1.0)
 # Pictures on which the averaged networks are compared at the end.
 COMPARED = 4096
+# What a run's file says beside its terms.
+FOUND = ("losses", "changed", "average", "parameters")
 TINY_STEPS = 20
 
 
@@ -51,7 +54,7 @@ class Run(NamedTuple):
     @property
     def folder(self) -> str:
         """Its name within the output."""
-        words = (self.model, *self.variant.replace(":", "").split(), f"{self.rate:g}", f"seed{self.seed}")
+        words = (self.model, *self.variant.replace(":", "").split(), f"{self.rate!r}", f"seed{self.seed}")
         return "-".join(word.replace("'", "") for word in words)
 
 
@@ -121,6 +124,8 @@ def planned(options: argparse.Namespace) -> Iterator[Run]:
     for flag, given, known in (("models", options.models, list_models()), ("variants", variants, VARIANTS)):
         if unknown := [name for name in given if name not in known]:
             raise ValueError(f"--{flag} {unknown[0]!r} is none of {', '.join(map(repr, known))}.")
+    if variants != ["as defined"] and not any(model.startswith("D-EMOv2") for model in options.models):
+        raise ValueError("--variants are of D-EMOv2, and --models names none; add one, or leave --variants out.")
     for one, rate, model in itertools.product(options.seeds, options.learning_rate, options.models):
         for variant in variants if model.startswith("D-EMOv2") else [""]:
             yield Run(model, variant, rate, one)
@@ -162,12 +167,18 @@ def train(folder: Path, run: Run, wanted: dict[str, Any], pictures: "Pictures") 
         raise ValueError(training.failed)
     parameters = sum(parameter.numel() for parameter in training.trained.values())
     average = training.average_loss(-(-min(COMPARED, len(pictures.pixels)) // wanted["batch"]))
-    found = {"changed": variant.about if run.variant else "", "average": average, "parameters": parameters}
+    if not math.isfinite(average):
+        raise ValueError("the average's loss is not a number.")
+    with (training.folder / LOSSES).open(encoding="utf-8") as file:
+        lines = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+    losses = [_mean_before(lines, round(mark * wanted["steps"]), wanted["steps"]) for mark in MARKS]
+    about = variant.about if run.variant else ""
+    found = dict(zip(FOUND, (losses, about, average, parameters), strict=True))
     write_json(training.folder / RUN, {**wanted, **run._asdict(), **found})
 
 
 def read_runs(folder: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is in the folder: terms, `folder`, and `losses`, the means that belong to `MARKS`.
+    """What is in the folder: terms, what was found (`losses`: the means that belong to `MARKS`), and `folder`.
 
     Raises:
         ValueError: it holds a run that was made on other terms.
@@ -179,10 +190,9 @@ def read_runs(folder: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
             if run.get(name) != value:
                 found = f"{name}={shown(run.get(name))}, not {shown(value)}"
                 raise ValueError(f"{path.parent} was made with {found}; choose another --output-dir.")
-        with (path.parent / LOSSES).open(encoding="utf-8") as file:
-            lines = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-        losses = [_mean_before(lines, round(mark * run["steps"]), run["steps"]) for mark in MARKS]
-        runs.append({**run, "folder": path.parent.name, "losses": losses})
+        if missing := {*Run._fields, *FOUND} - set(run):
+            raise ValueError(f"{path} says nothing of {min(missing)}; delete {path.parent}.")
+        runs.append({**run, "folder": path.parent.name})
     return runs
 
 

@@ -1,6 +1,7 @@
 """The launch configurations that ship: Accelerate reads them, and they say what they claim."""
 
 import contextlib
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -112,6 +113,10 @@ def test_a_gpu_computes_in_bfloat16_unless_something_else_is_said(
     assert seen["given"] == given
     start.make_accelerator(RunOptions(), asked, tmp_path, on_gpus=True)  # what is planned for are GPUs that have it
     assert seen["given"] == (asked or "bf16")
+    for stored in ("no", "bf16", None):  # of a run that is gone on with; None of one of before
+        (tmp_path / "run.json").write_text(json.dumps({"mixed_precision": stored, "seed": 0}))
+        start.make_accelerator(RunOptions(resume_from="latest"), asked, tmp_path)
+        assert seen["given"] == (asked or stored)
 
 
 def test_a_precision_that_was_chosen_is_among_the_options_as_if_it_had_been_named():
