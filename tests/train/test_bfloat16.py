@@ -13,7 +13,6 @@ TOLERANCE = 0.05
 # Networks and objectives whose arithmetic is their own, by trainer.
 CASES = [
     ("diffusion", "--objective flow-map"),
-    ("video", ""),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
@@ -31,7 +30,7 @@ CASES = [
 def test_losses_are_those_of_float32_but_for_rounding(capsys, tmp_path, trainer, options):
     module, tiny, write = TRAINERS[trainer]
     data = [] if write is None else ["--train-data-dir", write(tmp_path / "data")]
-    if trainer in ("segmenter", "detector", "video"):
+    if trainer in ("segmenter", "detector"):
         data += ["--validation-dir", data[1], "--validate-every", "2"]
     found = []
     for precision in ("no", "bf16"):
@@ -46,6 +45,15 @@ def test_losses_are_those_of_float32_but_for_rounding(capsys, tmp_path, trainer,
     plain, rounded = found
     assert rounded == pytest.approx(plain, rel=TOLERANCE)
     assert rounded != plain
+
+
+def test_video_classifiers_are_refused_where_pytorchs_gradients_are_undefined(capsys, tmp_path):
+    module, tiny, write = TRAINERS["video"]
+    words = [*tiny, "--train-data-dir", write(tmp_path / "data"), "--max-train-steps", "1", "--dry-run"]
+    words += ["--output-dir", tmp_path / "run"]
+    code, output = run_here(capsys, *words, "--mixed-precision", "bf16", main=module.main)
+    assert code and "bfloat16 on a CPU: PyTorch's convolutions in space and time" in output
+    assert run_here(capsys, *words, main=module.main)[0] == 0
 
 
 @pytest.mark.parametrize(("system", "refused"), [("ssdlite", True), ("retinanet", True), ("mask_rcnn", False)])

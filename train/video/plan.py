@@ -60,6 +60,11 @@ def make_video_plan(
     Raises:
         ValueError: they do not; the message names the option and the remedy.
     """
+    if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "bfloat16 on a CPU: PyTorch's convolutions in space and time have undefined gradients there; use "
+            "--mixed-precision no (of a run that is gone on with also --allow-change mixed_precision)."
+        )
     if len(source.id2label) < 2:
         raise ValueError(
             f"the videos of {source.name} are of {len(source.id2label)} class; a classifier needs two or more: name a "
