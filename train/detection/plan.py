@@ -13,7 +13,14 @@ from d_emo.detection.saved import DetectorBundle, is_detector, load_detector, ma
 from d_emo.images.coco import ObjectSource
 from d_emo.train.detection.augmentation import Augmentation
 from d_emo.train.detection.config import DetectorConfig, DetectorOptions
-from d_emo.train.engine.task_plan import A_SIZE, TaskPlan, named_start, resolved_length, start_name
+from d_emo.train.engine.task_plan import (
+    A_SIZE,
+    TaskPlan,
+    named_start,
+    refuse_bfloat16_on_cpu,
+    resolved_length,
+    start_name,
+)
 
 SYSTEM = "retinanet"
 # SSDLite halves the last stage's grid four times more: up to this side its smallest map is one value a channel.
@@ -84,12 +91,9 @@ def make_detector_plan(
             f"--system ssdlite at {side} pixels ends in a map of one pixel, which BatchNorm cannot train on with one "
             "image at once; use a --micro-batch-size of 2 or more."
         )
-    if system != "mask_rcnn" and accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
-        raise ValueError(
-            f"--system {system} in bfloat16 on a CPU: its last maps may be of one pixel, of which PyTorch's strided "
-            "convolutions have undefined gradients there; use --mixed-precision no (of a run that is gone on with also "
-            "--allow-change mixed_precision)."
-        )
+    if system != "mask_rcnn":
+        strided = "its last maps may be of one pixel, of which PyTorch's strided convolutions"
+        refuse_bfloat16_on_cpu(accelerator, strided, f"--system {system}")
     return DetectorPlan(
         config=config,
         source=source,

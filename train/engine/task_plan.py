@@ -148,6 +148,19 @@ def start_name(options: ModelOptions) -> str:
     return path.stem if path.is_file() else path.name
 
 
+def refuse_bfloat16_on_cpu(accelerator: Accelerator, convolutions: str, what: str = "training") -> None:
+    """Refuse a run in bfloat16 on a CPU, for convolutions whose gradients PyTorch 2.14 leaves undefined there.
+
+    Raises:
+        ValueError: it would be such a run.
+    """
+    if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            f"{what} in bfloat16 on a CPU: {convolutions} have undefined gradients there; use --mixed-precision no (of "
+            "a run that is gone on with also --allow-change mixed_precision)."
+        )
+
+
 def resolved_length(
     config: TaskConfig,
     source: TrainingData,

@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from d_emo.train.engine.task_plan import TaskPlan, resolved_length, start_name
+from d_emo.train.engine.task_plan import TaskPlan, refuse_bfloat16_on_cpu, resolved_length, start_name
 from d_emo.train.video.config import VideoConfig
 from d_emo.train.video.start import Start, look_up
 from d_emo.video.folders import ClipSource
@@ -60,11 +60,7 @@ def make_video_plan(
     Raises:
         ValueError: they do not; the message names the option and the remedy.
     """
-    if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
-        raise ValueError(
-            "bfloat16 on a CPU: PyTorch's convolutions in space and time have undefined gradients there; use "
-            "--mixed-precision no (of a run that is gone on with also --allow-change mixed_precision)."
-        )
+    refuse_bfloat16_on_cpu(accelerator, "PyTorch's convolutions in space and time")
     if len(source.id2label) < 2:
         raise ValueError(
             f"the videos of {source.name} are of {len(source.id2label)} class; a classifier needs two or more: name a "

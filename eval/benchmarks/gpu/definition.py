@@ -27,13 +27,13 @@ from d_emo.common.files import read_json, write_json
 from d_emo.common.messages import kind_and_line, shown
 from d_emo.common.numbers import finite_from, seed, whole_from
 from d_emo.common.output import say
-from d_emo.eval.benchmarks.gpu.parts import check_places
+from d_emo.eval.benchmarks.gpu.parts import check_named_once, check_places
 from d_emo.eval.benchmarks.gpu.train import TINY_BATCH, TINY_NETWORK, TINY_PICTURES
 
 if TYPE_CHECKING:
     from d_emo.eval.benchmarks.gpu.pictures import Pictures
 
-RUN, LOSSES = "run.json", "loss.csv"
+RUN = "run.json"
 # Shares of the steps whose losses the table has: the mean over the tenth of all steps before each.
 MARKS = (0.1, 0.2, 0.4, 0.7, 1.0)
 # Pictures on which the averaged networks are compared at the end.
@@ -54,7 +54,7 @@ class Run(NamedTuple):
     @property
     def folder(self) -> str:
         """Its name within the output."""
-        words = (self.model, *self.variant.replace(":", "").split(), f"{self.rate!r}", f"seed{self.seed}")
+        words = (self.model, *self.variant.replace(":", "").split(), repr(self.rate), f"seed{self.seed}")
         return "-".join(word.replace("'", "") for word in words)
 
 
@@ -75,10 +75,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)
     check_places(parser, options)
-    for name in ("models", "variants", "learning_rate", "seeds"):
-        given = getattr(options, name)
-        if len(set(given)) != len(given):
-            parser.error(f"--{name.replace('_', '-')} {' '.join(map(str, given))}: name each once.")
+    check_named_once(parser, options, "models", "variants", "learning_rate", "seeds")
     return options
 
 
@@ -146,7 +143,7 @@ def train(folder: Path, run: Run, wanted: dict[str, Any], pictures: "Pictures") 
     Raises:
         ValueError: the loss is not a number.
     """
-    from d_emo.eval.benchmarks.gpu.graph_training import GraphTraining, Recipe
+    from d_emo.eval.benchmarks.gpu.graph_training import LOSSES, GraphTraining, Recipe
     from d_emo.eval.benchmarks.gpu.variants import AS_DEFINED, VARIANTS
 
     variant = VARIANTS[run.variant or AS_DEFINED]

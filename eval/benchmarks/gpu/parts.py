@@ -126,3 +126,11 @@ def check_places(parser: CommandParser, options: argparse.Namespace) -> None:
         parser.error(str(error))
     if options.data and not options.data.is_file():
         parser.error(f"--data {options.data}: there is no such file.")
+
+
+def check_named_once(parser: CommandParser, options: argparse.Namespace, *names: str) -> None:
+    """Refuse a value that is given twice to an option that takes several."""
+    for name in names:
+        given = getattr(options, name)
+        if len(set(given)) != len(given):
+            parser.error(f"--{name.replace('_', '-')} {' '.join(map(str, given))}: name each once.")

@@ -23,7 +23,7 @@ from d_emo.common.commands import CommandError, command
 from d_emo.common.files import read_json
 from d_emo.common.numbers import finite_from, seed, whole_from
 from d_emo.common.output import say
-from d_emo.eval.benchmarks.gpu.parts import Parts, check_places, module, write_result
+from d_emo.eval.benchmarks.gpu.parts import Parts, check_named_once, check_places, module, write_result
 from d_emo.eval.benchmarks.gpu.train import SAVING, TINY_BATCH, TINY_NETWORK, TINY_PICTURES, TINY_STEPS
 
 if TYPE_CHECKING:
@@ -56,10 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="A rehearsal, as small as can be.")
     options = parser.parse_args(arguments)
     check_places(parser, options)
-    for name in ("models", "learning_rate"):
-        given = getattr(options, name)
-        if len(set(given)) != len(given):
-            parser.error(f"--{name.replace('_', '-')} {' '.join(map(str, given))}: name each once.")
+    check_named_once(parser, options, "models", "learning_rate")
     return options
 
 
